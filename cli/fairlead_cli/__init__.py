@@ -1,0 +1,1 @@
+"""The command line: local mode, replay, chat, status, lint."""

@@ -1,0 +1,1 @@
+"""Engine adapters: everything that differs between engine kinds, one file a kind."""

@@ -1,0 +1,117 @@
+"""The fleet: an immutable snapshot of everything routable, replaced whole whenever something changes.
+
+The data plane works from this value alone; it never asks the API server or a file. Producers are FleetSources (a file, the
+local supervisor, later a Kubernetes watch); ``version`` counts snapshots, ``membership_epoch`` counts changes of the set of instances
+that homes are computed over, so that everyone who has seen the same epoch computes the same homes.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from fairlead.profile import EngineProfile
+from fairlead.signals import EngineSignals
+
+
+class Role(StrEnum):
+    """What an instance does for a request."""
+
+    SERVE = "Serve"
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+
+
+class InstanceState(StrEnum):
+    """Where an instance is in its life; only READY receives requests."""
+
+    STARTING = "Starting"
+    READY = "Ready"
+    DRAINING = "Draining"
+    SLEEPING = "Sleeping"
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What a request should see; None = no such objective. ``target`` is the share of requests (0..1)."""
+
+    target: float = 0.95
+    ttft_seconds: float | None = None
+    ttft_per_kilo_token_seconds: float = 0.0
+    itl_seconds: float | None = None
+
+    def ttft_limit(self, prompt_tokens: float) -> float | None:
+        """The first-token objective of a prompt of that length, in seconds; None when there is none."""
+        if self.ttft_seconds is None:
+            return None
+        return self.ttft_seconds + self.ttft_per_kilo_token_seconds * prompt_tokens / 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One routable engine endpoint; ``id`` is ``<pod-uid>/<port>/<rank>`` (locally ``<pool>-<n>/<port>/<rank>``).
+
+    ``signals`` is None until the engine has said something; ``received_at`` is then the receiver's monotonic time.
+    """
+
+    id: str
+    namespace: str
+    model: str
+    pool: str
+    url: str
+    engine: str = "vllm"
+    role: Role = Role.SERVE
+    state: InstanceState = InstanceState.READY
+    adapters: frozenset[str] = frozenset()
+    weight: float = 1.0
+    profile: EngineProfile | None = None
+    signals: EngineSignals | None = None
+    received_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A client-visible model: its objectives and how its requests are routed."""
+
+    namespace: str
+    name: str
+    objectives: Objectives = field(default_factory=Objectives)
+    preset: str = "dual-hash"
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``: the identity used in every map, metric and Redis key."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """``models`` by ``namespace/name``; ``instances`` by the same key, in a stable order (sorted by id)."""
+
+    version: int = 0
+    membership_epoch: int = 0
+    models: Mapping[str, Model] = field(default_factory=dict)
+    instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+
+    def resolve(self, name: str) -> str | None:
+        """A client's model name → key. ``namespace/name`` always works, a bare name when it is unique."""
+        if name in self.models:
+            return name
+        keys = [key for key, model in self.models.items() if model.name == name]
+        return keys[0] if len(keys) == 1 else None
+
+
+class FleetSource(Protocol):
+    """Where snapshots come from; the only thing that differs between local mode and a cluster."""
+
+    def watch(self) -> AsyncIterator[Fleet]:
+        """Yield the present snapshot, then a new one after every change."""
+        ...
+
+
+class Scaler(Protocol):
+    """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
+
+    async def scale(self, key: str, pool: str, replicas: int) -> None:
+        """Ask for ``replicas`` of one pool of the model ``key``."""
+        ...

@@ -1,0 +1,44 @@
+"""How late an event loop runs: the one number that says whether a timing taken in this process can be believed."""
+
+import asyncio
+from collections import deque
+
+
+class LoopLag:
+    """Asks the loop to wake every ``interval`` seconds and remembers how late it did (seconds; the last ``keep``)."""
+
+    def __init__(self, interval: float = 0.02, keep: int = 30_000) -> None:
+        self._interval = interval
+        self._late: deque[float] = deque(maxlen=keep)
+        self._handle: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
+    def start(self) -> None:
+        """Begin measuring on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + self._interval
+        self._handle = loop.call_at(self._due, self._wake)
+
+    def stop(self) -> None:
+        """Stop; what was measured stays readable."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def clear(self) -> None:
+        """Forget what was measured, to measure one stretch of work alone."""
+        self._late.clear()
+
+    def quantile(self, share: float) -> float | None:
+        """Lateness in seconds that ``share`` of the wakes stayed below; None before the first wake."""
+        if not self._late:
+            return None
+        ordered = sorted(self._late)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    def _wake(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._late.append(max(0.0, now - self._due))
+        self._due = now + self._interval
+        self._handle = loop.call_at(self._due, self._wake)

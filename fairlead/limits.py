@@ -1,0 +1,62 @@
+"""Every limit of Fairlead in one table: name, value, why. docs/reference/limits.md is generated from it.
+
+A limit that is passed gives a clear error and loses nothing.
+"""
+
+from dataclasses import dataclass, fields
+from dataclasses import field as _field
+from typing import Any
+
+
+def _limit(value: int | float, why: str) -> Any:
+    return _field(default=value, metadata={"why": why})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds, counts plain. Pass a changed copy where a test needs another value."""
+
+    request_line_bytes: int = _limit(8_192, "a URL longer than this is an attack or a mistake; answered 414")
+    header_bytes: int = _limit(
+        32_768, "all request headers together; engines had CVEs for unlimited ones; answered 431"
+    )
+    headers_count: int = _limit(100, "header fields of one request; answered 431")
+    body_bytes: int = _limit(
+        32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; answered 413"
+    )
+    body_wire_factor: int = _limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are not traffic")
+    json_depth: int = _limit(128, "nesting of a request body; no client needs more and parsers differ beyond")
+    trailer_bytes: int = _limit(8_192, "trailers are read and dropped; more is refused")
+    header_deadline_seconds: float = _limit(5.0, "slowloris: from the first byte of a request head to its end")
+    body_idle_seconds: float = _limit(30.0, "no byte of a body for this long ends the connection with 408")
+    keepalive_idle_seconds: float = _limit(75.0, "an idle client connection is closed")
+    connections: int = _limit(20_000, "client connections of one worker; the next is answered 503 and closed")
+    pipelined_requests: int = _limit(16, "requests read ahead on one connection; then reading pauses")
+    upstream_idle_seconds: float = _limit(
+        4.0, "idle engine connections are dropped before uvicorn's 5 s keep-alive does"
+    )
+    upstream_idle_per_instance: int = _limit(256, "pooled engine connections of one instance")
+    connect_seconds: float = _limit(2.0, "TCP connect to an engine, then the request is tried elsewhere")
+    first_token_seconds: float = _limit(600.0, "an engine that says nothing this long is given up")
+    stream_idle_seconds: float = _limit(120.0, "a stream without a byte this long is broken off with an error event")
+    response_head_bytes: int = _limit(65_536, "an engine's response head; more is a broken engine")
+    sse_event_bytes: int = _limit(1024 * 1024, "one event of an engine's stream as far as Fairlead reads into it")
+    attempts: int = _limit(3, "engines tried for one request before the first byte")
+    retry_share: float = _limit(0.2, "retries per request over the last 10 s, at least 3 always allowed")
+    drain_seconds: float = _limit(60.0, "requests in flight when SIGTERM arrives may finish for this long")
+    write_high_bytes: int = _limit(256 * 1024, "unsent bytes to a slow reader before its engine is paused")
+    decision_log: int = _limit(4_096, "decisions kept in memory by a worker")
+    prefix_blocks: int = _limit(4_096, "blocks hashed of one prompt; what lies behind never decides a route")
+    mirror_blocks_per_instance: int = _limit(262_144, "remembered prefix blocks of one instance")
+    hot_prefixes: int = _limit(10_000, "entries of the hot-prefix table of one model")
+    models: int = _limit(1_000, "models in a fleet file")
+    instances: int = _limit(4_096, "instances in a fleet file")
+    fleet_file_bytes: int = _limit(16 * 1024 * 1024, "a fleet or manifest file")
+    sim_engines_per_process: int = _limit(256, "simulated engines in one process")
+    sim_queue: int = _limit(100_000, "requests waiting in one simulated engine")
+
+
+def table() -> list[tuple[str, int | float, str]]:
+    """(name, value, why) for every limit, in order."""
+    defaults = Limits()
+    return [(item.name, getattr(defaults, item.name), item.metadata["why"]) for item in fields(Limits)]

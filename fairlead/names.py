@@ -1,0 +1,36 @@
+"""Names: what Kubernetes and URLs allow, and how a too long or clashing one is shortened."""
+
+import difflib
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from fairlead.errors import BadInput
+
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+NAME_BYTES = 253
+
+
+def model_name(text: str, *, field: str = "model") -> str:
+    """A client's model name in NFC. Raises BadInput when empty, longer than 253 bytes or holding control characters."""
+    name = unicodedata.normalize("NFC", text)
+    if not name or len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES:
+        raise BadInput("the model name is empty or longer than 253 bytes", field=field)
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise BadInput("the model name holds a control character", field=field)
+    return name
+
+
+def shorten(name: str, *, taken: Iterable[str] = ()) -> str:
+    """A DNS label: unchanged when it fits and is free, else cut with a 6-hex hash of the whole name."""
+    if len(name) <= 63 and name not in set(taken):
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{name[:56].rstrip('-')}-{digest}"
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """The known names most like ``name``, best first: for error messages that help."""
+    by_folded = {item.casefold(): item for item in known}
+    return [by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)]

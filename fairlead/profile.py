@@ -1,0 +1,88 @@
+"""What a step of an engine costs, as one small formula that gateway, autoscaler and simulator share.
+
+An engine works in steps: every running sequence decodes one token, and what is left of the step's token budget goes to
+chunks of waiting prompts. One step takes
+
+    step = d + max(w, p·tokens computed) + s·sequences + c·resident KV tokens + q·n·(context + n/2) + h·hit tokens
+
+``d`` fixed overhead, ``w`` the floor of reading the weights once, ``p`` a computed token (prompt or decode), ``s`` a sequence in the
+batch, ``c`` a resident KV token read by decoding, ``q`` attention of a chunk of n tokens on its context, ``h`` a token found in
+the cache (once, when the request is admitted). All in seconds. The presets are rooflines, not measurements.
+"""
+
+from dataclasses import dataclass, replace
+
+from fairlead.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """Coefficients in seconds, capacities in tokens and sequences."""
+
+    name: str
+    prefill_token_seconds: float  # p
+    attention_seconds: float = 0.0  # q, per token pair
+    weights_seconds: float = 0.0  # w
+    step_seconds: float = 0.0  # d
+    sequence_seconds: float = 0.0  # s
+    resident_token_seconds: float = 0.0  # c
+    hit_token_seconds: float = 0.0  # h
+    kv_tokens: int = 430_000
+    max_sequences: int = 256
+    step_tokens: int = 8_192
+
+    def step(self, *, computed: int, sequences: int, resident: int, attention: float = 0.0, hit: int = 0) -> float:
+        """Seconds of one step; ``attention`` is the sum of n·(context + n/2) over the step's prompt chunks."""
+        return (
+            self.step_seconds
+            + max(self.weights_seconds, self.prefill_token_seconds * computed)
+            + self.sequence_seconds * sequences
+            + self.resident_token_seconds * resident
+            + self.attention_seconds * attention
+            + self.hit_token_seconds * hit
+        )
+
+    def prefill(self, prompt: float, hit: float = 0.0) -> float:
+        """Seconds of engine time to prefill ``prompt`` tokens of which ``hit`` are cached, alone, overheads included."""
+        new = max(1.0, prompt - hit)
+        chunks = max(1.0, -(-new // self.step_tokens))
+        return (
+            chunks * self.step_seconds
+            + max(chunks * self.weights_seconds, self.prefill_token_seconds * new)
+            + self.attention_seconds * new * (hit + new / 2)
+            + self.hit_token_seconds * hit
+        )
+
+    def faster(self, speed: float) -> "EngineProfile":
+        """The same engine on a clock that runs ``speed`` times as fast: every second shrinks, capacities stay."""
+        if speed <= 0:
+            raise BadInput(f"speed must be positive, got {speed}", field="speed")
+        return replace(
+            self,
+            prefill_token_seconds=self.prefill_token_seconds / speed,
+            attention_seconds=self.attention_seconds / speed,
+            weights_seconds=self.weights_seconds / speed,
+            step_seconds=self.step_seconds / speed,
+            sequence_seconds=self.sequence_seconds / speed,
+            resident_token_seconds=self.resident_token_seconds / speed,
+            hit_token_seconds=self.hit_token_seconds / speed,
+        )
+
+
+def presets() -> dict[str, EngineProfile]:
+    """The profiles that are known by name; ``tiny-cpu`` was fitted to a real two-layer model on a CPU engine."""
+    known = (
+        EngineProfile("h100-llama8b", 3.6e-5, 1.2e-9, 5.5e-3, 1.5e-3, 0.0, 4.9e-8, 0.0, 840 * 512, 256, 8_192),
+        EngineProfile("a100-qwen7b", 8.9e-5, 2.9e-9, 9e-3, 2e-3, 0.0, 3.6e-8, 0.0, 1_750 * 512, 256, 2_048),
+        EngineProfile("910b4", 1.45e-4, 4e-9, 22e-3, 3e-3, 0.0, 9e-8, 2.3e-6, 2_340 * 512, 256, 20_480),
+        EngineProfile("tiny-cpu", 8.8e-6, 1.24e-8, 0.0, 1.65e-3, 9.5e-5, 0.0, 0.0, 131_072, 32, 2_048),
+    )
+    return {profile.name: profile for profile in known}
+
+
+def preset(name: str, *, field: str = "profile") -> EngineProfile:
+    """A profile by name. Raises BadInput naming the known ones."""
+    known = presets()
+    if name not in known:
+        raise BadInput(f"no engine profile is called {name!r}", field=field, hint=f"known: {', '.join(sorted(known))}")
+    return known[name]

@@ -1,0 +1,39 @@
+"""Durations and sizes: strings at the edges (``800ms``, ``1m30s``), float seconds inside."""
+
+import re
+
+from fairlead.errors import BadInput
+
+_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+DURATION_PATTERN = r"^(\d+(\.\d+)?(us|ms|s|m|h|d))+$"
+"""The same grammar as a regular expression, for schemas."""
+
+
+def seconds(text: str, *, field: str = "duration") -> float:
+    """``"1m30s"`` → ``90.0``. Raises BadInput naming ``field`` when the text is no duration."""
+    total, position = 0.0, 0
+    for match in _PART.finditer(text):
+        if match.start() != position:
+            break
+        total += float(match[1]) * _SECONDS[match[2]]
+        position = match.end()
+    if not text or position != len(text):
+        raise BadInput(f"{text!r} is not a duration", field=field, hint="write it like 800ms, 2s or 1m30s")
+    return total
+
+
+def duration(value: float) -> str:
+    """Seconds for people: ``0.0415`` → ``"41.5ms"``, ``90`` → ``"1m30s"``."""
+    if value < 0:
+        return "-" + duration(-value)
+    if value < 1e-3:
+        return f"{value * 1e6:.3g}us"
+    if value < 1:
+        return f"{value * 1e3:.3g}ms"
+    if value < 60:
+        return f"{value:.3g}s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{n}{u}" for n, u in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)

@@ -1,0 +1,1 @@
+"""The gateway: OpenAI-compatible, routes by prefix and load."""
