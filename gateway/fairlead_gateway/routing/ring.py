@@ -1,0 +1,57 @@
+"""Two independent consistent-hash rings: every key gets two homes, and a member's coming or going moves few of them.
+
+Each ring places every member at ``weight`` × 96 points computed from the installation's secret, the ring's number and the member's
+id; a key's home is the first point at or after its hash. Adding or removing one of n members changes about 1/n of the keys of a
+ring, hence about 2/n of the pairs. When both rings name the same member, the second home is the next other member on its ring.
+Source: DualMap (arXiv 2602.06502) uses two rings of different hash functions; ours are one keyed function with two keys,
+so that nobody outside can compute homes, and every worker and replica with the same secret computes the same ones.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import xxhash
+
+POINTS = 96
+
+
+class Ring:
+    """One ring over ``weights`` (member id → capacity weight > 0); immutable, rebuilt when members change."""
+
+    def __init__(self, weights: Mapping[str, float], *, key: bytes) -> None:
+        placed: list[tuple[int, str]] = []
+        for member, weight in sorted(weights.items()):
+            for point in range(max(1, round(POINTS * weight))):
+                digest = xxhash.xxh3_64_intdigest(key + member.encode() + b"#" + str(point).encode())
+                placed.append((digest, member))
+        placed.sort()
+        self._points = [digest for digest, _ in placed]
+        self._members = [member for _, member in placed]
+
+    def home(self, digest: int, *, other_than: frozenset[str] = frozenset()) -> str | None:
+        """The first member at or after ``digest`` that is not in ``other_than``; None when there is none."""
+        count = len(self._points)
+        start = bisect_left(self._points, digest)
+        for offset in range(count):
+            member = self._members[(start + offset) % count]
+            if member not in other_than:
+                return member
+        return None
+
+
+class Homes:
+    """Both rings. ``pair`` is a pure function of the secret, the members with their weights, and the key."""
+
+    def __init__(self, weights: Mapping[str, float], *, secret: bytes) -> None:
+        self._first = Ring(weights, key=secret + b"|ring-1|")
+        self._second = Ring(weights, key=secret + b"|ring-2|")
+        self._secret = secret
+
+    def pair(self, key: int, *, other_than: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """The homes of ``key``: two different members, one when only one is left, none when none is."""
+        raw = key.to_bytes(8, "big")
+        first = self._first.home(xxhash.xxh3_64_intdigest(raw + self._secret, 1), other_than=other_than)
+        if first is None:
+            return ()
+        second = self._second.home(xxhash.xxh3_64_intdigest(raw + self._secret, 2), other_than=other_than | {first})
+        return (first,) if second is None else (first, second)
