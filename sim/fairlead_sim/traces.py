@@ -1,0 +1,144 @@
+"""Traffic as values: one request of a trace, the reader of Mooncake's format, and the two things done to arrival times.
+
+A prompt is a chain of 512-token blocks named by ids: two requests share exactly the blocks at the front whose ids are equal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from fairlead.errors import BadInput
+
+TRACE_BLOCK_TOKENS = 512
+MAX_PROMPT_TOKENS = 20_480
+"""The published studies leave longer prompts out; so does everything that is compared with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One request: when it arrives (seconds from the start), what it asks and which blocks its prompt is made of."""
+
+    id: str
+    arrival: float
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int, ...]
+    session: str | None = None
+    tenant: str | None = None
+
+
+class TraceError(BadInput):
+    """Raised when a trace file cannot be used; the message starts with file and line."""
+
+
+class _Line(msgspec.Struct):
+    """A line of Mooncake's format; other keys are ignored."""
+
+    timestamp: float
+    input_length: int
+    output_length: int
+    hash_ids: list[int]
+
+
+def read_mooncake(
+    path: str | Path, *, max_prompt: int = MAX_PROMPT_TOKENS, limit: int | None = None
+) -> list[TraceRequest]:
+    """The first ``limit`` requests of at most ``max_prompt`` tokens, by arrival. Raises TraceError naming the line."""
+    requests: list[TraceRequest] = []
+    decoder = msgspec.json.Decoder(_Line)
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the with statement below closes it; opening fails with its own message
+    except OSError as error:
+        raise TraceError(f"{path}: the trace cannot be read: {error.strerror}", field="trace") from error
+    with file:
+        for number, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            line = _parse(decoder, text, f"{path}:{number}")
+            if line.input_length <= max_prompt:
+                requests.append(_request(line, number))
+            if limit is not None and len(requests) >= limit:
+                break
+    if not requests:
+        raise TraceError(f"{path}: no request of at most {max_prompt} prompt tokens", field="trace")
+    requests.sort(key=lambda request: request.arrival)
+    return requests
+
+
+def _parse(decoder: "msgspec.json.Decoder[_Line]", text: bytes, where: str) -> _Line:
+    try:
+        line = decoder.decode(text)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        hint = "each line is {timestamp (ms), input_length, output_length, hash_ids}"
+        raise TraceError(f"{where}: {error}", field="trace", hint=hint) from error
+    blocks = -(-line.input_length // TRACE_BLOCK_TOKENS)
+    if line.timestamp < 0:
+        raise TraceError(f"{where}: timestamp is negative", field="timestamp")
+    if line.input_length < 1 or line.output_length < 1:
+        raise TraceError(f"{where}: input_length and output_length must be at least 1", field="input_length")
+    if len(line.hash_ids) != blocks:
+        raise TraceError(
+            f"{where}: {line.input_length} tokens are {blocks} blocks of {TRACE_BLOCK_TOKENS}, "
+            f"but hash_ids has {len(line.hash_ids)}",
+            field="hash_ids",
+        )
+    return line
+
+
+def _request(line: _Line, number: int) -> TraceRequest:
+    return TraceRequest(
+        id=f"r{number}",
+        arrival=line.timestamp / 1000.0,
+        prompt_tokens=line.input_length,
+        output_tokens=line.output_length,
+        blocks=tuple(line.hash_ids),
+    )
+
+
+def spread_ties(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
+    """Requests with one timestamp, spread evenly up to the next timestamp; the last group gets the gap before it."""
+    starts = [i for i, request in enumerate(requests) if i == 0 or request.arrival != requests[i - 1].arrival]
+    spread: list[TraceRequest] = []
+    gap = 0.0
+    for position, start in enumerate(starts):
+        last = position + 1 == len(starts)
+        end = len(requests) if last else starts[position + 1]
+        if not last:
+            gap = requests[end].arrival - requests[start].arrival
+        size = end - start
+        spread += [
+            replace(requests[i], arrival=requests[i].arrival + gap * (i - start) / size) for i in range(start, end)
+        ]
+    return spread
+
+
+def at_rate(requests: Sequence[TraceRequest], rate: float) -> list[TraceRequest]:
+    """The same requests from time 0 on, arrivals scaled so that their mean rate is ``rate`` requests/s."""
+    if rate <= 0:
+        raise BadInput(f"the rate must be positive, got {rate}", field="rate")
+    if not requests:
+        return []
+    first = requests[0].arrival
+    span = requests[-1].arrival - first
+    if span <= 0:
+        return [replace(request, arrival=i / rate) for i, request in enumerate(requests)]
+    scaled = (len(requests) - 1) / rate
+    return [replace(request, arrival=(request.arrival - first) / span * scaled) for request in requests]
+
+
+def ideal_reuse(requests: Sequence[TraceRequest]) -> float:
+    """Share of the prompt tokens (0..1) that one endless cache holding everything seen so far would have."""
+    seen: set[int] = set()
+    reused = total = 0
+    for request in requests:
+        matched = 0
+        for block in request.blocks:
+            if block not in seen:
+                break
+            matched += 1
+        reused += min(matched * TRACE_BLOCK_TOKENS, request.prompt_tokens)
+        total += request.prompt_tokens
+        seen.update(request.blocks)
+    return reused / total if total else 0.0
