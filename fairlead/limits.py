@@ -54,6 +54,11 @@ class Limits:
     fleet_file_bytes: int = _limit(16 * 1024 * 1024, "a fleet or manifest file")
     sim_engines_per_process: int = _limit(256, "simulated engines in one process")
     sim_queue: int = _limit(100_000, "requests waiting in one simulated engine")
+    yaml_nodes: int = _limit(500_000, "values in a YAML file once aliases are expanded; what alias bombs run into")
+    metric_models: int = _limit(1_000, "models with metrics of their own; the rest are counted as `other`")
+    metric_instances: int = _limit(4_096, "instances of one model with metrics of their own; then the oldest goes")
+    metric_label_values: int = _limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
+    metric_gone_seconds: float = _limit(300.0, "an instance's counters stay this long after it left the fleet")
 
 
 def table() -> list[tuple[str, int | float, str]]:

@@ -1,0 +1,78 @@
+"""The last decisions, kept in memory so that ``explain`` and the status page can say why a request went where it did.
+
+Bounded by count, oldest out first. It never holds a prompt: ids, counts, seconds and the words of the rule only.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from fairlead.decision import Decision
+from fairlead_gateway.telemetry import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One choice of an instance; ``attempt`` counts from 1, ``prompt_tokens`` is the estimate it was made with."""
+
+    request_id: str
+    wall: float
+    model_key: str
+    decision: Decision
+    attempt: int
+    prompt_tokens: float
+
+
+@dataclass(slots=True)
+class Logged:
+    """All choices made for one request, in order, and how it ended (None while it runs)."""
+
+    records: list[DecisionRecord]
+    outcome: Outcome | None = None
+
+    @property
+    def last(self) -> DecisionRecord:
+        """The choice that stood."""
+        return self.records[-1]
+
+
+class DecisionLog:
+    """Keeps ``limit`` requests; appending and settling are dictionary operations."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = max(1, limit)
+        self._requests: OrderedDict[str, Logged] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def append(self, record: DecisionRecord) -> None:
+        """Remember a choice; a retry joins the choices of its request."""
+        known = self._requests.get(record.request_id)
+        if known is not None and record.attempt > 1:
+            known.records.append(record)
+            return
+        self._requests.pop(record.request_id, None)
+        self._requests[record.request_id] = Logged([record])
+        if len(self._requests) > self._limit:
+            self._requests.popitem(last=False)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Say how a request ended; one that has left the log is ignored."""
+        known = self._requests.get(outcome.request_id)
+        if known is not None:
+            known.outcome = outcome
+
+    def last(self, count: int, model_key: str | None = None) -> list[Logged]:
+        """The newest ``count`` requests, newest first, of one model or of all."""
+        return list(islice(self._newest(model_key), max(0, count)))
+
+    def get(self, request_id: str) -> Logged | None:
+        """Everything known of one request; None when it is not (or no longer) in the log."""
+        return self._requests.get(request_id)
+
+    def _newest(self, model_key: str | None) -> Iterator[Logged]:
+        for logged in reversed(self._requests.values()):
+            if model_key is None or logged.last.model_key == model_key:
+                yield logged

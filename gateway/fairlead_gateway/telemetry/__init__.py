@@ -1,0 +1,7 @@
+"""What the gateway counts: cheap integer arrays on the request's way, rendered as Prometheus text elsewhere."""
+
+from fairlead_gateway.telemetry.load import Load
+from fairlead_gateway.telemetry.outcome import Attainment, Outcome, attainment
+from fairlead_gateway.telemetry.telemetry import Telemetry
+
+__all__ = ["Attainment", "Load", "Outcome", "Telemetry", "attainment"]

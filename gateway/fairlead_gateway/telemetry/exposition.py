@@ -1,0 +1,346 @@
+"""Prometheus text (version 0.0.4) from the integer lists: one piece per family, written with plain string joins.
+
+A value that is not known has no line at all: missing is not zero. Histograms are kept finer than they are exported (see
+``histogram``), which costs nothing because exported buckets are cumulative.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from fairlead.fleet import Fleet, Instance, InstanceState
+from fairlead.lag import LoopLag
+from fairlead.signals import EngineSignals
+from fairlead_gateway.telemetry import series as at
+from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.load import Load
+from fairlead_gateway.telemetry.series import ModelSeries
+
+Parts: TypeAlias = Iterator[bytes]
+Line: TypeAlias = str
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_UNSAFE: Final = re.compile(r'[\\"\n]')
+_ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
+_EXPORTED_SECONDS: Final = tuple(
+    (index, f"{SECONDS_BOUNDS[index]:.6g}") for index in range(0, len(SECONDS_BOUNDS), FINE_PER_DOUBLING)
+)
+_EXPORTED_TOKENS: Final = tuple((index, f"{bound:.0f}") for index, bound in enumerate(TOKEN_BOUNDS))
+
+
+def escape(value: str) -> str:
+    """A label's value as the text format wants it."""
+    return _UNSAFE.sub(lambda match: _ESCAPES[match[0]], value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scrape:
+    """What all families are rendered from."""
+
+    models: Mapping[str, ModelSeries]
+    fleet: Fleet
+    loads: Mapping[str, Load]
+    lag: LoopLag | None
+    now: float
+    uptime_seconds: float
+
+    def instances(self) -> Iterator[tuple[str, Instance]]:
+        for key, instances in self.fleet.instances.items():
+            for instance in instances:
+                yield key, instance
+
+
+def parts(
+    models: Mapping[str, ModelSeries],
+    fleet: Fleet,
+    loads: Mapping[str, Load],
+    *,
+    lag: LoopLag | None,
+    now: float,
+    uptime_seconds: float,
+) -> Parts:
+    """One piece of text per family; a family without a value keeps its HELP and TYPE lines."""
+    scrape = _Scrape(models, fleet, loads, lag, now, uptime_seconds)
+    for family in FAMILIES:
+        lines = _RENDERERS[family.name](family.name, scrape)
+        yield (family.head + "".join(lines)).encode()
+
+
+_Renderer: TypeAlias = Callable[[str, _Scrape], Iterable[Line]]
+
+
+def _counter(position: int) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            yield f'{name}{{model="{escape(key)}"}} {series.ints[position]}\n'
+
+    return lines
+
+
+def _instance_counter(position: int) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            for instance_id, instance in series.instances.items():
+                yield f"{name}{_instance_labels(key, instance_id)} {instance.ints[position]}\n"
+
+    return lines
+
+
+def _instance_summary(count: int, total: int) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            for instance_id, instance in series.instances.items():
+                labels = _instance_labels(key, instance_id)
+                yield f"{name}_sum{labels} {instance.sums[total]:.9g}\n{name}_count{labels} {instance.ints[count]}\n"
+
+    return lines
+
+
+def _instance_labels(key: str, instance_id: str) -> str:
+    return f'{{model="{escape(key)}",instance="{escape(instance_id)}"}}'
+
+
+def _histogram(start: int, total: int | None, labels: str = 'model="{}"') -> _Renderer:
+    """``total`` is the position of the sum of seconds; None = tokens, whose sum is one of the counters."""
+    seconds = total is not None
+    bins = at.SECONDS_BINS if seconds else at.TOKEN_BINS
+    exported = _EXPORTED_SECONDS if seconds else _EXPORTED_TOKENS
+    tokens = at.PROMPT_TOKENS if start == at.INPUT_SIZE else at.OUTPUT_TOKENS
+
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            counts = series.ints[start : start + bins]
+            value = f"{series.sums[total]:.9g}" if total is not None else str(series.ints[tokens])
+            escaped = escape(key)
+            yield histogram_text(name, labels.format(escaped, escaped), counts, exported, value)
+
+    return lines
+
+
+def histogram_text(
+    name: str, labels: str, counts: Sequence[int], exported: Sequence[tuple[int, str]], total: str
+) -> str:
+    """The lines of one histogram; ``exported`` says up to which fine bucket each bound reaches."""
+    out: list[str] = []
+    running, position = 0, 0
+    for index, bound in exported:
+        running += sum(counts[position : index + 1])
+        position = index + 1
+        out.append(f'{name}_bucket{{{labels},le="{bound}"}} {running}\n')
+    running += sum(counts[position:])
+    out.append(f'{name}_bucket{{{labels},le="+Inf"}} {running}\n')
+    out.append(f"{name}_sum{{{labels}}} {total}\n{name}_count{{{labels}}} {running}\n")
+    return "".join(out)
+
+
+def _statuses(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        for status, value in sorted(series.by_status.items()):
+            yield f'{name}{{model="{escape(key)}",status="{status or "other"}"}} {value}\n'
+
+
+def _kinds(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        for (status, kind), value in sorted(series.by_kind.items()):
+            yield f'{name}{{model="{escape(key)}",status="{status}",kind="{escape(kind)}"}} {value}\n'
+
+
+def _by(label: str, table: Callable[[ModelSeries], Mapping[str, int]]) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            for value, counted in sorted(table(series).items()):
+                yield f'{name}{{model="{escape(key)}",{label}="{escape(value)}"}} {counted}\n'
+
+    return lines
+
+
+def _objective(ttft: int, itl: int, both: int) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            for objective, position in (("all", both), ("itl", itl), ("ttft", ttft)):
+                yield f'{name}{{model="{escape(key)}",objective="{objective}"}} {series.ints[position]}\n'
+
+    return lines
+
+
+def _model_load(read: Callable[[Load], int], label: str = "model") -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key in scrape.fleet.models:
+            ids = (instance.id for instance in scrape.fleet.instances.get(key, ()))
+            total = sum(read(scrape.loads[instance_id]) for instance_id in ids if instance_id in scrape.loads)
+            yield f'{name}{{{label}="{escape(key)}"}} {total}\n'
+
+    return lines
+
+
+def _instance_load(read: Callable[[Load], float]) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, instance in scrape.instances():
+            load = scrape.loads.get(instance.id)
+            if load is not None:
+                yield f"{name}{_instance_labels(key, instance.id)} {read(load):.9g}\n"
+
+    return lines
+
+
+def _states(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key in scrape.fleet.models:
+        instances = scrape.fleet.instances.get(key, ())
+        for state in InstanceState:
+            count = sum(instance.state is state for instance in instances)
+            yield f'{name}{{model="{escape(key)}",state="{state}"}} {count}\n'
+
+
+def _signal(read: Callable[[EngineSignals], float | None]) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, instance in scrape.instances():
+            value = None if instance.signals is None else read(instance.signals)
+            if value is not None:
+                yield f"{name}{_engine_labels(key, instance)} {value:.15g}\n"
+
+    return lines
+
+
+def _age(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, instance in scrape.instances():
+        if instance.received_at is not None:
+            yield f"{name}{_engine_labels(key, instance)} {max(0.0, scrape.now - instance.received_at):.3f}\n"
+
+
+def _engine_labels(key: str, instance: Instance) -> str:
+    return f'{{model="{escape(key)}",instance="{escape(instance.id)}",pool="{escape(instance.pool)}"}}'
+
+
+def _plain(read: Callable[[_Scrape], float]) -> _Renderer:
+    return lambda name, scrape: [f"{name} {read(scrape):.15g}\n"]
+
+
+def _lag(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for share in (0.5, 0.99):
+        value = None if scrape.lag is None else scrape.lag.quantile(share)
+        if value is not None:
+            yield f'{name}{{quantile="{share}"}} {value:.6g}\n'
+
+
+def _token_usage(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for kind, start in (("input", at.INPUT_SIZE), ("output", at.OUTPUT_SIZE)):
+        yield from _histogram(start, None, f'{_GENAI},gen_ai_token_type="{kind}"')(name, scrape)
+
+
+def _objective_requests(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        yield f"{name}{{{_OBJECTIVE.format(escape(key), escape(key))}}} {sum(series.by_status.values())}\n"
+
+
+def _objective_errors(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        labels = _OBJECTIVE.format(escape(key), escape(key))
+        for status, value in sorted(series.by_status.items()):
+            if status >= 400:
+                yield f'{name}{{{labels},error_code="{status}"}} {value}\n'
+
+
+def _pools(scrape: _Scrape) -> dict[str, list[Instance]]:
+    pools: dict[str, list[Instance]] = {}
+    for _, instance in scrape.instances():
+        labels = f'name="{escape(instance.model)}-{escape(instance.pool)}",namespace="{escape(instance.namespace)}"'
+        pools.setdefault(labels, []).append(instance)
+    return pools
+
+
+def _pool_mean(read: Callable[[EngineSignals], float | None]) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for labels, instances in _pools(scrape).items():
+            told = [read(instance.signals) for instance in instances if instance.signals is not None]
+            values = [value for value in told if value is not None]
+            if values:
+                yield f"{name}{{{labels}}} {sum(values) / len(values):.9g}\n"
+
+    return lines
+
+
+def _pool_ready(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for labels, instances in _pools(scrape).items():
+        yield f"{name}{{{labels}}} {sum(instance.state is InstanceState.READY for instance in instances)}\n"
+
+
+def _pool_queues(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for labels, instances in _pools(scrape).items():
+        for instance in instances:
+            if instance.signals is not None and instance.signals.waiting is not None:
+                yield f'{name}{{{labels},model_server_pod="{escape(instance.id)}"}} {instance.signals.waiting:.9g}\n'
+
+
+_GENAI: Final = 'gen_ai_provider_name="fairlead",gen_ai_request_model="{}"'
+_OBJECTIVE: Final = 'model_name="{}",target_model_name="{}"'
+_P: Final = "fairlead_gateway_"
+_RENDERERS: Final[Mapping[str, _Renderer]] = {
+    _P + "received_total": _counter(at.RECEIVED),
+    _P + "requests_total": _statuses,
+    _P + "rejected_total": _kinds,
+    _P + "errors_total": _counter(at.ERRORS),
+    _P + "aborts_total": _counter(at.ABORTS),
+    _P + "retries_total": _by("reason", lambda series: series.retries_by_reason),
+    _P + "decisions_total": _by("rule", lambda series: series.by_rule),
+    _P + "home_decisions_total": _counter(at.ON_HOME),
+    _P + "prompt_tokens_total": _counter(at.PROMPT_TOKENS),
+    _P + "computed_tokens_total": _counter(at.COMPUTED_TOKENS),
+    _P + "output_tokens_total": _counter(at.OUTPUT_TOKENS),
+    _P + "cached_tokens_total": _counter(at.CACHED_TOKENS),
+    _P + "cache_reported_prompt_tokens_total": _counter(at.CACHE_KNOWN_PROMPT_TOKENS),
+    _P + "predicted_cached_tokens_total": _counter(at.PREDICTED_TOKENS),
+    _P + "cache_prediction_error_tokens_total": _counter(at.PREDICTION_ERROR_TOKENS),
+    _P + "within_objective_total": _objective(at.WITHIN_TTFT, at.WITHIN_ITL, at.WITHIN),
+    _P + "judged_total": _objective(at.JUDGED_TTFT, at.JUDGED_ITL, at.JUDGED),
+    _P + "ttft_seconds": _histogram(at.TTFT, at.TTFT_SUM),
+    _P + "itl_seconds": _histogram(at.ITL, at.ITL_SUM),
+    _P + "tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM),
+    _P + "duration_seconds": _histogram(at.DURATION, at.DURATION_SUM),
+    _P + "request_prompt_tokens": _histogram(at.INPUT_SIZE, None),
+    _P + "request_output_tokens": _histogram(at.OUTPUT_SIZE, None),
+    _P + "in_flight": _model_load(lambda load: load.inflight),
+    _P + "queue": _model_load(lambda load: load.waiting),
+    _P + "instances": _states,
+    _P + "instance_in_flight": _instance_load(lambda load: load.inflight),
+    _P + "instance_waiting": _instance_load(lambda load: load.waiting),
+    _P + "instance_backlog_seconds": _instance_load(lambda load: load.backlog_seconds),
+    _P + "instance_in_flight_tokens": _instance_load(lambda load: load.inflight_tokens),
+    _P + "instance_requests_total": _instance_counter(at.I_ROUTED),
+    _P + "instance_finished_total": _instance_counter(at.I_FINISHED),
+    _P + "instance_errors_total": _instance_counter(at.I_ERRORS),
+    _P + "instance_retried_total": _instance_counter(at.I_RETRIED_AWAY),
+    _P + "instance_computed_tokens_total": _instance_counter(at.I_COMPUTED_TOKENS),
+    _P + "instance_output_tokens_total": _instance_counter(at.I_OUTPUT_TOKENS),
+    _P + "instance_ttft_seconds": _instance_summary(at.I_FIRST, at.I_TTFT_SUM),
+    _P + "instance_itl_seconds": _instance_summary(at.I_GAPS, at.I_ITL_SUM),
+    _P + "engine_running": _signal(lambda signals: signals.running),
+    _P + "engine_waiting": _signal(lambda signals: signals.waiting),
+    _P + "engine_kv_usage": _signal(lambda signals: signals.kv_usage),
+    _P + "engine_prompt_tokens_total": _signal(lambda signals: signals.prompt_tokens_total),
+    _P + "engine_generation_tokens_total": _signal(lambda signals: signals.generation_tokens_total),
+    _P + "engine_prefix_queries_total": _signal(lambda signals: signals.prefix_queries_total),
+    _P + "engine_prefix_hits_total": _signal(lambda signals: signals.prefix_hits_total),
+    _P + "engine_preemptions_total": _signal(lambda signals: signals.preemptions_total),
+    _P + "engine_sleeping": _signal(lambda signals: None if signals.sleeping is None else float(signals.sleeping)),
+    _P + "engine_signals_age_seconds": _age,
+    _P + "fleet_version": _plain(lambda scrape: scrape.fleet.version),
+    _P + "membership_epoch": _plain(lambda scrape: scrape.fleet.membership_epoch),
+    _P + "loop_lag_seconds": _lag,
+    _P + "uptime_seconds": _plain(lambda scrape: scrape.uptime_seconds),
+    "gen_ai_server_time_to_first_token_seconds": _histogram(at.TTFT, at.TTFT_SUM, _GENAI),
+    "gen_ai_server_time_per_output_token_seconds": _histogram(at.TPOT, at.TPOT_SUM, _GENAI),
+    "gen_ai_server_request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _GENAI),
+    "gen_ai_client_token_usage": _token_usage,
+    "inference_objective_request_total": _objective_requests,
+    "inference_objective_request_error_total": _objective_errors,
+    "inference_objective_request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _OBJECTIVE),
+    "inference_objective_input_tokens": _histogram(at.INPUT_SIZE, None, _OBJECTIVE),
+    "inference_objective_output_tokens": _histogram(at.OUTPUT_SIZE, None, _OBJECTIVE),
+    "inference_objective_running_requests": _model_load(lambda load: load.inflight, "model_name"),
+    "inference_pool_average_kv_cache_utilization": _pool_mean(lambda signals: signals.kv_usage),
+    "inference_pool_average_queue_size": _pool_mean(lambda signals: signals.waiting),
+    "inference_pool_per_pod_queue_size": _pool_queues,
+    "inference_pool_ready_pods": _pool_ready,
+}

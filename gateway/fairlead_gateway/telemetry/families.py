@@ -1,0 +1,168 @@
+"""Every metric of the gateway by name: kind, labels, and what it says. docs/reference/metrics.md is checked against it."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family as Prometheus knows it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "summary"]
+    labels: tuple[str, ...]
+    help: str
+
+    @property
+    def head(self) -> str:
+        """The HELP and TYPE lines."""
+        return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.kind}\n"
+
+
+_MODEL: Final = ("model",)
+_INSTANCE: Final = ("model", "instance")
+_ENGINE: Final = ("model", "instance", "pool")
+_GENAI: Final = ("gen_ai_provider_name", "gen_ai_request_model")
+_OBJECTIVE: Final = ("model_name", "target_model_name")
+_POOL: Final = ("name", "namespace")
+
+_P: Final = "fairlead_gateway_"
+
+FAMILIES: Final = (
+    Family(_P + "received_total", "counter", _MODEL, "Requests read whole for a model that exists."),
+    Family(_P + "requests_total", "counter", ("model", "status"), "Requests ended, by the status told to the client."),
+    Family(_P + "rejected_total", "counter", ("model", "status", "kind"), "Requests that never reached an engine."),
+    Family(_P + "errors_total", "counter", _MODEL, "Requests that failed by no fault of the client."),
+    Family(_P + "aborts_total", "counter", _MODEL, "Requests whose client left before the end."),
+    Family(
+        _P + "retries_total", "counter", ("model", "reason"), "Attempts given up before the first byte and repeated."
+    ),
+    Family(_P + "decisions_total", "counter", ("model", "rule"), "Choices of an instance, by the rule that decided."),
+    Family(_P + "home_decisions_total", "counter", _MODEL, "Choices that fell on one of the prompt's two homes."),
+    Family(_P + "prompt_tokens_total", "counter", _MODEL, "Prompt tokens, as engines reported them."),
+    Family(_P + "computed_tokens_total", "counter", _MODEL, "Prompt tokens that no cache held."),
+    Family(_P + "output_tokens_total", "counter", _MODEL, "Tokens generated, as engines reported them."),
+    Family(_P + "cached_tokens_total", "counter", _MODEL, "Prompt tokens that engines reported as cached."),
+    Family(
+        _P + "cache_reported_prompt_tokens_total",
+        "counter",
+        _MODEL,
+        "Prompt tokens of requests whose cached tokens are known: what cached_tokens_total is a share of.",
+    ),
+    Family(_P + "predicted_cached_tokens_total", "counter", _MODEL, "Cached tokens the router expected of those."),
+    Family(
+        _P + "cache_prediction_error_tokens_total",
+        "counter",
+        _MODEL,
+        "Sum of the distances between predicted and reported cached tokens.",
+    ),
+    Family(
+        _P + "within_objective_total",
+        "counter",
+        ("model", "objective"),
+        "Requests that met an objective: ttft, itl, or all that the model has.",
+    ),
+    Family(
+        _P + "judged_total", "counter", ("model", "objective"), "Requests that an objective applied to, met or missed."
+    ),
+    Family(_P + "ttft_seconds", "histogram", _MODEL, "Request read to first token sent."),
+    Family(_P + "itl_seconds", "histogram", _MODEL, "Time between two pieces of a stream."),
+    Family(_P + "tpot_seconds", "histogram", _MODEL, "A request's mean time per output token after the first."),
+    Family(_P + "duration_seconds", "histogram", _MODEL, "Request read to last byte sent."),
+    Family(_P + "request_prompt_tokens", "histogram", _MODEL, "Prompt tokens of one request."),
+    Family(_P + "request_output_tokens", "histogram", _MODEL, "Generated tokens of one request."),
+    Family(_P + "in_flight", "gauge", _MODEL, "Requests sent to engines and not ended."),
+    Family(_P + "queue", "gauge", _MODEL, "Of those in flight, the ones without a first token."),
+    Family(_P + "instances", "gauge", ("model", "state"), "Instances in the fleet, by state."),
+    Family(_P + "instance_in_flight", "gauge", _INSTANCE, "Requests sent to the instance and not ended."),
+    Family(_P + "instance_waiting", "gauge", _INSTANCE, "Of those, the ones without a first token."),
+    Family(
+        _P + "instance_backlog_seconds", "gauge", _INSTANCE, "Engine time of the work already sent to the instance."
+    ),
+    Family(_P + "instance_in_flight_tokens", "gauge", _INSTANCE, "Tokens that the requests in flight hold."),
+    Family(_P + "instance_requests_total", "counter", _INSTANCE, "Attempts sent to the instance."),
+    Family(_P + "instance_finished_total", "counter", _INSTANCE, "Requests that ended on the instance."),
+    Family(_P + "instance_errors_total", "counter", _INSTANCE, "Of those, the failed ones."),
+    Family(
+        _P + "instance_retried_total", "counter", _INSTANCE, "Attempts that the instance failed and another repeated."
+    ),
+    Family(
+        _P + "instance_computed_tokens_total", "counter", _INSTANCE, "Prompt tokens that the instance had to compute."
+    ),
+    Family(_P + "instance_output_tokens_total", "counter", _INSTANCE, "Tokens that the instance generated."),
+    Family(_P + "instance_ttft_seconds", "summary", _INSTANCE, "First tokens of the instance: sum and count."),
+    Family(_P + "instance_itl_seconds", "summary", _INSTANCE, "Gaps between pieces of its streams: sum and count."),
+    Family(_P + "engine_running", "gauge", _ENGINE, "Requests in the batch, as the engine says."),
+    Family(_P + "engine_waiting", "gauge", _ENGINE, "Requests in the engine's own queue."),
+    Family(_P + "engine_kv_usage", "gauge", _ENGINE, "Share of the KV blocks that running requests hold (0 to 1)."),
+    Family(_P + "engine_prompt_tokens_total", "counter", _ENGINE, "Prompt tokens, as the engine counts them."),
+    Family(_P + "engine_generation_tokens_total", "counter", _ENGINE, "Generated tokens, as the engine counts them."),
+    Family(_P + "engine_prefix_queries_total", "counter", _ENGINE, "Tokens looked up in the engine's prefix cache."),
+    Family(_P + "engine_prefix_hits_total", "counter", _ENGINE, "Of those, the tokens found."),
+    Family(
+        _P + "engine_preemptions_total", "counter", _ENGINE, "Requests that the engine put back for lack of KV blocks."
+    ),
+    Family(_P + "engine_sleeping", "gauge", _ENGINE, "1 while the engine sleeps."),
+    Family(_P + "engine_signals_age_seconds", "gauge", _ENGINE, "Age of the engine's signals; absent until it spoke."),
+    Family(_P + "fleet_version", "gauge", (), "Snapshots of the fleet seen so far."),
+    Family(_P + "membership_epoch", "gauge", (), "Changes of the set of instances that homes are computed over."),
+    Family(_P + "loop_lag_seconds", "gauge", ("quantile",), "How late the event loop wakes."),
+    Family(_P + "uptime_seconds", "gauge", (), "Time since the gateway's counters began."),
+    Family("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "OpenTelemetry's name of ttft_seconds."),
+    Family("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "OpenTelemetry's name of tpot_seconds."),
+    Family("gen_ai_server_request_duration_seconds", "histogram", _GENAI, "OpenTelemetry's name of duration_seconds."),
+    Family(
+        "gen_ai_client_token_usage",
+        "histogram",
+        (*_GENAI, "gen_ai_token_type"),
+        "OpenTelemetry's name of request_prompt_tokens (input) and request_output_tokens (output).",
+    ),
+    Family("inference_objective_request_total", "counter", _OBJECTIVE, "Gateway API Inference's name: requests ended."),
+    Family(
+        "inference_objective_request_error_total",
+        "counter",
+        (*_OBJECTIVE, "error_code"),
+        "Gateway API Inference's name: requests answered 4xx or 5xx.",
+    ),
+    Family(
+        "inference_objective_request_duration_seconds",
+        "histogram",
+        _OBJECTIVE,
+        "Gateway API Inference's name of duration_seconds.",
+    ),
+    Family(
+        "inference_objective_input_tokens",
+        "histogram",
+        _OBJECTIVE,
+        "Gateway API Inference's name of request_prompt_tokens.",
+    ),
+    Family(
+        "inference_objective_output_tokens",
+        "histogram",
+        _OBJECTIVE,
+        "Gateway API Inference's name of request_output_tokens.",
+    ),
+    Family(
+        "inference_objective_running_requests", "gauge", ("model_name",), "Gateway API Inference's name of in_flight."
+    ),
+    Family(
+        "inference_pool_average_kv_cache_utilization",
+        "gauge",
+        _POOL,
+        "Mean KV usage over the pool's instances that told it; absent when none did.",
+    ),
+    Family(
+        "inference_pool_average_queue_size",
+        "gauge",
+        _POOL,
+        "Mean of the engines' own queues over the pool's instances that told it; absent when none did.",
+    ),
+    Family(
+        "inference_pool_per_pod_queue_size",
+        "gauge",
+        (*_POOL, "model_server_pod"),
+        "The queue of one engine, as it says.",
+    ),
+    Family("inference_pool_ready_pods", "gauge", _POOL, "Ready instances of the pool."),
+)
+"""In the order in which a scrape shows them."""

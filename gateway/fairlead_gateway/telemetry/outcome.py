@@ -1,0 +1,61 @@
+"""How one request ended, as a value: what metrics, the decision log and the trace are all made from."""
+
+from dataclasses import dataclass
+
+from fairlead.fleet import Objectives
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One request from the first byte read to the last byte written; None is "not known" and never zero.
+
+    ``status`` is what the client was (or would have been) told, ``error`` the kind of failure in one word.
+    ``within_objective`` is None when the model has no objective; the two parts may be given beside it.
+    """
+
+    request_id: str
+    model_key: str
+    instance_id: str | None
+    status: int
+    error: str | None
+    started_wall: float
+    duration_seconds: float
+    ttft_seconds: float | None = None
+    itl_mean_seconds: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    predicted_cached_tokens: int | None = None
+    output_tokens: int | None = None
+    within_objective: bool | None = None
+    attempts: int = 1
+    client_gone: bool = False
+    within_ttft: bool | None = None
+    within_itl: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attainment:
+    """Whether a request met the objectives; None where there was nothing to meet or nothing to measure."""
+
+    ttft: bool | None
+    itl: bool | None
+    both: bool | None
+
+
+def attainment(
+    objectives: Objectives,
+    *,
+    prompt_tokens: float | None,
+    ttft_seconds: float | None,
+    itl_mean_seconds: float | None,
+    failed: bool,
+) -> Attainment:
+    """Judge one request. A failed one misses every objective there is; one without a second token has no ITL to miss."""
+    limit = objectives.ttft_limit(prompt_tokens or 0.0)
+    ttft = None if limit is None else (not failed and ttft_seconds is not None and ttft_seconds <= limit)
+    if objectives.itl_seconds is None or (itl_mean_seconds is None and not failed):
+        itl = None
+    else:
+        itl = not failed and itl_mean_seconds is not None and itl_mean_seconds <= objectives.itl_seconds
+    judged = [part for part in (ttft, itl) if part is not None]
+    return Attainment(ttft, itl, all(judged) if judged else None)

@@ -1,0 +1,201 @@
+"""The gateway's counters, as the request's way calls them: each method adds to integer lists and returns.
+
+Nothing here allocates label objects, takes a lock or does I/O; it belongs to one event loop. A request ends in exactly one
+call of ``rejected`` (it never reached an engine) or ``finished`` (everything else), after one call of ``received``.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+
+from fairlead.clock import Clock
+from fairlead.decision import Decision
+from fairlead.fleet import Fleet
+from fairlead.lag import LoopLag
+from fairlead.limits import Limits
+from fairlead_gateway.telemetry import exposition
+from fairlead_gateway.telemetry import series as at
+from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.load import Load
+from fairlead_gateway.telemetry.outcome import Outcome
+from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
+
+OTHER = "other"
+UNKNOWN = "unknown"
+HOME_RULES = frozenset({"affinity", "session", "only-one"})
+"""Rules that choose a home by their nature; the others say it in the decision's inputs."""
+
+
+class Telemetry:
+    """Counts per model and per instance. Models beyond the limit share one series called ``other``."""
+
+    def __init__(self, clock: Clock, limits: Limits | None = None, lag: LoopLag | None = None) -> None:
+        self._now = clock.now
+        self._limits = limits or Limits()
+        self.lag = lag
+        self.started = clock.now()
+        self.models: dict[str, ModelSeries] = {}
+
+    def received(self, model_key: str) -> None:
+        """A request for a model that exists has been read whole."""
+        self._series(model_key).ints[at.RECEIVED] += 1
+
+    def rejected(self, model_key: str | None, status: int, kind: str) -> None:
+        """A request was answered by the gateway itself; ``kind`` is one word of a closed list (``unknown-model``)."""
+        series = self._series(model_key or UNKNOWN)
+        series.ints[at.REJECTED] += 1
+        if status >= 500:
+            series.ints[at.ERRORS] += 1
+        self._status(series, status)
+        key = (status, kind)
+        if key not in series.by_kind and len(series.by_kind) >= self._limits.metric_label_values:
+            key = (status, OTHER)
+        series.by_kind[key] = series.by_kind.get(key, 0) + 1
+
+    def routed(self, model_key: str, instance_id: str, decision: Decision) -> None:
+        """An instance was chosen; also called for every retry."""
+        series = self._series(model_key)
+        ints = series.ints
+        ints[at.ROUTED] += 1
+        if on_home(decision):
+            ints[at.ON_HOME] += 1
+        at.count(series.by_rule, decision.rule, self._limits.metric_label_values)
+        self._instance(series, instance_id).ints[at.I_ROUTED] += 1
+
+    def retried(self, model_key: str, instance_id: str, why: str) -> None:
+        """The attempt on ``instance_id`` failed before its first byte and another follows; ``why`` is one word."""
+        series = self._series(model_key)
+        series.ints[at.RETRIES] += 1
+        at.count(series.retries_by_reason, why, self._limits.metric_label_values)
+        self._instance(series, instance_id).ints[at.I_RETRIED_AWAY] += 1
+
+    def first_token(self, model_key: str, instance_id: str, seconds: float) -> None:
+        """The first token left for the client ``seconds`` after the request was read."""
+        series = self._series(model_key)
+        series.ints[at.TTFT + bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        series.sums[at.TTFT_SUM] += seconds
+        instance = self._instance(series, instance_id)
+        instance.ints[at.I_FIRST] += 1
+        instance.sums[at.I_TTFT_SUM] += seconds
+
+    def inter_token(self, model_key: str, instance_id: str, seconds: float) -> None:
+        """One more piece of a stream, ``seconds`` after the piece before it. The hottest call of all."""
+        series = self.models.get(model_key) or self._series(model_key)
+        second = int(self._now())
+        if second != series.second:
+            series.roll(second)
+        series.ints[at.ITL + bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        series.sums[at.ITL_SUM] += seconds
+        instance = series.instances.get(instance_id)
+        if instance is not None:
+            instance.ints[at.I_GAPS] += 1
+            instance.sums[at.I_ITL_SUM] += seconds
+
+    def finished(self, outcome: Outcome) -> None:
+        """A request that was routed has ended, well or badly."""
+        series = self._series(outcome.model_key)
+        ints, sums = series.ints, series.sums
+        ints[at.FINISHED] += 1
+        failed = outcome.status >= 500 or outcome.error is not None
+        if outcome.client_gone:
+            ints[at.ABORTS] += 1
+        elif failed:
+            ints[at.ERRORS] += 1
+        self._status(series, outcome.status)
+        ints[at.DURATION + bisect_left(SECONDS_BOUNDS, outcome.duration_seconds)] += 1
+        sums[at.DURATION_SUM] += outcome.duration_seconds
+        if outcome.itl_mean_seconds is not None:
+            ints[at.TPOT + bisect_left(SECONDS_BOUNDS, outcome.itl_mean_seconds)] += 1
+            sums[at.TPOT_SUM] += outcome.itl_mean_seconds
+        computed = _tokens(ints, outcome)
+        _objectives(ints, outcome)
+        if outcome.instance_id is not None:
+            instance = self._instance(series, outcome.instance_id)
+            instance.ints[at.I_FINISHED] += 1
+            instance.ints[at.I_COMPUTED_TOKENS] += computed
+            instance.ints[at.I_OUTPUT_TOKENS] += outcome.output_tokens or 0
+            if failed and not outcome.client_gone:
+                instance.ints[at.I_ERRORS] += 1
+
+    def render(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> bytes:
+        """Everything as Prometheus text (version 0.0.4)."""
+        return b"".join(self.render_parts(fleet, loads, now))
+
+    def render_parts(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> exposition.Parts:
+        """The same text in pieces of bounded work, so that a scrape of many models need not hold the loop."""
+        self._forget(fleet, now)
+        return exposition.parts(self.models, fleet, loads, lag=self.lag, now=now, uptime_seconds=now - self.started)
+
+    def _series(self, key: str) -> ModelSeries:
+        series = self.models.get(key)
+        if series is None:
+            if len(self.models) >= self._limits.metric_models and key not in (OTHER, UNKNOWN):
+                return self._series(OTHER)
+            series = self.models[key] = ModelSeries()
+        second = int(self._now())
+        if second != series.second:
+            series.roll(second)
+        return series
+
+    def _instance(self, series: ModelSeries, instance_id: str) -> InstanceSeries:
+        instance = series.instances.get(instance_id)
+        if instance is None:
+            if len(series.instances) >= self._limits.metric_instances:
+                series.instances.popitem(last=False)
+            instance = series.instances[instance_id] = InstanceSeries(self._now())
+        if series.second != instance.second:
+            instance.roll(series.second)
+        return instance
+
+    def _status(self, series: ModelSeries, status: int) -> None:
+        status = status if 100 <= status <= 599 else 0
+        series.by_status[status] = series.by_status.get(status, 0) + 1
+
+    def _forget(self, fleet: Fleet, now: float) -> None:
+        """Drop instances that left the fleet a while ago: pods come and go, their counters must not pile up."""
+        for key, series in self.models.items():
+            present = {instance.id for instance in fleet.instances.get(key, ())}
+            for instance_id, instance in list(series.instances.items()):
+                if instance_id in present:
+                    instance.seen = now
+                elif now - instance.seen > self._limits.metric_gone_seconds:
+                    del series.instances[instance_id]
+
+
+def on_home(decision: Decision) -> bool:
+    """Whether the chosen instance is one of the request's two homes."""
+    told = decision.inputs.get(f"{decision.chosen}/home")
+    if told is not None:
+        return bool(told.value)
+    return decision.rule in HOME_RULES
+
+
+def _tokens(ints: list[int], outcome: Outcome) -> int:
+    """Count the tokens of an outcome; the prompt tokens that had to be computed are returned."""
+    computed = 0
+    prompt, cached, predicted = outcome.prompt_tokens, outcome.cached_tokens, outcome.predicted_cached_tokens
+    if prompt is not None:
+        ints[at.PROMPT_TOKENS] += prompt
+        ints[at.INPUT_SIZE + bisect_left(TOKEN_BOUNDS, prompt)] += 1
+        computed = max(0, prompt - (cached or 0))
+        ints[at.COMPUTED_TOKENS] += computed
+        if cached is not None:
+            ints[at.CACHED_TOKENS] += cached
+            ints[at.CACHE_KNOWN_PROMPT_TOKENS] += prompt
+            if predicted is not None:
+                ints[at.PREDICTED_TOKENS] += predicted
+                ints[at.PREDICTION_ERROR_TOKENS] += abs(predicted - cached)
+    if outcome.output_tokens is not None:
+        ints[at.OUTPUT_TOKENS] += outcome.output_tokens
+        ints[at.OUTPUT_SIZE + bisect_left(TOKEN_BOUNDS, outcome.output_tokens)] += 1
+    return computed
+
+
+def _objectives(ints: list[int], outcome: Outcome) -> None:
+    for judged, within, result in (
+        (at.JUDGED, at.WITHIN, outcome.within_objective),
+        (at.JUDGED_TTFT, at.WITHIN_TTFT, outcome.within_ttft),
+        (at.JUDGED_ITL, at.WITHIN_ITL, outcome.within_itl),
+    ):
+        if result is not None:
+            ints[judged] += 1
+            ints[within] += result
