@@ -1,8 +1,9 @@
 """The fleet: an immutable snapshot of everything routable, replaced whole whenever something changes.
 
-The data plane works from this value alone; it never asks the API server or a file. Producers are FleetSources (a file, the
-local supervisor, later a Kubernetes watch); ``version`` counts snapshots, ``membership_epoch`` counts changes of the set of instances
-that homes are computed over, so that everyone who has seen the same epoch computes the same homes.
+The data plane works from this value alone; it never asks the API server or a file. Producers are FleetSources (a
+file, the local supervisor, later a Kubernetes watch); ``version`` counts snapshots, ``membership_epoch`` counts
+changes of the set of instances that homes are computed over, so that everyone who has seen the same epoch computes
+the same homes.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -52,6 +53,7 @@ class Instance:
     """One routable engine endpoint; ``id`` is ``<pod-uid>/<port>/<rank>`` (locally ``<pool>-<n>/<port>/<rank>``).
 
     ``signals`` is None until the engine has said something; ``received_at`` is then the receiver's monotonic time.
+    ``dp_rank`` is None for an engine without data parallelism; ``kv_events`` and ``kv_replay`` are ZMQ endpoints.
     """
 
     id: str
@@ -67,6 +69,9 @@ class Instance:
     profile: EngineProfile | None = None
     signals: EngineSignals | None = None
     received_at: float | None = None
+    dp_rank: int | None = None
+    kv_events: str | None = None
+    kv_replay: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Durations and sizes: strings at the edges (``800ms``, ``1m30s``), float seconds inside."""
 
 import re
+from decimal import Decimal
 
 from fairlead.errors import BadInput
 
@@ -37,3 +38,8 @@ def duration(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return "".join(f"{n}{u}" for n, u in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
+
+
+def exact(value: float) -> str:
+    """Seconds as a duration that reads back to exactly ``value``, for files: ``0.8`` → ``"0.8s"``."""
+    return f"{Decimal(repr(float(value))):f}s"

@@ -1,0 +1,197 @@
+"""What every API type is made of: strict models with camelCase names, and the value types that several kinds share.
+
+Unknown fields are errors and nothing is coerced: ``"3"`` is not 3. ``examples`` of a field are YAML, and become the fix that an
+error message offers. ``planned`` names fields of the design that nothing honours yet, so that the message can say so.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from fairlead import units
+from fairlead.errors import BadInput
+from fairlead.fleet import Objectives as ObjectiveValues
+from fairlead.profile import EngineProfile, presets
+
+
+class Strict(BaseModel):
+    """The base of every type that is read from a file."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True, allow_inf_nan=False
+    )
+    planned: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        """``pools:`` without a value counts as left out, as the API server has it."""
+        if not isinstance(data, dict):
+            return data
+        known = field_names(cls)
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
+
+def field_names(model: type[BaseModel]) -> list[str]:
+    """The names of a model's fields as they are written in a file."""
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def wrong(message: str, fix: str) -> PydanticCustomError:
+    """The error that a validator raises; ``fix`` says how to mend the value."""
+    return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix})
+
+
+def _unit(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise wrong(f"{value} has no unit", f"write {value:g}ms or {value:g}s")
+    return value
+
+
+def _duration(text: str) -> str:
+    try:
+        units.seconds(text)
+    except BadInput as error:
+        raise wrong(error.message, error.hint or "") from error
+    return text
+
+
+def _positive_duration(text: str) -> str:
+    if units.seconds(_duration(text)) <= 0:
+        raise wrong("must be longer than nothing", "write a duration such as 800ms, or leave the field out")
+    return text
+
+
+_DURATION_FIELD = Field(json_schema_extra={"pattern": units.DURATION_PATTERN, "maxLength": 32})
+Duration = Annotated[str, BeforeValidator(_unit), AfterValidator(_duration), _DURATION_FIELD]
+PositiveDuration = Annotated[str, BeforeValidator(_unit), AfterValidator(_positive_duration), _DURATION_FIELD]
+
+
+class RoutingPreset(StrEnum):
+    """How the requests of a model are spread over its instances."""
+
+    DUAL_HASH = "dual-hash"
+    ROUND_ROBIN = "round-robin"
+    LEAST_REQUEST = "least-request"
+    SESSION = "session"
+
+
+class Routing(Strict):
+    """How requests find an instance."""
+
+    preset: Annotated[
+        RoutingPreset,
+        Field(
+            strict=False,
+            description="dual-hash follows cached prefixes while the objective holds; round-robin and least-request "
+            "ignore them; session keeps a conversation on one instance",
+            examples=["dual-hash"],
+        ),
+    ] = RoutingPreset.DUAL_HASH
+
+
+class Objectives(Strict):
+    """What a request should see. Attained means: time to first token and mean inter-token latency are both within."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.ttftPerKiloToken) || has(self.ttft)",
+                    "message": "ttftPerKiloToken is added to ttft: give ttft too",
+                }
+            ]
+        }
+    )
+
+    target: Annotated[
+        float,
+        Field(gt=0, le=1, description="the share of requests that should attain the objectives", examples=["0.95"]),
+    ] = 0.95
+    ttft: Annotated[
+        PositiveDuration | None,
+        Field(description="time to first token of a short prompt; left out = no such objective", examples=["800ms"]),
+    ] = None
+    ttft_per_kilo_token: Annotated[
+        Duration | None, Field(description="added to ttft for every 1,000 prompt tokens", examples=["120ms"])
+    ] = None
+    itl: Annotated[
+        PositiveDuration | None,
+        Field(description="mean inter-token latency; left out = no such objective", examples=["40ms"]),
+    ] = None
+
+    @model_validator(mode="after")
+    def _slope_needs_base(self) -> Self:
+        if self.ttft_per_kilo_token is not None and self.ttft is None:
+            raise wrong("ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`")
+        return self
+
+    def values(self) -> ObjectiveValues:
+        """The same in seconds, as routing reads it."""
+        return ObjectiveValues(
+            target=self.target,
+            ttft_seconds=None if self.ttft is None else units.seconds(self.ttft),
+            ttft_per_kilo_token_seconds=units.seconds(self.ttft_per_kilo_token or "0s"),
+            itl_seconds=None if self.itl is None else units.seconds(self.itl),
+        )
+
+
+Seconds = Annotated[float | None, Field(ge=0, le=3600)]
+Count = Annotated[int | None, Field(ge=1, le=2**40)]
+
+
+class Profile(Strict):
+    """What a step of an engine costs: a preset, coefficients of your own, or a preset with some of them changed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "has(self.preset) || has(self.prefillTokenSeconds)",
+                    "message": "give preset, or at least prefillTokenSeconds",
+                }
+            ]
+        }
+    )
+
+    preset: Annotated[
+        str | None, Field(min_length=1, max_length=63, description="a built-in profile", examples=["h100-llama8b"])
+    ] = None
+    prefill_token_seconds: Annotated[
+        float | None, Field(gt=0, le=3600, description="p: one computed token (prompt or decode)", examples=["3.6e-5"])
+    ] = None
+    attention_seconds: Annotated[Seconds, Field(description="q: attention of one token on one token before it")] = None
+    weights_seconds: Annotated[Seconds, Field(description="w: the least a step takes, reading the weights once")] = None
+    step_seconds: Annotated[Seconds, Field(description="d: fixed overhead of a step")] = None
+    sequence_seconds: Annotated[Seconds, Field(description="s: one sequence in the batch")] = None
+    resident_token_seconds: Annotated[Seconds, Field(description="c: one resident KV token read by decoding")] = None
+    hit_token_seconds: Annotated[Seconds, Field(description="h: one prompt token found in the cache")] = None
+    kv_tokens: Annotated[Count, Field(description="tokens that the KV cache holds")] = None
+    max_sequences: Annotated[Count, Field(description="sequences in one batch")] = None
+    step_tokens: Annotated[Count, Field(description="token budget of one step")] = None
+
+    @model_validator(mode="after")
+    def _known_or_complete(self) -> Self:
+        known = presets()
+        if self.preset is not None and self.preset not in known:
+            message = f'no engine profile is called "{self.preset}"'
+            raise wrong(message, f"use one of {', '.join(sorted(known))}, or give coefficients")
+        if self.preset is None and self.prefill_token_seconds is None:
+            message = "a profile needs a preset or at least prefillTokenSeconds"
+            raise wrong(message, f"add `preset:` with one of {', '.join(sorted(known))}")
+        return self
+
+    def value(self, name: str) -> EngineProfile:
+        """The profile as a value; ``name`` is used where it is not just a preset."""
+        given = self.model_dump(exclude_none=True, exclude={"preset", "name"})
+        if self.preset is None:
+            return EngineProfile(name=name, **given)
+        base = presets()[self.preset]
+        return EngineProfile(**{**_fields(base), **given, "name": name}) if given else base
+
+
+def _fields(profile: EngineProfile) -> dict[str, Any]:
+    return {name: getattr(profile, name) for name in profile.__slots__}
