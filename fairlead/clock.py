@@ -1,6 +1,7 @@
 """Time as an argument: decisions never read a clock, they are handed one.
 
-``now`` is monotonic seconds and the only time used for ages and durations; ``wall`` is Unix seconds, for people and logs.
+``now`` is monotonic seconds and the only time used for ages and durations; ``wall`` is Unix seconds, for people and
+logs.
 """
 
 import time

@@ -5,9 +5,10 @@ chunks of waiting prompts. One step takes
 
     step = d + max(w, p·tokens computed) + s·sequences + c·resident KV tokens + q·n·(context + n/2) + h·hit tokens
 
-``d`` fixed overhead, ``w`` the floor of reading the weights once, ``p`` a computed token (prompt or decode), ``s`` a sequence in the
-batch, ``c`` a resident KV token read by decoding, ``q`` attention of a chunk of n tokens on its context, ``h`` a token found in
-the cache (once, when the request is admitted). All in seconds. The presets are rooflines, not measurements.
+``d`` fixed overhead, ``w`` the floor of reading the weights once, ``p`` a computed token (prompt or decode), ``s`` a
+sequence in the batch, ``c`` a resident KV token read by decoding, ``q`` attention of a chunk of n tokens on its
+context, ``h`` a token found in the cache (once, when the request is admitted). All in seconds. The presets are
+rooflines, not measurements.
 """
 
 from dataclasses import dataclass, replace
@@ -43,7 +44,8 @@ class EngineProfile:
         )
 
     def prefill(self, prompt: float, hit: float = 0.0) -> float:
-        """Seconds of engine time to prefill ``prompt`` tokens of which ``hit`` are cached, alone, overheads included."""
+        """Seconds of engine time to prefill ``prompt`` tokens of which ``hit`` are cached, alone, overheads
+        included."""
         new = max(1.0, prompt - hit)
         chunks = max(1.0, -(-new // self.step_tokens))
         return (

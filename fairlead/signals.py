@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class EngineSignals:
     """One reading of an engine's metrics; an engine that does not tell a value leaves it None.
 
-    ``kv_usage`` is 0..1 of the blocks that running requests hold. The ``*_total`` values count since the engine started.
+    ``kv_usage`` is 0..1 of the blocks that running requests hold. The ``*_total`` values count since the engine
+    started.
     """
 
     running: float | None = None

@@ -1,9 +1,10 @@
 """The local mirror: which instance probably holds which prefix, looked up in microseconds.
 
-A dict maps a chained block hash to a bit mask of instances (one bit each), so the longest prefix per instance is one walk down
-the prompt's chain, clearing bits as instances drop out. Every instance also has a least-recently-used order of its blocks, bounded by
-the KV tokens that it can hold: what the engine must have evicted by now is forgotten here too. As in the engine the tail
-of a prompt goes before its head. Entries are hints from this gateway's own decisions: a wrong one costs a recomputation, never a request.
+A dict maps a chained block hash to a bit mask of instances (one bit each), so the longest prefix per instance is one
+walk down the prompt's chain, clearing bits as instances drop out. Every instance also has a least-recently-used
+order of its blocks, bounded by the KV tokens that it can hold: what the engine must have evicted by now is forgotten
+here too. As in the engine the tail of a prompt goes before its head. Entries are hints from this gateway's own
+decisions: a wrong one costs a recomputation, never a request.
 """
 
 from collections import OrderedDict
@@ -50,7 +51,8 @@ class PrefixMirror:
         return {instance: found[bit] for instance, bit in self._bits.items() if found.get(bit)}
 
     def add(self, instance: str, hashes: Sequence[int], ends: Sequence[int], *, capacity: int) -> None:
-        """``instance`` holds (or is about to hold) these blocks; the least recently used beyond ``capacity`` bytes are dropped."""
+        """``instance`` holds (or is about to hold) these blocks; the least recently used beyond ``capacity`` bytes
+        are dropped."""
         bit = self._bit(instance)
         held = self._held[instance]
         masks = self._masks

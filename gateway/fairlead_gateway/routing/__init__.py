@@ -1,7 +1,8 @@
 """Where a request goes, and why: a pure core that gateway, simulator and seams share.
 
-In the order of a decision: ``prefix`` (what of the prompt counts), ``hotness`` (how deep its key reaches), ``ring`` (its two homes),
-``ledger`` (who is busy), the presets ``dual_hash`` and ``simple``, and ``router``, which holds the state between them.
+In the order of a decision: ``prefix`` (what of the prompt counts), ``hotness`` (how deep its key reaches), ``ring``
+(its two homes), ``ledger`` (who is busy), the presets ``dual_hash`` and ``simple``, and ``router``, which holds the
+state between them.
 """
 
 from fairlead_gateway.routing.ledger import InstanceLoad

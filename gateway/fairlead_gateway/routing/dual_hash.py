@@ -5,17 +5,19 @@ instances that hold the longest prefix, and the least busy instance of all. Each
 
     J = backlog + own · (1 + 16·min(1, mean backlog / 0.06·T) + 4·[not a home]) + 0.4·T · in-flight tokens / KV tokens
 
-``backlog`` is prefill sent there and not yet answered, ``own`` this prompt's uncached part there, T the first-token objective.
-The middle term is a price on recomputation: the busier the fleet, the dearer a second copy of a prefix, since it evicts another; without
-it the fleet falls off a cliff (every duplicate evicts, every eviction recomputes). Leaving home costs extra because homes are what
-keeps several gateways in step when they see different loads. The last term spreads decoding, which prefill alone never sees.
+``backlog`` is prefill sent there and not yet answered, ``own`` this prompt's uncached part there, T the first-token
+objective. The middle term is a price on recomputation: the busier the fleet, the dearer a second copy of a prefix,
+since it evicts another; without it the fleet falls off a cliff (every duplicate evicts, every eviction recomputes).
+Leaving home costs extra because homes are what keeps several gateways in step when they see different loads. The
+last term spreads decoding, which prefill alone never sees.
 
-The objective decides how long affinity holds: as long as some candidate is predicted to meet it, the cheapest of those is taken; when none is,
-the prices no longer matter and the soonest first token wins (``slo-spill``).
+The objective decides how long affinity holds: as long as some candidate is predicted to meet it, the cheapest of
+those is taken; when none is, the prices no longer matter and the soonest first token wins (``slo-spill``).
 
-Sources: DualMap (arXiv 2602.06502: two homes, adaptive key, objective-aware switch); Preble and Mooncake (cost of recomputation, minimal TTFT).
-Ours: one price list in seconds instead of thresholds on one signal at a time, the price on recomputation, and
-candidates beyond the pair. The constants are fractions of T, so that a fleet on a clock twice as fast decides alike.
+Sources: DualMap (arXiv 2602.06502: two homes, adaptive key, objective-aware switch); Preble and Mooncake (cost of
+recomputation, minimal TTFT). Ours: one price list in seconds instead of thresholds on one signal at a time, the
+price on recomputation, and candidates beyond the pair. The constants are fractions of T, so that a fleet on a clock
+twice as fast decides alike.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """How deep into a prompt its routing key reaches: deeper exactly where many prompts begin alike.
 
-A key that is too short sends half the traffic to one pair of homes (every request may share a system prompt); one that is too
-long forgets that two prompts share anything. DualMap's answer, kept here: look at the last requests; a prefix that more than
-2/n of them share (n instances: more than its pair can carry) is *hot* and the key reaches one level deeper; a hot prefix cools
-when its share falls below 1/n. What we changed: the key starts at 4 KiB of text (two of the paper's 512-token blocks; one block would
-be the same for a whole trace), levels are byte positions (256 B, 512 B, 1, 2, 4 KiB, then every 2 KiB), and the window is counted
-once per request.
+A key that is too short sends half the traffic to one pair of homes (every request may share a system prompt); one
+that is too long forgets that two prompts share anything. DualMap's answer, kept here: look at the last requests; a
+prefix that more than 2/n of them share (n instances: more than its pair can carry) is *hot* and the key reaches one
+level deeper; a hot prefix cools when its share falls below 1/n. What we changed: the key starts at 4 KiB of text
+(two of the paper's 512-token blocks; one block would be the same for a whole trace), levels are byte positions (256
+B, 512 B, 1, 2, 4 KiB, then every 2 KiB), and the window is counted once per request.
 
 Invariant: the depth of a key depends only on the prompts seen (in order) and n, never on a clock or on load.
 """

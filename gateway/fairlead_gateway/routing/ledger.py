@@ -1,7 +1,7 @@
 """What this gateway has sent where and not seen the end of: the load that routing works from.
 
-Engines report their load late and slowest when it matters; the gateway knows at once what it dispatched. Work that waits for
-its first token is counted in seconds of prefill, everything in flight in tokens. A request leaves when it
+Engines report their load late and slowest when it matters; the gateway knows at once what it dispatched. Work that
+waits for its first token is counted in seconds of prefill, everything in flight in tokens. A request leaves when it
 finishes, fails or its client goes, whatever happened in between, so the sums cannot drift.
 """
 
@@ -42,7 +42,8 @@ class Ledger:
         self._sums: dict[str, _Sum] = {}
 
     def dispatched(self, request: str, instance: str, *, seconds: float, tokens: float) -> None:
-        """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former dispatch."""
+        """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
+        dispatch."""
         self.ended(request)
         self._flights[request] = _Flight(instance, seconds, tokens)
         total = self._sums.setdefault(instance, _Sum())

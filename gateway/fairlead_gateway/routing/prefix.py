@@ -1,13 +1,14 @@
 """What of a prompt decides its route: a chain of keyed hashes over its raw JSON text.
 
-Two prompts share cached work only where they begin alike, so a prompt is cut into blocks from its start and every block's hash
-is chained to the one before: equal hash means equal text up to there. The text is what the client sent between the brackets of
-``"messages"`` (or ``"prompt"``, ``"input"``), hashed as bytes: hashing the tokens would cost hundreds of times more, and the engine's
-tokens are a function of this text anyway. Blocks grow (256 B up to 8 KiB, 1 KiB up to 64 KiB, then 4 KiB), so a long
-prompt costs few hashes and a match is never coarser than an eighth of its length.
+Two prompts share cached work only where they begin alike, so a prompt is cut into blocks from its start and every
+block's hash is chained to the one before: equal hash means equal text up to there. The text is what the client sent
+between the brackets of ``"messages"`` (or ``"prompt"``, ``"input"``), hashed as bytes: hashing the tokens would cost
+hundreds of times more, and the engine's tokens are a function of this text anyway. Blocks grow (256 B up to 8 KiB, 1
+KiB up to 64 KiB, then 4 KiB), so a long prompt costs few hashes and a match is never coarser than an eighth of its
+length.
 
-The chain is seeded with everything else that decides what the engine caches (model, adapter, tenant salt, tools), and keyed by the
-installation's secret: without the secret nobody can aim many prompts at one instance. Hash: XXH3-64.
+The chain is seeded with everything else that decides what the engine caches (model, adapter, tenant salt, tools), and
+keyed by the installation's secret: without the secret nobody can aim many prompts at one instance. Hash: XXH3-64.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ _LAST_STEP = 4096
 
 @dataclass(frozen=True, slots=True)
 class PrefixChain:
-    """``hashes[i]`` names the first ``ends[i]`` bytes of the prompt's text; ``tail`` names all of it, full block or not."""
+    """``hashes[i]`` names the first ``ends[i]`` bytes of the prompt's text; ``tail`` names all of it, full block or
+    not."""
 
     hashes: tuple[int, ...]
     ends: tuple[int, ...]
@@ -38,7 +40,8 @@ class PrefixChain:
 
 
 def chain_seed(secret: bytes, seed: bytes) -> int:
-    """The 64-bit start of a chain: the installation's secret and everything but the text that decides what is cached."""
+    """The 64-bit start of a chain: the installation's secret and everything but the text that decides what is
+    cached."""
     return xxhash.xxh3_64_intdigest(secret + b"\0" + seed)
 
 

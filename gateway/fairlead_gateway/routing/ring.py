@@ -1,10 +1,11 @@
 """Two independent consistent-hash rings: every key gets two homes, and a member's coming or going moves few of them.
 
-Each ring places every member at ``weight`` × 96 points computed from the installation's secret, the ring's number and the member's
-id; a key's home is the first point at or after its hash. Adding or removing one of n members changes about 1/n of the keys of a
-ring, hence about 2/n of the pairs. When both rings name the same member, the second home is the next other member on its ring.
-Source: DualMap (arXiv 2602.06502) uses two rings of different hash functions; ours are one keyed function with two keys,
-so that nobody outside can compute homes, and every worker and replica with the same secret computes the same ones.
+Each ring places every member at ``weight`` × 96 points computed from the installation's secret, the ring's number
+and the member's id; a key's home is the first point at or after its hash. Adding or removing one of n members
+changes about 1/n of the keys of a ring, hence about 2/n of the pairs. When both rings name the same member, the
+second home is the next other member on its ring. Source: DualMap (arXiv 2602.06502) uses two rings of different hash
+functions; ours are one keyed function with two keys, so that nobody outside can compute homes, and every worker and
+replica with the same secret computes the same ones.
 """
 
 from bisect import bisect_left

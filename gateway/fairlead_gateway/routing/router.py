@@ -1,7 +1,8 @@
 """One model's router: what it has seen and sent, and a Decision for every request.
 
-It owns the state that decisions are made from (ledger, mirror, hot prefixes, homes) and nothing else: no clock, no I/O. The gateway, the
-fleet simulator and the seams drive this same class; the deciding itself is done by the pure functions of the presets.
+It owns the state that decisions are made from (ledger, mirror, hot prefixes, homes) and nothing else: no clock, no
+I/O. The gateway, the fleet simulator and the seams drive this same class; the deciding itself is done by the pure
+functions of the presets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ from fairlead_kvstore.mirror import PrefixMirror
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
 OUTPUT_GUESS_TOKENS = 256.0
 SCAN_MOST = 16
-"""Up to this many instances the least busy one is found by looking at all; beyond, among two drawn by the request's id."""
+"""Up to this many instances the least busy one is found by looking at all; beyond, among two drawn by the request's
+id."""
 
 
 class ModelRouter:

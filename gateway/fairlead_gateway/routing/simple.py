@@ -1,6 +1,7 @@
 """The plain presets: round-robin, least-request and session. Baselines, and what some traffic needs.
 
-least-request ties are broken by a hash of the request's id, not by order: with order, an idle fleet sends everything to its first member.
+least-request ties are broken by a hash of the request's id, not by order: with order, an idle fleet sends everything
+to its first member.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,55 @@
+# Every target works on a fresh machine by itself: it installs what it needs (scripts/env.sh) and leaves caches outside the tree.
+# The conversation trace is used where it lies beside the checkout; otherwise an in-tree generator of the same shape.
+PYTHON ?= python3
+RUN := .venv/bin/python
+TRACE ?= ../shared/traces/conversation_trace.jsonl
+JOBS ?= 2
+
+.PHONY: up demo test lint types e2e soak nightly generate clean env bench bench-gateway bench-routing lock
+
+env:
+	@PYTHON=$(PYTHON) scripts/env.sh
+
+up: env ## serve the bundled eight-engine example until Ctrl-C
+	@exec $(RUN) -m fairlead_cli up
+
+demo: env ## replay real traffic under three routing presets, live and simulated; report in out/demo
+	@$(RUN) -m fairlead_cli demo $(if $(wildcard $(TRACE)),--trace $(TRACE)) --out out/demo
+
+test: env ## unit, property and integration tests
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile
+
+lint: env ## style, types and the arrows of the house
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
+	@$(RUN) scripts/generate.py --check
+
+e2e: env ## the whole of local mode, driven as a user would
+	@$(RUN) -m pytest e2e
+
+bench: bench-routing bench-gateway
+
+bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
+	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
+
+bench-gateway: env ## CPU per request and per streamed piece beside the engine alone; out/bench/gateway.json
+	@$(RUN) bench/gateway.py
+
+soak: env ## engine kills, disconnects and hostile requests under load, bounded; out/soak.json
+	@$(RUN) -m pytest e2e/soak -m soak
+
+nightly: env ## the property tests with many more examples
+	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property
+
+generate: env ## CRDs and reference pages from the API types
+	@$(RUN) scripts/generate.py
+
+lock: ## resolve the dependencies anew, with hashes and without naming an index
+	@$(PYTHON) -m pip install -q --target out/uv uv
+	@PYTHONPATH=out/uv $(PYTHON) -m uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header -q -o requirements/dev.txt
+
+clean: ## remove what was made in the tree; caches elsewhere stay
+	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

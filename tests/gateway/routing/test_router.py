@@ -1,0 +1,195 @@
+"""The router as its users see it: affinity, spill, spread, presets, and a reason for everything."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead.fleet import Instance, InstanceState, Model, Objectives
+from fairlead.profile import EngineProfile, preset
+from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+
+PROFILE = preset("910b4")
+
+
+def instances(count: int, profile: EngineProfile | None = PROFILE) -> tuple[Instance, ...]:
+    return tuple(
+        Instance(f"pod-{n}", "default", "m", "main", f"http://127.0.0.1:{n}", profile=profile) for n in range(count)
+    )
+
+
+def router(count: int = 8, *, name: str = "dual-hash", ttft: float | None = 5.0) -> ModelRouter:
+    made = ModelRouter(secret=b"secret")
+    made.update(Model("default", "m", Objectives(ttft_seconds=ttft), name), instances(count), 1)
+    return made
+
+
+def prompt(name: str, session: int, turn: int = 0, session_id: str | None = None) -> RouteRequest:
+    text = Random(session).randbytes(8_192) + Random(session).randbytes(4_096) * turn
+    return RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), len(text) / 4, session=session_id)
+
+
+def send(made: ModelRouter, request: RouteRequest) -> str:
+    decision = made.decide(request, 0.0)
+    assert decision.chosen is not None
+    made.dispatched(request, decision.chosen, 0.0)
+    return decision.chosen
+
+
+def test_the_next_turn_goes_where_the_prefix_is() -> None:
+    made = router()
+    for session in range(20):
+        first = prompt(f"{session}-0", session)
+        at = send(made, first)
+        made.first_token(first.id, 1.0)
+        made.finished(first.id, 2.0)
+        decision = made.decide(prompt(f"{session}-1", session, 1), 3.0)
+        assert decision.chosen == at
+        assert decision.inputs[f"{at}/matched_tokens"].value == pytest.approx(2_048, rel=0.01)
+
+
+def test_the_first_request_of_a_prefix_goes_to_one_of_its_homes_when_all_is_quiet() -> None:
+    made = router()
+    for session in range(50):
+        request = prompt(str(session), session)
+        homes = made.homes(request)
+        decision = made.decide(request, 0.0)
+        assert decision.rule in ("affinity", "load")
+        assert decision.chosen in homes
+
+
+def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
+    made = router(ttft=1.0)
+    busy = prompt("home", 1)
+    at = send(made, busy)
+    for number in range(30):
+        made.dispatched(prompt(f"x{number}", 100 + number), at, 0.0)
+    decision = made.decide(prompt("again", 1), 0.0)
+    assert decision.chosen != at
+    why = next(item.why for item in decision.rejected if item.id == at)
+    assert "over the objective" in why
+
+
+def test_when_nobody_meets_the_objective_the_soonest_first_token_wins() -> None:
+    made = router(ttft=0.01)
+    decision = made.decide(prompt("r", 1), 0.0)
+    assert decision.rule == "slo-spill"
+    ttft = {key: item.value for key, item in decision.inputs.items() if key.endswith("/predicted_ttft_seconds")}
+    assert ttft[f"{decision.chosen}/predicted_ttft_seconds"] == min(
+        value for value in ttft.values() if value is not None
+    )
+
+
+def test_a_burst_of_one_prefix_spreads_beyond_its_homes() -> None:
+    made = router()
+    used = Counter(send(made, prompt(f"r{n}", 1)) for n in range(800))
+    assert len(used) > 2
+
+
+def test_unrelated_prompts_spread_over_all() -> None:
+    made = router()
+    used = Counter(send(made, prompt(f"r{n}", n)) for n in range(80))
+    assert len(used) == 8
+    assert max(used.values()) <= 2.0 * 80 / 8
+
+
+def test_a_failed_instance_is_not_chosen_again_for_the_same_request() -> None:
+    made = router(2)
+    request = prompt("r", 1)
+    first = send(made, request)
+    made.abandoned(request.id, 0.0)
+    second = made.decide(request, 0.0, excluded=frozenset({first}))
+    assert second.chosen is not None
+    assert second.chosen != first
+    assert second.rule == "only-one"
+    assert made.decide(request, 0.0, excluded=frozenset({"pod-0", "pod-1"})).chosen is None
+
+
+def test_nothing_ready_gives_no_choice_and_says_so() -> None:
+    made = ModelRouter(secret=b"s")
+    drained = [Instance("a", "default", "m", "main", "http://127.0.0.1:1", state=InstanceState.DRAINING)]
+    made.update(Model("default", "m"), drained, 1)
+    decision = made.decide(prompt("r", 1), 0.0)
+    assert decision.chosen is None
+    assert decision.reason == "no instance is ready"
+
+
+def test_a_draining_instance_gets_nothing_new() -> None:
+    made = router(3)
+    first = send(made, prompt("a", 1))
+    changed = [
+        Instance(
+            item.id, "default", "m", "main", item.url, state=InstanceState.DRAINING if item.id == first else item.state
+        )
+        for item in instances(3)
+    ]
+    made.update(Model("default", "m"), changed, 2)
+    assert all(made.decide(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
+
+
+def test_an_instance_that_starts_anew_has_lost_its_cache() -> None:
+    made = router(2)
+    at = send(made, prompt("a", 1))
+    made.abandoned("a", 0.0)
+    model = Model("default", "m")
+    made.update(model, [item for item in instances(2) if item.id != at], 2)
+    made.update(model, instances(2), 3)
+    decision = made.decide(prompt("b", 1), 0.0)
+    assert decision.inputs[f"{at}/matched_tokens"].value == 0 if f"{at}/matched_tokens" in decision.inputs else True
+
+
+def test_two_routers_with_one_secret_agree_on_homes() -> None:
+    one, two = router(), router()
+    assert all(one.homes(prompt("x", n)) == two.homes(prompt("y", n)) for n in range(100))
+
+
+def test_round_robin_takes_turns() -> None:
+    made = router(4, name="round-robin")
+    assert [made.decide(prompt(f"r{n}", n), 0.0).chosen for n in range(8)] == [f"pod-{n % 4}" for n in range(8)]
+
+
+def test_least_request_takes_the_emptiest_and_breaks_ties_without_order() -> None:
+    made = router(4, name="least-request")
+    assert len({made.decide(prompt(f"r{n}", n), 0.0).chosen for n in range(40)}) == 4
+    used = Counter(send(made, prompt(f"s{n}", n)) for n in range(40))
+    assert set(used.values()) == {10}
+
+
+def test_a_session_stays_where_it_is_whatever_its_prompts() -> None:
+    made = router(8, name="session")
+    chosen = {made.decide(prompt(f"r{n}", n, session_id="talk-1"), 0.0).chosen for n in range(20)}
+    assert len(chosen) == 1
+    others = {made.decide(prompt(f"q{n}", 1, session_id=f"talk-{n}"), 0.0).chosen for n in range(60)}
+    assert len(others) == 8
+
+
+def test_an_unknown_preset_is_refused_by_name() -> None:
+    with pytest.raises(BadInput, match="no routing preset is called 'fastest'"):
+        ModelRouter(secret=b"s").update(Model("default", "m", preset="fastest"), instances(1), 1)
+
+
+def test_without_profiles_routing_still_works() -> None:
+    made = ModelRouter(secret=b"s")
+    made.update(Model("default", "m"), instances(4, None), 1)
+    assert made.decide(prompt("r", 1), 0.0).chosen is not None
+
+
+def test_a_clock_twice_as_fast_decides_alike() -> None:
+    slow, fast = router(ttft=5.0), ModelRouter(secret=b"secret")
+    fast.update(Model("default", "m", Objectives(ttft_seconds=2.5)), instances(8, PROFILE.faster(2)), 1)
+    for number in range(300):
+        request = prompt(f"r{number}", number % 40, number % 3)
+        assert send(slow, request) == send(fast, request)
+        if number > 20:
+            for made in (slow, fast):
+                made.first_token(f"r{number - 10}", 0.0)
+                made.finished(f"r{number - 20}", 0.0, output_tokens=100)
+
+
+def test_loads_are_those_of_requests_in_flight() -> None:
+    made = router(2)
+    at = send(made, prompt("r", 1))
+    assert made.loads()[at].inflight == 1
+    made.finished("r", 1.0)
+    assert all(load.inflight == 0 for load in made.loads().values())
