@@ -1,0 +1,23 @@
+"""What can go wrong when a stack is started here.
+
+FairleadError
+├── BadInput
+│   └── PortBusy      an address that was asked for is taken: names the address and the flag
+└── Unavailable
+    ├── StartFailed   a process of the stack does not come up: says which, why, and its last words
+    └── NoStack       chat and status found nothing to talk to
+"""
+
+from fairlead.errors import BadInput, Unavailable
+
+
+class PortBusy(BadInput):
+    """Raised when somebody else listens on the address that ``field`` (a flag) names."""
+
+
+class StartFailed(Unavailable):
+    """Raised when a process of the stack ended before it was ready and trying again did not help."""
+
+
+class NoStack(Unavailable):
+    """Raised when no running stack was found, or it does not answer."""

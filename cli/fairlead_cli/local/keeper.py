@@ -1,0 +1,120 @@
+"""Keeps one process running: start it, wait until it is ready, start it again after it died, at growing intervals.
+
+Starting → Ready → (died) Waiting → Starting → …, and Stopped at the end. The clock and the pause are arguments.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fairlead.clock import Clock
+from fairlead_cli.local.backoff import delay_seconds, failures_after
+from fairlead_cli.local.child import Child, Command
+from fairlead_cli.local.guard import Guard
+
+
+class Phase(StrEnum):
+    """Where a kept process is."""
+
+    STARTING = "Starting"
+    READY = "Ready"
+    WAITING = "Waiting"
+    STOPPED = "Stopped"
+
+
+class Keeper:
+    """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], Command],
+        ready: Callable[[Child], Awaitable[None]],
+        *,
+        guard: Guard,
+        clock: Clock,
+        changed: Callable[["Keeper"], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        log: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.phase = Phase.STOPPED
+        self.child: Child | None = None
+        self.starts = 0
+        self.failures = 0
+        self.ever_ready = False
+        self.last_exit: int | None = None
+        self.pause_seconds = 0.0
+        self._command = command
+        self._ready = ready
+        self._guard = guard
+        self._clock = clock
+        self._changed = changed
+        self._sleep = sleep
+        self._log = log
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often it had to be started again."""
+        return max(0, self.starts - 1)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"keep-{self.name}")
+
+    async def stop(self, patience_seconds: float) -> None:
+        """End the process (SIGTERM, then SIGKILL) and do not start it again."""
+        self._stopping.set()
+        if self.child is not None and not self.child.exited.done():
+            await self.child.stop(patience_seconds)
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.starts += 1
+            self.child = await Child.start(self.name, self._command(), self._guard, self._log)
+            self._enter(Phase.STARTING)
+            ready_seconds = await self._life(self.child)
+            if self._stopping.is_set():
+                break
+            self.last_exit = self.child.exited.result()
+            self.failures = failures_after(self.failures, ready_seconds)
+            self.pause_seconds = delay_seconds(self.failures)
+            self._enter(Phase.WAITING)
+            await self._unless_stopping(self._sleep(self.pause_seconds))
+        self._enter(Phase.STOPPED)
+
+    async def _life(self, child: Child) -> float:
+        """From its start to its end; the seconds that it was ready."""
+        if self._stopping.is_set():  # stop() was called while it was being started
+            await child.stop(0.5)
+        readiness = asyncio.ensure_future(self._ready(child))
+        both: set[asyncio.Future[Any]] = {readiness, child.exited}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if child.exited.done():
+            readiness.cancel()
+            await asyncio.wait({readiness})
+            return 0.0
+        readiness.result()
+        since = self._clock.now()
+        self.ever_ready = True
+        self._enter(Phase.READY)
+        await asyncio.wait({child.exited})
+        return self._clock.now() - since
+
+    async def _unless_stopping(self, pause: Awaitable[None]) -> None:
+        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(pause), asyncio.ensure_future(self._stopping.wait())}
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        if pending:
+            await asyncio.wait(pending)
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._changed(self)

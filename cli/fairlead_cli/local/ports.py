@@ -1,0 +1,88 @@
+"""Addresses and ports on this machine: is one free, which ones are."""
+
+import errno
+import socket
+from dataclasses import dataclass
+
+from fairlead.errors import BadInput
+from fairlead_cli.local.errors import PortBusy
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where something listens; an IPv6 host without its brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL for a client on this machine: a wildcard host is reached over loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{Address(host, self.port)}"
+
+
+def parse_address(text: str, *, flag: str) -> Address:
+    """``127.0.0.1:8000``, ``[::1]:8000``, ``:8000`` or ``8000``; port 0 = any free one. Raises BadInput naming the flag."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host, port = "", text
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    if not port.isdecimal() or int(port) > 65_535 or (":" in host and not bracketed):
+        raise BadInput(f"{text!r} is not an address", field=flag, hint="write it like 127.0.0.1:8000 or [::1]:8000")
+    return Address(host or "127.0.0.1", int(port))
+
+
+def claim(address: Address, *, flag: str) -> Address:
+    """The address with its port filled in (0 = a free one). Raises PortBusy when it is taken, BadInput when it is not ours."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                hint = (
+                    f"stop what listens there, or choose another: {flag} {Address(address.host, 0)} takes a free port"
+                )
+                raise PortBusy(f"{flag}: {address} is in use already", field=flag, hint=hint) from None
+            what = error.strerror or str(error)
+            raise BadInput(f"{flag}: cannot listen on {address}: {what}", field=flag) from None
+        return Address(address.host, probe.getsockname()[1])
+
+
+def free_ports(groups: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
+    """For each size in ``groups`` that many neighbouring ports, all free just now and all different."""
+    held: list[socket.socket] = []
+    try:
+        return [_neighbours(size, host, held) for size in groups]
+    finally:
+        for probe in held:
+            probe.close()
+
+
+def _neighbours(size: int, host: str, held: list[socket.socket]) -> tuple[int, ...]:
+    for _ in range(200):
+        first = _bind(host, 0, held)
+        if first is None:
+            continue
+        ports = range(first, first + size)
+        if ports[-1] <= 65_535 and all(_bind(host, port, held) is not None for port in ports[1:]):
+            return tuple(ports)
+    raise BadInput(f"found no {size} free neighbouring ports on {host}", field="--engines-per-process")
+
+
+def _bind(host: str, port: int, held: list[socket.socket]) -> int | None:
+    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        probe.bind((host, port))
+    except OSError:
+        probe.close()
+        return None
+    held.append(probe)
+    return int(probe.getsockname()[1])

@@ -1,0 +1,98 @@
+"""Where a running stack keeps its files, and how ``chat`` and ``status`` find it.
+
+``$XDG_RUNTIME_DIR/fairlead`` or ``<temp>/fairlead-<uid>``, ours and closed to others, holds one directory per stack:
+``up-<pid>-<random>/`` with the fleet file, Redis' socket and ``stack.json``. The guard removes it, whatever ends the stack.
+"""
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fairlead.errors import Unavailable
+from fairlead_cli.local.errors import NoStack
+
+STATE_FILE = "stack.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What others need to know of a running stack."""
+
+    pid: int
+    url: str
+    manage: str
+    started: float
+    models: tuple[str, ...] = ()
+    fleet_file: str = ""
+
+
+def base_directory() -> Path:
+    """The user's directory for run directories; created closed. Raises Unavailable when it belongs to somebody else."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK | os.X_OK):
+        base = Path(runtime) / "fairlead"
+    else:
+        base = Path(tempfile.gettempdir()) / f"fairlead-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    found = base.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise Unavailable(
+            f"{base} is not a directory that only this user can write to",
+            hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        )
+    return base
+
+
+def make_run_directory() -> Path:
+    """A fresh directory for this process's stack; what long-dead stacks left behind goes."""
+    base = base_directory()
+    for old in base.glob("up-*-*"):
+        if not _alive(old):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"up-{os.getpid()}-", dir=base))
+
+
+def write_stack(directory: Path, stack: Stack) -> None:
+    """Tell others of this stack, in one atomic step."""
+    temporary = directory / f".{STATE_FILE}.new"
+    temporary.write_text(json.dumps(asdict(stack), indent=1), encoding="utf-8")
+    temporary.replace(directory / STATE_FILE)
+
+
+def running_stacks() -> list[Stack]:
+    """Every living stack of this user, the newest first."""
+    stacks = []
+    for file in base_directory().glob(f"up-*-*/{STATE_FILE}"):
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            stack = Stack(**{**fields, "models": tuple(fields["models"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # being written by another release, or gone between listing and reading
+        if _alive(file.parent):
+            stacks.append(stack)
+    return sorted(stacks, key=lambda stack: stack.started, reverse=True)
+
+
+def newest_stack() -> Stack:
+    """The stack to talk to when no flag names one. Raises NoStack."""
+    stacks = running_stacks()
+    if not stacks:
+        raise NoStack(
+            "no running stack was found", hint="start one with `fairlead up`, or name one with --url / --manage"
+        )
+    return stacks[0]
+
+
+def _alive(directory: Path) -> bool:
+    try:
+        pid = int(directory.name.split("-")[1])
+        os.kill(pid, 0)
+    except (ValueError, IndexError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

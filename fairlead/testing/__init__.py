@@ -1,0 +1,1 @@
+"""Helpers that tests of several components share; real small programs, no mocks."""

@@ -1,0 +1,58 @@
+"""Questions that tests ask about processes: does it live, what did it start, is its port free again."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PATIENCE_SECONDS = 60.0
+
+
+def alive(pid: int) -> bool:
+    """Does this process run? A zombie has ended: only its parent has not noticed yet."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return _state_and_parent(pid)[0] != "Z"
+
+
+def descendants(pid: int) -> set[int]:
+    """Every living process that ``pid`` started, directly or not (from /proc, Linux)."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            state, parent = _state_and_parent(int(entry.name))
+            if state not in ("Z", "gone"):
+                parents[int(entry.name)] = parent
+    found: set[int] = set()
+    fresh = {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Does somebody accept connections there?"""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def wait_until(condition: Callable[[], bool], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Look again and again until ``condition`` holds. Raises AssertionError naming ``what`` after ``patience_seconds``."""
+    end = time.monotonic() + patience_seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {patience_seconds:g} s in vain: {what}")
+        time.sleep(0.02)
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ("gone" if Path("/proc/self").exists() else "?"), 0
+    return fields[0], int(fields[1])

@@ -1,0 +1,199 @@
+"""One process, kept running: real children, a fake clock and recorded pauses."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fairlead.clock import ManualClock
+from fairlead.testing.processes import alive, wait_until
+from fairlead_cli.local.child import Child, Command
+from fairlead_cli.local.guard import Guard
+from fairlead_cli.local.keeper import Keeper, Phase
+
+PATIENCE = 30.0
+SERVES = "import sys, time; print('ready http://x', flush=True); time.sleep(600)"
+
+
+def python(script: str, **environment: str | None) -> Command:
+    return Command((sys.executable, "-I", "-S", "-c", script), environment)
+
+
+async def said_ready(child: Child) -> None:
+    await child.said_ready()
+
+
+class Stage:
+    """A guard, a clock, and what a keeper did on them."""
+
+    def __init__(self) -> None:
+        self.guard = Guard(None)
+        self.clock = ManualClock()
+        self.pauses: list[float] = []
+        self.phases: list[Phase] = []
+        self.news = asyncio.Event()
+
+    def keep(self, command: Command, ready: Callable[[Child], Awaitable[None]] = said_ready) -> Keeper:
+        async def pause(seconds: float) -> None:
+            self.pauses.append(seconds)
+            self.clock.advance(seconds)
+            self.news.set()
+
+        keeper = Keeper(
+            "it", lambda: command, ready, guard=self.guard, clock=self.clock, changed=self.changed, sleep=pause
+        )
+        keeper.start()
+        return keeper
+
+    def changed(self, keeper: Keeper) -> None:
+        self.phases.append(keeper.phase)
+        self.news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+
+def on_stage(play: Callable[[Stage], Awaitable[None]]) -> None:
+    async def run() -> None:
+        stage = Stage()
+        try:
+            await play(stage)
+        finally:
+            stage.guard.close()
+
+    asyncio.run(run())
+
+
+def test_a_process_is_ready_when_it_says_so() -> None:
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(python(SERVES))
+        await stage.until(lambda: keeper.phase is Phase.READY)
+        await keeper.stop(PATIENCE)
+        assert stage.phases == [Phase.STARTING, Phase.READY, Phase.STOPPED]
+
+    on_stage(play)
+
+
+def test_a_killed_process_is_started_again_after_a_pause() -> None:
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(python(SERVES))
+        await stage.until(lambda: keeper.phase is Phase.READY)
+        assert keeper.child is not None
+        os.kill(keeper.child.pid, signal.SIGKILL)
+        await stage.until(lambda: keeper.restarts == 1 and keeper.phase is Phase.READY)
+        assert stage.phases == [Phase.STARTING, Phase.READY, Phase.WAITING, Phase.STARTING, Phase.READY]
+        assert stage.pauses == [0.25]
+        assert keeper.last_exit == -signal.SIGKILL
+        await keeper.stop(PATIENCE)
+
+    on_stage(play)
+
+
+def test_a_process_that_never_comes_up_is_tried_at_growing_intervals() -> None:
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(python("raise SystemExit(7)"))
+        await stage.until(lambda: keeper.starts == 5)
+        await keeper.stop(PATIENCE)
+        assert stage.pauses[:4] == [0.25, 0.5, 1.0, 2.0]
+        assert keeper.last_exit == 7
+        assert not keeper.ever_ready
+
+    on_stage(play)
+
+
+def test_a_process_that_served_for_long_is_restarted_as_if_it_had_never_failed() -> None:
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(python(SERVES))
+        for deaths, served_seconds in enumerate((1.0, 1.0, 3_600.0), start=1):
+            await stage.until(lambda: keeper.phase is Phase.READY)
+            stage.clock.advance(served_seconds)
+            assert keeper.child is not None
+            os.kill(keeper.child.pid, signal.SIGKILL)
+            await stage.until(lambda deaths=deaths: len(stage.pauses) == deaths and keeper.phase is Phase.READY)
+        assert stage.pauses == [0.25, 0.5, 0.25]
+        await keeper.stop(PATIENCE)
+
+    on_stage(play)
+
+
+def test_a_stopped_process_is_not_started_again() -> None:
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(python(SERVES))
+        await stage.until(lambda: keeper.phase is Phase.READY)
+        await keeper.stop(PATIENCE)
+        assert keeper.starts == 1
+        assert keeper.phase is Phase.STOPPED
+        assert stage.pauses == []
+
+    on_stage(play)
+
+
+def test_a_process_deaf_to_sigterm_is_killed() -> None:
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(
+            python(
+                "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+            )
+        )
+        await stage.until(lambda: keeper.phase is Phase.READY)
+        assert keeper.child is not None
+        assert await keeper.child.stop(0.05) == -signal.SIGKILL
+        await keeper.stop(PATIENCE)
+
+    on_stage(play)
+
+
+def test_a_program_that_does_not_exist_says_so_in_its_last_words() -> None:
+    async def play(stage: Stage) -> None:
+        child = await Child.start("it", Command(("no-such-program-here",)), stage.guard)
+        async with asyncio.timeout(PATIENCE):
+            assert await child.exited == 127
+        assert "no-such-program-here" in child.last_lines[-1]
+
+    on_stage(play)
+
+
+def test_a_child_gets_our_environment_with_changes() -> None:
+    async def play(stage: Stage) -> None:
+        script = "import os; print(os.environ.get('FAIRLEAD_TEST_A'), 'PATH' in os.environ)"
+        child = await Child.start("it", python(script, FAIRLEAD_TEST_A="yes", PATH=None), stage.guard)
+        async with asyncio.timeout(PATIENCE):
+            await child.exited
+        assert child.last_lines[-1] == "yes False"
+
+    on_stage(play)
+
+
+def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "grandchild"
+    script = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-I', '-S', '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(note)!r}, 'w').write(str(p.pid))\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+
+    async def play(stage: Stage) -> None:
+        keeper = stage.keep(python(script))
+        await stage.until(lambda: keeper.phase is Phase.READY)
+        grandchild = int(note.read_text())
+        await keeper.stop(PATIENCE)
+        await asyncio.to_thread(wait_until, lambda: not alive(grandchild), "the grandchild ends")
+
+    on_stage(play)
+
+
+def test_all_lines_of_a_child_go_to_its_log(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        child = await Child.start("it", python("print('one'); print('two', end='')"), stage.guard, tmp_path / "it.log")
+        async with asyncio.timeout(PATIENCE):
+            await child.exited
+        assert list(child.last_lines) == ["one", "two"]
+
+    on_stage(play)
+    assert (tmp_path / "it.log").read_text().startswith("one\ntwo")

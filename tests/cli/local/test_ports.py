@@ -1,0 +1,60 @@
+"""Addresses on the command line, and ports that are free."""
+
+import socket
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_cli.local.errors import PortBusy
+from fairlead_cli.local.ports import Address, claim, free_ports, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8000", Address("127.0.0.1", 8000)),
+        ("8000", Address("127.0.0.1", 8000)),
+        (":8000", Address("127.0.0.1", 8000)),
+        ("[::1]:8000", Address("::1", 8000)),
+        ("localhost:0", Address("localhost", 0)),
+    ],
+)
+def test_an_address_is_read(text: str, address: Address) -> None:
+    assert parse_address(text, flag="--listen") == address
+
+
+@pytest.mark.parametrize("text", ["", "a", "127.0.0.1:", "127.0.0.1:99999", "::1:8000", "1.2.3.4:-1", "h:80x"])
+def test_what_is_no_address_is_refused_naming_the_flag(text: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        parse_address(text, flag="--listen")
+    assert refused.value.field == "--listen"
+
+
+def test_a_taken_port_is_refused_naming_port_and_flag() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(PortBusy, match=rf"--manage: 127\.0\.0\.1:{port} is in use"):
+            claim(Address("127.0.0.1", port), flag="--manage")
+
+
+def test_port_zero_becomes_a_free_port() -> None:
+    assert claim(Address("127.0.0.1", 0), flag="--listen").port > 0
+
+
+def test_an_address_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(BadInput, match="cannot listen on"):
+        claim(Address("192.0.2.1", 8000), flag="--listen")
+
+
+def test_free_ports_are_neighbours_within_a_group_and_all_different() -> None:
+    groups = free_ports([1, 4, 4])
+    assert [len(group) for group in groups] == [1, 4, 4]
+    assert all(group == tuple(range(group[0], group[0] + len(group))) for group in groups)
+    assert len({port for group in groups for port in group}) == 9
+
+
+def test_urls_bracket_ipv6_and_reach_wildcards_over_loopback() -> None:
+    assert Address("::1", 80).url == "http://[::1]:80"
+    assert Address("0.0.0.0", 80).url == "http://127.0.0.1:80"
