@@ -28,11 +28,10 @@ def levels(chain: PrefixChain) -> tuple[int, ...]:
     if not ends:
         return (chain.tail,)
     if ends[-1] < BASE_BYTES:
-        # A short prompt: the largest power of two that it covers, so that its next turn often keeps the key.
-        base = 256
-        while base * 2 <= ends[-1]:
-            base *= 2
-        return (hashes[base // 256 - 1],)
+        # A short prompt: the deepest block that ends at a power of two, so that its next turn often keeps the key.
+        return (
+            next(digest for end, digest in zip(reversed(ends), reversed(hashes), strict=True) if end & (end - 1) == 0),
+        )
     found: list[int] = []
     wanted = BASE_BYTES
     for end, digest in zip(ends, hashes, strict=True):
