@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 TRACE ?= ../shared/traces/conversation_trace.jsonl
 JOBS ?= 2
 
-.PHONY: up demo test lint types e2e soak nightly generate clean env bench bench-gateway bench-routing lock
+.PHONY: up demo test lint types e2e soak nightly generate clean env bench bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -27,18 +27,15 @@ lint: env ## style, types and the arrows of the house
 	@$(RUN) scripts/generate.py --check
 
 e2e: env ## the whole of local mode, driven as a user would
-	@$(RUN) -m pytest e2e
+	@$(RUN) -m pytest e2e -m "not soak"
 
-bench: bench-routing bench-gateway
+bench: bench-routing
 
 bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
 	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
-bench-gateway: env ## CPU per request and per streamed piece beside the engine alone; out/bench/gateway.json
-	@$(RUN) bench/gateway.py
-
 soak: env ## engine kills, disconnects and hostile requests under load, bounded; out/soak.json
-	@$(RUN) -m pytest e2e/soak -m soak
+	@$(RUN) -m pytest e2e -m soak
 
 nightly: env ## the property tests with many more examples
 	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property

@@ -1,0 +1,26 @@
+"""How property tests run: the same examples every time in ``make test``, many new ones in ``make nightly``."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_EXAMPLES = os.environ.get("FAIRLEAD_EXAMPLES")
+
+settings.register_profile(
+    "fairlead",
+    deadline=None,  # a wall-clock threshold
+    derandomize=_EXAMPLES is None,
+    max_examples=int(_EXAMPLES or 100),
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    database=None,
+)
+settings.load_profile("fairlead")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything drawn by Hypothesis is marked ``property``, so that nightly can ask for just that."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.property)
