@@ -43,7 +43,7 @@ def findings(error: ValidationError, model: type[BaseModel], node: Node, file: s
 
 
 def _problem(item: ErrorDetails, root: type[BaseModel], node: Node, file: str) -> Problem:
-    path: Path = item["loc"]
+    path: Path = (*item["loc"], *item.get("ctx", {}).get("at", ()))
     model, info = describe(root, path)
     if item["type"] == "extra_forbidden":
         message, fix = _unknown(model, str(path[-1]))

@@ -77,6 +77,7 @@ def presets() -> dict[str, EngineProfile]:
         EngineProfile("h100-llama8b", 3.6e-5, 1.2e-9, 5.5e-3, 1.5e-3, 0.0, 4.9e-8, 0.0, 840 * 512, 256, 8_192),
         EngineProfile("a100-qwen7b", 8.9e-5, 2.9e-9, 9e-3, 2e-3, 0.0, 3.6e-8, 0.0, 1_750 * 512, 256, 2_048),
         EngineProfile("910b4", 1.45e-4, 4e-9, 22e-3, 3e-3, 0.0, 9e-8, 2.3e-6, 2_340 * 512, 256, 20_480),
+        EngineProfile("l4-qwen8b", 3.0e-4, 1.1e-8, 64e-3, 2e-3, 0.0, 5.8e-7, 0.0, 56 * 512, 256, 2_048),
         EngineProfile("tiny-cpu", 8.8e-6, 1.24e-8, 0.0, 1.65e-3, 9.5e-5, 0.0, 0.0, 131_072, 32, 2_048),
     )
     return {profile.name: profile for profile in known}

@@ -40,9 +40,9 @@ def field_names(model: type[BaseModel]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def wrong(message: str, fix: str) -> PydanticCustomError:
-    """The error that a validator raises; ``fix`` says how to mend the value."""
-    return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix})
+def wrong(message: str, fix: str, at: tuple[str | int, ...] = ()) -> PydanticCustomError:
+    """The error that a validator raises; ``fix`` says how to mend the value, ``at`` where below the validator it is."""
+    return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix, "at": at})
 
 
 def _unit(value: Any) -> Any:
@@ -126,7 +126,9 @@ class Objectives(Strict):
     @model_validator(mode="after")
     def _slope_needs_base(self) -> Self:
         if self.ttft_per_kilo_token is not None and self.ttft is None:
-            raise wrong("ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`")
+            raise wrong(
+                "ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`", at=("ttftPerKiloToken",)
+            )
         return self
 
     def values(self) -> ObjectiveValues:
@@ -178,7 +180,7 @@ class Profile(Strict):
         known = presets()
         if self.preset is not None and self.preset not in known:
             message = f'no engine profile is called "{self.preset}"'
-            raise wrong(message, f"use one of {', '.join(sorted(known))}, or give coefficients")
+            raise wrong(message, f"use one of {', '.join(sorted(known))}, or give coefficients", at=("preset",))
         if self.preset is None and self.prefill_token_seconds is None:
             message = "a profile needs a preset or at least prefillTokenSeconds"
             raise wrong(message, f"add `preset:` with one of {', '.join(sorted(known))}")

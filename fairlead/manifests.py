@@ -1,0 +1,214 @@
+"""Manifests: files of ModelDeployments and AcceleratorClasses, read and checked without a cluster.
+
+``load`` reads everything and raises one ManifestError with every problem of every file, each with file, line, field and fix.
+What it returns is checked across documents too: names are unique and every pool's accelerator is known.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from fairlead.api.accelerators import builtin_accelerators
+from fairlead.api.base import Strict
+from fairlead.api.kinds import PLANNED_KINDS, kinds
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, Pool
+from fairlead.documents import Node, decode, documents, shown
+from fairlead.errors import ManifestError, Problem
+from fairlead.findings import findings
+from fairlead.fleet import Model
+from fairlead.limits import Limits
+from fairlead.names import nearest
+from fairlead.profile import EngineProfile, presets
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """``models`` in the order of the files; ``accelerators`` by name, the built-in ones included."""
+
+    models: tuple[ModelDeployment, ...]
+    accelerators: Mapping[str, AcceleratorClass]
+
+    def profile(self, pool: Pool) -> EngineProfile:
+        """What an engine of this pool costs in time: its accelerator's profile, or the preset of that name."""
+        if pool.accelerator in self.accelerators:
+            return self.accelerators[pool.accelerator].spec.profile.value(pool.accelerator)
+        return presets()[pool.accelerator]
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """One object of a file, typed, with the node it was read from."""
+
+    file: str
+    node: Node
+    value: ModelDeployment | AcceleratorClass
+
+
+def fleet_model(deployment: ModelDeployment) -> Model:
+    """A ModelDeployment as routing sees it."""
+    return Model(
+        namespace=deployment.metadata.namespace or "default",
+        name=deployment.metadata.name,
+        objectives=deployment.spec.objectives.values(),
+        preset=deployment.spec.routing.preset.value,
+    )
+
+
+def load(paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: Limits | None = None) -> Manifests:
+    """Read files and folders (their ``*.yaml`` and ``*.yml``; ``-`` is stdin). Raises ManifestError."""
+    limits = limits or Limits()
+    found: list[_Document] = []
+    problems: list[Problem] = []
+    for path in paths:
+        for file in expand(path):
+            try:
+                found += parse(read(file, limits=limits, stdin=stdin), file=file, limits=limits)
+            except ManifestError as error:
+                problems += error.problems
+    problems += _clashes(found)
+    accelerators = _accelerators(found)
+    problems += _unknown_accelerators(found, accelerators, complete=not problems)
+    models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
+    if not problems and not models:
+        names = ", ".join(str(path) for path in paths)
+        fix = "add a document with `kind: ModelDeployment`"
+        problems.append(Problem(names, 1, "(file)", "no ModelDeployment in it", fix))
+    if problems:
+        raise ManifestError(tuple(problems))
+    return Manifests(models, accelerators)
+
+
+def expand(path: str | Path) -> list[str]:
+    """A folder → its YAML files in order of name; anything else → itself."""
+    if str(path) == STDIN or not Path(path).is_dir():
+        return [str(path)]
+    files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in (".yaml", ".yml"))
+    if not files:
+        problem = Problem(str(path), 1, "(folder)", "no .yaml or .yml file in it", "name a file")
+        raise ManifestError((problem,))
+    return files
+
+
+def read(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> str:
+    """The text of a file or of stdin. Raises ManifestError when it cannot be read or is no text."""
+    try:
+        if file == STDIN:
+            raw = (stdin or sys.stdin.buffer).read(limits.fleet_file_bytes + 1)
+        else:
+            with open(file, "rb") as opened:
+                raw = opened.read(limits.fleet_file_bytes + 1)
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+        raise ManifestError((Problem(file, 1, "(file)", message, "check the path and its permissions"),)) from error
+    return decode(raw, file=file, limits=limits)
+
+
+def parse(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:
+    """Every object of one file, each checked by itself. Raises ManifestError with all problems of the file."""
+    nodes = documents(text, file=file, limits=limits or Limits())
+    if not nodes:
+        problem = Problem(file, 1, "(document)", "the file is empty", "begin with `apiVersion: " + API_VERSION + "`")
+        raise ManifestError((problem,))
+    found: list[_Document] = []
+    problems: list[Problem] = []
+    for node in nodes:
+        try:
+            found.append(_document(node, file))
+        except ManifestError as error:
+            problems += error.problems
+    if problems:
+        raise ManifestError(tuple(problems))
+    return found
+
+
+def _document(node: Node, file: str) -> _Document:
+    model = _model_of(node, file)
+    try:
+        value = model.model_validate(node.plain())
+    except ValidationError as error:
+        raise ManifestError(tuple(findings(error, model, node, file))) from error
+    assert isinstance(value, ModelDeployment | AcceleratorClass)
+    return _Document(file, node, value)
+
+
+def _model_of(node: Node, file: str) -> type[Strict]:
+    """The type that ``apiVersion`` and ``kind`` name."""
+    if not isinstance(node.value, dict):
+        message = "a document must be a mapping with apiVersion, kind, metadata and spec"
+        raise ManifestError((Problem(file, node.line, "(document)", message, "see examples/01-smallest.yaml"),))
+    known = {kind.name: kind.model for kind in kinds()}
+    problems = []
+    group = node.value["apiVersion"].value if "apiVersion" in node.value else None
+    if group != API_VERSION:
+        message = "is missing" if group is None else f'must be "{API_VERSION}", not {shown(group)}'
+        fix = f"write `apiVersion: {API_VERSION}`"
+        problems.append(Problem(file, node.at(("apiVersion",)).line, "apiVersion", message, fix))
+    kind = node.value["kind"].value if "kind" in node.value else None
+    if not isinstance(kind, str) or kind not in known:
+        problems.append(Problem(file, node.at(("kind",)).line, "kind", *_unknown_kind(kind, known)))
+    if problems:
+        raise ManifestError(tuple(problems))
+    return known[str(kind)]
+
+
+def _unknown_kind(kind: object, known: Iterable[str]) -> tuple[str, str]:
+    if kind is None:
+        return "is missing", "write `kind: ModelDeployment`"
+    if kind in PLANNED_KINDS:
+        return f"the kind {kind} is planned, but nothing in this release honours it", "remove the document for now"
+    close = nearest(kind, known, count=1) if isinstance(kind, str) else []
+    fix = f"did you mean {close[0]}?" if close else "keep objects of other kinds in files of their own"
+    return f"must be one of {', '.join(known)}, not {shown(kind)}", fix
+
+
+def _clashes(found: Iterable[_Document]) -> list[Problem]:
+    """Two objects of one kind with the same name."""
+    problems: list[Problem] = []
+    seen: dict[tuple[str, str], _Document] = {}
+    for document in found:
+        value = document.value
+        key = (value.kind, value.key if isinstance(value, ModelDeployment) else value.metadata.name)
+        first = seen.setdefault(key, document)
+        if first is not document:
+            where = f"{first.file}:{first.node.at(('metadata', 'name')).line}"
+            line = document.node.at(("metadata", "name")).line
+            message = f"the {key[0]} {key[1]} is already given in {where}"
+            problems.append(Problem(document.file, line, "metadata.name", message, "remove one or rename it"))
+    return problems
+
+
+def _accelerators(found: Iterable[_Document]) -> dict[str, AcceleratorClass]:
+    given = (document.value for document in found)
+    own = {value.metadata.name: value for value in given if isinstance(value, AcceleratorClass)}
+    return {**builtin_accelerators(), **own}
+
+
+def _unknown_accelerators(
+    found: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass], *, complete: bool
+) -> list[Problem]:
+    """Pools that name no known accelerator; asked only when no file failed, since that one may define it."""
+    if not complete:
+        return []
+    known = [*accelerators, *presets()]
+    problems = []
+    for document in found:
+        if not isinstance(document.value, ModelDeployment):
+            continue
+        for index, pool in enumerate(document.value.spec.pools):
+            if pool.accelerator in known:
+                continue
+            path: tuple[str | int, ...] = ("spec", "pools", index, "accelerator")
+            close = nearest(pool.accelerator, known, count=1)
+            fix = (
+                f"did you mean {close[0]}?" if close else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
+            )
+            message = f"no AcceleratorClass and no built-in one is called {shown(pool.accelerator)}"
+            line = document.node.at(path).line
+            problems.append(Problem(document.file, line, f"spec.pools[{index}].accelerator", message, fix))
+    return problems
