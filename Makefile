@@ -4,6 +4,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 TRACE ?= ../shared/traces/conversation_trace.jsonl
 JOBS ?= 2
+# More arguments for `make demo`, such as DEMO="--limit 100".
+DEMO ?=
 
 .PHONY: up demo test lint types e2e soak nightly generate clean env bench bench-routing lock
 
@@ -14,7 +16,7 @@ up: env ## serve the bundled eight-engine example until Ctrl-C
 	@exec $(RUN) -m fairlead_cli up
 
 demo: env ## replay real traffic under three routing presets, live and simulated; report in out/demo
-	@$(RUN) -m fairlead_cli demo $(if $(wildcard $(TRACE)),--trace $(TRACE)) --out out/demo
+	@$(RUN) -m fairlead_cli demo $(if $(wildcard $(TRACE)),--trace $(TRACE)) --out out/demo $(DEMO)
 
 test: env ## unit, property and integration tests
 	@$(RUN) -m pytest -n $(JOBS) --dist loadfile
