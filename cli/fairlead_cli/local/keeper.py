@@ -4,6 +4,7 @@ Starting → Ready → (died) Waiting → Starting → …, and Stopped at the e
 """
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
@@ -66,6 +67,16 @@ class Keeper:
         """Begin; returns at once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"keep-{self.name}")
 
+    def retire(self) -> None:
+        """Let it run, but do not start it again once it has ended."""
+        self._stopping.set()
+
+    def kill(self) -> None:
+        """SIGKILL now, also in the middle of a patient stop()."""
+        self._stopping.set()
+        if self.child is not None:
+            self.child.signal(signal.SIGKILL)
+
     async def stop(self, patience_seconds: float) -> None:
         """End the process (SIGTERM, then SIGKILL) and do not start it again."""
         self._stopping.set()
@@ -78,6 +89,9 @@ class Keeper:
         while not self._stopping.is_set():
             self.starts += 1
             self.child = await Child.start(self.name, self._command(), self._guard, self._log)
+            if self._stopping.is_set():  # stop() came while it was being started
+                await self.child.stop(0.5)
+                break
             self._enter(Phase.STARTING)
             ready_seconds = await self._life(self.child)
             if self._stopping.is_set():
@@ -91,8 +105,6 @@ class Keeper:
 
     async def _life(self, child: Child) -> float:
         """From its start to its end; the seconds that it was ready."""
-        if self._stopping.is_set():  # stop() was called while it was being started
-            await child.stop(0.5)
         readiness = asyncio.ensure_future(self._ready(child))
         both: set[asyncio.Future[Any]] = {readiness, child.exited}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -56,6 +56,17 @@ def claim(address: Address, *, flag: str) -> Address:
         return Address(address.host, probe.getsockname()[1])
 
 
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Could a server listen there now? Connections of a former server that still time out do not count."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def free_ports(groups: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
     """For each size in ``groups`` that many neighbouring ports, all free just now and all different."""
     held: list[socket.socket] = []

@@ -1,0 +1,87 @@
+"""The engine processes of a stack, as values and as running things.
+
+A PoolPlan says what a pool of one model runs; an EngineUnit is one process of it, with one endpoint or several, and knows what the
+fleet file should say of each: Starting while it comes up, Ready, Draining, and nothing while it is dead.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fairlead.fleet import Instance, InstanceState, Model
+from fairlead_cli.local.child import Command
+from fairlead_cli.local.keeper import Keeper, Phase
+from fairlead_cli.local.ports import free_ports, is_free
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """``template`` is an Instance with everything but id, url and state; ``command`` builds the process for its ports.
+
+    ``label`` names its processes for people: the pool's name, with the model's where there are several.
+    ``says_ready``: the process prints a ``ready`` line per endpoint; otherwise its ``/health`` is asked.
+    """
+
+    model: Model
+    name: str
+    replicas: int
+    template: Instance
+    command: Callable[[tuple[int, ...], int], Command]
+    label: str
+    says_ready: bool = True
+    engines_per_process: int = 1
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Model key and pool name: what tells pools apart."""
+        return self.model.key, self.name
+
+    def sizes(self) -> list[int]:
+        """Endpoints per process, in order."""
+        full, rest = divmod(self.replicas, self.engines_per_process)
+        return [self.engines_per_process] * full + ([rest] if rest else [])
+
+
+class EngineUnit:
+    """One engine process. ``first`` is the number of its first endpoint within the pool; numbers name the instances."""
+
+    def __init__(self, plan: PoolPlan, first: int, ports: tuple[int, ...]) -> None:
+        self.plan = plan
+        self.first = first
+        self.ports = ports
+        self.draining = False
+        self.keeper: Keeper | None = None
+
+    @property
+    def name(self) -> str:
+        """``main-3``, or ``main-4..7`` for a process with several endpoints."""
+        last = self.first + len(self.ports) - 1
+        return f"{self.plan.label}-{self.first}" + (f"..{last}" if last > self.first else "")
+
+    def command(self) -> Command:
+        """The process to start now; ports that somebody took while it was dead are replaced, and the ids with them."""
+        if not all(is_free(port) for port in self.ports):
+            (self.ports,) = free_ports([len(self.ports)])
+        return self.plan.command(self.ports, self.first)
+
+    def urls(self) -> list[str]:
+        """Where its endpoints listen."""
+        return [f"http://127.0.0.1:{port}" for port in self.ports]
+
+    def instances(self) -> list[Instance]:
+        """What the fleet file says of this process just now."""
+        state = self.state()
+        if state is None:
+            return []
+        return [
+            replace(self.plan.template, id=f"{self.plan.name}-{self.first + n}/{port}/0", url=url, state=state)
+            for n, (port, url) in enumerate(zip(self.ports, self.urls(), strict=True))
+        ]
+
+    def state(self) -> InstanceState | None:
+        """None while it is dead or gone: then it is not part of the fleet."""
+        phase = self.keeper.phase if self.keeper else Phase.STOPPED
+        if phase not in (Phase.STARTING, Phase.READY):
+            return None
+        if self.draining:
+            return InstanceState.DRAINING
+        return InstanceState.READY if phase is Phase.READY else InstanceState.STARTING

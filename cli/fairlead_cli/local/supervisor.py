@@ -1,0 +1,325 @@
+"""Runs a stack: Redis, gateway and engines as child processes, and the fleet file that tells the gateway of them.
+
+Everything starts at once. The file is rewritten at every step of an engine: Starting → Ready → Draining, and absent while it is
+dead. Any process that dies is started again with growing pauses; losing Redis costs hit rate only, so service goes on.
+Scaling down never loses a request: Draining is written, the gateway is seen to know it and to have finished there, then SIGTERM.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.fleet import Fleet, Instance, Model
+from fairlead.fleetfile import write_atomic
+from fairlead.units import duration
+from fairlead_cli.local.child import Child, Command
+from fairlead_cli.local.embedded_redis import RedisServer
+from fairlead_cli.local.errors import StartFailed
+from fairlead_cli.local.guard import Guard
+from fairlead_cli.local.keeper import Keeper, Phase
+from fairlead_cli.local.pool import EngineUnit, PoolPlan
+from fairlead_cli.local.ports import free_ports
+from fairlead_cli.local.probe import http_status, redis_pong, until
+
+FINISH_SECONDS = 5.0
+"""How long requests in flight may go on when the stack is stopped."""
+ENGINE_STOP_SECONDS = 3.0
+REDIS_STOP_SECONDS = 2.0
+DRAIN_SEEN_SECONDS = 10.0
+GIVE_UP_STARTS = 3
+"""A process that ended this often without having been ready once will not come up at all."""
+
+
+class Routes(Protocol):
+    """What the supervisor asks the gateway when it drains an instance."""
+
+    async def knows_draining(self, instance_id: str) -> bool:
+        """Does the gateway route nothing there any more?"""
+        ...
+
+    async def in_flight(self, instance_id: str) -> int:
+        """Requests of the gateway that this instance is working on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StackPlan:
+    """All that a stack consists of. ``gateway`` gets the fleet file's path in its command already."""
+
+    pools: tuple[PoolPlan, ...]
+    gateway: Command
+    manage_url: str
+    fleet_file: Path
+    redis: RedisServer | None = None
+    logs: Path | None = None
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models served, each once, in the order of the manifests."""
+        return tuple({pool.model.key: pool.model for pool in self.pools}.values())
+
+
+class Supervisor:
+    """``told`` gets one line for people at every event; ``routes`` is the gateway as seen over its management API."""
+
+    def __init__(
+        self,
+        plan: StackPlan,
+        *,
+        guard: Guard,
+        clock: Clock,
+        routes: Routes,
+        told: Callable[[str], None],
+        drain_seconds: float = 60.0,
+    ) -> None:
+        self.plan = plan
+        self.units: list[EngineUnit] = []
+        self.gateway: Keeper | None = None
+        self.redis: Keeper | None = None
+        self._guard = guard
+        self._clock = clock
+        self._routes = routes
+        self._told = told
+        self._drain_seconds = drain_seconds
+        self._news = asyncio.Event()
+        self._stopping = False
+        self._last_fleet: Fleet | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every process, all at once; returns before any is ready."""
+        sizes = [size for pool in self.plan.pools for size in pool.sizes()]
+        ports = iter(free_ports(sizes))
+        for pool in self.plan.pools:
+            first = 0
+            for size in pool.sizes():
+                self.units.append(EngineUnit(pool, first, next(ports)))
+                first += size
+        self._write_fleet()
+        for unit in self.units:
+            self._keep_engine(unit)
+        self.gateway = self._keep("gateway", lambda: self.plan.gateway, self._gateway_ready)
+        if self.plan.redis is not None:
+            server = self.plan.redis
+            self.redis = self._keep("redis", lambda: _fresh(server), lambda _: _redis_ready(server))
+        self._watch = asyncio.get_running_loop().create_task(self._watch_guard(), name="watch-guard")
+
+    async def ready(self) -> None:
+        """Wait until requests are served: the gateway answers and every engine is up, or has failed while another is up.
+
+        Raises StartFailed when the gateway, or every engine of some model, keeps ending before it is ready.
+        """
+        while True:
+            self._news.clear()
+            for keepers in self._indispensable():
+                if all(not keeper.ever_ready and keeper.failures >= GIVE_UP_STARTS for keeper in keepers):
+                    raise _start_failed(keepers[0])
+            if self._settled():
+                return
+            await self._news.wait()
+
+    def _indispensable(self) -> Iterable[list[Keeper]]:
+        """Groups of processes of which one at least must run."""
+        if self.gateway is not None:
+            yield [self.gateway]
+        for model in self.plan.models:
+            yield [unit.keeper for unit in self.units if unit.plan.model.key == model.key and unit.keeper]
+
+    def _settled(self) -> bool:
+        engines = [unit.keeper for unit in self.units if unit.keeper]
+        tried = all(keeper.ever_ready or keeper.failures for keeper in engines)
+        served = all(any(keeper.phase is Phase.READY for keeper in group) for group in self._indispensable())
+        return tried and served
+
+    def _keep_engine(self, unit: EngineUnit) -> None:
+        unit.keeper = self._keep(unit.name, unit.command, lambda child: _engine_ready(unit, child))
+
+    def _keep(self, name: str, command: Callable[[], Command], ready: Callable[[Child], Awaitable[None]]) -> Keeper:
+        log = self.plan.logs / f"{name.replace('/', '.')}.log" if self.plan.logs else None
+        keeper = Keeper(name, command, ready, guard=self._guard, clock=self._clock, changed=self._changed, log=log)
+        keeper.start()
+        return keeper
+
+    async def _gateway_ready(self, child: Child) -> None:
+        await until(lambda: _answers(f"{self.plan.manage_url}/readyz"))
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    def _changed(self, keeper: Keeper) -> None:
+        self._write_fleet()
+        if keeper.phase is Phase.WAITING and not self._stopping:
+            when = duration(keeper.pause_seconds)
+            self._told(f"{keeper.name} ended ({exit_words(keeper.last_exit)}); again in {when}{_last_words(keeper)}")
+        elif keeper.phase is Phase.READY:
+            self._told(f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else ""))
+        self._news.set()
+
+    def fleet(self) -> Fleet:
+        """The fleet as it is now."""
+        by_model: dict[str, list[Instance]] = {model.key: [] for model in self.plan.models}
+        for unit in self.units:
+            by_model[unit.plan.model.key].extend(unit.instances())
+        return Fleet(
+            models={model.key: model for model in self.plan.models},
+            instances={key: tuple(sorted(found, key=lambda one: one.id)) for key, found in by_model.items()},
+        )
+
+    def _write_fleet(self) -> None:
+        fleet = self.fleet()
+        if fleet != self._last_fleet:
+            with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
+                write_atomic(self.plan.fleet_file, fleet)
+            self._last_fleet = fleet
+
+    async def _watch_guard(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            if self._guard.replace_if_dead():
+                self._told("the guard process ended; another one watches now")
+
+    # --- scale and drain ---------------------------------------------------------------------------------------------
+
+    async def scale(self, key: str, pool: str, replicas: int) -> None:
+        """Bring one pool to ``replicas`` engines; shrinking waits until the last request there is finished."""
+        units = sorted(self._units(key, pool), key=lambda unit: unit.first)
+        plan = next((plan for plan in self.plan.pools if plan.key == (key, pool)), None)
+        if plan is None:
+            raise BadInput(f"no pool {pool!r} of {key}", field="pool")
+        if plan.engines_per_process > 1:
+            raise BadInput(
+                "engines that share a process are not scaled", field="replicas", hint="start without grouping"
+            )
+        taken = {unit.first for unit in units}
+        fresh = [n for n in range(max(replicas, 0) + len(units)) if n not in taken][: max(0, replicas - len(units))]
+        for number, ports in zip(fresh, free_ports([1] * len(fresh)), strict=True):
+            unit = EngineUnit(plan, number, ports)
+            self.units.append(unit)
+            self._keep_engine(unit)
+        leaving = units[max(replicas, 0) :]
+        await asyncio.gather(*(self.drain(unit) for unit in leaving))
+
+    def _units(self, key: str, pool: str) -> list[EngineUnit]:
+        return [unit for unit in self.units if unit.plan.key == (key, pool) and not unit.draining]
+
+    async def drain(self, unit: EngineUnit) -> None:
+        """Take one engine process out of service without losing a request, then end it."""
+        keeper = unit.keeper
+        assert keeper is not None
+        ids = [one.id for one in unit.instances()]
+        unit.draining = True
+        keeper.retire()
+        self._write_fleet()
+        self._told(f"{unit.name} drains")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SEEN_SECONDS):
+                await until(lambda: self._all_know(ids))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_seconds):
+                await until(lambda: self._all_idle(ids))
+        await keeper.stop(ENGINE_STOP_SECONDS)
+        self.units.remove(unit)
+        self._write_fleet()
+        self._told(f"{unit.name} has left")
+
+    async def _all_know(self, ids: Sequence[str]) -> bool:
+        if self.gateway is None or self.gateway.phase is not Phase.READY:
+            return True  # nobody routes; whoever comes next reads the file as it is now
+        return all([await self._routes.knows_draining(one) for one in ids])
+
+    async def _all_idle(self, ids: Sequence[str]) -> bool:
+        return not any([await self._routes.in_flight(one) for one in ids])
+
+    # --- stop --------------------------------------------------------------------------------------------------------
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Gateway first (it finishes what is in flight, for a few seconds), then engines, then Redis; ``hurry`` ends waiting."""
+        self._stopping = True
+        if self._watch is not None:
+            self._watch.cancel()
+        stopping = asyncio.ensure_future(self._stop_in_order())
+        hurried = asyncio.ensure_future(hurry.wait())
+        waits: set[asyncio.Future[object]] = {stopping, hurried}  # type: ignore[arg-type]  # Future is invariant
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not stopping.done():
+            for keeper in self.keepers():
+                keeper.kill()
+        await stopping
+
+    async def _stop_in_order(self) -> None:
+        engines = [unit.keeper for unit in self.units if unit.keeper]
+        for keeper in (*engines, *([self.redis] if self.redis else [])):
+            keeper.retire()
+        if self.gateway is not None:
+            await self.gateway.stop(FINISH_SECONDS)
+        await asyncio.gather(*(keeper.stop(ENGINE_STOP_SECONDS) for keeper in engines))
+        if self.redis is not None:
+            await self.redis.stop(REDIS_STOP_SECONDS)
+
+    def keepers(self) -> list[Keeper]:
+        """Every kept process: gateway, Redis, engines."""
+        engines = [unit.keeper for unit in self.units]
+        return [keeper for keeper in (self.gateway, self.redis, *engines) if keeper is not None]
+
+
+async def _answers(url: str) -> bool:
+    return await http_status(url) is not None
+
+
+async def _healthy(url: str) -> bool:
+    return await http_status(f"{url}/health") == 200
+
+
+async def _engine_ready(unit: EngineUnit, child: Child) -> None:
+    if unit.plan.says_ready:
+        await child.said_ready(len(unit.ports))
+    else:
+        await until(lambda: _all_healthy(unit.urls()), 0.25)
+
+
+async def _all_healthy(urls: Sequence[str]) -> bool:
+    return all([await _healthy(url) for url in urls])
+
+
+def _fresh(server: RedisServer) -> Command:
+    """A socket that a killed server left behind is removed, so that nobody waits at it."""
+    if server.socket_path:
+        Path(server.socket_path).unlink(missing_ok=True)
+    return Command(server.command)
+
+
+async def _redis_ready(server: RedisServer) -> None:
+    await until(lambda: redis_pong(server.socket_path, server.port))
+
+
+def exit_words(code: int | None) -> str:
+    """An exit code for people: ``exit code 1``, ``SIGKILL``."""
+    import signal
+
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _last_words(keeper: Keeper) -> str:
+    lines = keeper.child.last_lines if keeper.child and not keeper.ever_ready else ()
+    return "".join(f"\n    {line}" for line in list(lines)[-3:])
+
+
+def _start_failed(keeper: Keeper) -> StartFailed:
+    lines = list(keeper.child.last_lines)[-12:] if keeper.child else []
+    said = "".join(f"\n    {line}" for line in lines) or " it said nothing"
+    return StartFailed(f"{keeper.name} does not start: {exit_words(keeper.last_exit)}; its last words:{said}")
+
+
+def environment_for_children() -> Mapping[str, str | None]:
+    """Lines arrive as they are printed, and colours stay out of pipes."""
+    return {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": None}
