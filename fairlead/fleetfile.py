@@ -21,14 +21,13 @@ from fairlead.api.base import Objectives, Profile, Routing, Strict, wrong
 from fairlead.clock import Clock
 from fairlead.documents import Node, decode, documents, dotted, shown
 from fairlead.endpoints import engine_url
+from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput, FairleadError, ManifestError, Problem, Unavailable
 from fairlead.findings import findings
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
 from fairlead.limits import Limits
 from fairlead.names import DNS_LABEL, model_name
 from fairlead.profile import EngineProfile, presets
-
-ENGINES = ("vllm", "sim")
 
 
 def _checked_name(text: str) -> str:
@@ -51,8 +50,9 @@ def _checked_id(text: str) -> str:
 
 
 def _checked_engine(text: str) -> str:
-    if text not in ENGINES:
-        raise wrong(f"must be one of {', '.join(ENGINES)}, not {shown(text)}", "write the kind of the engine")
+    known = engine_kinds()
+    if text not in known:
+        raise wrong(f"must be one of {', '.join(known)}, not {shown(text)}", "write the kind of the engine")
     return text
 
 

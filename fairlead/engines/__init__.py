@@ -1,1 +1,25 @@
-"""Engine adapters: everything that differs between engine kinds, one file a kind."""
+"""Engine adapters: one file per kind of engine, found by name. Adding an engine is one file and its recorded metrics as tests."""
+
+from fairlead.engines.base import EngineAdapter, Launch, Replica
+from fairlead.engines.sim import SimulatedEngine
+from fairlead.engines.vllm import Vllm
+from fairlead.errors import BadInput
+
+__all__ = ["EngineAdapter", "Launch", "Replica", "adapter", "engine_kinds"]
+
+
+def _adapters() -> dict[str, EngineAdapter]:
+    return {found.kind: found for found in (Vllm(), SimulatedEngine())}
+
+
+def engine_kinds() -> tuple[str, ...]:
+    """The kinds that have an adapter."""
+    return tuple(_adapters())
+
+
+def adapter(kind: str) -> EngineAdapter:
+    """The adapter of one kind. Raises BadInput naming the known ones."""
+    known = _adapters()
+    if kind not in known:
+        raise BadInput(f"no engine is called {kind!r}", field="engine.kind", hint=f"known: {', '.join(known)}")
+    return known[kind]

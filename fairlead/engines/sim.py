@@ -1,0 +1,68 @@
+"""The simulated engine: a real HTTP server that behaves like vLLM and takes its time from a profile. Needs no accelerator."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from fairlead.engines.base import Launch, Replica
+from fairlead.engines.vllm import Vllm
+from fairlead.errors import BadInput
+from fairlead.profile import EngineProfile, presets
+from fairlead.signals import EngineSignals
+
+_SHARED_WITH_VLLM = frozenset({"--max-model-len", "--max-num-queued-reqs", "--scheduling-policy"})
+"""vLLM's switches that change what is simulated; all others concern the real engine alone."""
+
+
+class SimulatedEngine:
+    """One process hosts as many engines as it is given ports."""
+
+    kind = "sim"
+    health_path = "/health"
+    metrics_path = "/metrics"
+
+    def launch(self, replica: Replica, ports: Sequence[int]) -> Launch:
+        """The simulator's command line; the ports must follow one another, since it is told the first and a count."""
+        if list(ports) != list(range(ports[0], ports[0] + len(ports))):
+            raise BadInput("the engines of one process need neighbouring ports", field="ports")
+        command = [sys.executable, "-m", "fairlead_sim", "engine", "--listen", f"127.0.0.1:{ports[0]}"]
+        if len(ports) > 1:
+            command += ["--count", str(len(ports))]
+        command += ["--model", replica.source, "--served-model-name", replica.name]
+        command += ["--profile", profile_argument(replica.profile), "--speed", f"{replica.speed:g}"]
+        command += ["--seed", str(replica.seed)]
+        if replica.kind == self.kind:
+            return Launch((*command, *replica.args), dict(replica.env), says_ready=True)
+        taken, ignored = split_args(replica.args)
+        return Launch((*command, *taken), dict(replica.env), says_ready=True, ignored=ignored)
+
+    def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+        """Its metrics carry vLLM's names."""
+        return Vllm().signals(metrics, rank)
+
+
+def profile_argument(profile: EngineProfile) -> str:
+    """A preset's name, or the coefficients as JSON."""
+    return profile.name if presets().get(profile.name) == profile else json.dumps(asdict(profile))
+
+
+def split_args(args: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """vLLM's arguments → (those that the simulator takes, the others); a switch keeps its value."""
+    taken: list[str] = []
+    ignored: list[str] = []
+    for group in _groups(args):
+        (taken if group[0].partition("=")[0] in _SHARED_WITH_VLLM else ignored).extend(group)
+    return tuple(taken), tuple(ignored)
+
+
+def _groups(args: Sequence[str]) -> Iterator[list[str]]:
+    """Every switch with the values that follow it."""
+    group: list[str] = []
+    for argument in args:
+        if argument.startswith("--") and group:
+            yield group
+            group = []
+        group.append(argument)
+    if group:
+        yield group
