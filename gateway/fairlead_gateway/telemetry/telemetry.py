@@ -183,6 +183,7 @@ def _tokens(ints: list[int], outcome: Outcome) -> int:
             ints[at.CACHE_KNOWN_PROMPT_TOKENS] += prompt
             if predicted is not None:
                 ints[at.PREDICTED_TOKENS] += predicted
+                ints[at.PREDICTION_KNOWN_PROMPT_TOKENS] += prompt
                 ints[at.PREDICTION_ERROR_TOKENS] += abs(predicted - cached)
     if outcome.output_tokens is not None:
         ints[at.OUTPUT_TOKENS] += outcome.output_tokens

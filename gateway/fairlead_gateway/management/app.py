@@ -1,0 +1,136 @@
+"""The management app: a handful of GET routes over the view, described by OpenAPI at ``/openapi.json``.
+
+It runs on the gateway's own event loop, so answers about many models give the loop back between two models.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+import fairlead
+from fairlead.names import nearest
+from fairlead_gateway.management import models
+from fairlead_gateway.management.guard import Guard
+from fairlead_gateway.management.page import load_page
+from fairlead_gateway.management.shapes import decision_json, fleet_json
+from fairlead_gateway.management.stats import model_stats, unknown_model_requests
+from fairlead_gateway.management.view import View
+from fairlead_gateway.telemetry.exposition import CONTENT_TYPE
+
+_ERRORS: dict[int | str, dict[str, Any]] = {404: {"model": models.Error}, 400: {"model": models.Error}}
+
+
+def management_app(view: View, *, hosts: Iterable[str] = (), token: str | None = None) -> FastAPI:
+    """The ASGI app; ``hosts`` are DNS names it is reached under, ``token`` (if any) guards ``/api``."""
+    app = FastAPI(
+        title="Fairlead gateway: management",
+        description='What one gateway sees and does. Reading only; null is "not known", never zero.',
+        version=fairlead.__version__,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, hosts=tuple(hosts), token=token)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _bad_parameter)
+    _health(app, view)
+    _api(app, view)
+    return app
+
+
+def _health(app: FastAPI, view: View) -> None:
+    page, policy = load_page()
+
+    @app.get("/", include_in_schema=False)
+    async def status_page() -> Response:
+        return HTMLResponse(page, headers={"content-security-policy": policy})
+
+    @app.get("/readyz", summary="Is this gateway answering requests?", responses={503: {"model": models.Ready}})
+    async def readyz(response: Response) -> models.Ready:
+        ready, notes = view.ready()
+        response.status_code = 200 if ready else 503
+        return models.Ready(ready=ready, notes=notes)
+
+    @app.get("/metrics", summary="Prometheus text", response_class=Response)
+    async def metrics() -> Response:
+        pieces: list[bytes] = []
+        for piece in view.telemetry.render_parts(view.fleet(), view.loads(), view.clock.now()):
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        return Response(b"".join(pieces), headers={"content-type": CONTENT_TYPE})
+
+
+def _api(app: FastAPI, view: View) -> None:
+    @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
+    async def fleet() -> models.Fleet:
+        return fleet_json(view.fleet(), view.loads(), view.clock.now())
+
+    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
+    async def stats(
+        model: Annotated[str | None, Query(description="Only this model (namespace/name, or a unique name).")] = None,
+    ) -> models.Stats:
+        snapshot, loads, now = view.fleet(), view.loads(), view.clock.now()
+        keys = list(snapshot.models) if model is None else [_key(view, model)]
+        found: dict[str, models.ModelStats] = {}
+        for key in keys:
+            found[key] = model_stats(key, view.telemetry, snapshot, loads, now)
+            await asyncio.sleep(0)
+        ready, notes = view.ready()
+        return models.Stats(
+            version=fairlead.__version__,
+            wall=view.clock.wall(),
+            uptime_seconds=now - view.telemetry.started,
+            ready=ready,
+            notes=notes,
+            loop_lag_p99_seconds=view.lag.quantile(0.99),
+            unknown_model_requests=unknown_model_requests(view.telemetry, now),
+            models=found,
+        )
+
+    @app.get("/api/decisions", summary="The last decisions, newest first", responses=_ERRORS)
+    async def decisions(
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+        model: Annotated[str | None, Query(description="Only this model.")] = None,
+    ) -> models.Decisions:
+        key = None if model is None else _key(view, model)
+        return models.Decisions(decisions=[decision_json(logged) for logged in view.decisions.last(limit, key)])
+
+    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_ERRORS)
+    async def decision(request_id: str) -> models.Decision:
+        logged = view.decisions.get(request_id)
+        if logged is None:
+            raise HTTPException(404, f"request {request_id!r} is not in the log, which keeps the last few thousand")
+        return decision_json(logged)
+
+
+def _key(view: View, name: str) -> str:
+    snapshot = view.fleet()
+    key = snapshot.resolve(name)
+    if key is None:
+        near = nearest(name, [*snapshot.models, *(item.name for item in snapshot.models.values())])
+        raise HTTPException(404, f"no model {name!r}" + (f"; near ones: {', '.join(near)}" if near else ""))
+    return key
+
+
+def _error(status: int, message: str, *, param: str | None = None) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = models.Error(error=models.ErrorBody(message=message, type=kind, param=param))
+    return JSONResponse(body.model_dump(), status_code=status)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return _error(error.status_code, str(error.detail))
+
+
+async def _bad_parameter(_: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return _error(400, f"{name}: {first['msg']}", param=name)

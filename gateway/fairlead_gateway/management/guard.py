@@ -1,0 +1,122 @@
+"""Who may ask the management port: browsers of other sites may not, and nobody may change anything.
+
+A page of another site can make a browser send requests here, and by DNS rebinding (its own name resolved to our address)
+even read the answers. So the Host must be an address, a name without a dot, or a name that no public DNS serves, unless it
+is listed; a foreign Origin is refused; there are no CORS headers; and only GET is answered. With a token set, everything but
+readiness, metrics and the (empty) page asks for it.
+"""
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
+_OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+)
+
+
+class Guard:
+    """An ASGI wrapper; ``hosts`` are further names under which this port is reached."""
+
+    def __init__(self, app: App, *, hosts: Iterable[str] = (), token: str | None = None) -> None:
+        self._app = app
+        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._token = token.encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse and say why."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refuse(scope)
+        if refusal is None:
+            await self._app(scope, receive, _with_headers(send))
+        else:
+            await _answer(_with_headers(send), *refusal)
+
+    def _refuse(self, scope: Scope) -> tuple[int, str, str] | None:
+        headers = scope["headers"]
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or not self.knows(hosts[0]):
+            return 403, "this host name is not served here", "use the address, or list the name as a management host"
+        if scope["method"] != "GET":
+            return 405, f"{scope['method']} is not possible here", "the management port only answers GET"
+        sent = {name: value for name, value in headers if name in _READ}
+        origin = sent.get(b"origin")
+        if origin is not None and origin.decode("latin-1").partition("://")[2] != hosts[0]:
+            return 403, "requests from other origins are refused", "open the status page itself"
+        if sent.get(b"sec-fetch-site") == b"cross-site" and sent.get(b"sec-fetch-mode") != b"navigate":
+            return 403, "requests from other sites are refused", "open the status page itself"
+        if self._token is not None and scope["path"] not in _OPEN_PATHS:
+            scheme, _, given = sent.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
+                return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
+        return None
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header names this gateway in a way that no foreign page can arrange."""
+        name = _name(host)
+        if name is None:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return "." not in name or name.endswith(_PRIVATE_SUFFIXES) or name in self._hosts
+        return True
+
+
+_READ: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"authorization"})
+
+
+def _name(host: str) -> str | None:
+    """The host without port and brackets, lower case; None when it cannot be one."""
+    text = host.strip().lower()
+    if text.startswith("["):
+        name, bracket, port = text[1:].partition("]")
+        port = port.removeprefix(":") if bracket else "?"
+    else:
+        name, _, port = text.partition(":")
+    if not name or (port and not port.isdecimal()):
+        return None
+    return name.rstrip(".")
+
+
+def _with_headers(send: Send) -> Send:
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name for name, _ in message.get("headers", ())}
+            message["headers"] = [
+                *message.get("headers", ()),
+                *(item for item in _HEADERS if item[0] not in present),
+            ]
+        await send(message)
+
+    return wrapped
+
+
+async def _answer(send: Send, status: int, message: str, hint: str) -> None:
+    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "hint": hint}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 405:
+        headers.append((b"allow", b"GET"))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

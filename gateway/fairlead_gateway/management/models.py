@@ -1,0 +1,221 @@
+"""The JSON of the management API as types; OpenAPI is generated from them. Null is "not known" and never zero."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ready(_Model):
+    """Whether this gateway answers requests."""
+
+    ready: bool
+    notes: list[str] = Field(description="What is wrong or degraded, in words; may be non-empty while ready.")
+
+
+class Objectives(_Model):
+    """What a request of the model should see."""
+
+    target: float = Field(description="Share of requests that should meet the objectives, 0 to 1.")
+    ttft_seconds: float | None
+    ttft_per_kilo_token_seconds: float
+    itl_seconds: float | None
+
+
+class Signals(_Model):
+    """What the engine said of itself."""
+
+    age_seconds: float | None
+    running: float | None
+    waiting: float | None
+    kv_usage: float | None = Field(description="Share of KV blocks that running requests hold, 0 to 1.")
+    prefix_hit_share: float | None = Field(
+        description="Prefix-cache hits per token looked up since the engine started."
+    )
+    preemptions_total: float | None
+    sleeping: bool | None
+
+
+class Instance(_Model):
+    """One engine endpoint: its state, this gateway's own work on it, and the engine's signals."""
+
+    id: str
+    pool: str
+    url: str
+    engine: str
+    role: str
+    state: str
+    weight: float
+    adapters: list[str]
+    in_flight: int | None
+    waiting: int | None = Field(description="Requests sent there that have no first token yet.")
+    backlog_seconds: float | None = Field(description="Engine time of the work already sent there.")
+    in_flight_tokens: float | None
+    signals: Signals | None
+
+
+class Model(_Model):
+    """One model with its instances."""
+
+    key: str = Field(description="namespace/name")
+    namespace: str
+    name: str
+    preset: str
+    objectives: Objectives
+    instances: list[Instance]
+
+
+class Fleet(_Model):
+    """The snapshot that requests are routed over."""
+
+    version: int
+    membership_epoch: int
+    models: list[Model]
+
+
+class Quantiles(_Model):
+    """Seconds; null without an observation. Read from a histogram: within about 10 %."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    mean: float | None
+
+
+class Slice(_Model):
+    """What happened in some stretch of time."""
+
+    seconds: float
+    requests: int = Field(description="Requests that ended, the gateway's own refusals included.")
+    requests_per_second: float
+    errors: int
+    aborts: int
+    rejected: int
+    retries: int
+    ttft_seconds: Quantiles
+    itl_seconds: Quantiles
+    within_objective: float | None = Field(description="Share of judged requests that met all objectives.")
+    cached_token_share: float | None = Field(description="Of prompt tokens whose caching the engines reported.")
+    predicted_cached_token_share: float | None = Field(description="What the router expected of the same tokens.")
+    share_on_homes: float | None
+    prompt_tokens: int
+    output_tokens: int
+    load_cov: float | None = Field(
+        description="Standard deviation over mean of prompt tokens computed per instance; 0 is an even load."
+    )
+
+
+class InstanceStats(_Model):
+    """One instance's part in the last minute."""
+
+    requests: int
+    errors: int
+    ttft_mean_seconds: float | None
+    itl_mean_seconds: float | None
+    computed_tokens: int
+    output_tokens: int
+    share_of_work: float | None = Field(description="Its share of the model's computed prompt and generated tokens.")
+
+
+class ModelStats(_Model):
+    """One model: now, the last minute, and since the gateway started."""
+
+    in_flight: int
+    queue: int = Field(description="Requests in flight without a first token.")
+    window: Slice
+    totals: Slice
+    decisions: dict[str, int] = Field(description="Choices by rule since the start.")
+    instances: dict[str, InstanceStats]
+
+
+class Stats(_Model):
+    """The gateway in numbers."""
+
+    version: str
+    wall: float = Field(description="Unix seconds of this answer.")
+    uptime_seconds: float
+    ready: bool
+    notes: list[str]
+    loop_lag_p99_seconds: float | None
+    unknown_model_requests: int = Field(description="Requests of the last minute that named no model of the fleet.")
+    models: dict[str, ModelStats]
+
+
+class Number(_Model):
+    """An input of a decision and how old it was (null = computed just then)."""
+
+    value: float | None
+    age_seconds: float | None
+
+
+class Candidate(_Model):
+    """One instance that was looked at."""
+
+    id: str
+    chosen: bool
+    why: str = Field(description="Why it was taken or not, in words.")
+    inputs: dict[str, Number]
+
+
+class Choice(_Model):
+    """One decision: the rule, the words, everyone who was looked at."""
+
+    attempt: int
+    wall: float
+    instance: str | None
+    rule: str
+    reason: str
+    cost_seconds: float | None
+    candidates: list[Candidate]
+    inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
+
+
+class Outcome(_Model):
+    """How the request ended."""
+
+    status: int
+    error: str | None
+    client_gone: bool
+    attempts: int
+    duration_seconds: float
+    ttft_seconds: float | None
+    itl_mean_seconds: float | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    predicted_cached_tokens: int | None
+    output_tokens: int | None
+    within_objective: bool | None
+
+
+class Decision(_Model):
+    """A request's choices, oldest first, and its end (null while it runs)."""
+
+    request_id: str
+    model: str
+    wall: float
+    prompt_tokens: float = Field(description="The estimate that the choice was made with.")
+    choices: list[Choice]
+    outcome: Outcome | None
+
+
+class Decisions(_Model):
+    """Newest first."""
+
+    decisions: list[Decision]
+
+
+class ErrorBody(_Model):
+    """An error as OpenAI writes it, with what to do about it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    hint: str | None = None
+
+
+class Error(_Model):
+    """Every answer that is not 200, except that ``/readyz`` keeps its own shape with 503."""
+
+    error: ErrorBody

@@ -1,0 +1,138 @@
+"""From the gateway's values to the JSON of the API: pure functions, one for each answer."""
+
+from collections.abc import Mapping, Sequence
+
+from fairlead import decision, fleet
+from fairlead_gateway import telemetry
+from fairlead_gateway.decision_log import DecisionRecord, Logged
+from fairlead_gateway.management import models
+from fairlead_gateway.telemetry import Load
+
+
+def fleet_json(snapshot: fleet.Fleet, loads: Mapping[str, Load], now: float) -> models.Fleet:
+    """The fleet with the gateway's own ledger beside each instance."""
+    return models.Fleet(
+        version=snapshot.version,
+        membership_epoch=snapshot.membership_epoch,
+        models=[
+            models.Model(
+                key=key,
+                namespace=model.namespace,
+                name=model.name,
+                preset=model.preset,
+                objectives=models.Objectives(
+                    target=model.objectives.target,
+                    ttft_seconds=model.objectives.ttft_seconds,
+                    ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds,
+                    itl_seconds=model.objectives.itl_seconds,
+                ),
+                instances=[
+                    _instance(instance, loads.get(instance.id), now) for instance in snapshot.instances.get(key, ())
+                ],
+            )
+            for key, model in snapshot.models.items()
+        ],
+    )
+
+
+def _instance(instance: fleet.Instance, load: Load | None, now: float) -> models.Instance:
+    return models.Instance(
+        id=instance.id,
+        pool=instance.pool,
+        url=instance.url,
+        engine=instance.engine,
+        role=instance.role,
+        state=instance.state,
+        weight=instance.weight,
+        adapters=sorted(instance.adapters),
+        in_flight=None if load is None else load.inflight,
+        waiting=None if load is None else load.waiting,
+        backlog_seconds=None if load is None else load.backlog_seconds,
+        in_flight_tokens=None if load is None else load.inflight_tokens,
+        signals=_signals(instance, now),
+    )
+
+
+def _signals(instance: fleet.Instance, now: float) -> models.Signals | None:
+    said = instance.signals
+    if said is None:
+        return None
+    hits, queries = said.prefix_hits_total, said.prefix_queries_total
+    return models.Signals(
+        age_seconds=None if instance.received_at is None else max(0.0, now - instance.received_at),
+        running=said.running,
+        waiting=said.waiting,
+        kv_usage=said.kv_usage,
+        prefix_hit_share=None if hits is None or not queries else hits / queries,
+        preemptions_total=said.preemptions_total,
+        sleeping=said.sleeping,
+    )
+
+
+def decision_json(logged: Logged) -> models.Decision:
+    """One request's choices and its end."""
+    first = logged.records[0]
+    return models.Decision(
+        request_id=first.request_id,
+        model=first.model_key,
+        wall=first.wall,
+        prompt_tokens=first.prompt_tokens,
+        choices=[_choice(record) for record in logged.records],
+        outcome=None if logged.outcome is None else _outcome(logged.outcome),
+    )
+
+
+def _choice(record: DecisionRecord) -> models.Choice:
+    made = record.decision
+    ids = [] if made.chosen is None else [made.chosen]
+    ids += [item.id for item in made.rejected if item.id != made.chosen]
+    of_candidate, of_all = _split(made.inputs, ids)
+    why = {item.id: item.why for item in made.rejected}
+    if made.chosen is not None:
+        why[made.chosen] = made.reason
+    return models.Choice(
+        attempt=record.attempt,
+        wall=record.wall,
+        instance=made.chosen,
+        rule=made.rule,
+        reason=made.reason,
+        cost_seconds=made.cost_seconds,
+        candidates=[
+            models.Candidate(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item])
+            for item in ids
+        ],
+        inputs=of_all,
+    )
+
+
+def _split(
+    inputs: Mapping[str, decision.Input], ids: Sequence[str]
+) -> tuple[dict[str, dict[str, models.Number]], dict[str, models.Number]]:
+    """``"<id>/<name>"`` goes to its candidate (ids hold slashes themselves), everything else stays general."""
+    of_candidate: dict[str, dict[str, models.Number]] = {item: {} for item in ids}
+    of_all: dict[str, models.Number] = {}
+    for key, value in inputs.items():
+        number = models.Number(value=value.value, age_seconds=value.age_seconds)
+        owner, _, name = key.rpartition("/")
+        if owner in of_candidate:
+            of_candidate[owner][name] = number
+        else:
+            of_all[key] = number
+    return of_candidate, of_all
+
+
+def _outcome(ended: telemetry.Outcome) -> models.Outcome:
+    return models.Outcome(
+        status=ended.status,
+        error=ended.error,
+        client_gone=ended.client_gone,
+        attempts=ended.attempts,
+        duration_seconds=ended.duration_seconds,
+        ttft_seconds=ended.ttft_seconds,
+        itl_mean_seconds=ended.itl_mean_seconds,
+        prompt_tokens=ended.prompt_tokens,
+        cached_tokens=ended.cached_tokens,
+        predicted_cached_tokens=ended.predicted_cached_tokens,
+        output_tokens=ended.output_tokens,
+        within_objective=ended.within_objective,
+    )
