@@ -111,6 +111,7 @@ class _Composer:
         self._total = 0
 
     def run(self, text: str) -> Iterator[Node]:
+        """The documents, one by one."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for event in yaml.parse(text, Loader=loader):
             if isinstance(event, yaml.DocumentStartEvent):

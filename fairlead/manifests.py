@@ -63,25 +63,49 @@ def fleet_model(deployment: ModelDeployment) -> Model:
 def load(paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: Limits | None = None) -> Manifests:
     """Read files and folders (their ``*.yaml`` and ``*.yml``; ``-`` is stdin). Raises ManifestError."""
     limits = limits or Limits()
-    found: list[_Document] = []
-    problems: list[Problem] = []
-    for path in paths:
-        for file in expand(path):
-            try:
-                found += parse(read(file, limits=limits, stdin=stdin), file=file, limits=limits)
-            except ManifestError as error:
-                problems += error.problems
-    problems += _clashes(found)
-    accelerators = _accelerators(found)
-    problems += _unknown_accelerators(found, accelerators, complete=not problems)
-    models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
-    if not problems and not models:
+    texts, problems = texts_of(paths, limits=limits, stdin=stdin)
+    manifests, more = combine(texts, limits=limits, complete=not problems)
+    problems += more
+    if not problems and not manifests.models:
         names = ", ".join(str(path) for path in paths)
         fix = "add a document with `kind: ModelDeployment`"
         problems.append(Problem(names, 1, "(file)", "no ModelDeployment in it", fix))
     if problems:
         raise ManifestError(tuple(problems))
-    return Manifests(models, accelerators)
+    return manifests
+
+
+def texts_of(
+    paths: Sequence[str | Path], *, limits: Limits, stdin: BinaryIO | None = None
+) -> tuple[list[tuple[str, str]], list[Problem]]:
+    """(file, text) of every file that could be read, and what is wrong with the others."""
+    texts: list[tuple[str, str]] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            texts += [(file, read(file, limits=limits, stdin=stdin)) for file in expand(path)]
+        except ManifestError as error:
+            problems += error.problems
+    return texts, problems
+
+
+def combine(
+    texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True
+) -> tuple[Manifests, list[Problem]]:
+    """What is right in the given files, and every problem; ``complete`` is False when other files could not be read."""
+    found: list[_Document] = []
+    problems: list[Problem] = []
+    for file, text in texts:
+        try:
+            found += parse(text, file=file, limits=limits)
+        except ManifestError as error:
+            problems += error.problems
+    problems += _clashes(found)
+    accelerators = _accelerators(found)
+    if complete and not problems:  # a broken file may be the one that defines the accelerator
+        problems += _unknown_accelerators(found, accelerators)
+    models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
+    return Manifests(models, accelerators), problems
 
 
 def expand(path: str | Path) -> list[str]:
@@ -189,12 +213,8 @@ def _accelerators(found: Iterable[_Document]) -> dict[str, AcceleratorClass]:
     return {**builtin_accelerators(), **own}
 
 
-def _unknown_accelerators(
-    found: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass], *, complete: bool
-) -> list[Problem]:
-    """Pools that name no known accelerator; asked only when no file failed, since that one may define it."""
-    if not complete:
-        return []
+def _unknown_accelerators(found: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]) -> list[Problem]:
+    """Pools that name no known accelerator."""
     known = [*accelerators, *presets()]
     problems = []
     for document in found:

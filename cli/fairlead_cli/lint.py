@@ -1,0 +1,89 @@
+"""``fairlead lint -f FILE``: checks manifests and fleet files without a cluster; every finding has line, field and fix.
+
+Files are told apart by what they hold: a mapping with ``models`` and without ``kind`` is a fleet file. All manifests of one call
+are checked together, so that a pool may name an AcceleratorClass of another file.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fairlead import fleetfile, manifests
+from fairlead.documents import documents
+from fairlead.errors import BadInput, ManifestError, Problem
+from fairlead.limits import Limits
+
+MOST_SHOWN = 50
+"""Findings printed; what lies behind is counted. Nobody reads more before the first ones are mended."""
+
+
+def lint(
+    *, file: Annotated[list[str], Parameter(name=["--file", "-f"], negative=[], allow_leading_hyphen=True)]
+) -> int:
+    """Check manifests and fleet files without a cluster.
+
+    Parameters
+    ----------
+    file
+        A file, a folder of YAML files, or - for standard input. May be given more than once.
+
+    Exit code 0: nothing found; 1: problems, each with line, field and fix; 2: wrong usage.
+    """
+    for path in file:
+        if path != manifests.STDIN and not Path(path).exists():
+            raise BadInput(f"no such file: {path}", field="--file")
+    problems, counts = check(file)
+    for problem in problems[:MOST_SHOWN]:
+        print(problem)
+    if len(problems) > MOST_SHOWN:
+        print(f"… and {len(problems) - MOST_SHOWN:,} more")
+    if problems:
+        files = len({problem.file for problem in problems})
+        print(f"\n{_count(len(problems), 'problem')} in {_count(files, 'file')}", file=sys.stderr)
+        return 1
+    for line in counts:
+        print(line)
+    return 0
+
+
+def check(paths: Iterable[str]) -> tuple[list[Problem], list[str]]:
+    """Every problem in the order of the files; and, of files that are right, a line on what they hold."""
+    limits = Limits()
+    texts, problems = manifests.texts_of(list(paths), limits=limits)
+    objects: list[tuple[str, str]] = []
+    counts: list[str] = []
+    for name, text in texts:
+        if not _is_fleet(name, text, limits):
+            objects.append((name, text))
+            continue
+        try:
+            fleet = fleetfile.parse(text, file=name, limits=limits)
+        except ManifestError as error:
+            problems += error.problems
+            continue
+        instances = sum(len(members) for members in fleet.instances.values())
+        counts.append(f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}")
+    found, more = manifests.combine(objects, limits=limits, complete=not problems)
+    if objects:
+        names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")
+        counts.append(f"{names}: ok, {_count(len(found.models), 'ModelDeployment')}")
+    order = {name: position for position, (name, _) in enumerate(texts)}
+    return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), counts
+
+
+def _is_fleet(name: str, text: str, limits: Limits) -> bool:
+    """A file that is no YAML at all is left to the manifest reader, which says what is wrong."""
+    try:
+        nodes = documents(text, file=name, limits=limits)
+    except ManifestError:
+        return False
+    return (
+        bool(nodes) and isinstance(nodes[0].value, dict) and "models" in nodes[0].value and "kind" not in nodes[0].value
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -1,0 +1,137 @@
+"""API types → CustomResourceDefinitions with structural schemas.
+
+The API server takes a smaller language than JSON Schema: every value has one type, nothing is referenced, nullable unions do not
+exist, exclusive bounds are flags. What pydantic says in a larger language is said here in the smaller one; what cannot be (unions,
+recursion) is an error when generating, not at ``kubectl apply``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from fairlead.api.kinds import Kind
+from fairlead.api.v1alpha1 import GROUP, VERSION
+
+Schema = dict[str, Any]
+
+_KEPT = (
+    "description",
+    "type",
+    "format",
+    "enum",
+    "pattern",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "required",
+)
+_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+
+
+def definition(kind: Kind) -> Schema:
+    """The CustomResourceDefinition of one kind."""
+    columns = [{"name": column.name, "type": column.type, "jsonPath": column.path} for column in kind.columns]
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "additionalPrinterColumns": columns,
+        "schema": {"openAPIV3Schema": _object_schema(kind)},
+    }
+    names = {
+        "kind": kind.name,
+        "listKind": f"{kind.name}List",
+        "plural": kind.plural,
+        "singular": kind.name.lower(),
+        "shortNames": [kind.short],
+        "categories": ["fairlead"],
+    }
+    scope = "Namespaced" if kind.namespaced else "Cluster"
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.plural}.{GROUP}", "labels": {"app.kubernetes.io/part-of": "fairlead"}},
+        "spec": {"group": GROUP, "names": names, "scope": scope, "versions": [version]},
+    }
+
+
+def _object_schema(kind: Kind) -> Schema:
+    """The schema of a whole object: the server knows apiVersion, kind and metadata itself."""
+    spec = structural(kind.model)["properties"]["spec"]
+    return {
+        "type": "object",
+        "description": kind.says,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+        },
+    }
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The structural schema of a type. Raises TypeError for what has none."""
+    root = model.model_json_schema(by_alias=True)
+    return _Translator(root.get("$defs", {})).translate(root, model.__name__, ())
+
+
+class _Translator:
+    """Holds the definitions that references point to."""
+
+    def __init__(self, definitions: Mapping[str, Schema]) -> None:
+        self._definitions = definitions
+
+    def translate(self, schema: Schema, path: str, inside: tuple[str, ...]) -> Schema:
+        """One schema, whole. ``inside`` are the definitions being expanded: meeting one again is recursion."""
+        schema = _without_null(schema, path)
+        if "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
+            if name in inside:
+                raise TypeError(f"{path}: the type {name} contains itself")
+            siblings = {key: value for key, value in schema.items() if key != "$ref"}
+            return self.translate({**self._definitions[name], **siblings}, path, (*inside, name))
+        result = _kept(schema)
+        if "properties" in schema:
+            fields = schema["properties"]
+            result["properties"] = {name: self.translate(fields[name], f"{path}.{name}", inside) for name in fields}
+        elif isinstance(schema.get("additionalProperties"), dict):
+            result["additionalProperties"] = self.translate(schema["additionalProperties"], f"{path}.*", inside)
+        if "items" in schema:
+            result["items"] = self.translate(schema["items"], f"{path}[]", inside)
+        if "type" not in result:
+            result = {**result, "x-kubernetes-preserve-unknown-fields": True}
+        return result
+
+
+def _without_null(schema: Schema, path: str) -> Schema:
+    """An optional field is one that may be left out; null is not a value of its own."""
+    if "anyOf" not in schema:
+        return schema
+    choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
+    if len(choices) != 1:
+        raise TypeError(f"{path}: a union of {len(choices)} types has no structural schema")
+    return {**choices[0], **{key: value for key, value in schema.items() if key != "anyOf"}}
+
+
+def _kept(schema: Schema) -> Schema:
+    """The keywords that both languages share, and those that only differ in spelling."""
+    result = {key: schema[key] for key in _KEPT if key in schema}
+    if "description" in result:
+        result["description"] = " ".join(result["description"].split())
+    if "const" in schema:
+        result["enum"] = [schema["const"]]
+    for exclusive, bound in _EXCLUSIVE.items():
+        if exclusive in schema:
+            result[bound] = schema[exclusive]
+            result[exclusive] = True
+    if schema.get("default") is not None:
+        # An object's default is empty, so that the defaults of its fields are written down once, in the fields.
+        result["default"] = {} if isinstance(schema["default"], dict) else schema["default"]
+    result.update({key: value for key, value in schema.items() if key.startswith("x-kubernetes-")})
+    return result

@@ -1,0 +1,118 @@
+"""Settings: what a process reads from its environment, as one typed value per process.
+
+A variable is ``FAIRLEAD_`` and the field's name in capitals. Each field says what it means, whether it may change while the process
+runs (``reloadable``) and whether it must never be shown (``secret``). docs/reference/settings.md is generated from here. What belongs
+to one start rather than to an installation (ports, files) is a flag, not a setting.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar, cast
+
+from fairlead.errors import SettingsError
+from fairlead.names import nearest
+
+PREFIX = "FAIRLEAD_"
+TOOL_VARIABLES = frozenset({"FAIRLEAD_CACHE", "FAIRLEAD_EXAMPLES"})
+"""Read by the Makefile and the tests, not by a process of Fairlead."""
+
+
+def _setting(says: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
+    return field(default=default, metadata={"says": says, "secret": secret, "reloadable": reloadable})
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GatewaySettings:
+    """Of ``fairlead-gateway``."""
+
+    hash_secret: str | None = _setting(
+        "keys the hashes of prompt prefixes; gateways that share a fleet need the same one. Without it each start "
+        "draws its own",
+        secret=True,
+    )
+    key_pepper: str | None = _setting("the HMAC key under which `--keys` holds digests of API keys", secret=True)
+    manage_token: str | None = _setting(
+        "bearer token of the management API; without it, only loopback is answered", secret=True
+    )
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CliSettings:
+    """Of ``fairlead``."""
+
+    manage_token: str | None = _setting("bearer token for the gateway's management API", secret=True)
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the reference."""
+
+    variable: str
+    process: str
+    says: str
+    default: str | None
+    secret: bool
+    reloadable: bool
+
+
+def processes() -> dict[str, type]:
+    """Process → the type of its settings."""
+    return {"fairlead-gateway": GatewaySettings, "fairlead": CliSettings}
+
+
+def settings_table() -> list[Setting]:
+    """Every setting of every process, in the order of the reference."""
+    return [_row(process, item) for process, settings in processes().items() for item in fields(settings)]
+
+
+def _row(process: str, item: "Field[Any]") -> Setting:
+    default = None if item.default is MISSING else item.default
+    meta = item.metadata
+    return Setting(variable(item.name), process, meta["says"], default, meta["secret"], meta["reloadable"])
+
+
+def variable(name: str) -> str:
+    """``manage_token`` → ``FAIRLEAD_MANAGE_TOKEN``."""
+    return PREFIX + name.upper()
+
+
+_Settings = TypeVar("_Settings")
+
+
+def read(kind: type[_Settings], environ: Mapping[str, str]) -> _Settings:
+    """The settings of one process. An empty variable counts as unset. Raises SettingsError for undecodable text."""
+    values: dict[str, str] = {}
+    for item in fields(cast(Any, kind)):
+        text = environ.get(variable(item.name), "")
+        if any(0xDC80 <= ord(char) <= 0xDCFF or ord(char) < 0x20 for char in text):
+            message = f"{variable(item.name)} holds a control character or bytes that are not UTF-8"
+            raise SettingsError(message, field=variable(item.name), hint="set it to plain text")
+        if text:
+            values[item.name] = text
+    return kind(**values)
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """One line for each variable with our prefix that nothing reads, naming the nearest known one."""
+    known = {row.variable for row in settings_table()} | TOOL_VARIABLES
+    lines = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = nearest(name, known, count=1)
+            lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+    return lines
+
+
+def masked(settings: Any) -> str:
+    """A representation for logs: secrets show only whether they are set."""
+    parts = []
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        parts.append(f"{item.name}={'***' if value and item.metadata['secret'] else repr(value)}")
+    return f"{type(settings).__name__}({', '.join(parts)})"

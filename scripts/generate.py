@@ -1,0 +1,62 @@
+"""Writes what follows from the code: CRDs from the API types, reference pages from API types, limits and settings.
+
+``python scripts/generate.py`` writes the files, ``--check`` only compares and exits 1 naming those that are out of date.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from reference import api_page, limits_page, settings_page
+
+from fairlead.api.crd import definition
+from fairlead.api.kinds import kinds
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def outputs() -> dict[str, str]:
+    """Path below the root → what it should hold."""
+    pages = {
+        "docs/reference/api.md": api_page(),
+        "docs/reference/limits.md": limits_page(),
+        "docs/reference/settings.md": settings_page(),
+    }
+    for kind in kinds():
+        text = yaml.safe_dump(definition(kind), sort_keys=False, width=116, allow_unicode=True)
+        pages[f"crds/{kind.plural}.yaml"] = f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
+    return pages
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when all is up to date or was written, 1 when ``--check`` found a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    check = parser.parse_args(arguments).check
+    wanted = outputs()
+    crds = {str(path.relative_to(ROOT)) for path in (ROOT / "crds").glob("*.yaml")}
+    stale = sorted(crds - set(wanted))
+    stale += [name for name, text in wanted.items() if not _holds(ROOT / name, text)]
+    if check:
+        for name in stale:
+            print(f"out of date: {name} (run `make generate`)", file=sys.stderr)
+        return 1 if stale else 0
+    for name in stale:
+        path = ROOT / name
+        if name not in wanted:
+            path.unlink()
+            print(f"removed {name}")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[name], encoding="utf-8")
+        print(f"wrote {name}")
+    return 0
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
