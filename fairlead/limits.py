@@ -59,6 +59,15 @@ class Limits:
     metric_instances: int = _limit(4_096, "instances of one model with metrics of their own; then the oldest goes")
     metric_label_values: int = _limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
     metric_gone_seconds: float = _limit(300.0, "an instance's counters stay this long after it left the fleet")
+    body_seconds: float = _limit(300.0, "from the end of a request's head to the end of its body; answered 408")
+    json_containers: int = _limit(200_000, "arrays and objects in one request body; a chat has a few per message")
+    choices: int = _limit(128, "n and best_of: each costs a whole answer; a billion of them has killed engines")
+    logprobs: int = _limit(100, "logprobs and top_logprobs: each is a sort over the vocabulary")
+    max_tokens: int = _limit(16_777_216, "max_tokens and max_completion_tokens; the engine's context is the real bound")
+    stop_strings: int = _limit(64, "stop strings of one request; each is searched after every token")
+    tools: int = _limit(1_024, "tools of one request")
+    schema_bytes: int = _limit(262_144, "response_format and other grammars of one request; engines compile them")
+    answer_held_bytes: int = _limit(1024 * 1024, "of a plain answer, kept until it is whole, so that it can be retried")
 
 
 def table() -> list[tuple[str, int | float, str]]:
