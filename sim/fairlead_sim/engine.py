@@ -197,20 +197,13 @@ class EngineCore:
         """Spend the budget that decoding leaves on prompts: (attention pairs, chunks)."""
         budget = self.profile.step_tokens - len(self._decoding)
         attention, chunks = 0.0, 0
-        under_way = self._prefilling
-        if self._by_priority:
-            under_way.sort(key=_rank)
-        for sequence in tuple(under_way):
-            if budget <= 0:
-                break
-            if sequence.state is not _RUNNING:  # put back to make room for one before it
-                continue
-            done = self._chunk(sequence, budget, step)
+        for sequence in tuple(self._prefilling):  # at most one: a prompt stays incomplete only when the budget is spent
+            done = self._chunk(sequence, budget, step) if budget > 0 else 0
             if done:
                 budget -= done
                 attention += done * (sequence.computed - done / 2)
                 chunks += 1
-        while budget > 0 and self._waiting and not (step.preempted and self._running_count()):
+        while budget > 0 and self._waiting and not step.preempted:
             admitted = self._admit(step, now)
             if admitted is None:
                 break

@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from xxhash import xxh3_64_intdigest
-
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
-from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest, prefix_chain
+from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.engine import EngineCore, Step
 from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.trace_prompts import trace_chain, trace_keys
+from fairlead_sim.traces import TraceRequest
 
-BYTES_PER_TOKEN = 4
 MODEL = "sim"
 NAMESPACE = "default"
 
@@ -66,8 +64,6 @@ def simulate(
     names = [f"sim-{index}/0/0" for index in range(engines)] if instance_ids is None else list(instance_ids)
     if not names or len(names) != engines or len(set(names)) != engines:
         raise BadInput(f"{engines} engines need as many different instance ids", field="engines")
-    if TRACE_BLOCK_TOKENS % block_tokens:
-        raise BadInput(f"blocks of {block_tokens} tokens do not divide {TRACE_BLOCK_TOKENS}", field="block_tokens")
     model = Model(NAMESPACE, MODEL, objectives, preset)
     router = ModelRouter(secret=secret, seed=seed)
     router.update(
@@ -77,27 +73,6 @@ def simulate(
     )
     run = _Run(router, [_Engine(name, profile, block_tokens) for name in names], secret, model.key.encode())
     return run.serve(requests)
-
-
-def trace_chain(blocks: Sequence[int], prompt_tokens: float, *, secret: bytes, seed: bytes) -> PrefixChain:
-    """The prefix chain that the gateway would find in a prompt of these trace blocks.
-
-    A block stands for 2,048 bytes of text; any text will do that is equal where ids are equal, here the id over and over.
-    """
-    filler = TRACE_BLOCK_TOKENS * BYTES_PER_TOKEN // 8
-    text = b"".join([(block & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little") * filler for block in blocks])
-    return prefix_chain(text[: int(prompt_tokens * BYTES_PER_TOKEN)], secret=secret, seed=seed)
-
-
-def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
-    """The engine's block keys for a prompt of these trace blocks: equal where the ids up to there are equal."""
-    each = TRACE_BLOCK_TOKENS // block_tokens
-    key, keys = 0, []
-    for index in range(prompt_tokens // block_tokens):
-        block = blocks[index // each] & 0xFFFF_FFFF_FFFF_FFFF
-        key = xxh3_64_intdigest(block.to_bytes(8, "little"), key)
-        keys.append(key)
-    return tuple(keys)
 
 
 @dataclass(slots=True, eq=False)

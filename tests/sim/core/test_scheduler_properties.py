@@ -33,25 +33,29 @@ class Pick:
 ADDS = st.builds(
     Add,
     family=st.integers(0, 2),
-    prompt=st.integers(1, 60),
+    prompt=st.integers(1, 30) | st.integers(1, 90),
     output=st.integers(0, 40),
     priority=st.integers(-1, 1),
-    reserve=st.none() | st.integers(0, 10),
+    reserve=st.just(0) | st.integers(0, 10) | st.none(),
     lookup=st.booleans(),
     known_ids=st.booleans(),
 )
 PICKS = st.builds(
-    Pick, what=st.sampled_from(["step", "step", "abort", "finish", "reset", "restart"]), number=st.integers(0, 8)
+    Pick,
+    what=st.sampled_from(["step", "step", "step", "abort", "finish", "reset", "restart"]),
+    number=st.integers(0, 8),
 )
-OPERATIONS = st.lists(ADDS | PICKS, max_size=40)
+OPERATIONS = st.builds(
+    lambda first, more: [*first, *more], st.lists(ADDS, max_size=8), st.lists(ADDS | PICKS, max_size=30)
+)
 PROFILES = st.builds(
     lambda blocks, block, sequences, budget: (
         EngineProfile("drawn", 1e-3, 1e-6, 5e-3, 2e-3, 1e-4, 1e-5, 3e-6, blocks * block, sequences, budget),
         block,
     ),
-    blocks=st.integers(1, 30),
+    blocks=st.integers(1, 60),
     block=st.sampled_from([1, 2, 4, 16]),
-    sequences=st.integers(1, 6),
+    sequences=st.integers(1, 8),
     budget=st.integers(1, 40),
 )
 
@@ -139,6 +143,7 @@ class Driver:
     def check_memory(self) -> None:
         core, pool = self.core, self.core.pool
         running = core._running()
+        assert len(core._prefilling) <= 1
         references = Counter(block for sequence in running for block in sequence.blocks)
         assert [references[block] for block in range(pool.blocks)] == pool._references
         assert pool.held == len(references) <= pool.blocks
@@ -151,7 +156,7 @@ class Driver:
         assert sum(item.state is SequenceState.RUNNING for item in self.added) == len(running)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(PROFILES, st.sampled_from(["fcfs", "priority"]), OPERATIONS)
 def test_whatever_happens_memory_adds_up_and_everything_ends(
     drawn: tuple[EngineProfile, int], scheduling: str, operations: list[Add | Pick]
@@ -176,7 +181,7 @@ def test_whatever_happens_memory_adds_up_and_everything_ends(
             assert sequence.generated == sequence.max_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PROFILES, st.lists(ADDS, max_size=12))
 def test_a_quiet_listener_and_the_cache_agree_on_every_hit(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
     """One sequence at a time: the cached tokens are exactly the prefix that the events so far promise."""
@@ -195,7 +200,7 @@ def test_a_quiet_listener_and_the_cache_agree_on_every_hit(drawn: tuple[EnginePr
         assert sequence.cached_tokens == (promised if what.lookup else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PROFILES, st.lists(ADDS, max_size=12))
 def test_the_same_operations_give_the_same_steps(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
     profile, block = drawn

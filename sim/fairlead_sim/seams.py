@@ -1,0 +1,204 @@
+"""Where outside tools take hold of the production cores: ``router(info)``, and the same as JSON lines on stdin and stdout.
+
+An adapter translates types and nothing else: every choice is made by the class that the gateway runs. docs/reference/seams.md
+is the manual, and says which hints of the protocol the core does not use. Importing this module does nothing.
+
+    python -m fairlead_sim.seams router [--preset NAME] [--seed N]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from xxhash import xxh3_64_intdigest
+
+from fairlead.errors import BadInput, FairleadError
+from fairlead.fleet import Instance, Model, Objectives
+from fairlead.profile import EngineProfile, preset
+from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest
+from fairlead_sim.trace_prompts import trace_chain
+from fairlead_sim.traces import TRACE_BLOCK_TOKENS
+
+NAMESPACE = "seam"
+MODEL = "model"
+
+
+def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRouter":
+    """A fresh scheduling core for ``info`` (a mapping, or an object with these attributes)."""
+    return SeamRouter(info, preset=preset, seed=seed)
+
+
+class SeamRouter:
+    """The gateway's router behind the protocol's words. Equal seeds give equal homes, so several of them act as one."""
+
+    def __init__(self, info: Any, *, preset: str, seed: int) -> None:
+        objectives = Objectives(ttft_seconds=_read(info, "ttft_slo"))
+        self._model = Model(NAMESPACE, MODEL, objectives, preset)
+        self._block_tokens = int(_read(info, "block_tokens") or TRACE_BLOCK_TOKENS)
+        self._profile = _profile(info)
+        self._secret = f"seam {seed}".encode()
+        self._router = ModelRouter(secret=self._secret, seed=seed)
+        self._epoch = 0
+        self._ids: dict[str, Any] = {}  # the core's names are text; the tool's may be numbers
+        self._where: dict[str, str] = {}  # request → endpoint, while it is in flight
+        self._cached: dict[str, int] = {}
+        self._update(_read(info, "live") or ())
+
+    def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
+        """The endpoint that the request goes to, which is then taken as sent; None when there is none."""
+        offered = {str(_read(item, "id")): _read(item, "id") for item in endpoints if _read(item, "up") is not False}
+        if any(name not in self._ids for name in offered):
+            self._update([*self._ids.values(), *(raw for name, raw in offered.items() if name not in self._ids)])
+        asked = self._request(request)
+        decision = self._router.decide(asked, now, excluded=frozenset(self._ids.keys() - offered.keys()))
+        if decision.chosen is None:
+            return None
+        self._router.dispatched(asked, decision.chosen, now)
+        self._where[asked.id] = decision.chosen
+        self._cached.pop(asked.id, None)
+        return self._ids[decision.chosen]
+
+    def on_first_token(self, request: Any, endpoint: Any, now: float, cached_tokens: int | None = None) -> None:
+        """The endpoint answered; ``cached_tokens`` is what its engine reported."""
+        name = str(_read(request, "id"))
+        if self._where.get(name) == str(endpoint):
+            self._router.first_token(name, now)
+            if cached_tokens is not None:
+                self._cached[name] = int(cached_tokens)
+
+    def on_complete(self, request: Any, endpoint: Any, now: float, output_tokens: int | None = None) -> None:
+        """The answer is complete."""
+        name = str(_read(request, "id"))
+        if self._where.get(name) == str(endpoint):
+            del self._where[name]
+            self._router.finished(
+                name, now, cached_tokens=self._cached.pop(name, None), output_tokens=_whole(output_tokens)
+            )
+
+    def on_endpoints(self, live_ids: Iterable[Any], now: float) -> None:
+        """The set in service changed; what was in flight on an endpoint that left is not counted any more."""
+        self._update(live_ids)
+        for name, where in list(self._where.items()):
+            if where not in self._ids:
+                del self._where[name]
+                self._cached.pop(name, None)
+                self._router.abandoned(name, now)
+
+    def _update(self, live: Iterable[Any]) -> None:
+        self._ids = {str(raw): raw for raw in live}
+        self._epoch += 1
+        instances = [
+            Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="seam", url="", profile=self._profile)
+            for name in sorted(self._ids)
+        ]
+        self._router.update(self._model, instances, self._epoch)
+
+    def _request(self, request: Any) -> RouteRequest:
+        tokens = float(_read(request, "prompt_tokens"))
+        session = _read(request, "session")
+        chain = trace_chain(
+            [_number(block) for block in _read(request, "blocks") or ()],
+            tokens,
+            secret=self._secret,
+            seed=self._model.key.encode(),
+            block_tokens=self._block_tokens,
+        )
+        return RouteRequest(str(_read(request, "id")), chain, tokens, session=None if session is None else str(session))
+
+
+def _read(source: Any, name: str) -> Any:
+    """A field of a mapping or of an object; None when it is missing."""
+    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+
+
+def _number(block: Any) -> int:
+    """A block's hash as a number, however the tool writes it."""
+    return block if isinstance(block, int) else xxh3_64_intdigest(str(block).encode())
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _profile(info: Any) -> EngineProfile:
+    """The hints as an engine profile; what is not hinted is a current engine's."""
+    usual = preset("h100-llama8b")
+    seconds = _read(info, "prefill_s_per_token")
+    return EngineProfile(
+        name="seam",
+        prefill_token_seconds=usual.prefill_token_seconds if seconds is None else float(seconds),
+        kv_tokens=int(_read(info, "kv_tokens") or usual.kv_tokens),
+        max_sequences=int(_read(info, "max_seqs") or usual.max_sequences),
+        step_tokens=int(_read(info, "step_tokens") or usual.step_tokens),
+    )
+
+
+class LineSession:
+    """The JSON-lines form: one operation a line; ``reset`` and ``pick`` are answered, the rest is not."""
+
+    def __init__(self, *, preset: str, seed: int) -> None:
+        self._preset = preset
+        self._seed = seed
+        self._core: SeamRouter | None = None
+
+    def answer(self, line: str) -> str | None:
+        """The answer line to one operation, None where there is none. Raises BadInput when the line is wrong."""
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"no JSON: {error}", field="op") from error
+        if not isinstance(message, dict):
+            raise BadInput("an operation is a JSON object", field="op")
+        operation = message.get("op")
+        if operation == "reset":
+            self._core = router(message, preset=self._preset, seed=self._seed)
+            return "{}"
+        if self._core is None:
+            raise BadInput("the first operation must be reset", field="op")
+        try:
+            return self._operate(self._core, str(operation), message)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadInput(f"{operation}: a field is missing or wrong: {error!r}", field=str(operation)) from error
+
+    @staticmethod
+    def _operate(core: SeamRouter, operation: str, message: Mapping[str, Any]) -> str | None:
+        now = float(message["now"])
+        if operation == "pick":
+            return json.dumps({"endpoint": core.pick(message["request"], message["endpoints"], now)})
+        if operation == "first_token":
+            core.on_first_token(message, message["endpoint"], now, message.get("cached_tokens"))
+        elif operation == "complete":
+            core.on_complete(message, message["endpoint"], now, message.get("output_tokens"))
+        elif operation == "endpoints":
+            core.on_endpoints(message["live"], now)
+        else:
+            raise BadInput(f"no operation is called {operation!r}", field="op")
+        return None
+
+
+def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO) -> int:
+    """Serve one seam until the input ends; 2 when a line is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m fairlead_sim.seams", description="Fairlead's cores as JSON lines.")
+    parser.add_argument("seam", choices=["router"])
+    parser.add_argument("--preset", choices=PRESETS, default="dual-hash")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    session = LineSession(preset=chosen.preset, seed=chosen.seed)
+    for number, line in enumerate(source, 1):
+        if not line.strip():
+            continue
+        try:
+            answer = session.answer(line)
+        except FairleadError as error:
+            print(f"line {number}: {error}", file=errors)
+            return 2
+        if answer is not None:
+            sink.write(answer + "\n")
+            sink.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], sys.stdin, sys.stdout, sys.stderr))
