@@ -63,6 +63,10 @@ class EngineUnit:
             (self.ports,) = free_ports([len(self.ports)])
         return self.plan.command(self.ports, self.first)
 
+    def ids(self) -> list[str]:
+        """What its endpoints are called: ``main-3/40123/0``."""
+        return [f"{self.plan.name}-{self.first + n}/{port}/0" for n, port in enumerate(self.ports)]
+
     def urls(self) -> list[str]:
         """Where its endpoints listen."""
         return [f"http://127.0.0.1:{port}" for port in self.ports]
@@ -73,8 +77,8 @@ class EngineUnit:
         if state is None:
             return []
         return [
-            replace(self.plan.template, id=f"{self.plan.name}-{self.first + n}/{port}/0", url=url, state=state)
-            for n, (port, url) in enumerate(zip(self.ports, self.urls(), strict=True))
+            replace(self.plan.template, id=one, url=url, state=state)
+            for one, url in zip(self.ids(), self.urls(), strict=True)
         ]
 
     def state(self) -> InstanceState | None:

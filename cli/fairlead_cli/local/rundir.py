@@ -4,13 +4,15 @@
 ``up-<pid>-<random>/`` with the fleet file, Redis' socket and ``stack.json``. The guard removes it, whatever ends the stack.
 """
 
-import json
 import os
 import shutil
 import stat
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from fairlead.errors import Unavailable
 from fairlead_cli.local.errors import NoStack
@@ -20,13 +22,13 @@ STATE_FILE = "stack.json"
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What others need to know of a running stack."""
+    """What others need to know of a running stack; ``engines`` says how many each model should have."""
 
     pid: int
     url: str
     manage: str
     started: float
-    models: tuple[str, ...] = ()
+    engines: Mapping[str, int] = field(default_factory=dict)
     fleet_file: str = ""
 
 
@@ -59,7 +61,7 @@ def make_run_directory() -> Path:
 def write_stack(directory: Path, stack: Stack) -> None:
     """Tell others of this stack, in one atomic step."""
     temporary = directory / f".{STATE_FILE}.new"
-    temporary.write_text(json.dumps(asdict(stack), indent=1), encoding="utf-8")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(stack)))
     temporary.replace(directory / STATE_FILE)
 
 
@@ -68,9 +70,8 @@ def running_stacks() -> list[Stack]:
     stacks = []
     for file in base_directory().glob(f"up-*-*/{STATE_FILE}"):
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            stack = Stack(**{**fields, "models": tuple(fields["models"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            stack = msgspec.json.decode(file.read_bytes(), type=Stack)
+        except (OSError, ValueError):
             continue  # being written by another release, or gone between listing and reading
         if _alive(file.parent):
             stacks.append(stack)

@@ -18,7 +18,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stack(started: float = 1.0) -> Stack:
-    return Stack(os.getpid(), "http://127.0.0.1:8000", "http://127.0.0.1:8001", started, ("a",))
+    return Stack(os.getpid(), "http://127.0.0.1:8000", "http://127.0.0.1:8001", started, {"default/a": 8})
 
 
 def test_the_run_directory_is_closed_to_others(runtime: Path) -> None:
@@ -56,7 +56,7 @@ def test_what_a_dead_stack_left_is_ignored_and_swept(runtime: Path) -> None:
     assert not dead.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": 1, "models": []}', '{"models": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": 1}', '{"engines": 3}'])
 def test_a_state_file_that_cannot_be_read_is_passed_over(text: str) -> None:
     (make_run_directory() / "stack.json").write_text(text)
     assert running_stacks() == []

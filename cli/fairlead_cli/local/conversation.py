@@ -1,0 +1,169 @@
+"""A chat with a model through the gateway: streams the answer, remembers the conversation, knows which request it was."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import msgspec
+
+from fairlead.errors import FairleadError
+from fairlead_cli.local.errors import NoStack
+
+KEY_VARIABLE = "FAIRLEAD_API_KEY"
+CONNECT_SECONDS = 5.0
+
+
+class AnswerError(FairleadError):
+    """Raised when the gateway answers with an error, or a stream breaks off with one."""
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta = _Delta()
+
+
+class _Error(msgspec.Struct, frozen=True):
+    message: str = ""
+    hint: str | None = None
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    choices: tuple[_Choice, ...] = ()
+    error: _Error | None = None
+
+
+class _Models(msgspec.Struct, frozen=True):
+    class Card(msgspec.Struct, frozen=True):
+        id: str
+
+    data: tuple[Card, ...] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of the last answer besides its text."""
+
+    request_id: str | None = None
+    instance: str | None = None
+    reason: str | None = None
+    ttft_seconds: float | None = None
+
+
+class Conversation:
+    """``url`` is the gateway's, with or without ``/v1``. Use as a context manager."""
+
+    def __init__(
+        self, url: str, model: str | None, *, system: str | None = None, max_tokens: int | None = None
+    ) -> None:
+        self.base = url.rstrip("/").removesuffix("/v1")
+        self.last = Answer()
+        self._max_tokens = max_tokens
+        self._system = system
+        self._messages: list[dict[str, str]] = []
+        key = os.environ.get(KEY_VARIABLE)
+        self._client = httpx.Client(
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            trust_env=False,
+            verify=self.base.startswith("https:"),
+        )
+        self.forget()
+        try:
+            self.model = model or self._only_model()
+        except BaseException:
+            self._client.close()
+            raise
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._messages = [{"role": "system", "content": self._system}] if self._system else []
+
+    def ask(self, text: str) -> Iterator[str]:
+        """The answer, piece by piece. A broken or cut answer stays in the conversation as far as it came."""
+        self._messages.append({"role": "user", "content": text})
+        body: dict[str, object] = {"model": self.model, "messages": self._messages, "stream": True}
+        if self._max_tokens is not None:
+            body["max_tokens"] = self._max_tokens
+        said: list[str] = []
+        self.last = Answer()
+        begun = time.monotonic()
+        try:
+            for piece in self._pieces(body):
+                if self.last.ttft_seconds is None:
+                    self.last.ttft_seconds = time.monotonic() - begun
+                said.append(piece)
+                yield piece
+        finally:
+            if said:
+                self._messages.append({"role": "assistant", "content": "".join(said)})
+            else:
+                self._messages.pop()
+
+    def _pieces(self, body: dict[str, object]) -> Iterator[str]:
+        try:
+            with self._client.stream("POST", f"{self.base}/v1/chat/completions", json=body) as answer:
+                self.last.request_id = answer.headers.get("x-request-id")
+                self.last.instance = answer.headers.get("x-fairlead-instance")
+                self.last.reason = answer.headers.get("x-fairlead-reason")
+                if answer.status_code != 200:
+                    raise _refusal(answer.status_code, answer.read())
+                yield from self._events(answer)
+        except httpx.ConnectError as error:
+            raise NoStack(f"{self.base} does not answer", hint="is the stack running? `fairlead up`") from error
+        except httpx.HTTPError as error:
+            raise AnswerError(f"the answer broke off: {type(error).__name__}") from error
+
+    def _events(self, answer: httpx.Response) -> Iterator[str]:
+        for line in answer.iter_lines():
+            data = line.removeprefix("data:").strip()
+            if not line.startswith("data:") or not data:
+                continue
+            if data == "[DONE]":
+                return
+            try:
+                piece = msgspec.json.decode(data, type=_Piece)
+            except msgspec.DecodeError as error:
+                raise AnswerError(f"the answer is not what a chat completion streams: {error}") from error
+            if piece.error is not None:
+                raise AnswerError(piece.error.message, hint=piece.error.hint)
+            for choice in piece.choices[:1]:
+                if choice.delta.content:
+                    yield choice.delta.content
+        raise AnswerError("the answer ended without [DONE]")
+
+    def _only_model(self) -> str:
+        try:
+            answer = self._client.get(f"{self.base}/v1/models", timeout=CONNECT_SECONDS)
+        except httpx.HTTPError as error:
+            raise NoStack(f"{self.base} does not answer", hint="is the stack running? `fairlead up`") from error
+        if answer.status_code != 200:
+            raise _refusal(answer.status_code, answer.content)
+        try:
+            names = [card.id for card in msgspec.json.decode(answer.content, type=_Models).data]
+        except msgspec.DecodeError as error:
+            raise NoStack(f"{self.base} is not an OpenAI-compatible gateway: {error}") from error
+        if len(names) != 1:
+            raise AnswerError("say which model to chat with", hint=f"there are: {', '.join(names) or 'none'}")
+        return names[0]
+
+
+def _refusal(status: int, body: bytes) -> AnswerError:
+    try:
+        error = msgspec.json.decode(body, type=_Piece).error
+    except msgspec.DecodeError:
+        error = None
+    if error is None or not error.message:
+        return AnswerError(f"the gateway answered {status}: {json.dumps(body[:200].decode(errors='replace'))}")
+    return AnswerError(f"{error.message} [{status}]", hint=error.hint)

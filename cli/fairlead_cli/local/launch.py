@@ -1,0 +1,70 @@
+"""From the command line's words to a run: everything is checked before the first process starts."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import fairlead
+from fairlead.clock import SystemClock
+from fairlead.manifests import load
+from fairlead_cli.local.errors import PortBusy
+from fairlead_cli.local.plan import Options, plan
+from fairlead_cli.local.ports import Address, claim, parse_address
+from fairlead_cli.local.screen import screen_for
+from fairlead_cli.local.stack import Setup, run
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The arguments of ``fairlead up``."""
+
+    files: tuple[str, ...]
+    listen: str
+    manage: str
+    speed: float
+    seed: int
+    preset: str | None
+    engines_per_process: int
+    real: bool
+    redis: bool
+    logs: Path | None
+    plain: bool
+
+
+def launch(wishes: Wishes) -> int:
+    """Check, start, serve; the exit code. Raises BadInput when an argument or a manifest is wrong."""
+    clock = SystemClock()
+    try:
+        setup = setup_of(wishes)
+        return run(setup, screen_for(sys.stdout, plain=wishes.plain), clock)
+    except KeyboardInterrupt:
+        return 130  # before anything was started
+
+
+def setup_of(wishes: Wishes) -> Setup:
+    """What is to be run; touches nothing but the two ports, to see that they are free."""
+    listen, manage = addresses(wishes.listen, wishes.manage)
+    options = Options(wishes.speed, wishes.seed, wishes.preset, wishes.engines_per_process, wishes.real)
+    wanted = plan(load(wishes.files or (eight_engines(),)), options, installed=shutil.which)
+    if wishes.logs is not None:
+        wishes.logs.mkdir(parents=True, exist_ok=True)
+    return Setup(wanted, listen, manage, wishes.logs, wishes.redis)
+
+
+def addresses(listen: str, manage: str) -> tuple[Address, Address]:
+    """Both addresses, free and different. Raises PortBusy or BadInput naming the flag."""
+    first = claim(parse_address(listen, flag="--listen"), flag="--listen")
+    wanted = parse_address(manage, flag="--manage")
+    for _ in range(100):
+        second = claim(wanted, flag="--manage")
+        if second.port != first.port:
+            return first, second
+        if wanted.port:
+            break
+    raise PortBusy(f"--manage: {wanted} is the port of --listen", field="--manage", hint="the two need a port each")
+
+
+def eight_engines() -> Path:
+    """The bundled example."""
+    return Path(fairlead.__file__).with_name("examples") / "eight-engines.yaml"

@@ -1,0 +1,120 @@
+"""Reads the gateway's management API: for the live view, for ``status``, for ``/why``, and for draining."""
+
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+import msgspec
+
+from fairlead_cli.local import answers
+from fairlead_cli.local.errors import NoStack
+
+TOKEN_VARIABLE = "FAIRLEAD_MANAGE_TOKEN"
+ANSWER_SECONDS = 5.0
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Fleet, numbers and last decisions, read at about the same time."""
+
+    fleet: answers.Fleet
+    stats: answers.Stats
+    decisions: answers.Decisions
+
+
+class Management:
+    """One gateway's management API. Every method raises NoStack when it does not answer as expected."""
+
+    def __init__(self, url: str, *, token: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        given = token or os.environ.get(TOKEN_VARIABLE)
+        # No proxies, no TLS context: this is the loopback interface or a port forward.
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {given}"} if given else {},
+            timeout=ANSWER_SECONDS,
+            trust_env=False,
+            verify=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._client.aclose()
+
+    async def fleet(self) -> answers.Fleet:
+        """Models and instances with their load."""
+        return await self._get("/api/fleet", answers.Fleet)
+
+    async def stats(self) -> answers.Stats:
+        """The last minute and the totals."""
+        return await self._get("/api/stats", answers.Stats)
+
+    async def decisions(self, limit: int, model: str | None = None) -> answers.Decisions:
+        """The last decisions, newest first."""
+        about = {"model": model} if model else {}
+        return await self._get("/api/decisions", answers.Decisions, {"limit": str(limit), **about})
+
+    async def decision(self, request_id: str) -> answers.Decision:
+        """Everything about one request. Raises LookupError when the gateway has forgotten it."""
+        found = await self._ask(f"/api/decisions/{request_id}")
+        if found.status_code == 404:
+            raise LookupError(request_id)
+        return self._read(found, answers.Decision)
+
+    async def snapshot(self, decisions: int, model: str | None = None) -> Snapshot:
+        """All that a view of the stack shows."""
+        return Snapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
+
+    async def knows_draining(self, instance_id: str) -> bool:
+        """Does the gateway route nothing to this instance any more?"""
+        try:
+            found = _instance(await self.fleet(), instance_id)
+        except NoStack:
+            return False
+        return found is None or found.state not in ("Ready", "Starting")
+
+    async def in_flight(self, instance_id: str) -> int:
+        """Requests of the gateway that this instance is working on; 0 when it is not even known."""
+        try:
+            found = _instance(await self.fleet(), instance_id)
+        except NoStack:
+            return 0
+        return (found.in_flight or 0) if found else 0
+
+    async def _get(self, path: str, kind: type[_Answer], parameters: dict[str, str] | None = None) -> _Answer:
+        return self._read(await self._ask(path, parameters), kind)
+
+    async def _ask(self, path: str, parameters: dict[str, str] | None = None) -> httpx.Response:
+        try:
+            return await self._client.get(path, params=parameters)
+        except httpx.HTTPError as error:
+            raise NoStack(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
+
+    def _read(self, answer: httpx.Response, kind: type[_Answer]) -> _Answer:
+        if answer.status_code in (401, 403):
+            raise NoStack(f"{self.url} refuses ({answer.status_code})", hint=f"set {TOKEN_VARIABLE} to its token")
+        try:
+            if answer.status_code != 200:
+                raise ValueError(f"status {answer.status_code}")
+            return msgspec.json.decode(answer.content, type=kind)
+        except ValueError as error:  # msgspec's own errors are ValueErrors too
+            where = f"{self.url}{answer.url.path}"
+            raise NoStack(f"{where} is not Fairlead's management API: {error}", hint=_HINT) from error
+
+
+_HINT = "is the stack running, and is this its management address (`fairlead up` prints it)?"
+
+
+def _instance(fleet: answers.Fleet, instance_id: str) -> answers.Instance | None:
+    return next((one for model in fleet.models for one in model.instances if one.id == instance_id), None)

@@ -1,0 +1,136 @@
+"""Manifests and options → the engine processes of a stack. Pure, but for the question whether ``vllm`` is installed.
+
+``speed`` runs time faster: the simulated engines are told so, and what the gateway believes of them (profiles) and promises
+(objectives) shrinks alike, so that every ratio stays as the manifest has it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fairlead.api.base import RoutingPreset
+from fairlead.api.v1alpha1 import ModelDeployment, Pool
+from fairlead.engines import Launch, Replica, adapter
+from fairlead.errors import BadInput
+from fairlead.fleet import Instance, Model, Objectives, Role
+from fairlead.manifests import Manifests, fleet_model
+from fairlead_cli.local.child import Command
+from fairlead_cli.local.pool import PoolPlan
+
+SIMULATED = "sim"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line may change about a stack."""
+
+    speed: float = 1.0
+    seed: int = 0
+    preset: str | None = None
+    engines_per_process: int = 1
+    real: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The pools to run; ``notes`` says in words what of the manifests has no effect here."""
+
+    pools: tuple[PoolPlan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> int:
+        """Endpoints in all pools together."""
+        return sum(pool.replicas for pool in self.pools)
+
+
+def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], str | None]) -> Plan:
+    """One PoolPlan for each pool of each model. Raises BadInput naming the flag or the field."""
+    _check(options, installed)
+    pools: list[PoolPlan] = []
+    notes: dict[str, None] = {}
+    seed = options.seed
+    for deployment in manifests.models:
+        model = local_model(fleet_model(deployment), options)
+        for pool in deployment.spec.pools:
+            found, ignored = _pool(manifests, deployment, pool, model, options, seed)
+            seed += found.replicas
+            pools.append(found)
+            for argument in ignored:
+                notes[f"{deployment.metadata.name}: the simulated engine has no use for {argument}"] = None
+    if not any(pool.replicas for pool in pools):
+        raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
+    several = len(manifests.models) > 1
+    named = (replace(pool, label=f"{pool.model.name}/{pool.name}" if several else pool.name) for pool in pools)
+    return Plan(tuple(named), tuple(notes))
+
+
+def local_model(model: Model, options: Options) -> Model:
+    """The model on our clock, with the preset that the command line wants."""
+    shrunk = Objectives(
+        target=model.objectives.target,
+        ttft_seconds=_shrink(model.objectives.ttft_seconds, options.speed),
+        ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds / options.speed,
+        itl_seconds=_shrink(model.objectives.itl_seconds, options.speed),
+    )
+    return replace(model, objectives=shrunk, preset=options.preset or model.preset)
+
+
+def _shrink(seconds: float | None, speed: float) -> float | None:
+    return None if seconds is None else seconds / speed
+
+
+def _check(options: Options, installed: Callable[[str], str | None]) -> None:
+    presets = [preset.value for preset in RoutingPreset]
+    if options.preset is not None and options.preset not in presets:
+        known = ", ".join(presets)
+        raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
+    if not options.speed > 0:
+        raise BadInput(f"--speed must be more than 0, not {options.speed:g}", field="--speed")
+    if options.engines_per_process < 1:
+        raise BadInput("--engines-per-process must be at least 1", field="--engines-per-process")
+    if options.real and options.speed != 1.0:
+        raise BadInput("--speed is for simulated engines; real ones run as fast as they do", field="--speed")
+    if options.real and options.engines_per_process != 1:
+        raise BadInput("--engines-per-process is for simulated engines", field="--engines-per-process")
+    if options.real and installed("vllm") is None:
+        hint = "install vLLM in this environment, or leave --real out to simulate it"
+        raise BadInput("--real: there is no `vllm` on PATH", field="--real", hint=hint)
+
+
+def _pool(
+    manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model, options: Options, seed: int
+) -> tuple[PoolPlan, tuple[str, ...]]:
+    spec = deployment.spec
+    kind = spec.engine.kind.value if options.real else SIMULATED
+    profile = manifests.profile(pool)
+    base = Replica(
+        name=deployment.metadata.name,
+        source=spec.model.source,
+        profile=profile,
+        kind=spec.engine.kind.value,
+        args=tuple(spec.engine.args),
+        env={variable.name: variable.value for variable in spec.engine.env},
+        speed=options.speed,
+    )
+
+    def launch(ports: tuple[int, ...], first: int) -> Launch:
+        return adapter(kind).launch(replace(base, seed=seed + first), ports)
+
+    def command(ports: tuple[int, ...], first: int) -> Command:
+        launched = launch(ports, first)
+        return Command(launched.command, dict(launched.env))
+
+    trial = launch((1,), 0)  # refuses now what would fail later
+    template = Instance(
+        id="",
+        namespace=model.namespace,
+        model=model.name,
+        pool=pool.name,
+        url="",
+        engine=kind,
+        role=Role(pool.role.value),
+        profile=profile.faster(options.speed) if options.speed != 1.0 else profile,
+    )
+    group = options.engines_per_process if kind == SIMULATED else 1
+    found = PoolPlan(model, pool.name, pool.replicas.min, template, command, pool.name, trial.says_ready, group)
+    return found, trial.ignored

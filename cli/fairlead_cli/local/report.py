@@ -1,0 +1,107 @@
+"""The state of a running stack as ``fairlead status`` tells it: models, pools, instances, and one line of advice. Pure values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fairlead_cli.local import answers, words
+from fairlead_cli.local.management import Snapshot
+
+READY = "Ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do next, and whether something is wrong."""
+
+    problem: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One model with all that is known of it; ``wanted`` is how many engines it should have, where that is known."""
+
+    model: answers.Model
+    stats: answers.ModelStats
+    decisions: tuple[answers.Decision, ...]
+    wanted: int | None
+    advice: Advice
+
+    @property
+    def ready(self) -> int:
+        """Instances that get requests."""
+        return sum(one.state == READY for one in self.model.instances)
+
+    @property
+    def expected(self) -> int:
+        """Instances that there should be."""
+        return max(len(self.model.instances), self.wanted or 0)
+
+    def pools(self) -> dict[str, list[answers.Instance]]:
+        """Instances by pool, in their order."""
+        found: dict[str, list[answers.Instance]] = {}
+        for one in self.model.instances:
+            found.setdefault(one.pool, []).append(one)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The gateway and its models."""
+
+    url: str | None
+    manage: str
+    stats: answers.Stats
+    models: tuple[ModelReport, ...]
+
+    @property
+    def problem(self) -> bool:
+        """Is anything wrong?"""
+        return not self.stats.ready or any(model.advice.problem for model in self.models)
+
+
+def report(
+    snapshot: Snapshot, *, url: str | None, manage: str, wanted: Mapping[str, int], only: str | None = None
+) -> Report:
+    """What the gateway said, put together by model; ``only`` is a model's key."""
+    models = []
+    for model in snapshot.fleet.models:
+        if only is not None and model.key != only:
+            continue
+        stats = snapshot.stats.models.get(model.key, answers.ModelStats())
+        decisions = tuple(one for one in snapshot.decisions.decisions if one.model == model.key)
+        expected = wanted.get(model.key)
+        advice = advise(model, stats, decisions, expected)
+        models.append(ModelReport(model, stats, decisions, expected, advice))
+    return Report(url, manage, snapshot.stats, tuple(models))
+
+
+def advise(
+    model: answers.Model, stats: answers.ModelStats, decisions: Sequence[answers.Decision], wanted: int | None
+) -> Advice:
+    """The one thing to look at, the most urgent first."""
+    states = [one.state for one in model.instances]
+    ready, starting = states.count(READY), states.count("Starting")
+    missing = max(0, (wanted or 0) - len(states))
+    window = stats.window
+    if not ready:
+        if starting:
+            return Advice(True, f"{words.plural(starting, 'engine')} starting; requests wait until one is ready")
+        return Advice(True, "no engine is running: the output of `fairlead up` says why")
+    if missing:
+        there = f"{missing} of {wanted} engines ended and will be started again"
+        return Advice(True, f"{there}; the output of `fairlead up` says why")
+    if window.errors:
+        failed = next((one for one in decisions if one.outcome and one.outcome.status >= 500), None)
+        example = f", the last one {failed.request_id}" if failed else ""
+        asked = words.plural(window.requests, "request")
+        return Advice(True, f"{window.errors} of {asked} failed in the last minute{example}")
+    target = model.objectives.target
+    if window.within_objective is not None and window.within_objective < target:
+        reached = f"{words.share(window.within_objective)} of requests meet the objective, {words.share(target)} should"
+        return Advice(True, f"{reached}: add replicas, or relax spec.objectives")
+    if starting:
+        return Advice(False, f"{words.plural(starting, 'engine')} starting")
+    if not stats.totals.requests and not stats.in_flight:
+        return Advice(False, f"nothing was asked yet: fairlead chat {model.name}")
+    return Advice(False, "nothing to do")

@@ -1,0 +1,103 @@
+"""Where ``fairlead up`` speaks: a live picture on a terminal, plain lines everywhere else."""
+
+import sys
+from typing import Protocol, TextIO
+
+from fairlead_cli.local.banner import Facts, curl, headline, plain_lines, sdk
+
+
+class Screen(Protocol):
+    """``told`` gets each event as it happens, ``serving`` once the stack is ready, ``draw`` about once a second."""
+
+    live: bool
+
+    def told(self, line: str) -> None:
+        """Something happened."""
+        ...
+
+    def serving(self, facts: Facts) -> None:
+        """The stack is ready."""
+        ...
+
+    def draw(self, frame: object) -> None:
+        """Show the present state."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+class PlainScreen:
+    """One line for each event; exactly one line of all begins with ``ready``."""
+
+    live = False
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def told(self, line: str) -> None:
+        """Print it."""
+        print(line, file=self._out, flush=True)
+
+    def serving(self, facts: Facts) -> None:
+        """Print where everything is."""
+        print("\n".join(plain_lines(facts)), file=self._out, flush=True)
+
+    def draw(self, frame: object) -> None:
+        """Nothing: a log is not a picture."""
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class LiveScreen:
+    """A picture that is redrawn in place, under the lines that stay."""
+
+    live = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._live.start()
+
+    def told(self, line: str) -> None:
+        """Events are part of the picture."""
+
+    def serving(self, facts: Facts) -> None:
+        """Print what stays on the screen when the picture is gone."""
+        from rich.text import Text
+
+        show = self._console.print
+        show(Text(headline(facts), "bold"))
+        show(Text.assemble("\n  OpenAI API   ", (f"{facts.url}/v1", "cyan")))
+        show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan"), "\n"))
+        for line in (*curl(facts), "", *sdk(facts)):
+            show(Text(f"  {line}", "dim" if line else ""), soft_wrap=True)
+        show(Text.assemble("\n  from another terminal: ", (f"fairlead chat {facts.models[0]}", "cyan"), " · "), end="")
+        show(Text.assemble(("fairlead status", "cyan"), "   Ctrl-C stops everything\n"))
+        for note in facts.notes:
+            show(Text(f"  note: {note}", "yellow"))
+
+    def draw(self, frame: object) -> None:
+        """Redraw."""
+        from fairlead_cli.local.view import Frame, picture
+
+        assert isinstance(frame, Frame)
+        self._live.update(picture(frame, self._console.size.height), refresh=True)
+
+    def close(self) -> None:
+        """Take the picture away; the lines above it stay."""
+        self._live.stop()
+
+
+def screen_for(out: TextIO, *, plain: bool) -> Screen:
+    """The live one on a terminal that can draw, unless plain lines are wanted."""
+    import os
+
+    if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb" or out is not sys.stdout:
+        return PlainScreen(out)
+    return LiveScreen()

