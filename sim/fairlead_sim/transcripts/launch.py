@@ -1,0 +1,65 @@
+"""A simulated engine as a child process: started, waited for, and ended with its context."""
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fairlead.errors import Unavailable
+
+_READY = re.compile(rb"https?://([\d.]+):(\d+)")
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A running engine: where it listens, and its process."""
+
+    host: str
+    port: int
+    process: asyncio.subprocess.Process
+
+    @property
+    def authority(self) -> str:
+        """``host:port``, as a Host header says it."""
+        return f"{self.host}:{self.port}"
+
+
+@asynccontextmanager
+async def launched(switches: Sequence[str]) -> AsyncIterator[Engine]:
+    """Start one engine on a free port and wait for its ready line. Raises Unavailable when it does not come up."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0", *switches),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        host, port = await asyncio.wait_for(_ready(process), _START_SECONDS)
+        yield Engine(host, port, process)
+    finally:
+        await _end(process)
+
+
+async def _ready(process: asyncio.subprocess.Process) -> tuple[str, int]:
+    if process.stdout is None:
+        raise Unavailable("the engine's output is not a pipe")
+    async for line in process.stdout:
+        if line.startswith(b"ready") and (found := _READY.search(line)):
+            return found[1].decode(), int(found[2])
+    raise Unavailable(f"the engine ended before it was ready (exit status {await process.wait()})")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """TERM, then KILL; the pipe is read to its end so that its transport closes."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+    if process.stdout is not None:
+        await process.stdout.read()

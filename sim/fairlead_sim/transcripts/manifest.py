@@ -1,0 +1,90 @@
+"""The manifest: what each file of the study's recordings is, and how equal the simulated engine must be to it.
+
+Recordings stand in the order in which they are replayed, because state (what is cached, loaded, asleep) carries over.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from fairlead.errors import BadInput
+
+EXACT = "exact"
+SHAPE = "shape"
+EXCLUDED = "excluded"
+_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request/response recording.
+
+    ``hold`` requests are sent at once and kept open until the recording named ``until`` has been replayed;
+    ``abandon`` says to leave a ``stream`` or a ``plain`` request in the middle before this one is sent.
+    """
+
+    name: str
+    engine: str
+    match: str
+    why: str = ""
+    hold: int = 0
+    until: str = ""
+    abandon: str = ""
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A file that tells a whole scenario; ``tests`` are the tests that cover it, ``what`` says what it shows."""
+
+    name: str
+    what: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All files: ``engines`` are the switches each configuration is started with."""
+
+    engines: Mapping[str, tuple[str, ...]]
+    entries: tuple[Entry, ...]
+    scenarios: tuple[Scenario, ...]
+
+    def of(self, engine: str) -> list[Entry]:
+        """The recordings to replay against one configuration, in order."""
+        return [entry for entry in self.entries if entry.engine == engine and entry.match != EXCLUDED]
+
+
+def load() -> Manifest:
+    """The manifest that ships with this package. Raises BadInput naming the entry that is wrong."""
+    text = resources.files(__package__).joinpath("manifest.yaml").read_text("utf-8")
+    return parse(yaml.safe_load(text))
+
+
+def parse(document: Mapping[str, Any]) -> Manifest:
+    """A manifest from its YAML document. Raises BadInput naming the entry that is wrong."""
+    engines = {name: tuple(str(word) for word in words) for name, words in document["engines"].items()}
+    entries = tuple(_entry(name, fields, engines) for name, fields in document["recordings"].items())
+    scenarios = tuple(
+        Scenario(name, fields["what"], tuple(fields["tests"])) for name, fields in document["scenarios"].items()
+    )
+    return Manifest(engines, entries, scenarios)
+
+
+def _entry(name: str, fields: Mapping[str, Any], engines: Mapping[str, Any]) -> Entry:
+    try:
+        entry = Entry(name, **fields)
+    except TypeError as error:
+        raise BadInput(f"{name}: {error}", field=f"recordings.{name}") from error
+    if entry.match not in _LEVELS:
+        raise BadInput(
+            f"{name}: match is {entry.match!r}", field=f"recordings.{name}.match", hint="exact, shape, excluded"
+        )
+    if entry.engine not in engines:
+        raise BadInput(f"{name}: no engine is called {entry.engine!r}", field=f"recordings.{name}.engine")
+    if entry.match == EXCLUDED and not entry.why:
+        raise BadInput(f"{name}: excluded without a reason", field=f"recordings.{name}.why")
+    return entry

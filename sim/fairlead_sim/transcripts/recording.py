@@ -1,0 +1,153 @@
+"""One recorded exchange: the request as it went out, the answer as it came back.
+
+A recording is a text file with three marked sections. Where a file path was blanked after recording, line ends are LF
+instead of CRLF and Content-Length no longer fits; the parser takes both and never trusts a recorded length.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_REQUEST = b"===== REQUEST =====\n"
+_RESPONSE = b"\n===== RESPONSE =====\n"
+_TIMELINE = b"\n===== RECV TIMELINE"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the recorder sent; ``headers`` in order, as written."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def wire(self, host: str) -> bytes:
+        """The request as bytes for another address: Host and Content-Length are rewritten, the rest is as recorded."""
+        lines = [f"{self.method} {self.target} HTTP/1.1"]
+        for name, value in self.headers:
+            lowered = name.lower()
+            if lowered == "host":
+                value = host
+            elif lowered == "content-length":
+                value = str(len(self.body))
+            lines.append(f"{name}: {value}")
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + self.body
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer, recorded or live. ``chunks`` is what the chunked coding framed, empty when the body came plain."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    chunks: tuple[bytes, ...] = ()
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Headers by lower-case name."""
+        return {name.lower(): value for name, value in self.headers}
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether this is a server-sent event stream."""
+        return self.fields.get("content-type", "").startswith("text/event-stream")
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError when it is none."""
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """The ``data:`` of each server-sent event: parsed JSON, or the text itself (``[DONE]``)."""
+        found: list[Any] = []
+        for block in self.body.split(b"\n\n"):
+            if not block.startswith(b"data: "):
+                continue
+            data = block[6:].decode("utf-8", "replace")
+            found.append(json.loads(data) if data.startswith("{") else data)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A file of the study; ``response`` is None where the engine did not answer before the recorder gave up."""
+
+    name: str
+    request: Request
+    response: Response | None
+
+
+def is_recording(raw: bytes) -> bool:
+    """Whether a file is a request/response recording (the others are notes of whole scenarios)."""
+    return _REQUEST in raw and _RESPONSE in raw
+
+
+def read(path: Path) -> Recording:
+    """Read a recording. Raises ValueError when the file is not one."""
+    raw = path.read_bytes()
+    if not is_recording(raw):
+        raise ValueError(f"{path.name} is not a request/response recording")
+    request, _, rest = raw.split(_REQUEST, 1)[1].partition(_RESPONSE)
+    response = rest.split(_TIMELINE, 1)[0]
+    return Recording(path.stem, _request(request), parse_response(response) if response.strip() else None)
+
+
+def _request(raw: bytes) -> Request:
+    lines, body = _head(raw)
+    method, target, _ = lines[0].split(" ", 2)
+    return Request(method, target, _headers(lines[1:]), body)
+
+
+def parse_response(raw: bytes) -> Response:
+    """Split the bytes of a whole answer. Raises ValueError when they are no HTTP answer."""
+    lines, body = _head(raw)
+    version, status, reason = [*lines[0].split(" ", 2), ""][:3]
+    if not version.startswith("HTTP/"):
+        raise ValueError(f"no HTTP status line: {lines[0]!r}")
+    headers = _headers(lines[1:])
+    chunked = any(name.lower() == "transfer-encoding" and "chunked" in value.lower() for name, value in headers)
+    chunks = _dechunk(body) if chunked else ()
+    return Response(int(status), reason, headers, b"".join(chunks) if chunked else body, chunks)
+
+
+def is_whole(raw: bytes) -> bool:
+    """Whether ``raw`` holds one complete answer (by Content-Length or the last chunk)."""
+    head, separator, body = raw.partition(b"\r\n\r\n")
+    if not separator:
+        return False
+    fields = dict(_headers(head.decode("latin-1").split("\r\n")[1:]))
+    folded = {name.lower(): value for name, value in fields.items()}
+    if "chunked" in folded.get("transfer-encoding", ""):
+        return body.endswith(b"\r\n0\r\n\r\n") or body == b"0\r\n\r\n"
+    return len(body) >= int(folded.get("content-length", "0"))
+
+
+def _head(raw: bytes) -> tuple[list[str], bytes]:
+    ends = [(raw.find(mark), len(mark)) for mark in (b"\r\n\r\n", b"\n\n") if mark in raw]
+    if not ends:
+        return raw.decode("latin-1").splitlines(), b""
+    position, length = min(ends)
+    return raw[:position].decode("latin-1").splitlines(), raw[position + length :]
+
+
+def _headers(lines: list[str]) -> tuple[tuple[str, str], ...]:
+    pairs = (line.partition(":") for line in lines if line)
+    return tuple((name, value.strip()) for name, _, value in pairs)
+
+
+def _dechunk(body: bytes) -> tuple[bytes, ...]:
+    chunks: list[bytes] = []
+    position = 0
+    while True:
+        line_end = body.find(b"\r\n", position)
+        if line_end < 0:
+            return tuple(chunks)
+        size = int(body[position:line_end], 16)
+        if size == 0:
+            return tuple(chunks)
+        chunks.append(body[line_end + 2 : line_end + 2 + size])
+        position = line_end + 2 + size + 2

@@ -1,0 +1,72 @@
+"""The table of results, as text for a terminal and as the reference page."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from fairlead_sim.transcripts.manifest import EXCLUDED, Manifest
+from fairlead_sim.transcripts.replay import Result
+
+_HEAD = """# Recordings of a real vLLM
+
+The simulated engine is held against recordings of vLLM 0.32.0. `python -m fairlead_sim.transcripts DIR` replays them and
+prints this table; `tests/sim/transcripts` fails when a claim of the manifest does not hold. This page is generated from
+`sim/fairlead_sim/transcripts/manifest.yaml`; do not edit it.
+
+*exact*: status line, headers in order and body are equal after masking ids, times, generated text and Content-Length.
+*shape*: same status, same header names, same JSON keys and types at every depth, and for streams the same kinds of events
+in order. Token counts are not masked, so an answer that counts the tokens of a text can only match in shape.
+"""
+
+
+def summary(manifest: Manifest) -> str:
+    """One line: how many recordings are claimed at which level."""
+    count = Counter(entry.match for entry in manifest.entries)
+    matched = count["exact"] + count["shape"]
+    return (
+        f"{matched} of {len(manifest.entries)} recordings match: {count['exact']} exact, {count['shape']} in shape; "
+        f"{count['excluded']} excluded; {len(manifest.scenarios)} scenarios have tests of their own."
+    )
+
+
+def page(manifest: Manifest) -> str:
+    """The reference page. What it claims is what the replay test proves, so it needs no run to be written."""
+    lines = [
+        _HEAD,
+        summary(manifest),
+        "",
+        "## Recordings",
+        "",
+        "| recording | engine | match | note |",
+        "|---|---|---|---|",
+    ]
+    for entry in sorted(manifest.entries, key=lambda item: item.name):
+        lines.append(f"| `{entry.name}` | {entry.engine} | {entry.match} | {entry.why} |")
+    lines += ["", "## Engines", "", "| engine | switches of `python -m fairlead_sim engine` |", "|---|---|"]
+    for name, switches in manifest.engines.items():
+        lines.append(f"| {name} | `{' '.join(switches)}` |")
+    lines += ["", "## Scenarios", "", "| file | what it shows | test |", "|---|---|---|"]
+    for scenario in manifest.scenarios:
+        tests = "<br>".join(f"`{test}`" for test in scenario.tests)
+        lines.append(f"| `{scenario.name}` | {scenario.what} | {tests} |")
+    return "\n".join(lines) + "\n"
+
+
+def table(manifest: Manifest, results: Sequence[Result]) -> str:
+    """What a run found: one line per recording, the differences of broken claims below it."""
+    lines = [f"{'recording':52} {'claimed':9} found"]
+    for result in results:
+        lines.append(f"{result.entry.name:52} {result.entry.match:9} {result.found}")
+        if not result.is_kept:
+            lines += [f"    {difference}" for difference in result.differences]
+    lines += [f"{entry.name:52} {EXCLUDED:9} {entry.why}" for entry in manifest.entries if entry.match == EXCLUDED]
+    found = Counter(result.found for result in results)
+    lines.append(
+        f"{found['exact'] + found['shape']} of {len(manifest.entries)} match ({found['exact']} exact, {found['shape']} in "
+        f"shape), {found['differs']} differ, {len(manifest.entries) - len(results)} excluded"
+    )
+    return "\n".join(lines)
+
+
+def broken(results: Iterable[Result]) -> list[Result]:
+    """The results that do not keep what the manifest claims."""
+    return [result for result in results if not result.is_kept]
