@@ -68,6 +68,9 @@ class Limits:
     tools: int = _limit(1_024, "tools of one request")
     schema_bytes: int = _limit(262_144, "response_format and other grammars of one request; engines compile them")
     answer_held_bytes: int = _limit(1024 * 1024, "of a plain answer, kept until it is whole, so that it can be retried")
+    scrape_seconds: float = _limit(2.0, "each engine's metrics page is asked for this often")
+    scrape_deadline_seconds: float = _limit(1.5, "an engine that takes longer to show its metrics is asked again later")
+    scrape_bytes: int = _limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")
 
 
 def table() -> list[tuple[str, int | float, str]]:

@@ -1,23 +1,24 @@
-"""The status page: one HTML file without anything from outside, and the policy that lets it run nothing else."""
+"""The status page: one HTML document without anything from outside, and the policy that lets it run nothing else."""
 
 import base64
 import hashlib
-import re
 from importlib.resources import files
 
 
 def load_page() -> tuple[bytes, str]:
     """The page and its Content-Security-Policy: only its own script and style, only our own API."""
-    text = files("fairlead_gateway.management").joinpath("page.html").read_text(encoding="utf-8")
-    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
-    styles = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    style, script = _part("page.css"), _part("page.js")
+    page = _part("page.html").replace("@import page.css", style).replace("import page.js", script)
     policy = (
         "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"frame-ancestors 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}"
+        f"frame-ancestors 'none'; script-src {_hash(script)}; style-src {_hash(style)}"
     )
-    return text.encode(), policy
+    return page.encode(), policy
 
 
-def _hashes(blocks: list[str]) -> str:
-    digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
+def _part(name: str) -> str:
+    return files("fairlead_gateway.management").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(block: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
