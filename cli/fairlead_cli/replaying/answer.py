@@ -1,0 +1,154 @@
+"""One streamed chat answer as it arrives: when each token came, and what the last events say.
+
+Thousands of events a second pass here while the engines and the gateway want the same two cores, so a token costs a
+count and an append: events are told apart by their blank line, and only the first ones (to find the first token) and
+the last ones (usage, errors, ``[DONE]``) are ever parsed.
+"""
+
+from array import array
+from collections import deque
+from typing import Any
+
+import msgspec
+
+_TAIL_CHUNKS = 16
+_HEAD_BYTES = 1 << 20
+
+
+class Answer:
+    """Feed it the body of a 200 answer; read the results when the message is complete."""
+
+    __slots__ = (
+        "_half",
+        "_head",
+        "_tail",
+        "_whole",
+        "cached_tokens",
+        "error",
+        "finish_reason",
+        "output_tokens",
+        "times",
+    )
+
+    def __init__(self) -> None:
+        self.times: array[float] = array("d")
+        self.cached_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self._head = b""
+        self._tail: deque[bytes] = deque(maxlen=_TAIL_CHUNKS)
+        self._whole = True  # what came so far ends with a complete event
+        self._half = False  # it ends with half of a blank line
+
+    def feed(self, chunk: bytes, now: float) -> None:
+        """``chunk`` arrived at ``now``."""
+        if not self.times:
+            self._before_first(chunk, now)
+            return
+        self._tail.append(chunk)
+        count = chunk.count(b"\n\n")
+        if self._whole:
+            if chunk[:1] == b":":
+                count -= 1  # a keep-alive comment
+        elif self._half and chunk[:1] == b"\n":
+            count += 1
+        self._ends(chunk)
+        for _ in range(count):
+            self.times.append(now)
+
+    def _ends(self, text: bytes) -> None:
+        self._whole = text[-2:] == b"\n\n" or (self._half and text == b"\n")
+        self._half = not self._whole and text[-1:] == b"\n"
+
+    def close(self) -> None:
+        """The body is complete: read the last events and take back those that were no tokens."""
+        if not self.times:
+            if self.error is None:
+                self._read_last(self._head.split(b"\n\n"))
+            self.error = self.error or "the stream ended without a token"
+            return
+        counted = self._read_last(b"".join(self._tail).split(b"\n\n"))
+        # The first token is never taken back: it was parsed when it came.
+        del self.times[max(1, len(self.times) - counted) :]
+        if self.output_tokens is None and self.error is None:
+            self.error = "the stream ended without usage"
+        elif self.finish_reason in ("abort", "error"):
+            self.error = self.error or f"the engine ended the answer: {self.finish_reason}"
+
+    def _before_first(self, chunk: bytes, now: float) -> None:
+        self._head += chunk
+        *events, rest = self._head.split(b"\n\n")
+        for position, event in enumerate(events):
+            if _has_text(_parse(event)):
+                # What came in the same breath counts from the same moment; it is also the start of the tail.
+                later = events[position + 1 :]
+                self.times.extend([now] * (1 + sum(1 for item in later if not item.startswith(b":"))))
+                self._tail.append(b"".join(item + b"\n\n" for item in (event, *later)) + rest)
+                self._ends(rest or b"\n\n")
+                self._head = b""
+                return
+        if len(self._head) > _HEAD_BYTES:
+            self._head = self._head[-_HEAD_BYTES:]
+
+    def _read_last(self, events: list[bytes]) -> int:
+        """Read backwards up to the last token; returns how many events behind it are none."""
+        counted = 0
+        for event in reversed(events):
+            if not event.strip() or event.startswith(b":"):
+                continue
+            if event.strip() == b"data: [DONE]":
+                counted += 1
+                continue
+            value = _parse(event)
+            if value is None:
+                break  # cut off at the front of the tail: older than anything looked for
+            if "error" in value:
+                self.error = _message(value["error"])
+            if isinstance(value.get("usage"), dict):
+                self._usage(value["usage"])
+            for choice in value.get("choices") or ():
+                self.finish_reason = self.finish_reason or choice.get("finish_reason")
+            if _has_text(value):
+                break
+            counted += 1
+        return counted
+
+    def _usage(self, usage: dict[str, Any]) -> None:
+        self.output_tokens = usage.get("completion_tokens")
+        details = usage.get("prompt_tokens_details") or {}
+        self.cached_tokens = details.get("cached_tokens") or 0
+
+
+def error_text(status: int, body: bytes) -> str:
+    """One line for an answer that is not 200."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f"HTTP {status}"
+    if isinstance(value, dict) and "error" in value:
+        return f"HTTP {status}: {_message(value['error'])}"
+    return f"HTTP {status}"
+
+
+def _parse(event: bytes) -> dict[str, Any] | None:
+    _, found, data = event.partition(b"data: ")
+    if not found:
+        return None
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _has_text(value: dict[str, Any] | None) -> bool:
+    if value is None:
+        return False
+    return any((choice.get("delta") or {}).get("content") for choice in value.get("choices") or ())
+
+
+def _message(error: Any) -> str:
+    if isinstance(error, dict):
+        return str(error.get("message", error))[:200]
+    return str(error)[:200]

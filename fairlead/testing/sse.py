@@ -1,0 +1,106 @@
+"""A tiny HTTP server whose answers a test writes byte by byte: what a client meets when the other side is not nice.
+
+A script is an async function that gets the request's body and yields the raw bytes to write; when it returns the
+connection stays open for the next request, and raising ``Hangup`` closes it.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+Script = Callable[[dict[str, Any]], AsyncIterator[bytes]]
+
+
+class Hangup(Exception):
+    """A script raises it to close the connection at once."""
+
+
+@dataclass(slots=True)
+class ScriptedServer:
+    """What the server saw: ``requests`` are (headers, body) in order; ``connections`` counts those ever opened."""
+
+    url: str = ""
+    requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    connections: int = 0
+
+
+def head(status: str = "200 OK", *, kind: str = "text/event-stream", more: str = "") -> bytes:
+    """A response head with chunked framing."""
+    return f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n{more}\r\n".encode()
+
+
+def chunk(data: bytes) -> bytes:
+    """One HTTP chunk; an empty one ends the message."""
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def event(value: object) -> bytes:
+    """One server-sent event."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+def token(text: str, finish: str | None = None) -> bytes:
+    """The event of one token of a chat completion."""
+    return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})
+
+
+def role() -> bytes:
+    """The first event of a chat completion, which carries no token."""
+    return event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+
+
+def usage(prompt: int, output: int, cached: int) -> bytes:
+    """The last event but one when usage was asked for."""
+    details = {"cached_tokens": cached}
+    value = {"prompt_tokens": prompt, "completion_tokens": output, "prompt_tokens_details": details}
+    return event({"choices": [], "usage": value})
+
+
+async def _serve(
+    seen: ScriptedServer, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    seen.connections += 1
+    try:
+        while True:
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+            body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))))
+            seen.requests.append((headers, body))
+            async for data in script(body):
+                writer.write(data)
+                await writer.drain()
+    except (Hangup, asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+@asynccontextmanager
+async def serving(script: Script) -> AsyncIterator[ScriptedServer]:
+    """Listen on a free loopback port and answer every request with ``script``."""
+    seen = ScriptedServer()
+    handlers: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(_serve(seen, script, reader, writer))
+        handlers.add(task)
+        task.add_done_callback(handlers.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield seen
+    finally:
+        server.close()
+        for task in handlers:
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+        await server.wait_closed()
