@@ -1,0 +1,52 @@
+"""``python -m fairlead_sim engine …``: one or many simulated engines in this process."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from random import Random
+
+from fairlead.clock import SystemClock
+from fairlead.errors import FairleadError
+from fairlead_sim.server import options, process
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to stop; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fairlead_sim", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    engine = commands.add_parser("engine", help="serve simulated engines over HTTP")
+    options.add_arguments(engine)
+    try:
+        given = options.read(parser.parse_args(arguments))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(
+                process.run(
+                    given.settings,
+                    host=given.host,
+                    port=given.port,
+                    count=given.count,
+                    clock=SystemClock(),
+                    random=Random(),
+                    armed=given.faults,
+                    say=lambda line: print(line, flush=True),
+                )
+            )
+    except FairleadError as error:
+        print(f"fairlead_sim: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,392 @@
+"""One simulated engine: its cores and their drivers, its models, and every request inside it.
+
+A generating request goes: admitted (or refused as the real engine does) → its choices scripted → submitted to the core of one
+data-parallel rank, or held back while the engine is paused → settled. Everything that a control plane can do to an engine
+(sleep, pause, drain, abort) acts here.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from random import Random
+
+import zmq
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.lag import LoopLag
+from fairlead_sim.blocks import block_keys
+from fairlead_sim.engine import EngineCore, EngineStats, QueueFull, Sequence
+from fairlead_sim.kv_events import KvPublisher
+from fairlead_sim.metrics import EngineMetrics
+from fairlead_sim.server import scripts
+from fairlead_sim.server.adapters import Models
+from fairlead_sim.server.answers import Answer, Choice
+from fairlead_sim.server.asks import Ask, Prompt, fits
+from fairlead_sim.server.connection import Reply
+from fairlead_sim.server.driver import Driver
+from fairlead_sim.server.faults import Fault, Faults
+from fairlead_sim.server.problems import CORE_DIED, DRAINING, Broken, Busy, Refused, Vanish
+from fairlead_sim.server.settings import EngineSettings
+from fairlead_sim.tokenizer import Tokenizer
+
+
+class Engine:
+    """The state of one engine; build it on a running loop. ``die`` is what its death does (leave the process, by default)."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        random: Random,
+        port: int = 0,
+        lag: LoopLag | None = None,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        die: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.random = random
+        self.clock = clock
+        self.models = Models(settings)
+        self.fingerprint = settings.fingerprint
+        self.block_tokens = settings.block_tokens
+        self.details = settings.surface.prompt_tokens_details
+        self.answers: set[Answer] = set()
+        self.draining = False
+        self.core_dead = False
+        self.paused = False
+        self.sleep_level: int | None = None
+        self._held: list[Choice] = []
+        self._idle_calls: list[Callable[[], None]] = []
+        self._empty_call: Callable[[], None] | None = None
+        self._ids = count()
+        self._base_profile = settings.profile.faster(settings.speed)
+        events = settings.kv_events
+        self.publishers: list[KvPublisher] = []
+        if events.endpoint is not None:
+            topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
+            self.publishers = [
+                KvPublisher(
+                    events.endpoint,
+                    events.replay_endpoint,
+                    topic,
+                    clock=clock,
+                    encoding=events.encoding,
+                    rank=rank,
+                    adapter_id=self.models.number,
+                    context=context,
+                )
+                for rank in range(settings.data_parallel)
+            ]
+        cores = [self._core() for _ in range(settings.data_parallel)]
+        self.metrics = EngineMetrics(
+            settings.served_names[0],
+            [functools.partial(_stats, core) for core in cores],
+            clock=clock,
+            cache_config={
+                "block_size": settings.block_tokens,
+                "effective_attention_block_size": settings.block_tokens,
+                "num_gpu_blocks": cores[0].pool.blocks,
+                "kv_cache_size_tokens": cores[0].max_tokens,
+                "kv_cache_max_concurrency": round(cores[0].max_tokens / settings.max_model_len, 2),
+            },
+            max_model_len=settings.max_model_len,
+            max_adapters=settings.max_adapters,
+            lag=lag,
+        )
+        self.drivers = [
+            Driver(
+                core,
+                rank=rank,
+                observer=self.metrics,
+                publish=self.publishers[rank].publish if self.publishers else None,
+            )
+            for rank, core in enumerate(cores)
+        ]
+        self.faults = Faults(
+            Random(settings.seed),
+            later=asyncio.get_running_loop().call_later,
+            slow=self._slow,
+            core_dead=self.kill_core,
+            leave=die,
+        )
+        self._die = die
+        for publisher in self.publishers:
+            publisher.start()
+
+    def _core(self) -> EngineCore:
+        settings = self.settings
+        return EngineCore(
+            self._base_profile,
+            block_tokens=settings.block_tokens,
+            scheduling=settings.scheduling,
+            events=bool(self.publishers),
+        )
+
+    # Generating ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences running, waiting or held."""
+        return sum(driver.unfinished for driver in self.drivers) + len(self._held)
+
+    def begin(self, ask: Ask, kind: type[Answer], reply: Reply, fault: Fault | None = None) -> None:
+        """Start one answer. Raises Refused before anything was sent; a full queue is told through the answer."""
+        settings = self.settings
+        if ask.rank is not None and ask.rank >= settings.data_parallel:
+            raise Refused(f"data_parallel_rank {ask.rank} is out of range [0, {settings.data_parallel}).")
+        fits(ask, settings.max_model_len, self.tokenizer.vocab_size)
+        full = self._full(ask)
+        if self.core_dead:
+            raise Broken(CORE_DIED)
+        if self.draining and not full:
+            if any(prompt.given for prompt in ask.prompts):
+                raise Vanish("the real engine drops these connections while it drains")
+            reply.last()
+            raise Broken(DRAINING)
+        if ask.orca and not ask.stream:
+            reply.before = self._orca(ask.orca)
+        answer = kind(self, ask, reply)
+        if fault is not None and fault.kind == "cut":
+            answer.cut_after = fault.after
+        answer.open()
+        if full:
+            self.metrics.rejected(full)
+            reply.on_gone = None
+            reply.fail(Busy())
+            return
+        self.answers.add(answer)
+        rank = self._rank(ask)
+        answer.choices = [
+            self._choice(answer, at * ask.n + number, prompt, rank)
+            for at, prompt in enumerate(ask.prompts)
+            for number in range(ask.n)
+        ]
+        for choice in answer.choices:
+            self._submit(choice)
+
+    def compute(self, answer: Answer, prompts: list[Prompt]) -> None:
+        """Start an answer whose prompts are only computed (embeddings)."""
+        self.answers.add(answer)
+        rank = self._rank(answer.ask)
+        nothing = scripts.Script([], b"", "stop")
+        answer.choices = [
+            Choice(answer, at, prompt, nothing, self._sequence(answer.ask, prompt, (), 0))
+            for at, prompt in enumerate(prompts)
+        ]
+        for choice in answer.choices:
+            choice.rank = rank
+            self._submit(choice)
+
+    def _choice(self, answer: Answer, index: int, prompt: Prompt, rank: int) -> Choice:
+        ask = answer.ask
+        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
+        keys = block_keys(prompt.tokens, self.block_tokens, salt=ask.salt, adapter=name)
+        rest = prompt.tokens[len(keys) * self.block_tokens :]
+        seed = f"{self.settings.seed if ask.seed is None else ask.seed}/{keys[-1] if keys else name}/{rest}/{index}"
+        script = scripts.write(self.tokenizer, seed, ask.wish(prompt, self.settings.max_model_len))
+        sequence = self._sequence(ask, prompt, keys, len(script.ids))
+        # The ids of the whole script at once: the core reads them by place, as far as it has come.
+        sequence.tokens = prompt.tokens + script.ids
+        choice = answer.choice_kind(answer, index, prompt, script, sequence)
+        choice.rank = rank
+        return choice
+
+    def _sequence(self, ask: Ask, prompt: Prompt, keys: tuple[int, ...], max_tokens: int) -> Sequence:
+        return Sequence(
+            id=f"{ask.request_id}-{next(self._ids)}",
+            arrival=time.monotonic(),
+            prompt_tokens=len(prompt.tokens),
+            max_tokens=max_tokens,
+            keys=keys,
+            tokens=prompt.tokens,
+            priority=ask.priority,
+            adapter=None if ask.adapter is None else ask.adapter.name,
+            salt=ask.salt,
+            session=ask.session,
+            lookup=ask.lookup,
+            announce_hits=ask.announce_hits,
+        )
+
+    def _submit(self, choice: Choice) -> None:
+        if self.paused:
+            self._held.append(choice)
+            return
+        try:
+            self.drivers[choice.rank].submit(choice)
+        except QueueFull:
+            choice.answer.fail(Busy())
+        except BadInput as error:
+            choice.answer.fail(Refused(error.message))
+
+    def _rank(self, ask: Ask) -> int:
+        if ask.rank is not None:
+            return ask.rank
+        return min(self.drivers, key=lambda driver: driver.unfinished).rank
+
+    def _full(self, ask: Ask) -> str | None:
+        """The limit that this request would pass, by its name in the metrics; all unfinished requests count."""
+        settings = self.settings
+        if settings.max_queued_requests is not None and self.unfinished >= settings.max_queued_requests:
+            return "max_num_queued_reqs"
+        if settings.max_queued_tokens is not None:
+            inside = sum(answer.prompt_tokens for answer in self.answers)
+            if inside + sum(len(prompt.tokens) for prompt in ask.prompts) > settings.max_queued_tokens:
+                return "max_num_queued_tokens"
+        return None
+
+    def _orca(self, form: str) -> bytes:
+        """The load header on plain answers, for those who ask for it."""
+        stats = [driver.core.stats for driver in self.drivers]
+        waiting = float(sum(each.waiting for each in stats))
+        usage = max(each.kv_usage for each in stats)
+        if form.upper() == "JSON":
+            named = f'{{"num_requests_waiting": {waiting}, "kv_cache_usage_perc": {usage}}}'
+            return f'endpoint-load-metrics: JSON {{"named_metrics": {named}}}\r\n'.encode()
+        if form.upper() == "TEXT":
+            named = f"named_metrics.num_requests_waiting={waiting}, named_metrics.kv_cache_usage_perc={usage}"
+            return f"endpoint-load-metrics: TEXT {named}\r\n".encode()
+        return b""
+
+    # What answers ask of their engine --------------------------------------------------------------------------------------
+
+    def stamp(self) -> int:
+        """Unix seconds."""
+        return int(self.clock.wall())
+
+    def drop(self, choice: Choice) -> None:
+        """Take a choice's sequence out of its core."""
+        if choice in self._held:
+            self._held.remove(choice)
+        else:
+            self.drivers[choice.rank].abort(choice.sequence.id)
+
+    def settled(self, answer: Answer, outcome: str) -> None:
+        """An answer is over; those that were aborted here are counted, clients that left are not."""
+        self.answers.discard(answer)
+        if outcome == "aborted":
+            for choice in answer.choices:
+                if choice.reason == "abort":
+                    self.metrics.finished(choice.rank, choice.sequence, "abort", time.monotonic())
+        if self._idle_calls and not any(driver.unfinished for driver in self.drivers):
+            calls, self._idle_calls = self._idle_calls, []
+            for call in calls:
+                call()
+        if self._empty_call is not None and not self.answers:
+            call, self._empty_call = self._empty_call, None
+            call()
+
+    # What a control plane does ---------------------------------------------------------------------------------------------
+
+    def abort_answers(self, names: "set[str] | None" = None) -> None:
+        """End the named answers, or all, with finish reason ``abort``."""
+        for answer in list(self.answers):
+            if names is None or names & {answer.id, answer.ask.request_id}:
+                answer.abort()
+
+    def pause(self, mode: str, done: Callable[[], None]) -> None:
+        """``abort`` ends what runs, ``wait`` lets it end, ``keep`` freezes it; new requests are held. ``done`` follows."""
+        self.paused = True
+        if mode == "keep":
+            for driver in self.drivers:
+                driver.pause()
+            done()
+        elif mode == "wait":
+            self.when_idle(done)
+        else:
+            self.abort_answers()
+            done()
+
+    def resume(self) -> None:
+        """Go on, with what was frozen and what was held."""
+        self.paused = False
+        held, self._held = self._held, []
+        for driver in self.drivers:
+            driver.resume()
+        for choice in held:
+            self._submit(choice)
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Call when nothing runs or waits in the cores, perhaps at once."""
+        if any(driver.unfinished for driver in self.drivers):
+            self._idle_calls.append(call)
+        else:
+            call()
+
+    def when_empty(self, call: Callable[[], None]) -> None:
+        """Call when the last answer is over, held ones included."""
+        if self.answers:
+            self._empty_call = call
+        else:
+            call()
+
+    def sleep(self, level: int, mode: str, done: Callable[[], None]) -> None:
+        """Pause; from level 1 on the KV cache is lost."""
+
+        def asleep() -> None:
+            self.sleep_level = level
+            self.metrics.sleeping(level)
+            if level >= 1:
+                self.reset_prefix_cache()
+            done()
+
+        self.pause(mode, asleep)
+
+    def wake(self) -> None:
+        """Awake and running."""
+        self.sleep_level = None
+        self.metrics.sleeping(None)
+        self.resume()
+
+    def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
+        """Forget cached blocks at every rank; False where something runs."""
+        done = [driver.core.reset_prefix_cache(preempt_running=preempt_running) for driver in self.drivers]
+        return all(done)
+
+    def kill_core(self) -> None:
+        """The engine core is dead: errors in every answer, then the server leaves by itself."""
+        self.core_dead = True
+        for driver in self.drivers:
+            driver.stop()
+        for answer in list(self.answers):
+            answer.fail(Broken(CORE_DIED))
+        asyncio.get_running_loop().call_later(0.05, self._die)
+
+    def stop(self) -> None:
+        """No more steps, no more events."""
+        for driver in self.drivers:
+            driver.stop()
+        for publisher in self.publishers:
+            publisher.close()
+
+    def _slow(self, factor: float) -> None:
+        for driver in self.drivers:
+            driver.core.profile = self._base_profile.faster(1.0 / factor)
+
+
+def _stats(core: EngineCore) -> EngineStats:
+    return core.stats
+
+
+def with_port(settings: EngineSettings, offset: int) -> EngineSettings:
+    """The settings of the ``offset``-th engine of one process: fixed event ports move up, free ones stay free."""
+    events = settings.kv_events
+    moved = replace(
+        events,
+        endpoint=_moved(events.endpoint, offset * settings.data_parallel),
+        replay_endpoint=_moved(events.replay_endpoint, offset * settings.data_parallel),
+    )
+    return replace(settings, kv_events=moved)
+
+
+def _moved(endpoint: str | None, offset: int) -> str | None:
+    if endpoint is None or endpoint.endswith(":0"):
+        return endpoint
+    base, colon, port = endpoint.rpartition(":")
+    return f"{base}{colon}{int(port) + offset}"

@@ -1,0 +1,159 @@
+"""Failures on demand: from the command line at the start, or at run time through ``/sim/faults``.
+
+A fault is a kind with limits: ``share`` of the requests it may hit (seeded), ``count`` of them at most, ``seconds`` it stays armed.
+``refuse`` and ``hang`` act on connections as they come in; the others on requests that generate, or on all with ``everywhere``.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+from fairlead.errors import BadInput
+
+KINDS = {
+    "refuse": "drop every connection as it comes in",
+    "hang": "take connections and requests and never answer",
+    "slow": "stretch every step (factor)",
+    "cut": "break streams off behind some tokens (after)",
+    "garbage": "answer with bytes that are no HTTP",
+    "content-type": "answer 200 with a web page",
+    "error": "answer with an error (status, 500 by default)",
+    "core-dead": "the engine core dies: errors in every answer, then the server leaves",
+    "die": "the server leaves without a word",
+}
+_CONNECTION = frozenset({"refuse", "hang"})
+_AT_ONCE = frozenset({"core-dead", "die"})
+
+
+@dataclass(slots=True)
+class Fault:
+    """One armed failure."""
+
+    kind: str
+    share: float = 1.0
+    count: int | None = None
+    seconds: float | None = None
+    factor: float = 3.0
+    after: int = 5
+    status: int = 500
+    everywhere: bool = False
+    hits: int = 0
+
+
+def parse(text: str) -> Fault:
+    """``KIND[,name=value]…``, as on the command line. Raises BadInput."""
+    kind, *rest = text.split(",")
+    given: dict[str, Any] = {"kind": kind}
+    for part in rest:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise BadInput(f"{part!r} is not name=value", field="fault")
+        given[name] = value
+    return from_mapping(given)
+
+
+def from_mapping(given: Any) -> Fault:
+    """A fault from JSON or from parsed text. Raises BadInput naming the field."""
+    if not isinstance(given, dict) or given.get("kind") not in KINDS:
+        raise BadInput("the kind of a fault is unknown", field="kind", hint=f"known: {', '.join(sorted(KINDS))}")
+    readers: dict[str, Callable[[Any], Any]] = {
+        "kind": str,
+        "share": float,
+        "count": int,
+        "seconds": float,
+        "factor": float,
+        "after": int,
+        "status": int,
+        "everywhere": lambda value: value in (True, "true", "1"),
+    }
+    values = {}
+    for name, value in given.items():
+        if name not in readers:
+            raise BadInput(f"a fault has no {name!r}", field=name, hint=f"known: {', '.join(readers)}")
+        try:
+            values[name] = readers[name](value)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{value!r} does not fit", field=name) from error
+    fault = Fault(**values)
+    if fault.factor <= 0:
+        raise BadInput("a factor is positive", field="factor")
+    if not 400 <= fault.status <= 599:
+        raise BadInput("an error has a status from 400 to 599", field="status")
+    return fault
+
+
+class Faults:
+    """What is armed at one engine. ``leave`` ends the engine; ``slow`` is told the factor that stretches steps now."""
+
+    def __init__(
+        self,
+        random: Random,
+        *,
+        later: Callable[[float, Callable[[], None]], object],
+        slow: Callable[[float], None],
+        core_dead: Callable[[], None],
+        leave: Callable[[], None],
+    ) -> None:
+        self._random = random
+        self._later = later
+        self._slow = slow
+        self._core_dead = core_dead
+        self._leave = leave
+        self._armed: list[Fault] = []
+
+    def arm(self, fault: Fault) -> None:
+        """Add a failure; the ones that end the engine happen now."""
+        if fault.kind in _AT_ONCE:
+            (self._leave if fault.kind == "die" else self._core_dead)()
+            return
+        self._armed.append(fault)
+        if fault.seconds is not None:
+            self._later(fault.seconds, lambda: self._disarm(fault))
+        self._steer()
+
+    def clear(self) -> None:
+        """Disarm everything."""
+        self._armed.clear()
+        self._steer()
+
+    def armed(self) -> list[dict[str, Any]]:
+        """What is armed, for ``/sim/faults``."""
+        return [asdict(fault) for fault in self._armed]
+
+    def connection(self) -> str | None:
+        """``refuse`` or ``hang`` for a connection that comes in."""
+        fault = self._pick(lambda each: each.kind in _CONNECTION)
+        return None if fault is None else fault.kind
+
+    def request(self, *, generates: bool) -> Fault | None:
+        """The failure that hits this request."""
+        return self._pick(
+            lambda each: each.kind not in _CONNECTION and each.kind != "slow" and (generates or each.everywhere)
+        )
+
+    def _pick(self, fits: Callable[[Fault], bool]) -> Fault | None:
+        for fault in self._armed:
+            if not fits(fault) or (fault.count is not None and fault.hits >= fault.count):
+                continue
+            if fault.share >= 1.0 or self._random.random() < fault.share:
+                fault.hits += 1
+                return fault
+        return None
+
+    def _disarm(self, fault: Fault) -> None:
+        self._armed = [each for each in self._armed if each is not fault]
+        self._steer()
+
+    def _steer(self) -> None:
+        factor = 1.0
+        for fault in self._armed:
+            if fault.kind == "slow":
+                factor *= fault.factor
+        self._slow(factor)
+
+
+def exit_now() -> None:
+    """The death of a process that hosts one engine: nothing is flushed, the kernel resets its connections."""
+    os._exit(70)

@@ -1,0 +1,54 @@
+"""Response heads, byte for byte in the order that uvicorn under vLLM sends them."""
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+from fairlead.clock import Clock
+
+JSON = b"application/json"
+EVENTS = b"text/event-stream; charset=utf-8"
+
+
+class Heads:
+    """Builds response heads; the status line with the date is rebuilt once a second, not once a response."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._second = -1
+        self._openings: dict[int, bytes] = {}
+        self._date = b""
+
+    def opening(self, status: int) -> bytes:
+        """Status line, ``date`` and ``server``."""
+        second = int(self._clock.wall())
+        if second != self._second:
+            self._second = second
+            self._openings.clear()
+            self._date = formatdate(second, usegmt=True).encode()
+        opening = self._openings.get(status)
+        if opening is None:
+            phrase = HTTPStatus(status).phrase.encode()
+            opening = b"HTTP/1.1 %d %b\r\ndate: %b\r\nserver: uvicorn\r\n" % (status, phrase, self._date)
+            self._openings[status] = opening
+        return opening
+
+    def whole(self, status: int, length: int, content_type: bytes | None, before: bytes, tail: bytes) -> bytes:
+        """The head of an answer of known length; ``before`` stands ahead of the length, ``tail`` behind the type."""
+        kind = b"content-type: %b\r\n" % content_type if content_type is not None else b""
+        return b"%b%bcontent-length: %d\r\n%b%b\r\n" % (self.opening(status), before, length, kind, tail)
+
+    def stream(self, status: int, content_type: bytes, tail: bytes) -> bytes:
+        """The head of a chunked answer."""
+        return b"%bcontent-type: %b\r\n%btransfer-encoding: chunked\r\n\r\n" % (
+            self.opening(status),
+            content_type,
+            tail,
+        )
+
+
+def chunk(data: bytes) -> bytes:
+    """One HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"

@@ -1,0 +1,155 @@
+"""The command line of the simulated engine. Where vLLM has a switch, it has the same name here."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fairlead.errors import BadInput, SettingsError
+from fairlead.profile import EngineProfile, preset
+from fairlead_sim.server import faults
+from fairlead_sim.server.adapters import parse_adapter
+from fairlead_sim.server.settings import EngineSettings, KvEventsSettings, Surface
+
+_SURFACE = {
+    "prompt_tokens_details": ("--enable-prompt-tokens-details", "cached_tokens in usage"),
+    "request_id_headers": ("--enable-request-id-headers", "x-request-id on every answer"),
+    "server_load_tracking": ("--enable-server-load-tracking", "/load counts"),
+    "scale_out": ("--enable-scale-out", "render endpoints and /inference/v1/generate"),
+    "dev_mode": ("--dev-mode", "what VLLM_SERVER_DEV_MODE=1 adds: /sleep, /pause, /server_info and others"),
+    "runtime_lora": ("--runtime-lora", "what VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 adds: load and unload adapters"),
+    "tokenizer_info": ("--enable-tokenizer-info-endpoint", "/tokenizer_info"),
+    "auto_tool_choice": ("--enable-auto-tool-choice", "requests with tools are answered (never with a call)"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says about the process."""
+
+    host: str
+    port: int
+    count: int
+    settings: EngineSettings
+    faults: tuple[tuple[int | None, faults.Fault], ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything that ``engine`` takes."""
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes free ones")
+    parser.add_argument("--count", type=int, default=1, help="engines in this process, on successive ports")
+    parser.add_argument("--model", default="sim", help="what /v1/models gives as the root")
+    parser.add_argument("--served-model-name", nargs="+", help="names that requests may use; the first is shown")
+    parser.add_argument("--profile", default="tiny-cpu", help="a known profile, or its fields as JSON")
+    parser.add_argument("--speed", type=float, default=1.0, help="how many times as fast as the profile")
+    parser.add_argument("--block-tokens", "--block-size", type=int, default=16)
+    parser.add_argument("--max-model-len", type=int, default=32_768)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--task", choices=("generate", "embed", "both"), default="both", help="embed serves /v1/embeddings"
+    )
+    parser.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs")
+    parser.add_argument("--data-parallel-size", type=int, default=1)
+    parser.add_argument("--max-num-queued-reqs", type=int)
+    parser.add_argument("--max-num-queued-tokens", type=int)
+    parser.add_argument("--lora", "--lora-modules", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--missing-lora", action="append", default=[], metavar="PATH", help="a path that does not load")
+    parser.add_argument("--max-loras", type=int, default=8)
+    parser.add_argument("--kv-events", metavar="ENDPOINT", help="tcp://HOST:PORT, or 0 for a free one")
+    parser.add_argument("--kv-replay", metavar="ENDPOINT")
+    parser.add_argument("--kv-topic")
+    parser.add_argument("--kv-encoding", choices=("map", "array"), default="map")
+    parser.add_argument("--shutdown-timeout", type=float, default=0.0, help="seconds that requests get at SIGTERM")
+    parser.add_argument(
+        "--on-sigterm",
+        choices=("abort", "error", "silence"),
+        default="abort",
+        help="what becomes of requests that do not get to their end: all three were seen of the real engine",
+    )
+    parser.add_argument("--keep-alive-seconds", type=float, default=5.0)
+    parser.add_argument("--embedding-dimensions", type=int, default=384)
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="[N:]KIND[,NAME=VALUE]",
+        help=f"arm a failure at engine N or all: {', '.join(faults.KINDS)}",
+    )
+    for name, (flag, told) in _SURFACE.items():
+        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=True, help=told)
+
+
+def read(given: argparse.Namespace) -> Options:
+    """The options of a parsed command line. Raises SettingsError naming the flag."""
+    host, colon, port = given.listen.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) + given.count - 1 > 65_535:
+        raise SettingsError(f"{given.listen!r} is not HOST:PORT", field="--listen")
+    for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
+        if getattr(given, flag) <= 0:
+            raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
+    names = tuple(given.served_model_name or [given.model])
+    try:
+        adapters = tuple(parse_adapter(text) for text in given.lora)
+    except ValueError as error:
+        raise SettingsError(str(error), field="--lora") from error
+    settings = EngineSettings(
+        model=given.model,
+        served_names=names,
+        profile=read_profile(given.profile),
+        speed=given.speed,
+        block_tokens=given.block_tokens,
+        max_model_len=given.max_model_len,
+        seed=given.seed,
+        task=given.task,
+        scheduling=given.scheduling_policy,
+        data_parallel=given.data_parallel_size,
+        max_queued_requests=given.max_num_queued_reqs,
+        max_queued_tokens=given.max_num_queued_tokens,
+        adapters=adapters,
+        missing_adapters=frozenset(given.missing_lora),
+        max_adapters=given.max_loras,
+        kv_events=KvEventsSettings(
+            _endpoint(given.kv_events), _endpoint(given.kv_replay), given.kv_topic, given.kv_encoding
+        ),
+        surface=Surface(**{name: getattr(given, name) for name in _SURFACE}),
+        shutdown_timeout=given.shutdown_timeout,
+        on_sigterm=given.on_sigterm,
+        keep_alive_seconds=given.keep_alive_seconds,
+        embedding_dimensions=given.embedding_dimensions,
+    )
+    return Options(host.strip("[]"), int(port), given.count, settings, tuple(map(_fault, given.fault)))
+
+
+def read_profile(text: str) -> EngineProfile:
+    """A profile by name, or from JSON: any field in snake or camel case, ``base`` names the preset to start from."""
+    if not text.lstrip().startswith("{"):
+        return preset(text, field="--profile")
+    try:
+        given = json.loads(text)
+        base = given.pop("base", None)
+        fields: dict[str, Any] = {} if base is None else msgspec.to_builtins(preset(base, field="--profile"))
+        fields |= {_snake(name): value for name, value in given.items()}
+        fields.setdefault("name", "custom")
+        return msgspec.convert(fields, EngineProfile)
+    except (ValueError, AttributeError, msgspec.ValidationError) as error:
+        raise SettingsError(f"no profile: {error}", field="--profile") from error
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
+
+
+def _endpoint(text: str | None) -> str | None:
+    return "tcp://127.0.0.1:0" if text == "0" else text
+
+
+def _fault(text: str) -> tuple[int | None, faults.Fault]:
+    number, colon, rest = text.partition(":")
+    try:
+        if colon and number.isdecimal():
+            return int(number), faults.parse(rest)
+        return None, faults.parse(text)
+    except BadInput as error:
+        raise SettingsError(error.message, field="--fault", hint=error.hint) from error

@@ -1,0 +1,68 @@
+"""What one simulated engine is told at its start. The names of the switches are vLLM's."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+from fairlead.profile import EngineProfile, preset
+from fairlead_sim.kv_wire import Encoding
+
+VERSION = "0.32.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Which parts of the HTTP surface are switched on. A bare vLLM has most of them off; here all are on."""
+
+    prompt_tokens_details: bool = True
+    request_id_headers: bool = True
+    server_load_tracking: bool = True
+    scale_out: bool = True
+    dev_mode: bool = True
+    runtime_lora: bool = True
+    tokenizer_info: bool = True
+    auto_tool_choice: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KvEventsSettings:
+    """Where KV events go; ``encoding`` is ``map`` (0.32) or ``array`` (older). No endpoint = no events."""
+
+    endpoint: str | None = None
+    replay_endpoint: str | None = None
+    topic: str | None = None
+    encoding: Encoding = "map"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Everything about one engine but its port. ``served_names[0]`` is the name that answers carry."""
+
+    model: str = "sim"
+    served_names: tuple[str, ...] = ("sim",)
+    profile: EngineProfile = field(default_factory=lambda: preset("tiny-cpu"))
+    speed: float = 1.0
+    block_tokens: int = 16
+    max_model_len: int = 32_768
+    seed: int = 0
+    task: str = "both"
+    scheduling: str = "fcfs"
+    data_parallel: int = 1
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    adapters: tuple[tuple[str, str], ...] = ()
+    missing_adapters: frozenset[str] = frozenset()
+    max_adapters: int = 8
+    kv_events: KvEventsSettings = KvEventsSettings()
+    surface: Surface = Surface()
+    shutdown_timeout: float = 0.0
+    on_sigterm: str = "abort"
+    keep_alive_seconds: float = 5.0
+    embedding_dimensions: int = 384
+
+    @property
+    def fingerprint(self) -> str:
+        """``vllm-<version>[-dpN]-<8 hex>``: equal for engines of equal configuration."""
+        same = replace(self, seed=0, kv_events=KvEventsSettings(), adapters=())
+        digest = hashlib.sha256(repr(same).encode()).hexdigest()[:8]
+        ranks = f"-dp{self.data_parallel}" if self.data_parallel > 1 else ""
+        return f"vllm-{VERSION}{ranks}-{digest}"
