@@ -10,6 +10,8 @@ def frame(
     supervisor: Supervisor,
     snapshot: Snapshot | None,
     *,
+    url: str,
+    manage: str,
     up_seconds: float,
     events: tuple[tuple[float, str], ...],
     closing: str = "",
@@ -23,7 +25,7 @@ def frame(
     for unit in supervisor.units:
         if unit.keeper is not None:
             processes.append(_process(unit.keeper, unit.name, unit.plan.model.key, tuple(unit.ids())))
-    return Frame("Fairlead", up_seconds, tuple(processes), snapshot, events, closing)
+    return Frame(url, manage, up_seconds, tuple(processes), snapshot, events, closing)
 
 
 def _process(keeper: Keeper, name: str, model: str | None, ids: tuple[str, ...]) -> Process:

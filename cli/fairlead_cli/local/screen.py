@@ -65,7 +65,9 @@ class LiveScreen:
         self._live.start()
 
     def told(self, line: str) -> None:
-        """Events are part of the picture."""
+        """Events are part of the picture; once that is gone they are lines."""
+        if not self._live.is_started:
+            self._console.print(line, style="dim", markup=False)
 
     def serving(self, facts: Facts) -> None:
         """Print what stays on the screen when the picture is gone."""
@@ -76,9 +78,9 @@ class LiveScreen:
         show(Text.assemble("\n  OpenAI API   ", (f"{facts.url}/v1", "cyan")))
         show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan"), "\n"))
         for line in (*curl(facts), "", *sdk(facts)):
-            show(Text(f"  {line}", "dim" if line else ""), soft_wrap=True)
-        show(Text.assemble("\n  from another terminal: ", (f"fairlead chat {facts.models[0]}", "cyan"), " · "), end="")
-        show(Text.assemble(("fairlead status", "cyan"), "   Ctrl-C stops everything\n"))
+            show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
+        chat = (f"fairlead chat {facts.models[0]}", "cyan")
+        show(Text.assemble("\n  in another terminal: ", chat, " · ", ("fairlead status", "cyan"), "\n"))
         for note in facts.notes:
             show(Text(f"  note: {note}", "yellow"))
 

@@ -76,6 +76,7 @@ class Run:
         finally:
             self._screen.close()
             await asyncio.to_thread(guard.close)
+        self._reach(lambda: self._screen.told("stopped; nothing of it runs any more"))
         return 0
 
     def _supervisor(self, directory: Path, guard: Guard) -> Supervisor:
@@ -157,8 +158,15 @@ class Run:
                     snapshot = await management.snapshot(30)
                 except NoStack:
                     snapshot = None
-                up = self._clock.now() - self._launched
-                drawn = frame(supervisor, snapshot, up_seconds=up, events=tuple(self._events), closing=self._closing)
+                drawn = frame(
+                    supervisor,
+                    snapshot,
+                    url=self._setup.listen.url,
+                    manage=self._setup.manage.url,
+                    up_seconds=self._clock.now() - self._launched,
+                    events=tuple(self._events),
+                    closing=self._closing,
+                )
                 self._reach(lambda drawn=drawn: self._screen.draw(drawn))  # type: ignore[misc]  # bound at once
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
@@ -190,7 +198,7 @@ class Run:
 
     async def _end(self, supervisor: Supervisor) -> None:
         self._stop.set()  # from here on a signal means: at once
-        self._closing = "stopping: requests in flight may finish; Ctrl-C again stops at once"
+        self._closing = "stopping, requests in flight may finish; Ctrl-C again: at once"
         self.told(self._closing)
         await supervisor.stop(self._hurry)
 

@@ -14,6 +14,7 @@ from fairlead_cli.local.rundir import newest_stack, running_stacks
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 DECISIONS = 5
+PIPE_WIDTH = 400
 
 
 def run(model: str | None, manage: str | None, output: str) -> int:
@@ -61,5 +62,6 @@ def _print(found: object, output: str) -> None:
     if output == "json":
         print(as_json(found).decode())
         return
-    console = Console(highlight=False)
-    console.print(tree(found), soft_wrap=not console.is_terminal, overflow="ellipsis", no_wrap=True)
+    # A pipe has no width: nothing is cut there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(tree(found), overflow="ellipsis", no_wrap=True)

@@ -9,7 +9,7 @@ from rich.tree import Tree
 
 from fairlead_cli.local import answers, words
 from fairlead_cli.local.report import READY, ModelReport, Report
-from fairlead_cli.local.view import PHASE_STYLE, RULE_STYLE, clock, result
+from fairlead_cli.local.view import PHASE_STYLE, RULE_STYLE, clock, last_minute, result
 
 
 def tree(report: Report) -> RenderableType:
@@ -77,20 +77,15 @@ def _gateway(report: Report) -> Text:
 
 
 def _model(found: ModelReport) -> Tree:
-    window, stats = found.stats.window, found.stats
-    mark = ("×", "red") if found.advice.problem else ("√", "green")
+    stats = found.stats
     head = Text.assemble(
-        mark,
+        ("×", "red") if found.advice.problem else ("√", "green"),
         (f" {found.model.key.removeprefix('default/')}", "bold cyan"),
         (f"  {found.model.preset}", "dim"),
-        f"  {found.ready}/{found.expected} ready",
-        f"  {words.rate(window.requests_per_second)}  in flight {stats.in_flight}  queue {stats.queue}",
-        f"  hit rate {words.share(window.cached_token_share)}",
-        f"  TTFT {words.time(window.ttft_seconds.p50)} / {words.time(window.ttft_seconds.p90)} p90",
-        f"  ITL {words.time(window.itl_seconds.p50)}",
-        f"  objective {words.share(window.within_objective)}",
+        f"  {found.ready}/{found.expected} ready  {stats.in_flight} in flight  {stats.queue} in the queue",
     )
     root = Tree(head, guide_style="dim")
+    root.add(Text("last minute  ", "dim").append_text(last_minute(stats.window)))
     for name, instances in found.pools().items():
         ready = sum(one.state == READY for one in instances)
         pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {ready}/{len(instances)} ready"))

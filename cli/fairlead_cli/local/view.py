@@ -15,7 +15,8 @@ PHASE_STYLE = {"Ready": "green", "Starting": "yellow", "Draining": "yellow", "Wa
 RULE_STYLE = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
 MARK = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Waiting": "×", "Stopped": "○"}
 BLOCKS = " ▏▎▍▌▋▊▉█"
-LEAST_EVENTS, LEAST_DECISIONS = 2, 3
+MOST_EVENTS, LEAST_EVENTS = 5, 2
+MOST_DECISIONS, LEAST_DECISIONS = 8, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Process:
 class Frame:
     """Everything the view shows. ``snapshot`` is None while the gateway does not answer."""
 
-    title: str
+    url: str
+    manage: str
     up_seconds: float
     processes: tuple[Process, ...]
     snapshot: Snapshot | None = None
@@ -48,17 +50,21 @@ def picture(frame: Frame, height: int) -> RenderableType:
     lines = 2
     for key in _models(frame):
         rows = [process for process in frame.processes if process.model == key]
-        parts += [Text(), _model_line(frame, key), _engines(frame, key, rows)]
-        lines += 3 + sum(len(row.instances) or 1 for row in rows)
+        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, rows)]
+        lines += 4 + sum(len(row.instances) or 1 for row in rows)
     decisions = frame.snapshot.decisions.decisions if frame.snapshot else []
-    room = max(0, height - lines - 2)
-    events = frame.events[-max(LEAST_EVENTS, room - len(decisions) - 3) :]
-    shown = decisions[: max(LEAST_DECISIONS, room - len(events) - 3)]
+    room = height - 1 - lines - 2 - 1  # headings and blank lines of what follows
+    events = _most(len(frame.events), room - min(len(decisions), MOST_DECISIONS), LEAST_EVENTS, MOST_EVENTS)
+    shown = _most(len(decisions), room - events, LEAST_DECISIONS, MOST_DECISIONS)
     if shown:
-        parts += [Text(), Text("last decisions", style="bold"), _decisions(shown)]
+        parts += [Text(), Text("last decisions", style="bold"), _decisions(decisions[:shown])]
     if events:
-        parts += [Text(), _events(events)]
+        parts += [Text(), _events(frame.events[-events:])]
     return Group(*parts)
+
+
+def _most(there: int, room: int, least: int, most: int) -> int:
+    return min(there, max(least, min(most, room)))
 
 
 def _models(frame: Frame) -> list[str]:
@@ -66,34 +72,43 @@ def _models(frame: Frame) -> list[str]:
 
 
 def _head(frame: Frame) -> Text:
-    line = Text.assemble((frame.title, "bold"), f"   up {words.time(round(frame.up_seconds))}")
+    line = Text.assemble(("Fairlead", "bold"), f"  up {words.time(round(frame.up_seconds))}")
     for process in frame.processes:
         if process.model is None:
-            line.append("   ")
+            line.append("  ")
             line.append(MARK.get(process.phase, "?"), PHASE_STYLE.get(process.phase, ""))
             line.append(f" {process.name}")
             if process.restarts:
-                line.append(f" ({words.plural(process.restarts, 'restart')})", "dim")
-    if frame.closing:
-        line.append(f"   {frame.closing}", "yellow")
+                line.append(f" ↻{process.restarts}")
+    line.append(f"  {frame.closing or 'Ctrl-C stops everything'}", "yellow" if frame.closing else "dim")
+    line.append("\n")
+    line.append(f"{frame.url}/v1", "cyan")
+    line.append("  status page ", "dim")
+    line.append(f"{frame.manage}/", "cyan")
+    line.no_wrap, line.overflow = True, "ellipsis"
     return line
 
 
-def _model_line(frame: Frame, key: str) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(key.removeprefix("default/"), "bold cyan")
+def _model_lines(frame: Frame, key: str) -> list[Text]:
+    """Two lines: what it is and does now, and its last minute."""
+    name = Text(key.removeprefix("default/"), "bold cyan", no_wrap=True, overflow="ellipsis")
     if frame.snapshot is None:
-        return line
+        return [name, Text("the gateway does not answer yet", "dim")]
     model = next((model for model in frame.snapshot.fleet.models if model.key == key), None)
-    if model:
-        line.append(f"  {model.preset}", "dim")
     stats = frame.snapshot.stats.models.get(key, answers.ModelStats())
-    window = stats.window
-    line.append(f"  {words.rate(window.requests_per_second)}  in flight {stats.in_flight}  queue {stats.queue}")
-    line.append(f"  hit rate {words.share(window.cached_token_share)}", "green" if window.cached_token_share else "")
-    line.append(f"  TTFT {words.time(window.ttft_seconds.p50)} / {words.time(window.ttft_seconds.p90)} p90")
+    if model:
+        name.append(f"  {model.preset}", "not bold default")
+    name.append(f"  {stats.in_flight} in flight  {stats.queue} in the queue", "not bold default")
+    return [name, last_minute(stats.window)]
+
+
+def last_minute(window: answers.Slice) -> Text:
+    """Rate, hit rate, latencies and objective of a model's last minute."""
+    line = Text(words.rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
+    line.append(f"  hit rate {words.share(window.cached_token_share)}")
+    line.append(f"  TTFT {words.time(window.ttft_seconds.p50)} (p90 {words.time(window.ttft_seconds.p90)})")
     line.append(f"  ITL {words.time(window.itl_seconds.p50)}")
-    line.append(f"  objective {words.share(window.within_objective)}")
+    line.append(f"  within objective {words.share(window.within_objective)}")
     if window.errors:
         line.append(f"  {words.plural(window.errors, 'error')}", "bold red")
     return line
@@ -105,8 +120,7 @@ def _engines(frame: Frame, key: str, rows: Sequence[Process]) -> Table:
     table.add_column("state", no_wrap=True)
     for name in ("in flight", "queue", "backlog", "TTFT"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("work, last minute", no_wrap=True)
-    table.add_column("restarts", justify="right", no_wrap=True)
+    table.add_column("work in the last minute", no_wrap=True)
     known = _instances(frame, key)
     stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
     for row in rows:
@@ -116,15 +130,19 @@ def _engines(frame: Frame, key: str, rows: Sequence[Process]) -> Table:
             part = stats.instances.get(one) if stats else None
             table.add_row(
                 answers.short(one),
-                Text(f"{MARK.get(state, '?')} {state}", PHASE_STYLE.get(state, "")),
+                _life(state, row.restarts),
                 words.count(instance.in_flight if instance else None),
                 words.count(instance.waiting if instance else None),
                 words.time(instance.backlog_seconds if instance else None),
                 words.time(part.ttft_mean_seconds if part else None),
                 _bar(part.share_of_work if part else None),
-                str(row.restarts) if row.restarts else "",
             )
     return table
+
+
+def _life(state: str, restarts: int) -> Text:
+    text = Text(f"{MARK.get(state, '?')} {state}", PHASE_STYLE.get(state, ""))
+    return text.append(f" ↻{restarts}", "default") if restarts else text
 
 
 def _state(row: Process, instance: answers.Instance | None) -> str:
