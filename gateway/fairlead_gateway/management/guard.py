@@ -2,8 +2,8 @@
 
 A page of another site can make a browser send requests here, and by DNS rebinding (its own name resolved to our address)
 even read the answers. So the Host must be an address, a name without a dot, or a name that no public DNS serves, unless it
-is listed; a foreign Origin is refused; there are no CORS headers; and only GET is answered. With a token set, everything but
-readiness, metrics and the (empty) page asks for it.
+is listed; a foreign Origin is refused; there are no CORS headers; and only GET is answered. Readiness, metrics and the (empty)
+page are open; everything else asks for the management token or, where none is set, answers this machine only.
 """
 
 import hmac
@@ -64,11 +64,17 @@ class Guard:
             return 403, "requests from other origins are refused", "open the status page itself"
         if sent.get(b"sec-fetch-site") == b"cross-site" and sent.get(b"sec-fetch-mode") != b"navigate":
             return 403, "requests from other sites are refused", "open the status page itself"
-        if self._token is not None and scope["path"] not in _OPEN_PATHS:
-            scheme, _, given = sent.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
-                return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
-        return None
+        if scope["path"] in _OPEN_PATHS:
+            return None
+        return self._unauthorized(scope, sent.get(b"authorization", b""))
+
+    def _unauthorized(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
+        if self._token is None:
+            return None if _local(scope) else (403, "only this machine is answered", "set a management token")
+        scheme, _, given = authorization.partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token):
+            return None
+        return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
 
     def knows(self, host: str) -> bool:
         """Whether a Host header names this gateway in a way that no foreign page can arrange."""
@@ -80,6 +86,12 @@ class Guard:
         except ValueError:
             return "." not in name or name.endswith(_PRIVATE_SUFFIXES) or name in self._hosts
         return True
+
+
+def _local(scope: Scope) -> bool:
+    """Whether the peer is on this machine; a peer without an address came through a local socket."""
+    client = scope.get("client")
+    return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 
 
 _READ: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"authorization"})

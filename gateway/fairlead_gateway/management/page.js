@@ -326,7 +326,10 @@ async function ask(path) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const answer = await fetch(path, { signal: stop, headers, cache: "no-store" });
   if (answer.status === 401) throw Object.assign(new Error("token"), { token: true });
-  if (!answer.ok) throw new Error(`${path} answered ${answer.status}`);
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => null);
+    throw Object.assign(new Error(path), { refused: said?.error ? said.error.message + (said.error.hint ? ` (${said.error.hint})` : "") : `${path} answered ${answer.status}` });
+  }
   return answer.json();
 }
 async function round() {
@@ -365,8 +368,9 @@ function trouble(error) {
   document.title = "no answer · Fairlead gateway";
   const words = heard ? `What you see is from ${clock(heard / 1000)}, ${long((Date.now() - heard) / 1000)} ago.` : "Nothing has been heard from it yet.";
   if (!banner.words) banner.words = make("span");
-  if (banner.firstChild?.textContent !== "The gateway does not answer. ") banner.replaceChildren(make("strong", { text: "The gateway does not answer. " }), banner.words);
-  say(banner.words, `${words} This page keeps asking.`);
+  const title = error.refused ? "The gateway refuses to tell. " : "The gateway does not answer. ";
+  if (banner.firstChild?.textContent !== title) banner.replaceChildren(make("strong", { text: title }), banner.words);
+  say(banner.words, `${error.refused ? error.refused + ". " : ""}${words} This page keeps asking.`);
 }
 async function loop() {
   if (!paused && !document.hidden) await round().catch(trouble);

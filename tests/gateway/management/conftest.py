@@ -62,7 +62,7 @@ class MadeUp:
         )
 
     def _instance(self, namespace: str, model: str, n: int, state: InstanceState) -> Instance:
-        port = 9001 + n
+        port = (9001 if model == "llama-70b" else 9101) + n
         said = EngineSignals(
             running=float(n % 5 + 1),
             waiting=float(n % 3),

@@ -1,0 +1,35 @@
+"""docs/reference/metrics.md and what a scrape shows are the same list."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fairlead_gateway.telemetry.families import FAMILIES
+
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
+ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
+
+
+def test_every_metric_is_documented_as_it_is_and_nothing_else_is() -> None:
+    written = {(name, kind, labels, words) for name, kind, labels, words in ROW.findall(PAGE.read_text())}
+    real = {
+        (family.name, family.kind, ", ".join(f"`{label}`" for label in family.labels) or "–", family.help)
+        for family in FAMILIES
+    }
+    assert written == real
+
+
+def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up: Any) -> None:
+    made_up.lag._late.append(0.001)
+    made_up.telemetry.rejected(None, 404, "unknown-model")
+    made_up.serve(200)
+    text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()
+    types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    assert types == {family.name: family.kind for family in FAMILIES}
+    labels: dict[str, set[str]] = {}
+    for name, held in re.findall(r"^(\w+?)(?:\{(.*)\})? \S+$", text, re.MULTILINE):
+        family = name if name in types else re.sub(r"_(bucket|sum|count)$", "", name)
+        labels.setdefault(family, set()).update(set(re.findall(r'(\w+)="', held)) - {"le"})
+    silent = {"fairlead_gateway_engine_prompt_tokens_total", "fairlead_gateway_engine_generation_tokens_total"}
+    silent |= {"fairlead_gateway_engine_sleeping"}  # the made-up engines do not tell these
+    assert labels == {family.name: set(family.labels) for family in FAMILIES if family.name not in silent}

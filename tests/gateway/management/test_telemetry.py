@@ -1,0 +1,260 @@
+"""What is counted is what happened, in the text for Prometheus and in the window of a minute."""
+
+import math
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from fairlead.clock import ManualClock
+from fairlead.decision import Decision, Input
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
+from fairlead.limits import Limits
+from fairlead.signals import EngineSignals
+from fairlead_gateway.routing import InstanceLoad
+from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
+from fairlead_gateway.telemetry import series as at
+from fairlead_gateway.telemetry.exposition import escape
+from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, quantile
+
+KEY = "default/tiny"
+HERE = "main-0/9001/0"
+ENDED = Outcome("r1", KEY, HERE, 200, None, 0.0, 1.5, 0.4, 0.02, 1_000, 600, 500, 40, True)
+
+
+def _instance(**changes: object) -> Instance:
+    return replace(Instance(HERE, "default", "tiny", "main", "http://127.0.0.1:9001"), **changes)  # type: ignore[arg-type]  # a test's shorthand
+
+
+def _fleet(instance: Instance | None = None) -> Fleet:
+    return Fleet(3, 2, {KEY: Model("default", "tiny")}, {KEY: (instance or _instance(),)})
+
+
+def _samples(
+    telemetry: Telemetry, fleet: Fleet | None = None, load: InstanceLoad | None = None
+) -> dict[tuple[str, str], float]:
+    """(name, labels sorted and joined) → value, through Prometheus' own parser."""
+    text = telemetry.render(fleet or _fleet(), {HERE: load} if load else {}, 2_000.0).decode()
+    return {
+        (sample.name, ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_one_request_is_counted_once_everywhere() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    telemetry.received(KEY)
+    telemetry.routed(KEY, HERE, Decision(HERE, "affinity", "home", inputs={f"{HERE}/home": Input(1.0)}))
+    telemetry.first_token(KEY, HERE, 0.4)
+    telemetry.inter_token(KEY, HERE, 0.02)
+    telemetry.finished(ENDED)
+    seen = _samples(telemetry)
+    model, instance = f"model={KEY}", f"instance={HERE},model={KEY}"
+    assert seen["fairlead_gateway_received_total", model] == 1
+    assert seen["fairlead_gateway_requests_total", f"{model},status=200"] == 1
+    assert seen["fairlead_gateway_home_decisions_total", model] == 1
+    assert seen["fairlead_gateway_decisions_total", f"{model},rule=affinity"] == 1
+    assert seen["fairlead_gateway_prompt_tokens_total", model] == 1_000
+    assert seen["fairlead_gateway_computed_tokens_total", model] == 400
+    assert seen["fairlead_gateway_cached_tokens_total", model] == 600
+    assert seen["fairlead_gateway_predicted_cached_tokens_total", model] == 500
+    assert seen["fairlead_gateway_cache_prediction_error_tokens_total", model] == 100
+    assert seen["fairlead_gateway_within_objective_total", f"{model},objective=all"] == 1
+    assert seen["fairlead_gateway_ttft_seconds_count", model] == 1
+    assert seen["fairlead_gateway_ttft_seconds_sum", model] == 0.4
+    assert seen["fairlead_gateway_itl_seconds_count", model] == 1
+    assert seen["fairlead_gateway_instance_requests_total", instance] == 1
+    assert seen["fairlead_gateway_instance_itl_seconds_sum", instance] == 0.02
+    assert (
+        seen[
+            "gen_ai_server_time_to_first_token_seconds_count",
+            f"gen_ai_provider_name=fairlead,gen_ai_request_model={KEY}",
+        ]
+        == 1
+    )
+    assert seen["inference_objective_request_total", f"model_name={KEY},target_model_name={KEY}"] == 1
+
+
+def test_a_client_that_left_is_an_abort_and_no_error() -> None:
+    telemetry = Telemetry(ManualClock())
+    telemetry.finished(replace(ENDED, status=499, error="client-gone", client_gone=True))
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 1
+    assert seen["fairlead_gateway_errors_total", f"model={KEY}"] == 0
+    assert seen["fairlead_gateway_instance_errors_total", f"instance={HERE},model={KEY}"] == 0
+
+
+def test_a_stream_cut_after_its_first_byte_is_an_error_though_its_status_was_200() -> None:
+    telemetry = Telemetry(ManualClock())
+    telemetry.finished(replace(ENDED, error="cut"))
+    assert _samples(telemetry)["fairlead_gateway_errors_total", f"model={KEY}"] == 1
+
+
+def test_requests_for_no_known_model_are_counted_apart() -> None:
+    telemetry = Telemetry(ManualClock())
+    telemetry.rejected(None, 404, "unknown-model")
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_rejected_total", "kind=unknown-model,model=unknown,status=404"] == 1
+
+
+def test_unknown_token_counts_are_not_counted_as_zero() -> None:
+    telemetry = Telemetry(ManualClock())
+    telemetry.finished(replace(ENDED, prompt_tokens=None, cached_tokens=None, output_tokens=None))
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_request_prompt_tokens_count", f"model={KEY}"] == 0
+    assert seen["fairlead_gateway_cache_reported_prompt_tokens_total", f"model={KEY}"] == 0
+
+
+def test_a_request_without_an_objective_is_not_judged() -> None:
+    telemetry = Telemetry(ManualClock())
+    telemetry.finished(replace(ENDED, within_objective=None))
+    telemetry.finished(replace(ENDED, within_objective=False))
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_judged_total", f"model={KEY},objective=all"] == 1
+    assert seen["fairlead_gateway_within_objective_total", f"model={KEY},objective=all"] == 0
+
+
+def test_models_beyond_the_limit_share_one_series() -> None:
+    telemetry = Telemetry(ManualClock(), Limits(metric_models=2))
+    for n in range(5):
+        telemetry.received(f"default/m{n}")
+    assert set(telemetry.models) == {"default/m0", "default/m1", "other"}
+    assert telemetry.models["other"].ints[at.RECEIVED] == 3
+
+
+def test_label_values_beyond_the_limit_are_counted_as_other() -> None:
+    telemetry = Telemetry(ManualClock(), Limits(metric_label_values=2))
+    for n in range(5):
+        telemetry.rejected(KEY, 400, f"kind{n}")
+        telemetry.retried(KEY, HERE, f"why{n}")
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_rejected_total", f"kind=other,model={KEY},status=400"] == 3
+    assert seen["fairlead_gateway_retries_total", f"model={KEY},reason=other"] == 3
+
+
+def test_instances_beyond_the_limit_push_out_the_oldest() -> None:
+    telemetry = Telemetry(ManualClock(), Limits(metric_instances=2))
+    for n in range(3):
+        telemetry.first_token(KEY, f"pod-{n}/8000/0", 0.1)
+    assert list(telemetry.models[KEY].instances) == ["pod-1/8000/0", "pod-2/8000/0"]
+
+
+def test_an_instance_that_left_keeps_its_counters_for_a_while_and_then_goes() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0), Limits(metric_gone_seconds=300.0))
+    telemetry.first_token(KEY, HERE, 0.1)
+    telemetry.render(_fleet(), {}, 1_000.0)
+    telemetry.render(Fleet(), {}, 1_299.0)
+    assert HERE in telemetry.models[KEY].instances
+    telemetry.render(Fleet(), {}, 1_301.0)
+    assert HERE not in telemetry.models[KEY].instances
+
+
+def test_the_window_holds_the_last_minute_and_no_more() -> None:
+    clock = ManualClock(1_000.0)
+    telemetry = Telemetry(clock)
+    for _ in range(120):
+        telemetry.received(KEY)
+        telemetry.inter_token(KEY, HERE, 0.02)
+        clock.advance(1.0)
+    series = telemetry.models[KEY]
+    assert series.ints[at.RECEIVED] == 120
+    ints, sums = series.window(clock.now())
+    assert ints[at.RECEIVED] == 60
+    assert math.isclose(sums[at.ITL_SUM], 60 * 0.02)
+    clock.advance(61.0)
+    assert not any(series.window(clock.now())[0])
+
+
+def test_gaps_of_a_long_stream_count_in_the_second_in_which_they_happen() -> None:
+    clock = ManualClock(1_000.0)
+    telemetry = Telemetry(clock)
+    telemetry.received(KEY)
+    for _ in range(100):
+        telemetry.inter_token(KEY, HERE, 0.5)
+        clock.advance(1.0)
+    ints, _ = telemetry.models[KEY].window(clock.now())
+    assert sum(ints[at.ITL : at.ITL + at.SECONDS_BINS]) == 60
+
+
+def test_engine_signals_are_relayed_with_their_age_and_missing_ones_have_no_line() -> None:
+    said = EngineSignals(running=3.0, kv_usage=0.25)
+    seen = _samples(Telemetry(ManualClock()), _fleet(_instance(signals=said, received_at=1_998.5)))
+    labels = f"instance={HERE},model={KEY},pool=main"
+    assert seen["fairlead_gateway_engine_running", labels] == 3
+    assert seen["fairlead_gateway_engine_signals_age_seconds", labels] == 1.5
+    assert ("fairlead_gateway_engine_waiting", labels) not in seen
+    assert seen["inference_pool_average_kv_cache_utilization", "name=tiny-main,namespace=default"] == 0.25
+    assert ("inference_pool_average_queue_size", "name=tiny-main,namespace=default") not in seen
+
+
+def test_loads_are_shown_per_instance_and_summed_per_model() -> None:
+    seen = _samples(Telemetry(ManualClock()), load=InstanceLoad(5, 2, 0.75, 1_200.0))
+    assert seen["fairlead_gateway_in_flight", f"model={KEY}"] == 5
+    assert seen["fairlead_gateway_queue", f"model={KEY}"] == 2
+    assert seen["fairlead_gateway_instance_backlog_seconds", f"instance={HERE},model={KEY}"] == 0.75
+
+
+def test_instances_are_counted_by_state() -> None:
+    seen = _samples(Telemetry(ManualClock()), _fleet(_instance(state=InstanceState.DRAINING)))
+    assert seen["fairlead_gateway_instances", f"model={KEY},state=Draining"] == 1
+    assert seen["fairlead_gateway_instances", f"model={KEY},state=Ready"] == 0
+    assert seen["inference_pool_ready_pods", "name=tiny-main,namespace=default"] == 0
+
+
+def test_hostile_names_stay_inside_their_label() -> None:
+    assert escape('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
+    telemetry = Telemetry(ManualClock())
+    telemetry.received('ns/x"} 1\nfake_metric 2')
+    seen = _samples(telemetry)
+    assert not any(name == "fake_metric" for name, _ in seen)
+    assert seen["fairlead_gateway_received_total", 'model=ns/x"} 1\nfake_metric 2'] == 1
+
+
+@given(st.lists(st.floats(0.0005, 900.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
+def test_a_quantile_read_from_the_histogram_is_close_to_the_true_one(values: list[float], share: float) -> None:
+    telemetry = Telemetry(ManualClock())
+    for value in values:
+        telemetry.first_token(KEY, HERE, value)
+    counts = telemetry.models[KEY].ints[at.TTFT : at.TTFT + at.SECONDS_BINS]
+    true = sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    read = quantile(counts, share)
+    assert read is not None
+    assert true / 1.2 <= read <= true * 1.2
+
+
+@given(st.lists(st.floats(0.0, 5_000.0), max_size=100))
+def test_exported_buckets_are_cumulative_and_complete(values: list[float]) -> None:
+    telemetry = Telemetry(ManualClock())
+    telemetry.received(KEY)
+    for value in values:
+        telemetry.inter_token(KEY, HERE, value)
+    seen = _samples(telemetry)
+    buckets = [
+        (float(labels.partition("le=")[2].partition(",")[0]), value)
+        for (name, labels), value in seen.items()
+        if name == "fairlead_gateway_itl_seconds_bucket"
+    ]
+    for bound, value in buckets:
+        exact = next((fine for fine in SECONDS_BOUNDS if math.isclose(fine, bound, rel_tol=1e-4)), math.inf)
+        assert value == sum(item <= exact for item in values)
+    assert seen["fairlead_gateway_itl_seconds_count", f"model={KEY}"] == len(values)
+
+
+def test_attainment_needs_every_part_there_is() -> None:
+    goals = Objectives(0.95, 1.0, 0.1, 0.05)
+
+    def judge(ttft: float | None, itl: float | None, failed: bool = False) -> bool | None:
+        return attainment(goals, prompt_tokens=2_000, ttft_seconds=ttft, itl_mean_seconds=itl, failed=failed).both
+
+    assert judge(1.2, 0.05) is True
+    assert judge(1.21, 0.05) is False
+    assert judge(1.0, 0.06) is False
+    assert judge(1.0, None) is True
+    assert judge(None, None, failed=True) is False
+
+
+def test_attainment_without_objectives_is_not_known() -> None:
+    judged = attainment(Objectives(), prompt_tokens=None, ttft_seconds=0.1, itl_mean_seconds=0.1, failed=True)
+    assert (judged.ttft, judged.itl, judged.both) == (None, None, None)
