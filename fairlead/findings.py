@@ -75,7 +75,7 @@ def _words(item: ErrorDetails, path: Path, info: FieldInfo | None) -> tuple[str,
         return _wrong_type(kind, value, example)
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        bound = f"{words} {context[key]}"
+        bound = f"{words} {context[key]:g}"
         return f"must be {bound}, not {shown(value)}", f"write a number that is {bound}"
     if kind in ("enum", "literal_error"):
         allowed = _allowed(info, context)
@@ -97,12 +97,14 @@ def _wrong_type(kind: str, value: Any, example: str) -> tuple[str, str]:
     message = f"must be {_WANTED[kind]}, not {_named(value)}"
     if kind == "string_type" and not isinstance(value, dict | list):
         return message, "put it in quotes"
-    if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str):
-        return message, "write it without quotes" if _looks_numeric(value) else "write a number"
+    if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type") and _needs_no_quotes(value):
+        return message, "write it without quotes"
+    if not isinstance(value, dict | list) and kind in ("int_type", "int_from_float", "float_type", "bool_type"):
+        return message, f"write {_WANTED[kind]}"
     return message, f"write it {example}" if example else "change its form"
 
 
-def _looks_numeric(text: str) -> bool:
+def _needs_no_quotes(text: str) -> bool:
     try:
         float(text)
     except ValueError:

@@ -6,20 +6,20 @@ A broken edit changes nothing: the last good fleet stays, and what is wrong with
 
 import asyncio
 import os
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.api.base import Objectives, Profile, Routing, Strict, wrong
 from fairlead.clock import Clock
-from fairlead.documents import Node, decode, documents, dotted, shown
+from fairlead.documents import Node, decode, documents, dotted, resolve, shown
 from fairlead.endpoints import engine_url
 from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput, FairleadError, ManifestError, Problem, Unavailable
@@ -28,6 +28,9 @@ from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
 from fairlead.limits import Limits
 from fairlead.names import DNS_LABEL, model_name
 from fairlead.profile import EngineProfile, presets
+
+_BARE = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
+_ZMQ_PATTERN = r"^tcp://\S+:\d+$"
 
 
 def _checked_name(text: str) -> str:
@@ -85,8 +88,8 @@ class FileInstance(Strict):
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     adapters: list[Annotated[str, AfterValidator(_checked_name)]] = Field(default_factory=list)
     dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
-    kv_events: Annotated[str, Field(pattern=r"^tcp://\S+:\d+$", examples=["tcp://127.0.0.1:5557"])] | None = None
-    kv_replay: Annotated[str, Field(pattern=r"^tcp://\S+:\d+$", examples=["tcp://127.0.0.1:5558"])] | None = None
+    kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None
+    kv_replay: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5558"])] = None
     profile: Annotated[FileProfile | None, BeforeValidator(_preset_shorthand), Field(examples=["910b4"])] = None
 
 
@@ -204,16 +207,35 @@ def _oversize(content: FileFleet, node: Node, file: str, limits: Limits) -> list
 
 
 def dump(fleet: Fleet) -> str:
-    """The fleet as the text of a fleet file; what an engine said of itself (``signals``) is not part of it."""
-    models = []
+    """The fleet as the text of a fleet file, one instance a line; ``signals`` are not part of it."""
+    lines = ["models:" if fleet.models else "models: []"]
     for key, model in fleet.models.items():
-        entry: dict[str, Any] = {"name": model.name, "namespace": model.namespace}
-        entry["objectives"] = _dump_objectives(model)
-        entry["routing"] = {"preset": model.preset}
-        entry["instances"] = [_dump_instance(one) for one in fleet.instances.get(key, ())]
-        models.append(entry)
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return str(yaml.dump({"models": models}, Dumper=dumper, sort_keys=False, allow_unicode=True, width=4096))
+        lines.append(f"  - name: {_flow(model.name)}")
+        lines.append(f"    namespace: {_flow(model.namespace)}")
+        lines.append(f"    objectives: {_flow(_dump_objectives(model))}")
+        lines.append(f"    routing: {_flow({'preset': model.preset})}")
+        instances = fleet.instances.get(key, ())
+        lines.append("    instances:" if instances else "    instances: []")
+        lines += [f"      - {_flow(_dump_instance(one))}" for one in instances]
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line. Text is left bare only where no YAML reader can take it for anything else."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    if isinstance(value, str):
+        bare = _BARE.fullmatch(value) and isinstance(resolve(value), str)
+        return value if bare else '"' + "".join(_escaped(char) for char in value) + '"'
+    return repr(value)
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    return char if char == " " or (char.isprintable() and not char.isspace()) else f"\\U{ord(char):08x}"
 
 
 def _dump_objectives(model: Model) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The simulated engine: a real HTTP server that behaves like vLLM and takes its time from a profile. Needs no accelerator."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,8 +12,15 @@ from fairlead.errors import BadInput
 from fairlead.profile import EngineProfile, presets
 from fairlead.signals import EngineSignals
 
-_SHARED_WITH_VLLM = frozenset({"--max-model-len", "--max-num-queued-reqs", "--scheduling-policy"})
-"""vLLM's switches that change what is simulated; all others concern the real engine alone."""
+_SHARED_WITH_VLLM = {
+    "--block-size": re.compile(r"\d+"),
+    "--max-model-len": re.compile(r"\d+"),
+    "--max-num-queued-reqs": re.compile(r"\d+"),
+    "--max-num-queued-tokens": re.compile(r"\d+"),
+    "--scheduling-policy": re.compile(r"fcfs|priority"),
+    "--shutdown-timeout": re.compile(r"\d+"),
+}
+"""vLLM's switches that change what is simulated, and the values understood; all others concern the real engine alone."""
 
 
 class SimulatedEngine:
@@ -52,7 +60,11 @@ def split_args(args: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     taken: list[str] = []
     ignored: list[str] = []
     for group in _groups(args):
-        (taken if group[0].partition("=")[0] in _SHARED_WITH_VLLM else ignored).extend(group)
+        name, equals, value = group[0].partition("=")
+        values = [value, *group[1:]] if equals else group[1:]
+        known = _SHARED_WITH_VLLM.get(name)
+        fits = known is not None and len(values) == 1 and known.fullmatch(values[0])
+        (taken if fits else ignored).extend(group)
     return tuple(taken), tuple(ignored)
 
 

@@ -69,7 +69,9 @@ def _samples(page: bytes, name: bytes, rank: int | None) -> Iterator[tuple[bytes
     start = page.find(b"\n" + name)
     while start >= 0:
         end = page.find(b"\n", start + 1)
-        line = page[start + 1 : end if end >= 0 else len(page)]
+        if end < 0:
+            return  # a line without its end was cut off, and half a number is no number
+        line = page[start + 1 : end]
         start = page.find(b"\n" + name, start + 1)
         if line[len(name) : len(name) + 1] not in (b"{", b" "):
             continue  # a longer name, such as …_waiting_by_reason
