@@ -1,0 +1,83 @@
+"""A real HTTP server on a free loopback port whose answers are written down beforehand: for testing clients."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer; several ``parts`` go out as chunks. ``cut`` closes the connection instead of ending the body."""
+
+    parts: Sequence[bytes] = (b"",)
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request as it arrived."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class CannedServer:
+    """``answers`` by path without its query; what is not there is a 404. ``asked`` keeps every request."""
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self.answers = dict(answers)
+        self.asked: list[Asked] = []
+        canned = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                canned._answer(self)
+
+            def do_POST(self) -> None:
+                canned._answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        length = int(request.headers.get("content-length", "0"))
+        self.asked.append(
+            Asked(request.command, request.path, dict(request.headers.items()), request.rfile.read(length))
+        )
+        answer = self.answers.get(request.path.partition("?")[0], Answer((b"{}",), 404))
+        request.close_connection = True
+        request.send_response(answer.status)
+        for name, value in answer.headers.items():
+            request.send_header(name, value)
+        request.send_header("transfer-encoding", "chunked")
+        request.send_header("connection", "close")
+        request.end_headers()
+        for part in answer.parts:
+            request.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        if not answer.cut:
+            request.wfile.write(b"0\r\n\r\n")

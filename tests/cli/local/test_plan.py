@@ -1,0 +1,160 @@
+"""From manifests and options to engine processes."""
+
+from pathlib import Path
+
+import pytest
+
+from fairlead.engines import adapter
+from fairlead.errors import BadInput
+from fairlead.manifests import Manifests, load
+from fairlead_cli.local.launch import addresses, eight_engines
+from fairlead_cli.local.plan import Options, Plan, plan
+
+TWO_MODELS = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: a}
+spec:
+  model: {source: "hf://org/a"}
+  engine: {kind: vllm, args: ["--max-model-len=4096", "--tensor-parallel-size=8"], env: [{name: HELLO, value: world}]}
+  pools: [{accelerator: nvidia-l4, replicas: {min: 2}}, {name: more, accelerator: cpu}]
+  objectives: {ttft: 2s, ttftPerKiloToken: 200ms, itl: 50ms}
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: b, namespace: chat}
+spec:
+  model: {source: "hf://org/b"}
+  pools: [{accelerator: nvidia-l4}]
+"""
+
+
+def nowhere(program: str) -> str | None:
+    return None
+
+
+def everywhere(program: str) -> str | None:
+    return f"/usr/bin/{program}"
+
+
+def manifests(directory: Path, text: str = TWO_MODELS) -> Manifests:
+    file = directory / "models.yaml"
+    file.write_text(text)
+    return load([file])
+
+
+def planned(directory: Path, **options: object) -> Plan:
+    return plan(manifests(directory), Options(**options), installed=nowhere)  # type: ignore[arg-type]  # a test's own keywords
+
+
+def test_the_bundled_example_has_eight_engines() -> None:
+    found = plan(load([eight_engines()]), Options(), installed=nowhere)
+    assert found.engines == 8
+    assert [pool.label for pool in found.pools] == ["main"]
+
+
+def test_every_pool_of_every_model_is_planned_and_named(tmp_path: Path) -> None:
+    found = planned(tmp_path)
+    assert [(pool.model.key, pool.name, pool.replicas, pool.label) for pool in found.pools] == [
+        ("default/a", "main", 2, "a/main"),
+        ("default/a", "more", 1, "a/more"),
+        ("chat/b", "main", 1, "b/main"),
+    ]
+
+
+def test_engines_are_simulated_whatever_kind_the_manifest_names(tmp_path: Path) -> None:
+    pool = planned(tmp_path).pools[0]
+    command = pool.command((9001,), 0)
+    assert "fairlead_sim" in command.argv
+    assert command.environment == {"HELLO": "world"}
+    assert pool.template.engine == "sim"
+    assert pool.says_ready
+
+
+def test_arguments_that_only_a_real_engine_understands_are_noted(tmp_path: Path) -> None:
+    found = planned(tmp_path)
+    assert "--max-model-len=4096" in found.pools[0].command((9001,), 0).argv
+    assert found.notes == ("a: the simulated engine has no use for --tensor-parallel-size=8",)
+
+
+def test_every_engine_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    found = planned(tmp_path, seed=100)
+    commands = [pool.command((9001,), first) for pool in found.pools for first in range(pool.replicas)]
+    seeds = [command.argv[command.argv.index("--seed") + 1] for command in commands]
+    assert seeds == ["100", "101", "102", "103"]
+
+
+def test_speed_shrinks_objectives_and_profiles_and_is_told_to_the_engines(tmp_path: Path) -> None:
+    slow, fast = planned(tmp_path).pools[0], planned(tmp_path, speed=4.0).pools[0]
+    assert fast.model.objectives.ttft_seconds == 0.5
+    assert fast.model.objectives.ttft_per_kilo_token_seconds == 0.05
+    assert fast.model.objectives.itl_seconds == 0.0125
+    assert fast.template.profile is not None
+    assert slow.template.profile is not None
+    assert fast.template.profile == slow.template.profile.faster(4.0)
+    argv = fast.command((9001,), 0).argv
+    assert argv[argv.index("--speed") + 1] == "4"
+    assert argv[argv.index("--profile") + 1] == slow.template.profile.name
+
+
+def test_a_preset_of_the_command_line_holds_for_every_model(tmp_path: Path) -> None:
+    assert {pool.model.preset for pool in planned(tmp_path, preset="round-robin").pools} == {"round-robin"}
+
+
+def test_grouped_engines_fill_processes_in_order(tmp_path: Path) -> None:
+    found = planned(tmp_path, engines_per_process=4)
+    assert [pool.sizes() for pool in found.pools] == [[2], [1], [1]]
+    assert plan(load([eight_engines()]), Options(engines_per_process=3), installed=nowhere).pools[0].sizes() == [
+        3,
+        3,
+        2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"speed": 0.0}, "--speed"),
+        ({"speed": float("nan")}, "--speed"),
+        ({"engines_per_process": 0}, "--engines-per-process"),
+        ({"preset": "random"}, "--preset"),
+        ({"real": True}, "--real"),
+        ({"real": True, "speed": 2.0}, "--speed"),
+        ({"real": True, "engines_per_process": 2}, "--engines-per-process"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_its_name(tmp_path: Path, options: dict[str, object], field: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        planned(tmp_path, **options)
+    assert refused.value.field == field
+
+
+def test_real_engines_are_started_where_vllm_is_installed(tmp_path: Path) -> None:
+    found = plan(manifests(tmp_path), Options(real=True), installed=everywhere)
+    pool = found.pools[0]
+    command = pool.command((9001,), 0)
+    assert command.argv[:3] == ("vllm", "serve", "org/a")
+    assert "--tensor-parallel-size=8" in command.argv
+    assert not pool.says_ready
+    assert found.notes == ()
+    assert pool.template.engine == "vllm"
+    assert adapter("vllm").health_path == "/health"
+
+
+def test_a_source_that_a_real_engine_cannot_load_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    text = TWO_MODELS.replace("hf://org/b", "s3://bucket/b")
+    with pytest.raises(BadInput, match="s3"):
+        plan(manifests(tmp_path, text), Options(real=True), installed=everywhere)
+
+
+def test_a_stack_without_any_engine_is_refused(tmp_path: Path) -> None:
+    text = TWO_MODELS.split("---")[1].replace("nvidia-l4}", "nvidia-l4, replicas: {min: 0}}")
+    with pytest.raises(BadInput, match="no pool has a replica"):
+        plan(manifests(tmp_path, text), Options(), installed=nowhere)
+
+
+def test_both_addresses_need_a_port_of_their_own() -> None:
+    with pytest.raises(BadInput, match="--manage"):
+        addresses("127.0.0.1:39021", "127.0.0.1:39021")
+    first, second = addresses(":0", ":0")
+    assert first.port != second.port

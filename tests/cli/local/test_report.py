@@ -1,0 +1,102 @@
+"""What `fairlead status` concludes, and how it looks."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from fairlead_cli.local import answers
+from fairlead_cli.local.management import Snapshot
+from fairlead_cli.local.report import Report, report
+from fairlead_cli.local.tree import as_json, tree
+
+KEY = "default/tiny"
+
+
+def snapshot(
+    *states: str, window: answers.Slice | None = None, decisions: tuple[answers.Decision, ...] = (), ready: bool = True
+) -> Snapshot:
+    instances = [
+        answers.Instance(f"main-{n}/400{n}/0", "main", f"http://h:400{n}", "sim", state, 1, 0, 0.2)
+        for n, state in enumerate(states)
+    ]
+    model = answers.Model(KEY, "default", "tiny", "dual-hash", answers.Objectives(0.95, 2.0), instances)
+    numbers = answers.ModelStats(1, 0, window or answers.Slice(), window or answers.Slice(), {})
+    stats = answers.Stats(ready, [] if ready else ["no engine is ready"], 60.0, {KEY: numbers})
+    return Snapshot(answers.Fleet(3, [model]), stats, answers.Decisions(list(decisions)))
+
+
+def judged(found: Snapshot, wanted: int | None = None) -> Report:
+    return report(found, url="http://g", manage="http://m", wanted={} if wanted is None else {KEY: wanted})
+
+
+def text(found: Report, width: int = 200) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(tree(found))
+    return out.getvalue()
+
+
+BUSY = answers.Slice(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "problem", "advice"),
+    [
+        (snapshot("Ready", "Ready", window=BUSY), 2, False, "nothing to do"),
+        (snapshot("Ready"), None, False, "nothing to do"),
+        (snapshot("Ready", "Starting", window=BUSY), 2, False, "1 engine starting"),
+        (snapshot("Starting", "Starting"), 2, True, "2 engines starting; requests wait until one is ready"),
+        (snapshot(), 2, True, "no engine is running"),
+        (snapshot("Ready", window=BUSY), 2, True, "1 of 2 engines ended and will be started again"),
+        (snapshot("Ready", window=answers.Slice(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
+        (snapshot("Ready", window=answers.Slice(requests=9, within_objective=0.5)), 1, True, "50 % of requests meet"),
+    ],
+)
+def test_one_line_of_advice_names_the_most_urgent_thing(
+    found: Snapshot, wanted: int | None, problem: bool, advice: str
+) -> None:
+    told = judged(found, wanted)
+    assert told.problem is problem
+    assert told.models[0].advice.text.startswith(advice)
+    assert f"next: {advice}" in text(told)
+
+
+def test_an_idle_stack_is_told_how_to_be_asked() -> None:
+    idle = snapshot("Ready")
+    nothing = answers.ModelStats()
+    told = judged(Snapshot(idle.fleet, answers.Stats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1)
+    assert told.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
+
+
+def test_a_gateway_that_is_not_ready_is_a_problem_and_says_why() -> None:
+    told = judged(snapshot("Ready", ready=False), 1)
+    assert told.problem
+    assert "no engine is ready" in text(told)
+
+
+def test_the_tree_shows_pools_instances_and_decisions() -> None:
+    choice = answers.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
+    decision = answers.Decision("req-7", KEY, 0.0, 4_096.0, [choice], answers.Outcome(200, ttft_seconds=0.2))
+    lines = text(judged(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
+    assert any("tiny  dual-hash  1/2 ready" in line for line in lines)
+    assert any("hit rate 43 %" in line for line in lines)
+    assert any("√ main-0  Ready  1 in flight" in line for line in lines)
+    assert any("‼ main-1  Draining" in line for line in lines)
+    assert any("4.1k tokens → main-0  affinity  TTFT 200ms  a home" in line for line in lines)
+
+
+def test_json_holds_the_same_and_null_for_what_is_not_known() -> None:
+    told = json.loads(as_json(judged(snapshot("Ready", window=BUSY), 1)))
+    assert told["problem"] is False
+    (model,) = told["models"]
+    assert model["key"] == KEY
+    assert model["next"] == "nothing to do"
+    assert model["last_minute"]["cached_token_share"] == 0.43
+    assert model["last_minute"]["share_on_homes"] is None
+    assert model["pools"][0]["instances"][0]["id"] == "main-0/4000/0"
+
+
+def test_only_the_model_asked_for_is_told() -> None:
+    found = snapshot("Ready")
+    assert report(found, url=None, manage="m", wanted={}, only="default/other").models == ()

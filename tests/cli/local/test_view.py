@@ -1,0 +1,72 @@
+"""The live picture fits the terminal and shows what matters."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fairlead_cli.local import answers
+from fairlead_cli.local.management import Snapshot
+from fairlead_cli.local.view import Frame, Process, picture
+
+KEY = "default/tiny"
+
+
+def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering: bool = True) -> Frame:
+    ids = [f"main-{n}/400{n}/0" for n in range(engines)]
+    processes = [Process("gateway", "Ready"), Process("redis", "Waiting", 2)]
+    processes += [Process(f"main-{n}", "Ready", n, 100 + n, KEY, (one,)) for n, one in enumerate(ids)]
+    instances = [answers.Instance(one, "main", "", "sim", "Ready", 3, 1, 0.5) for one in ids]
+    stats = {one: answers.InstanceStats(5, 0, 0.2, 0.04, 1 / engines) for one in ids}
+    numbers = answers.ModelStats(3, 1, answers.Slice(cached_token_share=0.43), answers.Slice(), stats)
+    choice = answers.Choice(1, ids[0], "affinity", "a home " * 20)
+    snapshot = Snapshot(
+        answers.Fleet(1, [answers.Model(KEY, "default", "tiny", "dual-hash", answers.Objectives(), instances)]),
+        answers.Stats(True, [], 1.0, {KEY: numbers}),
+        answers.Decisions([answers.Decision(f"r{n}", KEY, float(n), 100.0, [choice]) for n in range(decisions)]),
+    )
+    happened = tuple((float(n), f"event {n}\nmore of it") for n in range(events))
+    return Frame("http://u", "http://m", 61.0, tuple(processes), snapshot if answering else None, happened)
+
+
+def drawn(what: Frame, width: int = 80, height: int = 24, *, colour: bool = False) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=colour).print(picture(what, height))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (200, 60)])
+def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
+    lines = drawn(frame(), width, height)
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+
+
+def test_engines_decisions_and_events_are_all_there_in_a_small_terminal() -> None:
+    lines = drawn(frame())
+    assert sum("● Ready" in line and line.startswith("main-") for line in lines) == 8
+    assert any("→ main-0" in line and "affinity" in line for line in lines)
+    assert any(line.endswith("event 19") for line in lines)
+    assert any("hit rate 43 %" in line for line in lines)
+    assert any("http://u/v1" in line and "http://m/" in line for line in lines)
+    assert any("× redis ↻2" in line for line in lines)
+
+
+def test_before_the_gateway_answers_the_processes_are_shown() -> None:
+    lines = drawn(frame(answering=False))
+    assert any("the gateway does not answer yet" in line for line in lines)
+    assert sum(line.startswith("main-") for line in lines) == 8
+
+
+def test_engines_that_share_a_process_have_a_line_each() -> None:
+    shared = Frame(
+        "u", "m", 1.0, (Process("main-0..3", "Starting", 0, 1, KEY, tuple(f"main-{n}/1/0" for n in range(4))),)
+    )
+    lines = drawn(shared)
+    assert [line.split()[0] for line in lines if "Starting" in line] == ["main-0", "main-1", "main-2", "main-3"]
+
+
+def test_no_color_means_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b[32m" in "".join(drawn(frame(), colour=True))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in "".join(drawn(frame(), colour=True))
