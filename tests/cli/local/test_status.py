@@ -1,0 +1,108 @@
+"""`fairlead status` as a command: what it prints and how it exits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fairlead.testing.canned import Answer, CannedServer
+from fairlead_cli.local import answers
+from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
+
+KEY = "default/tiny"
+
+
+def management(*states: str, stats: answers.ModelStats | None = None, models: int = 1) -> CannedServer:
+    instances = [
+        answers.Instance(f"main-{n}/400{n}/0", "main", "http://h:1", "sim", state) for n, state in enumerate(states)
+    ]
+    served = [
+        answers.Model(f"ns{n}/tiny" if n else KEY, "default", "tiny", "dual-hash", answers.Objectives(), instances)
+        for n in range(models)
+    ]
+    decision = answers.Decision("req-1", KEY, 0.0, 10.0, [answers.Choice(1, "main-0/4000/0", "affinity", "a home")])
+    bodies = {
+        "/api/fleet": answers.Fleet(1, served),
+        "/api/stats": answers.Stats(True, [], 5.0, {KEY: stats or answers.ModelStats()}),
+        "/api/decisions": answers.Decisions([decision]),
+    }
+    return CannedServer({path: Answer([msgspec.json.encode(body)]) for path, body in bodies.items()})
+
+
+def status(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", "status", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_healthy_stack_exits_0_and_shows_the_chain() -> None:
+    with management("Ready") as gateway:
+        done = status("--manage", gateway.url)
+    assert done.returncode == 0, done.stderr
+    assert "tiny  dual-hash  1/1 ready" in done.stdout
+    assert "√ main-0  Ready" in done.stdout
+    assert "→ main-0  affinity" in done.stdout
+    assert "next: nothing was asked yet: fairlead chat tiny" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_problem_exits_1() -> None:
+    with management("Starting") as gateway:
+        done = status("tiny", "--manage", gateway.url, "-o", "json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["problem"] is True
+
+
+def test_an_unknown_model_exits_2_and_names_a_near_one() -> None:
+    with management("Ready") as gateway:
+        done = status("tinny", "--manage", gateway.url)
+    assert done.returncode == 2
+    assert "tiny" in done.stderr
+
+
+def test_a_name_that_two_models_share_exits_2_and_names_both() -> None:
+    with management("Ready", models=2) as gateway:
+        done = status("tiny", "--manage", gateway.url)
+        assert status(KEY, "--manage", gateway.url).returncode == 0
+    assert done.returncode == 2
+    assert "default/tiny, ns1/tiny" in done.stderr
+
+
+def test_nobody_there_exits_3(tmp_path: Path) -> None:
+    assert status("--manage", "127.0.0.1:1").returncode == 3
+    assert status(XDG_RUNTIME_DIR=str(tmp_path)).returncode == 3
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer([b"<html>"]), Answer([b"{}"], 401), Answer([b"{}"], 500), Answer([b'{"models": 3}'])]
+)
+def test_something_else_at_that_address_exits_3(answer: Answer) -> None:
+    with CannedServer({"/api/fleet": answer}) as other:
+        assert status("--manage", other.url).returncode == 3
+
+
+def test_the_running_stack_is_found_and_its_missing_engines_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with management("Ready") as gateway:
+        write_stack(make_run_directory(), Stack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, {KEY: 2}))
+        done = status()
+    assert done.returncode == 1
+    assert "http://127.0.0.1:8000" in done.stdout
+    assert "1 of 2 engines ended and will be started again" in done.stdout
+
+
+def test_a_management_token_of_the_environment_is_sent() -> None:
+    with management("Ready") as gateway:
+        status("--manage", gateway.url, FAIRLEAD_MANAGE_TOKEN="secret")
+        sent = {name.lower(): value for name, value in gateway.asked[0].headers.items()}
+    assert sent["authorization"] == "Bearer secret"
