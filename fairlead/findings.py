@@ -36,14 +36,26 @@ _BOUNDS = {
 }
 
 
+MOST = 1_000
+"""Findings worked out for one document; the rest are counted. A file that wrong has one cause."""
+
+
 def findings(error: ValidationError, model: type[BaseModel], node: Node, file: str) -> Iterator[Problem]:
     """Every error as a Problem, in the order of the file. ``node`` is the document that ``model`` was read from."""
-    found = [_problem(item, model, node, file) for item in error.errors(include_url=False)]
-    yield from sorted(found, key=lambda problem: problem.line)
+    errors = sorted(error.errors(include_url=False), key=lambda item: node.at(_path(item)).line)
+    for item in errors[:MOST]:
+        yield _problem(item, model, node, file)
+    if len(errors) > MOST:
+        line = node.at(_path(errors[MOST])).line
+        yield Problem(file, line, "(document)", f"{len(errors) - MOST:,} more problems", "mend those above first")
+
+
+def _path(item: ErrorDetails) -> Path:
+    return (*item["loc"], *item.get("ctx", {}).get("at", ()))
 
 
 def _problem(item: ErrorDetails, root: type[BaseModel], node: Node, file: str) -> Problem:
-    path: Path = (*item["loc"], *item.get("ctx", {}).get("at", ()))
+    path = _path(item)
     model, info = describe(root, path)
     if item["type"] == "extra_forbidden":
         message, fix = _unknown(model, str(path[-1]))

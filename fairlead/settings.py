@@ -43,6 +43,7 @@ class GatewaySettings:
 class CliSettings:
     """Of ``fairlead``."""
 
+    api_key: str | None = _setting("API key that `fairlead chat` sends to the gateway", secret=True)
     manage_token: str | None = _setting("bearer token for the gateway's management API", secret=True)
 
     def __repr__(self) -> str:

@@ -106,9 +106,16 @@ class EnvironmentVariable(Strict):
     planned: ClassVar[frozenset[str]] = frozenset({"valueFrom"})
 
     name: Annotated[
-        str, Field(min_length=1, max_length=256, pattern=_ENVIRONMENT_PATTERN, examples=["VLLM_LOGGING_LEVEL"])
+        str,
+        Field(
+            min_length=1,
+            max_length=256,
+            pattern=_ENVIRONMENT_PATTERN,
+            description="as the engine reads it",
+            examples=["VLLM_LOGGING_LEVEL"],
+        ),
     ]
-    value: Annotated[str, Field(max_length=4096)] = ""
+    value: Annotated[str, Field(max_length=4096, description="its text; empty when left out")] = ""
 
 
 class Engine(Strict):

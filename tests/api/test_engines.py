@@ -158,9 +158,16 @@ def test_a_value_that_the_simulator_cannot_read_is_ignored_and_not_fatal(args: t
 def test_the_simulator_understands_its_command_line() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    shared: tuple[str, ...] = ("--max-model-len=4096", "--block-size", "32", "--scheduling-policy", "priority", "--shutdown-timeout=3")
+    shared: tuple[str, ...] = (
+        "--max-model-len=4096",
+        "--block-size",
+        "32",
+        "--scheduling-policy",
+        "priority",
+        "--shutdown-timeout=3",
+    )
     shared += ("--max-num-queued-reqs=8", "--max-num-queued-tokens", "900")
-    replica = replace(REPLICA, profile=replace(preset("910b4"), kv_tokens=7), speed=2.5, args=shared)
+    replica = replace(REPLICA, profile=replace(preset("910b4"), kv_tokens=70_000), speed=2.5, args=shared)
     launch = adapter("sim").launch(replica, [9001, 9002])
     assert launch.ignored == ()
     options = read(parser.parse_args(launch.command[4:]))

@@ -1,0 +1,219 @@
+"""Manifests: what is right is understood with its defaults, what is wrong is named with file, line, field and fix."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from fairlead.api import ModelDeployment, builtin_accelerators
+from fairlead.errors import ManifestError, Problem
+from fairlead.fleet import Model, Objectives
+from fairlead.limits import Limits
+from fairlead.manifests import Manifests, combine, fleet_model, load
+from fairlead.profile import EngineProfile, preset, presets
+
+SMALLEST = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: qwen3-8b}
+spec:
+  model: {source: "hf://Qwen/Qwen3-8B"}
+  pools: [{accelerator: nvidia-l4}]
+"""
+CLASS = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: AcceleratorClass
+metadata: {name: mine}
+spec:
+  profile: {preset: 910b4}
+"""
+
+
+def check(*texts: str) -> tuple[Manifests, list[Problem]]:
+    return combine([(f"{number}.yaml", text) for number, text in enumerate(texts)], limits=Limits())
+
+
+def right(*texts: str) -> Manifests:
+    manifests, problems = check(*texts)
+    assert problems == []
+    return manifests
+
+
+def wrong(*texts: str) -> tuple[int, str, str, str]:
+    (problem,) = check(*texts)[1]
+    return problem.line, problem.field, problem.message, problem.fix
+
+
+def test_the_smallest_manifest_gets_its_defaults() -> None:
+    manifests = right(SMALLEST)
+    (deployment,) = manifests.models
+    (pool,) = deployment.spec.pools
+    assert deployment.key == "default/qwen3-8b"
+    assert (deployment.spec.engine.kind, deployment.spec.engine.args) == ("vllm", [])
+    assert (pool.name, pool.role, pool.replicas.min) == ("main", "Serve", 1)
+    assert fleet_model(deployment) == Model("default", "qwen3-8b", Objectives(), "dual-hash")
+    assert manifests.profile(pool) == preset("l4-qwen8b")
+
+
+def test_everything_that_can_be_said_is_understood() -> None:
+    text = SMALLEST.replace("name: qwen3-8b", "name: a, namespace: chat, labels: {x: y}, annotations: {a: b}").replace(
+        "  pools: [{accelerator: nvidia-l4}]\n",
+        "  engine: {kind: sim, args: [--fault=hang], env: [{name: A, value: b}, {name: C}]}\n"
+        "  pools:\n    - {name: one, role: Serve, accelerator: mine, replicas: {min: 3}}\n    - {name: two, accelerator: 910b4}\n"
+        "  objectives: {target: 0.9, ttft: 800ms, ttftPerKiloToken: 120ms, itl: 40ms}\n"
+        "  routing: {preset: session}\n",
+    )
+    manifests = right(text, CLASS)
+    (deployment,) = manifests.models
+    objectives = Objectives(0.9, 0.8, 0.12, 0.04)
+    assert fleet_model(deployment) == Model("chat", "a", objectives, "session")
+    assert [(one.name, one.value) for one in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
+    assert [manifests.profile(pool) for pool in deployment.spec.pools] == [preset("910b4"), preset("910b4")]
+
+
+def test_an_accelerator_of_the_file_takes_precedence_over_a_built_in_one() -> None:
+    own = CLASS.replace("name: mine", "name: nvidia-l4").replace(
+        "{preset: 910b4}", "{prefillTokenSeconds: 1, kvTokens: 9}"
+    )
+    manifests = right(SMALLEST, own)
+    assert manifests.profile(manifests.models[0].spec.pools[0]) == EngineProfile("nvidia-l4", 1.0, kv_tokens=9)
+
+
+def test_every_built_in_accelerator_has_a_profile() -> None:
+    for name in builtin_accelerators():
+        manifests = right(SMALLEST.replace("nvidia-l4", name))
+        assert manifests.profile(manifests.models[0].spec.pools[0]) in presets().values()
+
+
+def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
+    added = "metadata: {name: qwen3-8b, uid: u, resourceVersion: '1', generation: 1, creationTimestamp: t, managedFields: []}"
+    text = SMALLEST.replace("metadata: {name: qwen3-8b}", added) + "status: {anything: 1}\n"
+    assert right(text).models[0].metadata.name == "qwen3-8b"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "message", "fix"),
+    [
+        ("serving.fairlead.io/v1alpha1", "serving.fairlead.io/v1", 1, "apiVersion",
+         'must be "serving.fairlead.io/v1alpha1", not "serving.fairlead.io/v1"', "write `apiVersion: serving.fairlead.io/v1alpha1`"),
+        ("kind: ModelDeployment", "kind: ModelDeploymnet", 2, "kind",
+         'must be one of ModelDeployment, AcceleratorClass, not "ModelDeploymnet"', "did you mean ModelDeployment?"),
+        ("kind: ModelDeployment", "kind: ModelTenant", 2, "kind",
+         "the kind ModelTenant is planned, but nothing in this release honours it", "remove the document for now"),
+        ("kind: ModelDeployment\n", "", 1, "kind", "is missing", "write `kind: ModelDeployment`"),
+        ("{name: qwen3-8b}", "{name: Qwen}", 3, "metadata.name", '"Qwen" is not a Kubernetes name',
+         "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither"),
+        ("{name: qwen3-8b}", "{name: qwen3-8b, lables: {}}", 3, "metadata.lables", "unknown field", "did you mean labels?"),
+        ("metadata: {name: qwen3-8b}\n", "", 1, "metadata", "is missing", "add it, for example `metadata: {name: qwen3-8b}`"),
+        ("  pools: [{accelerator: nvidia-l4}]\n", "", 4, "spec.pools", "is missing",
+         "add it, for example `pools: [{accelerator: nvidia-l4}]`"),
+        ("[{accelerator: nvidia-l4}]", "[]", 6, "spec.pools", "must not be empty",
+         "fill it, for example `pools: [{accelerator: nvidia-l4}]`"),
+        ("[{accelerator: nvidia-l4}]", "{accelerator: nvidia-l4}", 6, "spec.pools", "must be a list, not a mapping",
+         "write it for example `pools: [{accelerator: nvidia-l4}]`"),
+        ("nvidia-l4}", "nvidia-l5}", 6, "spec.pools[0].accelerator",
+         'no AcceleratorClass and no built-in one is called "nvidia-l5"', "did you mean nvidia-l4?"),
+        ("nvidia-l4}", "nvidia-l4, replicas: 2}", 6, "spec.pools[0].replicas",
+         "must be a mapping (fields with values), not the number 2", "write it for example `replicas: {min: 8}`"),
+        ("nvidia-l4}", "nvidia-l4, replicas: {min: -1}}", 6, "spec.pools[0].replicas.min", "must be at least 0, not -1",
+         "write a number that is at least 0"),
+        ("nvidia-l4}", "nvidia-l4, replicas: {max: 3}}", 6, "spec.pools[0].replicas.max",
+         "this field is planned, but nothing in this release honours it", "remove it for now"),
+        ("nvidia-l4}", "nvidia-l4, role: Decode}", 6, "spec.pools[0].role",
+         "the role Decode is planned, but nothing in this release splits prefill from decode", "use Serve"),
+        ("nvidia-l4}", "nvidia-l4}, {accelerator: cpu}", 6, "spec.pools[1]",
+         'the name "main" is already given in pools[0]', "give each a name of its own"),
+        ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.source", '"Qwen/Qwen3-8B" does not say where the model is',
+         "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"),
+        ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.source", '"hf://" names nothing behind hf:', "write it like hf://Qwen/Qwen3-8B"),
+        ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.source", "must be text, not the number 8", "put it in quotes"),
+        ("  pools", "  engine: {kind: sglang}\n  pools", 6, "spec.engine.kind",
+         "the engine sglang is planned, but nothing in this release runs it", "use vllm or sim"),
+        ("  pools", "  engine: {kind: vlm}\n  pools", 6, "spec.engine.kind", 'must be one of vllm, sim, not "vlm"',
+         "did you mean vllm?"),
+        ("  pools", "  engine: {args: --x}\n  pools", 6, "spec.engine.args", 'must be a list, not the text "--x"',
+         'write it for example `args: ["--max-model-len=32768"]`'),
+        ("  pools", "  engine: {env: [{name: A}, {name: A}]}\n  pools", 6, "spec.engine.env[1]",
+         'the name "A" is already given in env[0]', "give each a name of its own"),
+        ("  pools", "  engine: {env: [{name: 1A}]}\n  pools", 6, "spec.engine.env[0].name", '"1A" has the wrong form',
+         "write it for example `name: VLLM_LOGGING_LEVEL`"),
+        ("  pools", "  objectives: {ttft: 5sec}\n  pools", 6, "spec.objectives.ttft", "'5sec' is not a duration",
+         "write it like 800ms, 2s or 1m30s"),
+        ("  pools", "  objectives: {itl: 40}\n  pools", 6, "spec.objectives.itl", "40 has no unit", "write 40ms or 40s"),
+        ("  pools", "  objectives: {target: 95}\n  pools", 6, "spec.objectives.target", "must be at most 1, not 95",
+         "write a number that is at most 1"),
+        ("  pools", "  objectives: {ttftPerKiloToken: 1ms}\n  pools", 6, "spec.objectives.ttftPerKiloToken",
+         "ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`"),
+        ("  pools", "  kvCache: {}\n  pools", 6, "spec.kvCache",
+         "this field is planned, but nothing in this release honours it", "remove it for now"),
+        ("  pools", "  bananas: 1\n  pools", 6, "spec.bananas", "unknown field",
+         "remove it; known here: model, engine, pools, objectives, routing"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_line_field_and_fix(
+    old: str, new: str, line: int, field: str, message: str, fix: str
+) -> None:
+    assert wrong(SMALLEST.replace(old, new, 1)) == (line, field, message, fix)
+
+
+def test_an_accelerator_class_belongs_to_no_namespace_and_needs_a_profile() -> None:
+    line, field, message, _ = wrong(CLASS.replace("name: mine", "name: mine, namespace: x"))
+    assert (line, field, message) == (
+        3,
+        "metadata.namespace",
+        "an AcceleratorClass belongs to the cluster, not to a namespace",
+    )
+    line, field, message, _ = wrong(CLASS.replace("{preset: 910b4}", "{kvTokens: 5}"))
+    assert (line, field, message) == (5, "spec.profile", "a profile needs a preset or at least prefillTokenSeconds")
+    line, field, message, _ = wrong(CLASS.replace("910b4", "910b5"))
+    assert (line, field, message) == (5, "spec.profile.preset", 'no engine profile is called "910b5"')
+
+
+def test_all_problems_of_all_files_are_told_at_once() -> None:
+    _, problems = check(SMALLEST.replace("spec:", "spex:"), "a:\n  ]", CLASS.replace("mine", "M"))
+    assert [(one.file, one.line) for one in problems] == [("0.yaml", 1), ("0.yaml", 4), ("1.yaml", 2), ("2.yaml", 3)]
+
+
+def test_lines_count_through_the_documents_of_a_file() -> None:
+    line, field, _, _ = wrong(SMALLEST + "---\n" + CLASS.replace("preset", "presett"))
+    assert (line, field) == (12, "spec.profile.presett")
+
+
+def test_two_objects_of_one_name_are_refused_across_files() -> None:
+    line, field, message, _ = wrong(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: default}"))
+    assert (line, field) == (3, "metadata.name")
+    assert message == "the ModelDeployment default/qwen3-8b is already given in 0.yaml:3"
+    assert right(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: other}"))
+
+
+def test_an_accelerator_is_not_called_unknown_while_a_file_that_may_define_it_is_broken() -> None:
+    _, problems = check(SMALLEST.replace("nvidia-l4", "mine"), CLASS.replace("profile", "profil"))
+    assert {problem.file for problem in problems} == {"1.yaml"}
+
+
+def test_a_document_that_is_no_object_is_refused() -> None:
+    assert wrong("- a\n")[2] == "a document must be a mapping with apiVersion, kind, metadata and spec"
+    assert wrong("")[2] == "the file is empty"
+
+
+def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(SMALLEST)
+    (tmp_path / "a.yml").write_text(CLASS)
+    (tmp_path / "notes.txt").write_text("not: [yaml")
+    assert [model.metadata.name for model in load([tmp_path]).models] == ["qwen3-8b"]
+    stdin = io.BytesIO(SMALLEST.replace("qwen3-8b", "other").encode())
+    both: list[ModelDeployment] = list(load([tmp_path / "b.yaml", "-"], stdin=stdin).models)
+    assert [model.metadata.name for model in both] == ["qwen3-8b", "other"]
+
+
+def test_what_cannot_be_read_is_a_problem_of_that_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "only.yaml").write_text(CLASS)
+    for path, message in (
+        (tmp_path / "missing.yaml", "cannot be read: No such file or directory"),
+        (tmp_path / "empty", "no .yaml or .yml file in it"),
+        (tmp_path / "only.yaml", "no ModelDeployment in it"),
+    ):
+        with pytest.raises(ManifestError) as caught:
+            load([path])
+        assert [problem.message for problem in caught.value.problems] == [message]

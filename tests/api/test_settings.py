@@ -1,0 +1,55 @@
+"""Settings: read once, typed, never shown where they are secrets, and all of them documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fairlead.errors import SettingsError
+from fairlead.settings import TOOL_VARIABLES, GatewaySettings, processes, read, settings_table, unknown
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text()
+
+
+def test_a_variable_becomes_a_field_and_an_empty_one_counts_as_unset() -> None:
+    found = read(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": "t", "FAIRLEAD_HASH_SECRET": "", "OTHER": "x"})
+    assert (found.manage_token, found.hash_secret) == ("t", None)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\x00", "a\udcff"])
+def test_a_value_that_is_no_text_is_refused_without_showing_it(value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": value})
+    assert caught.value.field == "FAIRLEAD_MANAGE_TOKEN"
+    assert "a" + value[1:] not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", processes().values())
+def test_a_secret_is_never_printed(kind: type) -> None:
+    secrets = {row.variable for row in settings_table() if row.secret}
+    shown = repr(read(kind, dict.fromkeys(secrets, "hush")))
+    assert "hush" not in shown
+    assert "***" in shown
+
+
+def test_a_misspelt_variable_is_named_with_the_nearest_one() -> None:
+    found = unknown({"FAIRLEAD_MANAGE_TOKE": "x", "FAIRLEAD_CACHE": "/c", "PATH": "/bin", "FAIRLEAD_MANAGE_TOKEN": "y"})
+    assert found == ["FAIRLEAD_MANAGE_TOKE is not a setting; did you mean FAIRLEAD_MANAGE_TOKEN?"]
+
+
+def test_the_page_lists_every_setting_and_no_other() -> None:
+    documented = set(re.findall(r"^\| `(FAIRLEAD_\w+)`", PAGE, re.MULTILINE))
+    assert documented == {row.variable for row in settings_table()}
+
+
+def test_every_variable_that_the_code_names_is_a_setting() -> None:
+    known = {row.variable for row in settings_table()} | TOOL_VARIABLES
+    folders = ("fairlead", "gateway", "kvstore", "sim", "cli", "operator", "autoscaler", "scripts")
+    named = {
+        name
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"FAIRLEAD_[A-Z][A-Z_]+", path.read_text())
+    }
+    assert named - known == set()
