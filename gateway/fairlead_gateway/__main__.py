@@ -1,0 +1,104 @@
+"""``python -m fairlead_gateway --fleet FILE --listen HOST:PORT``: where the real clock, loop, secret and signals come from."""
+
+import argparse
+import asyncio
+import ipaddress
+import itertools
+import logging
+import os
+import resource
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from fairlead.clock import SystemClock
+from fairlead.errors import FairleadError, SettingsError
+from fairlead.fleetfile import FileFleetSource
+from fairlead.limits import Limits
+from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.server import Address, Server
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 2 when it cannot start."""
+    options = _options(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _more_files()
+    try:
+        listen = _address(options.listen, "--listen", insecure=options.insecure)
+        manage = _address(options.manage, "--manage", insecure=options.insecure)
+        secret = os.environ.get("FAIRLEAD_HASH_SECRET", "").encode() or secrets.token_bytes(32)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(Path(options.fleet), listen, manage, secret))
+    except (FairleadError, OSError) as error:
+        print(f"fairlead-gateway: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _run(fleet: Path, listen: Address, manage: Address, secret: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    clock, limits = SystemClock(), Limits()
+    prefix, count = secrets.token_hex(4), itertools.count(1)
+    gateway = Gateway(
+        clock=clock, limits=limits, loop=loop, secret=secret, new_id=lambda: f"req-{prefix}-{next(count):x}"
+    )
+    source = FileFleetSource(fleet, clock, limits=limits)
+    await Server(gateway, source, listen=listen, manage=manage, announce=_say).run(stop)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fairlead-gateway", description="An OpenAI-compatible gateway in front of the engines of a fleet."
+    )
+    parser.add_argument("--fleet", required=True, metavar="FILE", help="the fleet file; edits apply without a restart")
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
+    parser.add_argument(
+        "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow listening beyond loopback: nobody is asked for a key"
+    )
+    return parser.parse_args(arguments)
+
+
+def _address(text: str, option: str, *, insecure: bool) -> Address:
+    """``HOST:PORT`` or ``[IPv6]:PORT``; beyond loopback only with ``--insecure``."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdigit() or int(port) > 65_535:
+        raise SettingsError(f"{option}: HOST:PORT is expected", field=option, hint="for example 127.0.0.1:8080")
+    host = "127.0.0.1" if host == "localhost" else host or "0.0.0.0"
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise SettingsError(f"{option}: the host must be an IP address or localhost", field=option) from None
+    if not loopback and not insecure:
+        raise SettingsError(
+            f"{option}: listening beyond loopback would serve anyone without a key",
+            field=option,
+            hint="give --insecure to do it nevertheless",
+        )
+    return Address(host, int(port))
+
+
+def _more_files() -> None:
+    """A connection is a file; take as many as the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""An engine's answer, held back until it is clear that it is one, then passed on as it comes.
+
+Nothing is sent to the client before the *verdict*: a plain answer is whole, or too long to hold; a stream has produced its
+first event, and that is no error (an engine that is full answers a stream with 200 and an error event). Until then the
+request can go elsewhere. From then on pieces pass straight from connection to connection, and ``ended`` says how it ended.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from fairlead.clock import Clock
+from fairlead.limits import Limits
+from fairlead_gateway.reply import Reply
+from fairlead_gateway.sse import Events, first_event
+from fairlead_gateway.upstream import Broken
+
+
+class Answer:
+    """One engine's answer to one request; the ``Sink`` of its connection. ``ended`` is None or what went wrong."""
+
+    def __init__(
+        self, *, stream: bool, strip: bool, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._wanted = stream
+        self._clock = clock
+        self._limits = limits
+        self._held: list[bytes] = []
+        self._size = 0
+        self._reply: Reply | None = None
+        self._gap: Callable[[float], None] | None = None
+        self.complete = False
+        self.status = 0
+        self.fields: dict[bytes, bytes] = {}
+        self.stream = False
+        self.events = Events(strip=strip, limit=limits.sse_event_bytes)
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self.verdict: asyncio.Future[Broken | None] = loop.create_future()
+        self.ended: asyncio.Future[str | None] = loop.create_future()
+
+    @property
+    def whole_body(self) -> bytes:
+        """What is held of a plain answer."""
+        return b"".join(self._held)
+
+    def pass_to(self, reply: Reply, gap: Callable[[float], None]) -> None:
+        """Send what is held and everything that follows; ``gap`` is told the seconds between pieces of a stream."""
+        held, self._held = self._held, []
+        self._reply = reply
+        self._gap = gap
+        if self.stream:
+            self._send_events(held)
+        else:
+            self._send_plain(held)
+
+    # What the connection to the engine calls.
+
+    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """The head decides whether this is a stream."""
+        self.status = status
+        self.fields = fields
+        kind = fields.get(b"content-type", b"").lower()
+        self.stream = self._wanted and status == 200 and kind.startswith(b"text/event-stream")
+
+    def body(self, pieces: list[bytes], complete: bool) -> None:
+        """Hold, or pass on."""
+        if self.ended.done():
+            return
+        self.complete = complete
+        now = self._clock.now()
+        if not self.stream:
+            self._plain(pieces, now)
+        elif self._reply is not None:
+            out = self.events.passing(pieces)
+            if out and self._gap is not None and self.last_at is not None:
+                self._gap(now - self.last_at)
+                self.last_at = now
+            self._send_events(out)
+        else:
+            self._held += self.events.passing(pieces) if self._held else first_event(self.events, pieces)
+            if self._held or self.events.ended or complete:
+                self._first(now)
+
+    def broken(self, error: Broken) -> None:
+        """The connection broke: before the verdict that is the verdict, after it the end."""
+        if not self.verdict.done():
+            self.verdict.set_result(error)
+        else:
+            self._end(error.why)
+
+    # Passing on.
+
+    def _plain(self, pieces: list[bytes], now: float) -> None:
+        if self._reply is not None:
+            self._send_plain(pieces)
+            return
+        self._held += pieces
+        self._size += sum(map(len, pieces))
+        if self.complete or (self._size > self._limits.answer_held_bytes and self.status == 200):
+            self._first(now)
+
+    def _first(self, now: float) -> None:
+        if not self.verdict.done():
+            self.first_at = self.last_at = now
+            self.verdict.set_result(None)
+
+    def _send_plain(self, pieces: list[bytes]) -> None:
+        assert self._reply is not None
+        self._reply.pieces(pieces, last=self.complete)
+        if self.complete:
+            self._end(None)
+
+    def _send_events(self, events: list[bytes]) -> None:
+        assert self._reply is not None
+        state = self.events
+        if state.done:
+            self._reply.pieces(events, last=True)
+            self._end(None)
+            return
+        if events:
+            self._reply.pieces(events)
+        if state.fault is not None:
+            self._end("error-event")
+        elif state.aborted:
+            self._end("aborted")
+        elif self.complete:
+            self._end("cut")
+
+    def _end(self, why: str | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(why)

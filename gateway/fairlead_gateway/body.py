@@ -1,0 +1,227 @@
+"""A request's JSON body as typed values: the fields that Fairlead or an engine's safety depends on, checked and named.
+
+Unknown fields are allowed and go to the engine untouched. What is refused here is what parsers read differently or what
+has killed engines: bytes that are not UTF-8, deep nesting, wrong types, counts out of range. Every refusal names the field.
+"""
+
+import re
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from fairlead.limits import Limits
+from fairlead_gateway.errors import BadRequest
+
+Text = str | None
+Number = float | None
+Whole = int | None
+Tokens = str | list[str | int | list[int]]
+
+
+class StreamOptions(Struct):
+    """``stream_options``."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Part(Struct):
+    """One part of a message's content."""
+
+    type: Text = None
+    text: Text = None
+
+
+class Function(Struct):
+    """The function of a tool call."""
+
+    name: Text = None
+    arguments: str | dict[str, Raw] | None = None
+
+
+class ToolCall(Struct):
+    """A call that the assistant made."""
+
+    id: Text = None
+    type: Text = None
+    function: Function | None = None
+
+
+class Message(Struct):
+    """One message of a conversation."""
+
+    role: str
+    content: str | list[str | Part] | None = None
+    name: Text = None
+    tool_call_id: Text = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Common(Struct, kw_only=True):
+    """Fields of every request for a model."""
+
+    model: str
+    user: Text = None
+    session_id: Text = None
+    request_id: Text = None
+    cache_salt: Text = None
+    priority: Whole = None
+    encoding_format: Text = None
+
+
+class Generation(Common, kw_only=True):
+    """Fields of every request that generates."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Whole = None
+    n: Whole = None
+    temperature: Number = None
+    top_p: Number = None
+    top_k: Whole = None
+    min_p: Number = None
+    frequency_penalty: Number = None
+    presence_penalty: Number = None
+    repetition_penalty: Number = None
+    min_tokens: Whole = None
+    seed: Whole = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: Raw | UnsetType = UNSET
+    structured_outputs: Raw | UnsetType = UNSET
+
+
+class Chat(Generation, kw_only=True):
+    """``POST /v1/chat/completions``."""
+
+    messages: Raw
+    max_completion_tokens: Whole = None
+    logprobs: bool | None = None
+    top_logprobs: Whole = None
+    tools: list[Raw] | None = None
+    tool_choice: str | dict[str, Raw] | None = None
+
+
+class Completion(Generation, kw_only=True):
+    """``POST /v1/completions``."""
+
+    prompt: Raw
+    suffix: Text = None
+    echo: bool | None = None
+    best_of: Whole = None
+    logprobs: Whole = None
+
+
+class Embedding(Common, kw_only=True):
+    """``POST /v1/embeddings``."""
+
+    input: Raw
+    dimensions: Whole = None
+
+
+_DECODERS: dict[type[Common], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Chat, Completion, Embedding)
+}
+_MESSAGES = msgspec.json.Decoder(list[Message])
+_TOKENS = msgspec.json.Decoder(Tokens)
+_AT = re.compile(r"(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+_PLAIN_STRING = re.compile(rb'"[^"]*"')
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
+    """The body as ``kind``. Raises BadRequest naming the field."""
+    if not body:
+        raise BadRequest("the body is empty: a JSON object is expected", code="invalid_json")
+    try:
+        str(body, "utf-8")
+        found: Common = _DECODERS[kind].decode(body)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8 (byte {error.start})", code="invalid_json") from None
+    except RecursionError:
+        raise _too_deep(limits) from None
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    _check_depth(body, limits)
+    if isinstance(found, Generation):
+        _check_generation(found, limits)
+    if isinstance(found, Chat):
+        messages = _inner(_MESSAGES, found.messages, "messages", limits)
+        if not messages:
+            raise BadRequest("messages: at least one message is needed", param="messages")
+    elif isinstance(found, Completion):
+        _inner(_TOKENS, found.prompt, "prompt", limits)
+    elif isinstance(found, Embedding):
+        _inner(_TOKENS, found.input, "input", limits)
+        _in_range("dimensions", found.dimensions, 1, 1 << 20)
+    return found
+
+
+def _inner(decoder: "msgspec.json.Decoder[Any]", raw: Raw, field: str, limits: Limits) -> Any:
+    try:
+        return decoder.decode(raw)
+    except RecursionError:
+        raise _too_deep(limits) from None
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), field) from None
+
+
+def _invalid(text: str, field: str = "") -> BadRequest:
+    """A validator's sentence as an error that names the field's path; it holds no value of the client's."""
+    found = _AT.fullmatch(text)
+    what, path = (found["what"], found["path"] or "") if found else (text, "")
+    path = f"{field}{'.' if path and field and not path.startswith('[') else ''}{path}"
+    missing = _MISSING.fullmatch(what)
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        return BadRequest(f"{path}: this field is required", param=path, code="missing_field")
+    sentence = f"{path or 'body'}: {what[:1].lower()}{what[1:]}"
+    return BadRequest(sentence, param=path or None, code="invalid_type" if "xpected" in what else "invalid_value")
+
+
+def _too_deep(limits: Limits) -> BadRequest:
+    return BadRequest(f"the body is nested deeper than {limits.json_depth} levels", code="invalid_json")
+
+
+def _check_depth(body: bytes, limits: Limits) -> None:
+    """Bound nesting, also inside fields that nobody here reads. Cheap when there are few brackets at all."""
+    opened = len(body.translate(None, _NOT_OPENING))
+    if opened <= limits.json_depth:
+        return
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
+    marks = _PLAIN_STRING.sub(b"", bare.translate(None, _NOT_STRUCTURE))
+    if len(marks) > 2 * limits.json_containers:
+        raise BadRequest(f"the body holds more than {limits.json_containers} arrays and objects", code="invalid_json")
+    if max(accumulate(map(_STEP.__getitem__, marks)), default=0) > limits.json_depth:
+        raise _too_deep(limits)
+
+
+def _check_generation(found: Generation, limits: Limits) -> None:
+    _in_range("n", found.n, 1, limits.choices)
+    _in_range("max_tokens", found.max_tokens, 1, limits.max_tokens)
+    if isinstance(found, Chat):
+        _in_range("max_completion_tokens", found.max_completion_tokens, 1, limits.max_tokens)
+        _in_range("top_logprobs", found.top_logprobs, 0, limits.logprobs)
+        if found.tools is not None and len(found.tools) > limits.tools:
+            raise BadRequest(f"tools: at most {limits.tools} are accepted", param="tools")
+    elif isinstance(found, Completion):
+        _in_range("best_of", found.best_of, 1, limits.choices)
+        _in_range("logprobs", found.logprobs, 0, limits.logprobs)
+    if isinstance(found.stop, list) and len(found.stop) > limits.stop_strings:
+        raise BadRequest(f"stop: at most {limits.stop_strings} strings are accepted", param="stop")
+    for name in ("response_format", "structured_outputs"):
+        raw = getattr(found, name)
+        if raw is not UNSET and len(bytes(raw)) > limits.schema_bytes:
+            raise BadRequest(f"{name}: longer than {limits.schema_bytes} bytes", param=name)
+
+
+def _in_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise BadRequest(f"{name}: must be a whole number from {low} to {high}", param=name, code="out_of_range")

@@ -1,0 +1,168 @@
+"""What the gateway can answer instead of an engine. Each error knows its status, its OpenAI type and code, and the fix.
+
+GatewayError
+├── BadRequest             400  the bytes or the body are wrong; ``param`` names the field
+│   ├── HeadTooLarge       431      TargetTooLong  414      BodyTooLarge  413
+│   ├── BodyType           415      BadExpectation 417      BadVersion    400
+│   └── TooSlow            408  a head or a body did not arrive in time
+├── UnknownPath            404      UnknownModel   404      WrongMethod   405
+├── NoInstance             503  no engine of this model is ready
+├── Overloaded             503  engines, or this gateway, are full
+├── EngineFailed           502  engines were asked and failed
+└── EngineSilent           504  an engine said nothing in time
+
+No message ever repeats bytes of a request: it names the field, and known names only.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fairlead.errors import FairleadError
+
+
+class GatewayError(FairleadError):
+    """Raised on the request's way; becomes the answer. ``fields`` are extra header fields of that answer."""
+
+    status = 500
+    kind = "server_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        hint: str | None = None,
+        fields: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+        self.fields = tuple(fields)
+        if code is not None:
+            self.code = code
+
+    def body(self, request_id: str) -> bytes:
+        """The OpenAI error object, with the request's id beside it."""
+        return error_body(str(self), self.kind, self.param, self.code, request_id)
+
+
+class BadRequest(GatewayError):
+    """Raised when a request cannot be understood or holds a value that is out of range."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "invalid_request"
+
+
+class HeadTooLarge(BadRequest):
+    """Raised when the header fields are too many or too long."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class TargetTooLong(BadRequest):
+    """Raised when the request line is too long."""
+
+    status = 414
+    code = "target_too_long"
+
+
+class BodyTooLarge(BadRequest):
+    """Raised when a body passes the limit, or costs far more bytes on the wire than it holds."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class BodyType(BadRequest):
+    """Raised when a body is compressed."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BadExpectation(BadRequest):
+    """Raised when a client expects something else than 100-continue."""
+
+    status = 417
+    code = "expectation_failed"
+
+
+class BadVersion(BadRequest):
+    """Raised for anything but HTTP/1.0 and HTTP/1.1."""
+
+    code = "http_version_not_supported"
+
+
+class TooSlow(BadRequest):
+    """Raised when the rest of a request does not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class UnknownPath(BadRequest):
+    """Raised when nothing is served under a path."""
+
+    status = 404
+    code = "unknown_url"
+
+
+class UnknownModel(BadRequest):
+    """Raised when no model has the name that the client gave."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class WrongMethod(BadRequest):
+    """Raised when a path exists and the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class NoInstance(GatewayError):
+    """Raised when no instance of a model is ready."""
+
+    status = 503
+    code = "no_ready_instance"
+
+
+class Overloaded(GatewayError):
+    """Raised when every engine that was asked, or the gateway itself, is full."""
+
+    status = 503
+    code = "overloaded"
+
+
+class EngineFailed(GatewayError):
+    """Raised when the engines that were asked failed before the first byte of an answer."""
+
+    status = 502
+    code = "engine_failed"
+
+
+class EngineSilent(GatewayError):
+    """Raised when an engine took a request and said nothing until the deadline."""
+
+    status = 504
+    code = "engine_timeout"
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def error_body(message: str, kind: str, param: str | None, code: str | int | None, request_id: str) -> bytes:
+    """An OpenAI error object as bytes."""
+    return _encode(
+        {"error": {"message": message, "type": kind, "param": param, "code": code}, "request_id": request_id}
+    )
+
+
+def error_event(message: str, code: str, request_id: str) -> bytes:
+    """The same object as the last event of a stream that broke."""
+    return b"data: " + error_body(message, GatewayError.kind, None, code, request_id) + b"\n\n"

@@ -1,0 +1,288 @@
+"""Room 5, forward: to an engine and back.
+
+An attempt ends with an answer that can be passed on, or with a Failure; failures before the first byte go to another engine
+as far as ``retry`` allows. A client that leaves cancels the task, and with it the attempt: the engine's connection is closed
+at once. After the first byte there is no second try: a stream that breaks ends with an error event and without ``[DONE]``.
+"""
+
+import msgspec
+
+from fairlead.clock import Clock
+from fairlead.fleet import Instance
+from fairlead.limits import Limits
+from fairlead_gateway.answer import Answer
+from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.errors import error_body, error_event
+from fairlead_gateway.job import Job
+from fairlead_gateway.retry import Failure, RetryBudget, as_error, may_retry
+from fairlead_gateway.route import Routes, as_retry
+from fairlead_gateway.sse import Fault, Usage, engine_fault
+from fairlead_gateway.telemetry import Telemetry
+from fairlead_gateway.upstream import Broken, Pool, Upstream
+from fairlead_gateway.wire import engine_request, header_value, passed_back
+
+_LOOKED_INTO_BYTES = 65_536
+_TAIL_BYTES = 4_096
+_OVERLOAD = frozenset({429, 503})
+_WORDS = {
+    "cut": "the engine broke off",
+    "timeout": "the engine fell silent",
+    "error-event": "the engine reported an error",
+    "aborted": "the engine aborted the request",
+    "garbage": "the engine's answer cannot be read",
+}
+
+
+class _Body(msgspec.Struct):
+    usage: Usage | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+class _Moved(Exception):
+    """Raised when the instance stopped being ready between the choice and the first byte to it."""
+
+
+class Forward:
+    """Carries jobs to engines. One object serves all requests of a gateway."""
+
+    def __init__(
+        self,
+        *,
+        routes: Routes,
+        pool: Pool,
+        telemetry: Telemetry,
+        decisions: DecisionLog,
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self._routes = routes
+        self._pool = pool
+        self._telemetry = telemetry
+        self._decisions = decisions
+        self._clock = clock
+        self._limits = limits
+        self.budget = RetryBudget(limits)
+
+    async def carry(self, job: Job) -> None:
+        """Get an answer for ``job`` and pass it on. Raises GatewayError when no engine gives one."""
+        excluded: frozenset[str] = frozenset()
+        self.budget.request(self._clock.now())
+        while True:
+            instance = self._choose(job, excluded)
+            try:
+                await self._attempt(job, instance)
+                return
+            except _Moved:
+                continue
+            except Failure as failure:
+                job.failures.append(failure)
+                excluded |= {instance.id}
+                if not may_retry(job.failures, self._limits, self.budget, self._clock.now()):
+                    raise as_error(job.failures) from None
+                self._telemetry.retried(job.ask.key, instance.id, failure.why)
+
+    def _choose(self, job: Job, excluded: frozenset[str]) -> Instance:
+        """Ask for a decision, log it, and make it the job's."""
+        now = self._clock.now()
+        decision = self._routes.choose(job.ask.key, job.route, now, excluded)
+        if decision.chosen is None:
+            raise as_error(job.failures)
+        instance = self._routes.ready(job.ask.key, decision.chosen)
+        if instance is None:
+            raise self._routes.none_ready(job.ask.key)
+        if job.failures:
+            decision = as_retry(decision, len(job.failures), job.failures[-1].why)
+        job.attempt = len(job.failures) + 1
+        job.instance, job.decision = instance, decision
+        self._telemetry.routed(job.ask.key, instance.id, decision)
+        self._decisions.append(
+            DecisionRecord(
+                job.id, job.request.wall, job.ask.key, decision, job.attempt, round(job.route.prompt_tokens, 2)
+            )
+        )
+        return instance
+
+    async def _attempt(self, job: Job, instance: Instance) -> None:
+        """One engine: send, wait for the verdict, pass on. The ledger knows of it from here to the end."""
+        router = job.router = self._routes.router(job.ask.key)
+        assert router is not None
+        router.dispatched(job.route, instance.id, self._clock.now())
+        finished = False
+        try:
+            finished = await self._exchange(job, instance)
+        finally:
+            now = self._clock.now()
+            usage = job.usage
+            if finished and usage is not None:
+                router.finished(
+                    job.route.id,
+                    now,
+                    prompt_tokens=usage.prompt_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    output_tokens=usage.completion_tokens,
+                )
+            elif finished:
+                router.finished(job.route.id, now)
+            else:
+                router.abandoned(job.route.id, now)
+
+    async def _exchange(self, job: Job, instance: Instance) -> bool:
+        """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
+        message = engine_request(instance.url, job.request.head.path, job.request.head, job.ask.body, job.request.id)
+        connection = self._pool.idle(instance.url)
+        while True:
+            if connection is None:
+                try:
+                    connection = await self._pool.connect(instance.url)
+                except Broken as error:
+                    raise Failure(error.why) from None
+            if self._routes.ready(job.ask.key, instance.id) is None:
+                self._pool.park(connection)
+                raise _Moved
+            answer = Answer(
+                stream=job.ask.stream,
+                strip=job.ask.strip_usage,
+                clock=self._clock,
+                limits=self._limits,
+                loop=self._pool.loop,
+            )
+            job.dispatched_at = self._clock.now()
+            connection.ask(message, answer)
+            try:
+                broken = await answer.verdict
+                if broken is not None and broken.stale:
+                    connection = None
+                    continue
+                self._judge(job, answer, broken)
+                return await self._pass(job, instance, answer, connection)
+            finally:
+                if connection is not None and not answer.complete and not answer.events.done:
+                    connection.abort()
+
+    def _judge(self, job: Job, answer: Answer, broken: Broken | None) -> None:
+        """Raise a Failure unless the answer can be passed on."""
+        if broken is not None:
+            raise Failure(broken.why, died=broken.why in ("reset", "cut"), final=broken.why == "timeout")
+        fault = self._fault(job, answer)
+        if fault is None:
+            return
+        if fault.status in _OVERLOAD:
+            raise Failure("overloaded", overloaded=True)
+        if fault.status >= 500:
+            raise Failure(f"status-{fault.status}")
+
+    def _fault(self, job: Job, answer: Answer) -> Fault | None:
+        if answer.stream:
+            if answer.events.fault is not None:
+                return answer.events.fault
+            if answer.events.aborted:
+                return Fault(500, "aborted")
+            return Fault(502, "an empty stream") if answer.complete and not answer.events.done else None
+        status = answer.status
+        if status == 429:
+            return None  # a 4xx is the client's business, also this one
+        if status >= 400:
+            return Fault(status, "")
+        if status != 200 or job.ask.stream:
+            return Fault(502, "not what was asked for")
+        if not answer.complete:
+            return None
+        job.usage, readable = _usage(answer.whole_body)
+        return None if readable else Fault(502, "not JSON")
+
+    async def _pass(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> bool:
+        """Send the answer to the client as it comes."""
+        reply = job.reply
+        job.status = answer.status
+        job.first_at, job.last_at = answer.first_at, answer.last_at
+        if answer.stream and answer.events.fault is not None:
+            fault = answer.events.fault
+            job.status, job.error = fault.status, "engine-refused"
+            reply.whole(
+                fault.status,
+                self.fields(job),
+                error_body(fault.message, "invalid_request_error", None, "engine_refused", job.request.id),
+            )
+            return True
+        if not answer.stream and answer.complete:
+            self._pass_whole(job, answer)
+            return True
+        key, name, telemetry = job.ask.key, instance.id, self._telemetry
+        if answer.stream:
+            if job.router is not None:
+                job.router.first_token(job.route.id, self._clock.now())
+            assert answer.first_at is not None
+            telemetry.first_token(key, name, answer.first_at - job.request.received)
+        length = None if answer.stream else _length(answer.fields)
+        reply.flow = connection.pause
+        reply.begin(answer.status, passed_back(answer.fields) + self.fields(job), length=length)
+        answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
+        why = await answer.ended
+        reply.flow = None
+        job.last_at, job.events = answer.last_at, answer.events.count
+        job.usage = answer.events.usage
+        if why is None:
+            return True
+        job.error = why
+        if answer.stream:
+            text = f"{_WORDS.get(why, 'the engine failed')}; the answer is incomplete"
+            reply.broken(error_event(text, f"stream_{why.replace('-', '_')}", job.request.id))
+        else:
+            reply.cut()
+        return False
+
+    def _pass_whole(self, job: Job, answer: Answer) -> None:
+        body = answer.whole_body
+        fields = passed_back(answer.fields, but=b"content-type") + self.fields(job)
+        if answer.status >= 400:
+            job.error = "engine-refused"
+            if not _is_error_object(body):
+                text = "the engine does not serve this request"
+                body = error_body(text, "invalid_request_error", None, "engine_refused", job.request.id)
+        job.reply.whole(answer.status, fields, body)
+
+    def fields(self, job: Job) -> str:
+        """The header fields that say where a request went and why, and how long that took."""
+        now = self._clock.now()
+        instance = header_value(job.instance.id) if job.instance is not None else "gateway"
+        rule = job.decision.rule if job.decision is not None else "none"
+        timing = f"gateway;dur={((job.dispatched_at or now) - job.request.received) * 1e3:.3f}"
+        if job.dispatched_at is not None:
+            timing += f", engine;dur={(now - job.dispatched_at) * 1e3:.3f}"
+        return (
+            f"x-fairlead-instance: {instance}\r\nx-fairlead-reason: {rule}\r\n"
+            f"x-fairlead-decision: {job.id}\r\nserver-timing: {timing}\r\n"
+        )
+
+
+def _usage(body: bytes) -> tuple[Usage | None, bool]:
+    """The usage of a plain answer, and whether the body can be an answer at all."""
+    if len(body) > _LOOKED_INTO_BYTES:
+        at = body.rfind(b'"usage"', len(body) - _TAIL_BYTES)
+        start = body.find(b"{", at) if at >= 0 else -1
+        try:
+            found = msgspec.json.decode(body[start : body.find(b"}", start) + 1], type=Usage) if start >= 0 else None
+        except msgspec.DecodeError:
+            found = None
+        return found, body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
+    try:
+        read = _BODY.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, False
+    return read.usage, True
+
+
+def _is_error_object(body: bytes) -> bool:
+    try:
+        error = _BODY.decode(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return error is not msgspec.UNSET and bool(engine_fault(bytes(error), 400).message)
+
+
+def _length(fields: dict[bytes, bytes]) -> int | None:
+    value = fields.get(b"content-length", b"")
+    return int(value) if value.isdigit() else None

@@ -1,0 +1,231 @@
+"""The gateway: the rooms in their order, and what is answered without an engine.
+
+listen → model → prompt → route → forward → settle. ``Gateway`` is also what the management port looks at (``View``).
+"""
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from fairlead.clock import Clock
+from fairlead.fleet import Fleet
+from fairlead.lag import LoopLag
+from fairlead.limits import Limits
+from fairlead_gateway.decision_log import DecisionLog
+from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
+from fairlead_gateway.forward import Forward
+from fairlead_gateway.job import Job
+from fairlead_gateway.listen import Listener, Request
+from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
+from fairlead_gateway.prompt import route_request
+from fairlead_gateway.reply import Reply
+from fairlead_gateway.route import Routes
+from fairlead_gateway.routing import InstanceLoad, RouteRequest
+from fairlead_gateway.settle import settle
+from fairlead_gateway.telemetry import Telemetry
+from fairlead_gateway.upstream import Pool
+
+_IN_A_THREAD_BYTES = 1024 * 1024
+_MODELS = "/v1/models"
+_log = logging.getLogger("fairlead.gateway")
+
+
+class Gateway:
+    """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        secret: bytes,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.clock = clock
+        self.limits = limits
+        self.lag = LoopLag()
+        self.telemetry = Telemetry(clock, limits, self.lag)
+        self.decisions = DecisionLog(limits.decision_log)
+        self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
+        self.problems: Callable[[], list[str]] = list
+        self._routes = Routes(secret=secret, limits=limits)
+        self._pool = Pool(limits, loop)
+        self._forward = Forward(
+            routes=self._routes,
+            pool=self._pool,
+            telemetry=self.telemetry,
+            decisions=self.decisions,
+            clock=clock,
+            limits=limits,
+        )
+        self._loop = loop
+        self._new_id = new_id
+        self._started_wall = int(clock.wall())
+        self._loaded = False
+        self._draining = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    # The fleet and what the management port sees.
+
+    def apply(self, fleet: Fleet) -> None:
+        """Take over a snapshot; what is in flight goes on where it is."""
+        self._routes.apply(fleet)
+        self._pool.keep_only(self._routes.addresses())
+        self._loaded = True
+
+    def fleet(self) -> Fleet:
+        """The present snapshot."""
+        return self._routes.fleet
+
+    def loads(self) -> Mapping[str, InstanceLoad]:
+        """This gateway's own load by instance id."""
+        return self._routes.loads()
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether requests are answered, and what is wrong or degraded, in words."""
+        notes = self.problems()
+        if self._draining:
+            return False, ["draining", *notes]
+        if not self._loaded:
+            return False, ["no fleet has been read yet", *notes]
+        return True, ["no Redis: limits and index stay local", *notes]
+
+    # Requests, as listen hands them over.
+
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer now what needs no engine; start a task for the rest."""
+        try:
+            path, method = request.head.path, request.head.method
+            if path in PATHS:
+                if _method_fits(method, ("POST",), reply):
+                    self._start(request, reply)
+            elif path == "/readyz" or path == _MODELS or path.startswith(_MODELS + "/"):
+                if _method_fits(method, ("GET", "HEAD"), reply):
+                    self._answer_here(path, reply)
+            elif path == "*":
+                _method_fits(method, ("GET", "HEAD", "POST"), reply)
+            else:
+                raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+        except GatewayError as error:
+            self.refused(error, reply)
+
+    def refused(self, error: GatewayError, reply: Reply, model_key: str | None = None) -> None:
+        """Answer with an error object; for what never reached an engine."""
+        self.telemetry.rejected(model_key, error.status, error.code)
+        self._send_error(error, reply, _own_fields(error.code))
+
+    def in_flight(self) -> int:
+        """Requests that engines are working on."""
+        return len(self._tasks)
+
+    def drain(self) -> None:
+        """Be unready, take no new connection's request, let what is under way finish."""
+        self._draining = True
+        self.listener.drain()
+
+    def close(self) -> None:
+        """Cut what is left."""
+        self.listener.close()
+        for task in self._tasks.values():
+            task.cancel()
+        self._pool.close()
+
+    # The request's way.
+
+    def _start(self, request: Request, reply: Reply) -> None:
+        unique = request.id if request.id not in self._tasks else f"{request.id}~{self._new_id()}"
+        task = self._loop.create_task(self._serve(request, reply, unique))
+        self._tasks[unique] = task
+        task.add_done_callback(lambda _: self._tasks.pop(unique, None))
+        reply.gone = task.cancel
+
+    async def _serve(self, request: Request, reply: Reply, unique: str) -> None:
+        job: Job | None = None
+        key: str | None = None
+        try:
+            ask, route = await self._understood(request, unique)
+            key = ask.key
+            self.telemetry.received(key)
+            job = Job(request, reply, unique, ask, route)
+            await self._forward.carry(job)
+        except GatewayError as error:
+            self._failed(job, error, reply)
+        except asyncio.CancelledError:
+            if job is not None:
+                job.client_gone = True
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            _log.error("request %s met a defect: %s\n%s", unique, type(error).__name__, _where(error))
+            self._failed(job, GatewayError("the gateway met a defect; it was logged with this id"), reply)
+        finally:
+            if job is not None and job.attempt:
+                settle(job, clock=self.clock, telemetry=self.telemetry, decisions=self.decisions)
+
+    async def _understood(self, request: Request, unique: str) -> tuple[Ask, RouteRequest]:
+        """Rooms 2 and 3; large bodies are read in a thread, so that other requests get their turn."""
+        fleet = self._routes.fleet
+        if len(request.body) > _IN_A_THREAD_BYTES:
+            return await self._loop.run_in_executor(None, self._read, request, fleet, unique)
+        return self._read(request, fleet, unique)
+
+    def _read(self, request: Request, fleet: Fleet, unique: str) -> tuple[Ask, RouteRequest]:
+        ask = understand(request.head.path, request.body, fleet, self.limits)
+        return ask, route_request(ask, request.head, unique, self._routes.secret)
+
+    def _failed(self, job: Job | None, error: GatewayError, reply: Reply) -> None:
+        if job is None or not job.attempt:
+            self.refused(error, reply, job.ask.key if job is not None else None)
+            return
+        job.status, job.error = error.status, error.code
+        if reply.begun:
+            reply.cut()
+        else:
+            self._send_error(error, reply, self._forward.fields(job))
+
+    def _send_error(self, error: GatewayError, reply: Reply, fields: str) -> None:
+        more = "".join(f"{name}: {value}\r\n" for name, value in error.fields)
+        reply.whole(error.status, more + fields, error.body(reply.request_id))
+
+    # Answers without an engine.
+
+    def _answer_here(self, path: str, reply: Reply) -> None:
+        if path == "/readyz":
+            ready, notes = self.ready()
+            body = msgspec.json.encode({"ready": ready, "notes": notes})
+            reply.whole(200 if ready else 503, _own_fields("readyz"), body)
+            return
+        shown = shown_names(self._routes.fleet)
+        if path in (_MODELS, _MODELS + "/"):
+            listed = [self._model_object(name, model.namespace) for name, model in shown.items()]
+            reply.whole(200, _own_fields("models"), msgspec.json.encode({"object": "list", "data": listed}))
+            return
+        name = path[len(_MODELS) + 1 :]
+        model = find(name, self._routes.fleet)
+        reply.whole(200, _own_fields("models"), msgspec.json.encode(self._model_object(name, model.namespace)))
+
+    def _model_object(self, name: str, namespace: str) -> dict[str, str | int]:
+        return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
+
+
+def _method_fits(method: str, known: Sequence[str], reply: Reply) -> bool:
+    """Whether the path may be asked this way; OPTIONS is answered here. Raises WrongMethod."""
+    if method in known:
+        return True
+    allow = ", ".join((*known, "OPTIONS"))
+    if method != "OPTIONS":
+        raise WrongMethod("this path is not asked with this method", hint=f"use {allow}", fields=(("allow", allow),))
+    reply.whole(200, f"allow: {allow}\r\n{_own_fields('options')}", b"")
+    return False
+
+
+def _own_fields(reason: str) -> str:
+    """The header fields of an answer that no engine was asked for."""
+    return f"x-fairlead-instance: gateway\r\nx-fairlead-reason: {reason}\r\nx-fairlead-decision: none\r\nserver-timing: gateway\r\n"
+
+
+def _where(error: Exception) -> str:
+    """The lines of code that an error came through; its text is left out, it may hold a part of a prompt."""
+    return "".join(traceback.format_tb(error.__traceback__))

@@ -1,0 +1,36 @@
+"""One request on its way through the rooms, with everything that has become known of it."""
+
+from dataclasses import dataclass, field
+
+from fairlead.decision import Decision
+from fairlead.fleet import Instance
+from fairlead_gateway.listen import Request
+from fairlead_gateway.model import Ask
+from fairlead_gateway.reply import Reply
+from fairlead_gateway.retry import Failure
+from fairlead_gateway.routing import ModelRouter, RouteRequest
+from fairlead_gateway.sse import Usage
+
+
+@dataclass(slots=True)
+class Job:
+    """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward."""
+
+    request: Request
+    reply: Reply
+    id: str
+    ask: Ask
+    route: RouteRequest
+    router: ModelRouter | None = None
+    instance: Instance | None = None
+    decision: Decision | None = None
+    attempt: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    dispatched_at: float | None = None
+    first_at: float | None = None
+    last_at: float | None = None
+    events: int = 0
+    status: int = 0
+    error: str | None = None
+    usage: Usage | None = None
+    client_gone: bool = False

@@ -1,0 +1,343 @@
+"""Room 1, listen: a client's connection. Bytes in, whole requests out, one at a time and in order.
+
+What a client can do wrong is settled here before anything else sees the request: heads and bodies are bounded, deadlined and
+read strictly (``reader``, ``head``, ``chunked``). While a request is being answered, what follows on the connection waits as bytes,
+and reading pauses when that becomes too much. A connection closes gently: first our side, then, when the client has read
+everything, the rest; otherwise the kernel could throw away the answer that explains why.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from enum import Enum
+from typing import Protocol, cast
+
+from fairlead.clock import Clock
+from fairlead.limits import Limits
+from fairlead_gateway.deadline import Deadline
+from fairlead_gateway.errors import GatewayError, Overloaded, TooSlow
+from fairlead_gateway.halfclose import HalfClosed
+from fairlead_gateway.head import Head
+from fairlead_gateway.reader import RequestReader, Waiting
+from fairlead_gateway.reply import Reply
+
+_LINGER_SECONDS = 2.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PROMISE = b"HTTP/1.1 "
+_PULSE = b"3\r\n:\n\n\r\n"
+_ID_BYTES = 128
+_ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
+
+
+@dataclass(slots=True)
+class Request:
+    """A whole request; ``received`` is the monotonic time of its last byte, ``wall`` the same for people."""
+
+    head: Head
+    body: bytes
+    id: str
+    received: float
+    wall: float
+
+
+class Handler(Protocol):
+    """Who answers requests."""
+
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer now, or later through ``reply``."""
+        ...
+
+    def refused(self, error: GatewayError, reply: Reply) -> None:
+        """Answer something that never became a request."""
+        ...
+
+
+class Listener:
+    """What the connections of one listening port share."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        clock: Clock,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.handler = handler
+        self.clock = clock
+        self.limits = limits
+        self.loop = loop
+        self.new_id = new_id
+        self.connections: set[Downstream] = set()
+        self.draining = False
+        self._date = (0, "")
+
+    def protocol(self) -> "Downstream":
+        """One more connection."""
+        return Downstream(self)
+
+    def date(self) -> str:
+        """The Date header's value, made once a second."""
+        second = int(self.clock.wall())
+        if second != self._date[0]:
+            self._date = (second, formatdate(second, usegmt=True))
+        return self._date[1]
+
+    def drain(self) -> None:
+        """Take no new request on any connection: idle ones close, busy ones close behind their answer."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def busy(self) -> int:
+        """Connections on which a request is being read or answered."""
+        return sum(connection.busy for connection in self.connections)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in list(self.connections):
+            connection.end()
+
+
+class _State(Enum):
+    READING = 1
+    BUSY = 2
+    LINGER = 3
+    CLOSED = 4
+
+
+class Downstream(asyncio.Protocol):
+    """One client connection; also the ``Line`` that its answers go out on."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._limits = listener.limits
+        self._reader = RequestReader(listener.limits)
+        self._deadline = Deadline(listener.loop, self._late)
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._state = _State.READING
+        self._waiting = Waiting.NOTHING_YET
+        self._body_until = 0.0
+        self._reply: Reply | None = None
+        self._half: HalfClosed | None = None
+        self._advancing = self._paused = self._clogged = False
+        self._eof = self._promised = self._begun = False
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
+        self._listener.connections.add(self)
+        if len(self._listener.connections) > self._limits.connections:
+            self._refuse(Overloaded("too many connections", hint="try again later", fields=(("retry-after", "1"),)))
+        else:
+            self._deadline.set(self._limits.keepalive_idle_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        if self._state is _State.READING:
+            self._reader.feed(data)
+            self._advance()
+        elif self._state is _State.BUSY:
+            self._reader.feed(data)
+            if self._reader.full:
+                self._pause()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self._state is _State.BUSY:
+            self._probe()
+            return True
+        if self._state is _State.READING:
+            self._advance()
+            return self.busy
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = _State.CLOSED
+        self._deadline.cancel()
+        self._listener.connections.discard(self)
+        self._stop_probe()
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply.lost()
+
+    def pause_writing(self) -> None:
+        self._clogged = True
+        if self._reply is not None and self._reply.flow is not None:
+            self._reply.flow(True)
+
+    def resume_writing(self) -> None:
+        self._clogged = False
+        if self._reply is not None and self._reply.flow is not None:
+            self._reply.flow(False)
+        elif self._state is _State.READING:
+            self._advance()
+
+    # What an answer calls.
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the answer."""
+        if self._promised:
+            self._promised = False
+            data = data[len(_PROMISE) :]
+        self._begun = True
+        self._transport.write(data)
+
+    def replied(self, keep: bool) -> None:
+        """The answer is complete: take the next request, or close."""
+        self._reply = None
+        self._begun = False
+        self._stop_probe()
+        if self._state is not _State.BUSY:
+            return
+        if not keep or (self._eof and self._reader.empty):
+            self._linger()
+            return
+        self._state = _State.READING
+        self._waiting = Waiting.NOTHING_YET
+        if not self._advancing:
+            self._advance()
+
+    def end(self) -> None:
+        """Close now; with a reset where an answer is incomplete."""
+        if self._state is _State.BUSY:
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def cut(self) -> None:
+        """Close with a reset: what was sent cannot be taken for complete."""
+        self._transport.abort()
+
+    def date(self) -> str:
+        """The Date header's value."""
+        return self._listener.date()
+
+    @property
+    def ending(self) -> bool:
+        """No request is taken behind the present one."""
+        return self._listener.draining
+
+    @property
+    def busy(self) -> bool:
+        """A request is being read or answered."""
+        return self._state is _State.BUSY or (self._state is _State.READING and not self._reader.empty)
+
+    def drain(self) -> None:
+        """Close if nothing is under way; otherwise the answer under way is the last."""
+        if self._state is _State.READING and self._reader.empty:
+            self._linger()
+
+    # Reading requests.
+
+    def _advance(self) -> None:
+        """Take requests until bytes are missing, one is being answered, or others should have their turn."""
+        self._advancing = True
+        try:
+            turns = 0
+            while self._state is _State.READING and not self._clogged:
+                if turns >= self._limits.pipelined_requests:
+                    self._pause()
+                    self._listener.loop.call_soon(self._advance)
+                    return
+                turns += 1
+                found = self._reader.next()
+                if found is None:
+                    self._await_more()
+                    break
+                self._dispatch(*found)
+        except GatewayError as error:
+            self._refuse(error)
+        finally:
+            self._advancing = False
+        if self._state is _State.READING and self._clogged:
+            self._pause()
+        elif self._paused and self._state is _State.READING:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _await_more(self) -> None:
+        """Bytes are missing: set the deadline that fits."""
+        if self._eof:
+            self._reader.ended()
+            self._linger()
+            return
+        waiting = self._reader.waiting
+        limits = self._limits
+        if waiting is Waiting.BODY_END:
+            now = self._listener.clock.now()
+            if self._waiting is not waiting:
+                self._body_until = now + limits.body_seconds
+                if self._reader.owes_continue:
+                    self._transport.write(_CONTINUE)
+            self._deadline.set(max(0.0, min(limits.body_idle_seconds, self._body_until - now)))
+        elif self._waiting is not waiting or waiting is Waiting.NOTHING_YET:
+            idle = waiting is Waiting.NOTHING_YET
+            self._deadline.set(limits.keepalive_idle_seconds if idle else limits.header_deadline_seconds)
+        self._waiting = waiting
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _dispatch(self, head: Head, body: bytes) -> None:
+        listener = self._listener
+        self._state = _State.BUSY
+        self._deadline.clear()
+        given = head.get(b"x-request-id")
+        if given is not None and 0 < len(given) <= _ID_BYTES and _ID_CHARS.issuperset(given):
+            request_id = given.decode("ascii")
+        else:
+            request_id = listener.new_id()
+        self._reply = reply = Reply(self, head, request_id)
+        request = Request(head, body, request_id, listener.clock.now(), listener.clock.wall())
+        listener.handler.handle(request, reply)
+
+    # Ends.
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer what is not a request, and close."""
+        self._state = _State.BUSY
+        self._reply = reply = Reply(self, None, self._listener.new_id())
+        self._listener.handler.refused(error, reply)
+
+    def _late(self) -> None:
+        """The deadline of what is awaited has passed."""
+        if self._state is _State.LINGER:
+            self._transport.abort()
+        elif self._state is _State.READING:
+            what = {Waiting.BODY_END: "body", Waiting.HEAD_END: "request head"}.get(self._waiting)
+            if what is None:
+                self._linger()
+            else:
+                self._refuse(TooSlow(f"the {what} did not arrive in time"))
+
+    def _linger(self) -> None:
+        """Close our side; read and forget the other's until it closes too or patience ends."""
+        self._state = _State.LINGER
+        if self._eof:
+            self._transport.close()
+            return
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        self._transport.write_eof()
+        self._deadline.set(_LINGER_SECONDS)
+
+    def _probe(self) -> None:
+        """The client closed its sending side while it is being answered: find out whether it is still there."""
+        if not self._begun:
+            self._promised = True
+            self._transport.write(_PROMISE)
+        elif self._reply is not None and self._reply.pulses:
+            self._transport.write(_PULSE)
+        self._half = HalfClosed(self._listener.loop, self._transport, self._transport.abort)
+
+    def _stop_probe(self) -> None:
+        if self._half is not None:
+            self._half.cancel()
+            self._half = None

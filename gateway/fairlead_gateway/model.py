@@ -1,0 +1,92 @@
+"""Room 2, model: from a body to the model that the client means, and to the body that an engine may get.
+
+A client names a model ``namespace/name``, or by its bare name where that is unique; an engine knows the bare name only. The
+other change that is ever made to a body is to ask for the usage of a stream, which engines tell only when asked.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import msgspec
+
+from fairlead.errors import BadInput
+from fairlead.fleet import Fleet, Model
+from fairlead.limits import Limits
+from fairlead.names import model_name, nearest
+from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, parse
+from fairlead_gateway.errors import BadRequest, UnknownModel
+from fairlead_gateway.splice import splice
+
+PATHS: dict[str, type[Common]] = {
+    "/v1/chat/completions": Chat,
+    "/v1/completions": Completion,
+    "/v1/embeddings": Embedding,
+}
+_USAGE = b'{"include_usage":true}'
+
+
+@dataclass(slots=True)
+class Ask:
+    """A request that was understood. ``body`` goes to the engine; ``strip_usage``: the client did not ask for it."""
+
+    parsed: Common
+    key: str
+    model: Model
+    body: bytes
+    stream: bool
+    strip_usage: bool
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What the client allows the answer to be."""
+        parsed = self.parsed
+        if isinstance(parsed, Chat) and parsed.max_completion_tokens is not None:
+            return parsed.max_completion_tokens
+        return parsed.max_tokens if isinstance(parsed, Generation) else None
+
+
+def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
+    """Read a request for a model. Raises BadRequest naming the field, UnknownModel naming near ones."""
+    parsed = parse(PATHS[path], body, limits)
+    model = find(parsed.model, fleet)
+    changes: dict[str, bytes] = {}
+    if parsed.model != model.name:
+        changes["model"] = msgspec.json.encode(model.name)
+    stream = isinstance(parsed, Generation) and bool(parsed.stream)
+    strip = False
+    if stream and isinstance(parsed, Generation):
+        options = parsed.stream_options
+        # With continuous statistics the client would see more than it asked for; its usage is read from its own events.
+        if options is None or not (options.include_usage or options.continuous_usage_stats):
+            strip = True
+            changes["stream_options"] = _USAGE
+    return Ask(parsed, model.key, model, splice(body, changes) if changes else body, stream, strip)
+
+
+def find(name: str, fleet: Fleet) -> Model:
+    """The model that a client's name means. Raises UnknownModel."""
+    key = fleet.resolve(name)
+    if key is None:
+        try:
+            key = fleet.resolve(model_name(name))
+        except BadInput as error:
+            raise BadRequest(f"model: {error.message}", param="model", code="invalid_value") from None
+    if key is None:
+        raise _unknown(name, fleet)
+    return fleet.models[key]
+
+
+def shown_names(fleet: Fleet) -> dict[str, Model]:
+    """What clients may call the models: the bare name where it is unique, else ``namespace/name``."""
+    counts = Counter(model.name for model in fleet.models.values())
+    return {model.name if counts[model.name] == 1 else key: model for key, model in sorted(fleet.models.items())}
+
+
+def _unknown(name: str, fleet: Fleet) -> UnknownModel:
+    clashing = sorted(key for key, model in fleet.models.items() if model.name == name)
+    if clashing:
+        hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
+        return UnknownModel("model: the name is not unique", param="model", hint=hint)
+    near = nearest(name, [*shown_names(fleet), *fleet.models])
+    hint = f"did you mean: {', '.join(near)}?" if near else "GET /v1/models lists what is served"
+    return UnknownModel("model: no model of this name is served here", param="model", hint=hint)

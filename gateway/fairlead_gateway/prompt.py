@@ -1,0 +1,57 @@
+"""Room 3, prompt: what of a request decides where its cached work lies.
+
+That is the raw JSON text of the messages (or prompt, or input) as the client wrote it, cut into a chain of keyed hashes; the
+chain starts from everything else that decides what an engine caches: model, cache salt, tools, response format.
+"""
+
+import msgspec
+import xxhash
+
+from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation
+from fairlead_gateway.head import Head
+from fairlead_gateway.model import Ask
+from fairlead_gateway.routing import RouteRequest, prefix_chain
+from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
+
+_SESSION_CHARACTERS = 256
+
+
+def route_request(ask: Ask, head: Head, request_id: str, secret: bytes) -> RouteRequest:
+    """The request as routing sees it."""
+    text = _text(ask.parsed)
+    chain = prefix_chain(text, secret=secret, seed=_seed(ask))
+    tokens = len(text) / BYTES_PER_TOKEN
+    return RouteRequest(request_id, chain, tokens, ask.max_tokens, _session(ask.parsed, head))
+
+
+def _text(parsed: Common) -> bytes:
+    """The text between the outermost brackets or quotes of the prompt."""
+    if isinstance(parsed, Chat):
+        return bytes(parsed.messages)[1:-1]
+    if isinstance(parsed, Completion):
+        return bytes(parsed.prompt)[1:-1]
+    if isinstance(parsed, Embedding):
+        return bytes(parsed.input)[1:-1]
+    return b""
+
+
+def _seed(ask: Ask) -> bytes:
+    """Equal seeds: equal prompts are cached alike. Parts are hashed, so that no part can pretend to be another."""
+    parsed = ask.parsed
+    parts = [ask.key.encode()]
+    if parsed.cache_salt:
+        parts.append(b"salt" + parsed.cache_salt.encode())
+    if isinstance(parsed, Chat) and parsed.tools:
+        parts.append(b"tools" + b",".join(bytes(tool) for tool in parsed.tools))
+    if isinstance(parsed, Generation) and parsed.response_format is not msgspec.UNSET:
+        parts.append(b"format" + bytes(parsed.response_format))
+    if len(parts) == 1:
+        return parts[0]
+    return b"".join(xxhash.xxh3_64_digest(part) for part in parts)
+
+
+def _session(parsed: Common, head: Head) -> str | None:
+    """The conversation that the client says this belongs to: a header, or a field of the body."""
+    given = head.get(b"x-session-id")
+    text = given.decode("latin-1") if given else parsed.session_id or parsed.user
+    return text[:_SESSION_CHARACTERS] if text else None

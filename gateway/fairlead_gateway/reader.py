@@ -1,0 +1,137 @@
+"""Bytes of a connection in, whole requests out; no I/O, so that any cutting of the bytes can be tried in a test.
+
+It reads one request at a time: ``next`` never looks behind the end of the request it returns, so bytes that follow stay
+bytes until their turn comes.
+"""
+
+from enum import Enum
+
+from fairlead.limits import Limits
+from fairlead_gateway.chunked import ChunkedBody
+from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.head import Head, check_partial, read_head
+
+
+class Waiting(Enum):
+    """What is missing for the next request."""
+
+    NOTHING_YET = 1
+    HEAD_END = 2
+    BODY_END = 3
+
+
+class RequestReader:
+    """``feed`` it what arrives, take requests with ``next`` until it says None."""
+
+    __slots__ = ("_ahead", "_checked", "_chunked", "_head", "_limits", "_missing", "_parts")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._ahead: bytes | bytearray = b""
+        self._checked = 0
+        self._head: Head | None = None
+        self._chunked: ChunkedBody | None = None
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    @property
+    def waiting(self) -> Waiting:
+        """What ``next`` found missing."""
+        if self._head is not None:
+            return Waiting.BODY_END
+        return Waiting.HEAD_END if self._ahead else Waiting.NOTHING_YET
+
+    @property
+    def owes_continue(self) -> bool:
+        """The client waits for ``100 Continue`` before it sends its body; true at most once a request."""
+        head = self._head
+        if head is None or not head.continues:
+            return False
+        head.continues = False
+        return not self._parts and not self._ahead
+
+    @property
+    def full(self) -> bool:
+        """So much is read ahead that reading should pause."""
+        return len(self._ahead) > self._limits.header_bytes or (
+            self._ahead.count(b"\r\n\r\n") >= self._limits.pipelined_requests
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Nothing of a further request is here."""
+        return self._head is None and not self._ahead
+
+    def feed(self, data: bytes) -> None:
+        """Add what arrived."""
+        if not self._ahead:
+            self._ahead = data
+        elif isinstance(self._ahead, bytearray):
+            self._ahead += data
+        else:
+            self._ahead = bytearray(self._ahead) + data
+
+    def next(self) -> tuple[Head, bytes] | None:
+        """The next whole request, or None while bytes are missing. Raises BadRequest and its kin."""
+        head = self._head or self._next_head()
+        if head is None:
+            return None
+        body = self._body(head)
+        if body is None:
+            return None
+        self._head = None
+        return head, body
+
+    def ended(self) -> None:
+        """The client sends no more. Raises BadRequest when that leaves a request unfinished."""
+        if not self.empty:
+            raise BadRequest("the request ends before it is whole", code="malformed_http")
+
+    def _next_head(self) -> Head | None:
+        ahead = self._ahead
+        if not self._checked and ahead[:1] in (b"\r", b"\n"):
+            ahead = self._ahead = _without_empty_lines(ahead)
+        if not ahead or ahead == b"\r":
+            return None
+        end = ahead.find(b"\r\n\r\n", max(0, self._checked - 3))
+        if end < 0:
+            check_partial(ahead, self._checked, self._limits)
+            self._checked = len(ahead)
+            return None
+        self._checked = 0
+        head = read_head(bytes(ahead[:end]), self._limits)
+        self._ahead = bytes(ahead[end + 4 :])
+        self._head = head
+        self._missing = head.length or 0
+        self._chunked = ChunkedBody(self._limits) if head.length is None else None
+        return head
+
+    def _body(self, head: Head) -> bytes | None:
+        if head.length == 0:
+            return b""
+        ahead, self._ahead = bytes(self._ahead), b""
+        if self._chunked is not None:
+            rest = self._chunked.feed(ahead)
+            if rest is None:
+                return None
+            self._ahead = rest
+            body, self._chunked = self._chunked.whole(), None
+            return body
+        if len(ahead) < self._missing:
+            if ahead:
+                self._parts.append(ahead)
+                self._missing -= len(ahead)
+            return None
+        body, self._ahead = ahead[: self._missing], ahead[self._missing :]
+        if self._parts:
+            body = b"".join([*self._parts, body])
+            self._parts = []
+        return body
+
+
+def _without_empty_lines(data: bytes | bytearray) -> bytes:
+    """Empty lines before a request line are passed over (RFC 9112, 2.2); a lone CR or LF is not one."""
+    start = 0
+    while data[start : start + 2] == b"\r\n":
+        start += 2
+    return bytes(data[start:])

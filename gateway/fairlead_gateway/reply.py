@@ -1,0 +1,141 @@
+"""The answer to one request: one whole message, or a stream of pieces; exactly one, exactly once.
+
+It frames anew: own head, own Content-Length or chunks (one chunk for every piece, so that a client sees the pieces that the
+engine sent), and ``Connection: close`` where the connection ends behind it. HTTP/1.0 gets its stream without chunks.
+"""
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Protocol
+
+from fairlead_gateway.head import Head
+
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
+
+
+class Line(Protocol):
+    """What an answer needs of the connection it goes out on."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        ...
+
+    def replied(self, keep: bool) -> None:
+        """The answer is complete; ``keep`` says whether the connection may serve another request."""
+        ...
+
+    def cut(self) -> None:
+        """Break off so that the answer cannot look complete."""
+        ...
+
+    def date(self) -> str:
+        """The Date header's value."""
+        ...
+
+    @property
+    def ending(self) -> bool:
+        """The connection takes no further request."""
+        ...
+
+
+class Reply:
+    """``gone`` is called when the client leaves before the end; ``flow`` with True when it does not keep up, with False
+    when it does again. ``pulses``: an SSE comment may be put between two pieces."""
+
+    __slots__ = (
+        "_chunked",
+        "_head_only",
+        "_keep",
+        "_line",
+        "_old",
+        "begun",
+        "ended",
+        "flow",
+        "gone",
+        "pulses",
+        "request_id",
+    )
+
+    def __init__(self, line: Line, head: Head | None, request_id: str) -> None:
+        self._line = line
+        self._keep = head is not None and head.keep_alive
+        self._old = head is not None and head.version == 10
+        self._head_only = head is not None and head.method == "HEAD"
+        self._chunked = False
+        self.request_id = request_id
+        self.begun = False
+        self.ended = False
+        self.pulses = False
+        self.gone: Callable[[], object] | None = None
+        self.flow: Callable[[bool], None] | None = None
+
+    def whole(self, status: int, fields: str, body: bytes, *, kind: str = "application/json") -> None:
+        """Answer with one message. ``fields`` is ready header text, each line with its CRLF."""
+        if self.ended or self.begun:
+            return
+        self.begun = True
+        typed = f"content-type: {kind}\r\n" if body else ""
+        head = self._head(status, f"{typed}content-length: {len(body)}\r\n{fields}")
+        self._line.write(head if self._head_only else head + body)
+        self._finish()
+
+    def begin(self, status: int, fields: str, *, length: int | None = None) -> None:
+        """Send the head of an event stream, or of a long answer of ``length`` bytes."""
+        if self.ended or self.begun:
+            return
+        self.begun = True
+        if length is not None:
+            framing = f"content-length: {length}\r\n"
+        elif self._old:
+            framing, self._keep = "", False
+        else:
+            framing, self._chunked, self.pulses = "transfer-encoding: chunked\r\n", True, True
+        self._line.write(self._head(status, framing + fields))
+
+    def pieces(self, pieces: Sequence[bytes], *, last: bool = False) -> None:
+        """Send pieces, each as a chunk of its own; ``last`` ends the answer."""
+        if self.ended:
+            return
+        if self._chunked:
+            if len(pieces) == 1 and not last:
+                data = b"%x\r\n%b\r\n" % (len(pieces[0]), pieces[0])
+            else:
+                data = b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces])
+                if last:
+                    data += b"0\r\n\r\n"
+        else:
+            data = b"".join(pieces)
+        if data:
+            self._line.write(data)
+        if last:
+            self._finish()
+
+    def broken(self, event: bytes) -> None:
+        """End a stream with an error event: said aloud, framed properly, and the connection closed behind it."""
+        self._keep = False
+        self.pieces([event], last=True)
+
+    def cut(self) -> None:
+        """Break off an answer that began and cannot be completed."""
+        if not self.ended:
+            self.ended = True
+            self._line.cut()
+
+    def lost(self) -> None:
+        """The connection is gone; whoever makes the answer is told."""
+        if not self.ended:
+            self.ended = True
+            if self.gone is not None:
+                self.gone()
+
+    def _head(self, status: int, fields: str) -> bytes:
+        keep = self._keep = self._keep and not self._line.ending
+        connection = "" if keep and not self._old else f"connection: {'keep-alive' if keep else 'close'}\r\n"
+        return (
+            f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}\r\ndate: {self._line.date()}\r\n"
+            f"x-request-id: {self.request_id}\r\n{connection}{fields}\r\n"
+        ).encode("latin-1")
+
+    def _finish(self) -> None:
+        self.ended = True
+        self._line.replied(self._keep and not self._line.ending)

@@ -1,0 +1,83 @@
+"""When a request may be tried on another engine: never more than a share of the traffic, so that retries cannot feed a fire.
+
+Also never for an answer that the client caused (4xx), never after the first byte, and never on a third engine when two have
+broken off on the same request: one request that kills engines must not take the fleet with it.
+"""
+
+from dataclasses import dataclass
+
+from fairlead.limits import Limits
+from fairlead_gateway.errors import EngineFailed, EngineSilent, GatewayError, Overloaded
+
+_WINDOW_SECONDS = 10
+_ALWAYS = 3
+_DEATHS = 2
+
+
+@dataclass(slots=True)
+class Failure(Exception):
+    """Raised when one engine failed a request before its first byte; ``why`` is one word of a closed list.
+
+    ``died``: the engine had the request and broke off. ``final``: no other engine would do better.
+    """
+
+    why: str
+    died: bool = False
+    final: bool = False
+    overloaded: bool = False
+
+
+class RetryBudget:
+    """Counts requests and retries of the last ten seconds, second by second."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._share = limits.retry_share
+        self._second = 0
+        self._requests = [0] * _WINDOW_SECONDS
+        self._retries = [0] * _WINDOW_SECONDS
+
+    def request(self, now: float) -> None:
+        """A request has come."""
+        self._roll(now)
+        self._requests[self._second % _WINDOW_SECONDS] += 1
+
+    def take(self, now: float) -> bool:
+        """May there be one more retry? If so, it is counted."""
+        self._roll(now)
+        if sum(self._retries) >= max(_ALWAYS, self._share * sum(self._requests)):
+            return False
+        self._retries[self._second % _WINDOW_SECONDS] += 1
+        return True
+
+    def _roll(self, now: float) -> None:
+        second = int(now)
+        for passed in range(max(self._second + 1, second - _WINDOW_SECONDS + 1), second + 1):
+            self._requests[passed % _WINDOW_SECONDS] = 0
+            self._retries[passed % _WINDOW_SECONDS] = 0
+        self._second = max(self._second, second)
+
+
+def may_retry(failures: list[Failure], limits: Limits, budget: RetryBudget, now: float) -> bool:
+    """Whether the request that met ``failures`` may be tried once more."""
+    if failures[-1].final or len(failures) >= limits.attempts:
+        return False
+    if sum(failure.died for failure in failures) >= _DEATHS:
+        return False
+    return budget.take(now)
+
+
+def as_error(failures: list[Failure]) -> GatewayError:
+    """What the client is told when no engine answered."""
+    tried = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].why}"
+    if sum(failure.died for failure in failures) >= _DEATHS:
+        return EngineFailed(
+            f"two engines broke off on this request ({tried})",
+            code="engines_broke_off",
+            hint="do not send it again unchanged",
+            fields=(("x-should-retry", "false"),),
+        )
+    if all(failure.overloaded for failure in failures):
+        return Overloaded(f"the engines are full ({tried})", hint="try again later", fields=(("retry-after", "1"),))
+    if failures[-1].why == "timeout":
+        return EngineSilent(f"the engine did not answer in time ({tried})")
+    return EngineFailed(f"no engine answered ({tried})", hint="try again", fields=(("retry-after", "1"),))

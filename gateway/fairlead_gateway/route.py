@@ -1,0 +1,81 @@
+"""Room 4, route: one router for each model, replaced fleets, and what to say when nothing can be chosen.
+
+The deciding itself is the pure core in ``routing``; here the present fleet meets it. From the moment that ``apply``
+returns, no new request goes to an instance that the new fleet does not call ready.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fairlead.decision import Decision
+from fairlead.fleet import Fleet, Instance, InstanceState
+from fairlead.limits import Limits
+from fairlead_gateway.errors import NoInstance
+from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
+
+_RETRY_AFTER_SECONDS = 2
+
+
+class Routes:
+    """The routers of all models and the instances that are ready for them."""
+
+    def __init__(self, *, secret: bytes, limits: Limits) -> None:
+        self.secret = secret
+        self._limits = limits
+        self._routers: dict[str, ModelRouter] = {}
+        self._ready: dict[str, dict[str, Instance]] = {}
+        self.fleet = Fleet()
+
+    def apply(self, fleet: Fleet) -> None:
+        """Take over a snapshot, whole."""
+        for gone in self._routers.keys() - fleet.models.keys():
+            del self._routers[gone]
+        self._ready = {}
+        for number, (key, model) in enumerate(fleet.models.items()):
+            instances = fleet.instances.get(key, ())
+            router = self._routers.get(key)
+            if router is None:
+                router = self._routers[key] = ModelRouter(secret=self.secret, seed=number, limits=self._limits)
+            router.update(model, instances, fleet.membership_epoch)
+            self._ready[key] = {one.id: one for one in instances if one.state is InstanceState.READY}
+        self.fleet = fleet
+
+    def router(self, key: str) -> ModelRouter | None:
+        """The router of a model; None when the model has left the fleet."""
+        return self._routers.get(key)
+
+    def ready(self, key: str, instance_id: str) -> Instance | None:
+        """The instance, if it may get a request right now."""
+        return self._ready.get(key, {}).get(instance_id)
+
+    def addresses(self) -> frozenset[str]:
+        """The URLs of all instances, in whatever state."""
+        return frozenset(one.url for instances in self.fleet.instances.values() for one in instances)
+
+    def choose(self, key: str, request: RouteRequest, now: float, excluded: frozenset[str]) -> Decision:
+        """Ask the model's router. Raises NoInstance when no instance is ready at all."""
+        router = self._routers.get(key)
+        decision = router.decide(request, now, excluded=excluded) if router is not None else None
+        if decision is None or (decision.chosen is None and not excluded):
+            raise self.none_ready(key)
+        return decision
+
+    def none_ready(self, key: str) -> NoInstance:
+        """Why nobody can take a request for this model."""
+        states = Counter(one.state for one in self.fleet.instances.get(key, ()))
+        counted = ", ".join(f"{count} {state.value.lower()}" for state, count in sorted(states.items()))
+        return NoInstance(
+            f"no instance of the model is ready ({counted or 'it has none'})",
+            hint="try again in a moment",
+            fields=(("retry-after", str(_RETRY_AFTER_SECONDS)),),
+        )
+
+    def loads(self) -> Mapping[str, InstanceLoad]:
+        """This gateway's own load by instance id."""
+        return {name: load for router in self._routers.values() for name, load in router.loads().items()}
+
+
+def as_retry(decision: Decision, retries: int, why: str) -> Decision:
+    """The decision of a further attempt: its rule says which, its reason why."""
+    return replace(decision, rule=f"retry-{retries}", reason=f"{why}; then {decision.rule}: {decision.reason}")

@@ -1,0 +1,66 @@
+"""Room 6, settle: what a request was, told once to metrics and the decision log when it has ended."""
+
+from fairlead.clock import Clock
+from fairlead_gateway.decision_log import DecisionLog
+from fairlead_gateway.job import Job
+from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
+
+CLIENT_GONE = 499
+
+
+def settle(job: Job, *, clock: Clock, telemetry: Telemetry, decisions: DecisionLog) -> None:
+    """Tell how ``job`` ended."""
+    now = clock.now()
+    usage = job.usage
+    prompt = usage.prompt_tokens if usage is not None else None
+    output = usage.completion_tokens if usage is not None else None
+    streamed = job.ask.stream and job.first_at is not None
+    ttft = job.first_at - job.request.received if streamed and job.first_at is not None else None
+    itl = _itl(job, output or job.events) if streamed else None
+    failed = job.status >= 500 or job.error is not None
+    refused = 400 <= job.status < 500
+    judged = not refused and not job.client_gone and (job.ask.stream or failed)
+    within = attainment(
+        job.ask.model.objectives,
+        prompt_tokens=prompt if prompt is not None else job.route.prompt_tokens,
+        ttft_seconds=ttft,
+        itl_mean_seconds=itl,
+        failed=failed,
+    )
+    outcome = Outcome(
+        request_id=job.id,
+        model_key=job.ask.key,
+        instance_id=job.instance.id if job.instance is not None else None,
+        status=CLIENT_GONE if job.client_gone else job.status,
+        error="client-gone" if job.client_gone else job.error,
+        started_wall=job.request.wall,
+        duration_seconds=now - job.request.received,
+        ttft_seconds=ttft,
+        itl_mean_seconds=itl,
+        prompt_tokens=prompt,
+        cached_tokens=usage.cached_tokens if usage is not None else None,
+        predicted_cached_tokens=_predicted(job),
+        output_tokens=output,
+        within_objective=within.both if judged else None,
+        attempts=job.attempt,
+        client_gone=job.client_gone,
+        within_ttft=within.ttft if judged else None,
+        within_itl=within.itl if judged else None,
+    )
+    telemetry.finished(outcome)
+    decisions.settle(outcome)
+
+
+def _itl(job: Job, tokens: int) -> float | None:
+    """Mean seconds between tokens; None when there is no second one."""
+    if job.first_at is None or job.last_at is None or tokens < 2:
+        return None
+    return (job.last_at - job.first_at) / (tokens - 1)
+
+
+def _predicted(job: Job) -> int | None:
+    """Prompt tokens that routing believed to be cached on the chosen instance."""
+    if job.decision is None or job.instance is None:
+        return None
+    found = job.decision.inputs.get(f"{job.instance.id}/matched_tokens")
+    return int(found.value) if found is not None and found.value is not None else None

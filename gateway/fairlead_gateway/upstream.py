@@ -1,0 +1,263 @@
+"""Connections to engines: one llhttp parser each, kept for the connection's life, and a pool of idle ones per engine.
+
+An engine may close an idle connection at the very moment that a request is written to it (the stale-connection race): the
+request then has met nobody. ``Broken.stale`` says so, and the request goes again over a new connection. Idle connections
+are dropped before the engine's own keep-alive ends, so the race stays rare.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from fairlead.limits import Limits
+from fairlead_gateway.deadline import Deadline
+
+
+class Broken(Exception):
+    """Raised when an engine cannot be reached, breaks off or speaks no HTTP; ``why`` is one word of a closed list."""
+
+    def __init__(self, why: str, *, stale: bool = False, sent: bool = True) -> None:
+        super().__init__(why)
+        self.why = why
+        self.stale = stale
+        self.sent = sent
+
+
+class Sink(Protocol):
+    """Who listens to an engine's answer. Everything is called from the event loop, in order."""
+
+    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """The answer's head has come."""
+        ...
+
+    def body(self, pieces: list[bytes], complete: bool) -> None:
+        """Parts of the body, one for each chunk; ``complete`` with the last."""
+        ...
+
+    def broken(self, error: Broken) -> None:
+        """Nothing more will come."""
+        ...
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to one engine, answering one request at a time."""
+
+    def __init__(self, pool: "Pool", address: str) -> None:
+        self._pool = pool
+        self._limits = pool.limits
+        self.address = address
+        self.parked_at = 0.0
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._parser = httptools.HttpResponseParser(self)
+        self._deadline = Deadline(pool.loop, self._silent)
+        self._sink: Sink | None = None
+        self._served = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._fields: dict[bytes, bytes] = {}
+        self._pieces: list[bytes] = []
+        self._status = 0
+        self._head_bytes = 0
+        self._heard = self._complete = self._keep = self._extra = False
+
+    @property
+    def usable(self) -> bool:
+        """Another request may be written to it."""
+        return self._sink is None and not self._transport.is_closing()
+
+    def ask(self, message: Sequence[bytes], sink: Sink) -> None:
+        """Write a request; its answer goes to ``sink``."""
+        self._reset()
+        self._sink = sink
+        self._transport.writelines(message)
+        self._deadline.set(self._limits.first_token_seconds)
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on reading: the client's pace becomes the engine's."""
+        if not self._transport.is_closing():
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once: the engine sees that nobody listens any more."""
+        self._sink = None
+        self._deadline.cancel()
+        self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:
+            self._transport.abort()
+            return
+        if not self._status:
+            self._head_bytes += len(data)
+        self._heard = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail("garbage")
+            return
+        if not self._status:
+            if self._head_bytes > self._limits.response_head_bytes:
+                self._fail("garbage")
+            return
+        self._deadline.set(self._limits.stream_idle_seconds)
+        pieces, self._pieces = self._pieces, []
+        if self._complete:
+            self._sink = None
+            self._park()
+            sink.body(pieces, True)
+        elif pieces:
+            sink.body(pieces, False)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        self._pool.forget(self)
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        framed = b"content-length" in self._fields or b"transfer-encoding" in self._fields
+        if self._status and not framed and exc is None:
+            sink.body([], True)  # a body without length ends with its connection
+            return
+        stale = self._served > 0 and not self._heard
+        sink.broken(Broken("cut" if self._heard else "reset", stale=stale))
+
+    # What llhttp calls.
+
+    def on_message_begin(self) -> None:
+        """A second message on the heels of a complete one was never asked for."""
+        self._extra = self._complete
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header field, or a trailer, which is dropped."""
+        if not self._status:
+            self._fields[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; interim answers (1xx) are passed over."""
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._fields = {}
+        elif not self._status and self._sink is not None:
+            self._status = status
+            self._sink.head(status, self._fields)
+
+    def on_body(self, part: bytes) -> None:
+        """A chunk's data, or a part of it."""
+        self._pieces.append(part)
+
+    def on_message_complete(self) -> None:
+        """The end; whether the connection stays is only known in this call."""
+        if self._status:
+            self._complete = True
+            self._keep = self._parser.should_keep_alive()
+
+    # Ends.
+
+    def _park(self) -> None:
+        self._deadline.clear()
+        self._served += 1
+        if self._keep and not self._extra and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._pool.park(self)
+        else:
+            self._transport.close()
+
+    def _silent(self) -> None:
+        self._fail("timeout")
+
+    def _fail(self, why: str) -> None:
+        sink, self._sink = self._sink, None
+        self._transport.abort()
+        if sink is not None:
+            sink.broken(Broken(why))
+
+
+class Pool:
+    """Idle connections by engine address, newest used first; new ones where there is none."""
+
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        self.limits = limits
+        self.loop = loop
+        self._idle: dict[str, deque[Upstream]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def idle(self, address: str) -> Upstream | None:
+        """A connection that is ready to use."""
+        waiting = self._idle.get(address)
+        while waiting:
+            connection = waiting.pop()
+            if connection.usable and self.loop.time() - connection.parked_at < self.limits.upstream_idle_seconds:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, address: str) -> Upstream:
+        """A new connection. Raises Broken when the engine does not accept one in time."""
+        url = urlsplit(address)
+        try:
+            async with asyncio.timeout(self.limits.connect_seconds):
+                _, connection = await self.loop.create_connection(
+                    lambda: Upstream(self, address), url.hostname or "", url.port or 80
+                )
+        except TimeoutError:
+            raise Broken("connect-timeout", sent=False) from None
+        except OSError:
+            raise Broken("refused", sent=False) from None
+        return connection
+
+    def park(self, connection: Upstream) -> None:
+        """Keep a connection for the next request."""
+        waiting = self._idle.setdefault(connection.address, deque())
+        if len(waiting) >= self.limits.upstream_idle_per_instance:
+            waiting.popleft().abort()
+        connection.parked_at = self.loop.time()
+        waiting.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(self.limits.upstream_idle_seconds / 4, self._sweep)
+
+    def forget(self, connection: Upstream) -> None:
+        """A connection has closed."""
+        waiting = self._idle.get(connection.address)
+        if waiting and connection in waiting:
+            waiting.remove(connection)
+
+    def keep_only(self, addresses: frozenset[str]) -> None:
+        """Close what leads to engines that are no longer in the fleet."""
+        for address in [known for known in self._idle if known not in addresses]:
+            for connection in list(self._idle.pop(address)):
+                connection.abort()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self.keep_only(frozenset())
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        oldest = self.loop.time() - self.limits.upstream_idle_seconds
+        for address, waiting in list(self._idle.items()):
+            while waiting and waiting[0].parked_at <= oldest:
+                waiting.popleft().abort()
+            if not waiting:
+                del self._idle[address]
+        if self._idle:
+            self._sweeper = self.loop.call_later(self.limits.upstream_idle_seconds / 4, self._sweep)

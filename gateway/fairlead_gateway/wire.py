@@ -1,0 +1,56 @@
+"""What is said to engines and what of their heads is passed on: requests are framed anew, heads go through lists of names.
+
+Dropped on the way in: everything that belongs to the client's connection (hop-by-hop), credentials, whatever pretends to come
+from a proxy or from Fairlead, and names with an underscore, which some servers read as if it were a hyphen.
+"""
+
+from urllib.parse import urlsplit
+
+from fairlead_gateway.head import Head
+
+_DROPPED = frozenset(
+    b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
+    b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
+    b"cookie forwarded via x-real-ip x-request-id x-data-parallel-rank".split()
+)
+_DROPPED_PREFIXES = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
+_PASSED_BACK = (
+    b"content-type",
+    b"cache-control",
+    b"retry-after",
+    b"endpoint-load-metrics",
+    b"openai-processing-ms",
+    b"warning",
+)
+
+
+def engine_request(url: str, path: str, head: Head, body: bytes, request_id: str) -> list[bytes]:
+    """The request as an engine gets it: own framing, own Host, the body's very bytes."""
+    parts = urlsplit(url)
+    lines = [
+        f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\n".encode("latin-1")
+    ]
+    named = head.get(b"connection")
+    hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()
+    for name, value in head.fields:
+        if name in _DROPPED or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
+            continue
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n")
+    message = b"".join(lines)
+    return [message + body] if len(body) < 65_536 else [message, body]
+
+
+def passed_back(fields: dict[bytes, bytes], *, but: bytes = b"") -> str:
+    """The allowed fields of an engine's head, as header text."""
+    return "".join(
+        f"{name.decode()}: {fields[name].decode('latin-1')}\r\n"
+        for name in _PASSED_BACK
+        if name in fields and name != but and b"\r" not in fields[name] and b"\n" not in fields[name]
+    )
+
+
+def header_value(text: str) -> str:
+    """A value of ours that may hold anything, as something that a header can hold."""
+    return "".join(char if "!" <= char <= "~" else "?" for char in text)
