@@ -77,7 +77,7 @@ class Choice:
     @property
     def text(self) -> str:
         """What the client sees of it, so far or in the end."""
-        return self.script.text[: self.script.seen(self.count)].decode()
+        return self.script.text[: self.script.said(self.count)].decode()
 
     @property
     def ids(self) -> list[int]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairlead_sim.server import structured
 from fairlead_sim.server.connection import Request
 from fairlead_sim.server.fields import Fields
 from fairlead_sim.server.problems import Malformed, Refused
@@ -45,6 +46,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     keep_stop: bool = False
+    forced: str | None = None
     seed: int | None = None
     logprobs: int | None = None  # alternatives a token; 0 = the token alone
     prompt_logprobs: int | None = None
@@ -71,6 +73,7 @@ class Ask:
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             keep_stop=self.keep_stop,
+            forced=self.forced,
         )
 
 
@@ -99,6 +102,7 @@ def common(fields: Fields, request: Request, request_id: str) -> Ask:
     ask.announce_hits = "full" in modes
     ask.rank = int(rank) if rank.isdecimal() else None
     ask.orca = headers.get("endpoint-load-metrics-format")
+    ask.forced = structured.forced_text(fields)
     _stream_options(fields, ask)
     return ask
 

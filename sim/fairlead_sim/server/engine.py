@@ -210,6 +210,7 @@ class Engine:
             adapter=None if ask.adapter is None else ask.adapter.name,
             salt=ask.salt,
             session=ask.session,
+            reserve_tokens=None if self.settings.reserve_output else 0,
             lookup=ask.lookup,
             announce_hits=ask.announce_hits,
         )

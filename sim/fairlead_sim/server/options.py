@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -52,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs")
     parser.add_argument("--data-parallel-size", type=int, default=1)
+    parser.add_argument("--max-num-seqs", type=int, help="instead of the profile's")
+    parser.add_argument("--max-num-batched-tokens", type=int, help="instead of the profile's")
+    parser.add_argument("--num-gpu-blocks-override", type=int, help="blocks of KV memory, instead of the profile's")
+    parser.add_argument(
+        "--reserve-output",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="admit a request only when its output fits, too; without, as in vLLM, memory may run out and preempt",
+    )
     parser.add_argument("--max-num-queued-reqs", type=int)
     parser.add_argument("--max-num-queued-tokens", type=int)
     parser.add_argument("--lora", "--lora-modules", action="append", default=[], metavar="NAME=PATH")
@@ -65,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-sigterm",
         choices=("abort", "error", "silence"),
-        default="abort",
-        help="what becomes of requests that do not get to their end: all three were seen of the real engine",
+        help="what becomes of requests that do not get to their end: all three were seen of the real engine; "
+        "by default abort, and silence where a shutdown timeout ran out",
     )
     parser.add_argument("--keep-alive-seconds", type=float, default=5.0)
     parser.add_argument("--embedding-dimensions", type=int, default=384)
@@ -97,7 +106,8 @@ def read(given: argparse.Namespace) -> Options:
     settings = EngineSettings(
         model=given.model,
         served_names=names,
-        profile=read_profile(given.profile),
+        profile=_sized(read_profile(given.profile), given),
+        reserve_output=given.reserve_output,
         speed=given.speed,
         block_tokens=given.block_tokens,
         max_model_len=given.max_model_len,
@@ -135,6 +145,20 @@ def read_profile(text: str) -> EngineProfile:
         return msgspec.convert(fields, EngineProfile)
     except (ValueError, AttributeError, msgspec.ValidationError) as error:
         raise SettingsError(f"no profile: {error}", field="--profile") from error
+
+
+def _sized(profile: EngineProfile, given: argparse.Namespace) -> EngineProfile:
+    """The profile with the capacities that the command line gives."""
+    blocks = given.num_gpu_blocks_override
+    sized = replace(
+        profile,
+        max_sequences=profile.max_sequences if given.max_num_seqs is None else given.max_num_seqs,
+        step_tokens=profile.step_tokens if given.max_num_batched_tokens is None else given.max_num_batched_tokens,
+        kv_tokens=profile.kv_tokens if blocks is None else blocks * given.block_tokens,
+    )
+    if min(sized.max_sequences, sized.step_tokens) < 1 or sized.kv_tokens < given.block_tokens:
+        raise SettingsError("an engine needs room for a block, a sequence and a token a step", field="--profile")
+    return sized
 
 
 def _snake(name: str) -> str:

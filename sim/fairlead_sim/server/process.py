@@ -47,9 +47,10 @@ class Served:
                 await asyncio.wait_for(drained.wait(), timeout)
             except TimeoutError:
                 pass
-        if engine.settings.on_sigterm == "silence" and engine.answers:
+        outcome = engine.settings.on_sigterm or ("silence" if timeout > 0 else "abort")
+        if outcome == "silence" and engine.answers:
             await self._fall_silent()
-        elif engine.settings.on_sigterm == "error":
+        elif outcome == "error":
             engine.core_dead = True
             for answer in list(engine.answers):
                 answer.fail(Broken(CORE_DIED))

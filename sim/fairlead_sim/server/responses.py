@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fairlead_sim.server import asks
+from fairlead_sim.server import asks, structured
 from fairlead_sim.server.answers import Answer, Choice, Host
 from fairlead_sim.server.app import Call
 from fairlead_sim.server.asks import Ask, Prompt
@@ -21,7 +21,11 @@ def responses(call: Call) -> None:
     ask = asks.common(fields, call.request, fresh_id(call))
     ask.max_tokens = fields.integer("max_output_tokens")
     turns = _turns(fields)
+    text = fields.mapping("text")
     fields.check()
+    form = text.get("format") if text is not None else None
+    if isinstance(form, dict) and isinstance(form.get("schema"), dict):
+        ask.forced = structured.forced_text(Fields({"structured_outputs": {"json": form["schema"]}}))
     engine.models.resolve(ask)
     asks.sound(fields, ask)
     ask.prompts = [Prompt(engine.tokenizer.chat_tokens(turns))]

@@ -6,7 +6,9 @@ the script; the scheduler core then sees nothing but a number of tokens.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 from fairlead_sim.tokenizer import Tokenizer
@@ -26,14 +28,15 @@ class Wish:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     keep_stop: bool = False
+    forced: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """``ids`` are all tokens that will be generated; ``text`` is what the client sees in the end, ASCII.
+    """``ids`` are all tokens that will be generated; ``text`` is what the client sees in the end.
 
     The last token has no text when it is what ended the answer. ``held`` characters stay back in a stream until they
-    cannot be part of a stop string any more.
+    cannot be part of a stop string any more. ``ends``: where each token's text ends, when not every four bytes.
     """
 
     ids: list[int]
@@ -41,12 +44,25 @@ class Script:
     reason: str
     stop_reason: str | int | None = None
     held: int = 0
+    ends: list[int] | None = None
 
-    def seen(self, tokens: int) -> int:
-        """Bytes of ``text`` that the client of a stream has after that many tokens."""
+    @property
+    def even(self) -> bool:
+        """Whether every token but the last is four bytes, sent at once."""
+        return self.ends is None and not self.held
+
+    def said(self, tokens: int) -> int:
+        """Bytes of ``text`` that so many tokens make."""
         if tokens >= len(self.ids):
             return len(self.text)
-        return max(0, min(len(self.text), tokens * PIECE - self.held))
+        if self.ends is not None:
+            return self.ends[tokens - 1] if tokens else 0
+        return min(len(self.text), tokens * PIECE)
+
+    def seen(self, tokens: int) -> int:
+        """Of these, the bytes that the client of a stream has."""
+        said = self.said(tokens)
+        return said if tokens >= len(self.ids) else max(0, said - self.held)
 
 
 def natural_length(seed: str) -> int:
@@ -57,6 +73,8 @@ def natural_length(seed: str) -> int:
 
 def write(tokenizer: Tokenizer, seed: str, wish: Wish) -> Script:
     """The answer to one wish; the same seed and wish give the same answer."""
+    if wish.forced is not None:
+        return _recite(tokenizer, wish.forced, wish.max_tokens)
     natural = max(natural_length(seed), wish.min_tokens + 1) if wish.natural else wish.max_tokens
     ends_itself = natural < wish.max_tokens
     spoken = natural - 1 if ends_itself else wish.max_tokens
@@ -77,6 +95,18 @@ def write(tokenizer: Tokenizer, seed: str, wish: Wish) -> Script:
     if ends_itself:
         return Script([*ids, tokenizer.eos], text.encode(), "stop", None, held)
     return Script(ids, text.encode(), "length", None, held)
+
+
+def _recite(tokenizer: Tokenizer, text: str, max_tokens: int) -> Script:
+    """A given text, then the end; cut where the tokens run out, but never inside a character."""
+    ids = [*tokenizer.encode(text), tokenizer.eos]
+    raw = text.encode()
+    ends = list(accumulate(len(tokenizer.symbol(token)) for token in ids[:-1]))
+    starts = [at for at, byte in enumerate(raw) if byte & 0xC0 != 0x80] + [len(raw)]
+    ends = [starts[max(0, bisect_left(starts, end + 1) - 1)] for end in ends] + [len(raw)]
+    if len(ids) <= max_tokens:
+        return Script(ids, raw, "stop", ends=ends)
+    return Script(ids[:max_tokens], raw[: ends[max_tokens - 1]], "length", ends=ends)
 
 
 def _first_token(ids: list[int], wish: Wish) -> int | None:

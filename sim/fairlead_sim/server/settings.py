@@ -46,6 +46,7 @@ class EngineSettings:
     seed: int = 0
     task: str = "both"
     scheduling: str = "fcfs"
+    reserve_output: bool = True
     data_parallel: int = 1
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
@@ -55,7 +56,7 @@ class EngineSettings:
     kv_events: KvEventsSettings = KvEventsSettings()
     surface: Surface = Surface()
     shutdown_timeout: float = 0.0
-    on_sigterm: str = "abort"
+    on_sigterm: str | None = None
     keep_alive_seconds: float = 5.0
     embedding_dimensions: int = 384
 

@@ -36,7 +36,7 @@ class StreamChoice(Choice):
         self._write = answer.reply.write
         self._text = script.text
         self._shown = 0
-        self._fast = answer.uniform and not script.held
+        self._fast = answer.uniform and script.even
         self._before, self._after = b"", b""
         if self._fast:
             event = chunk(answer.frame(answer.event(self, _MARK, [], None)))
@@ -65,10 +65,12 @@ class StreamChoice(Choice):
         self._out(self.answer.event(self, news, self.script.ids[self.count - 1 : self.count], self.reason))
 
     def _news(self) -> bytes:
-        shown, self._shown = self._shown, self.script.seen(self.count)
-        if self.reason is not None and self.reason != self.script.reason:
-            self._shown = min(len(self._text), self.count * PIECE)  # an abort lets go of what was held back
-        return self._text[shown : self._shown]
+        """The text since the last event, fit for JSON; an abort lets go of what was held back."""
+        aborted = self.reason is not None and self.reason != self.script.reason
+        shown = self._shown
+        self._shown = self.script.said(self.count) if aborted else self.script.seen(self.count)
+        news = self._text[shown : self._shown]
+        return news if self.script.ends is None else quoted(news.decode())[1:-1]
 
     def _out(self, event: bytes) -> None:
         """Write an event, behind the opening ones if it is the first, ahead of the closing ones if it is the last."""
