@@ -8,14 +8,15 @@ No byte is sent and no time is read, so equal arguments give equal results.
 
 import heapq
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
-from fairlead_gateway.routing import ModelRouter, RouteRequest
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine import EngineCore, Step
 from fairlead_sim.engine import Sequence as EngineSequence
 from fairlead_sim.trace_prompts import trace_chain, trace_keys
@@ -45,6 +46,10 @@ class Served:
     gaps: Sequence[float]
 
 
+def _made_up_chain(request: TraceRequest, *, secret: bytes, seed: bytes) -> PrefixChain:
+    return trace_chain(request.blocks, request.prompt_tokens, secret=secret, seed=seed)
+
+
 def simulate(
     requests: Sequence[TraceRequest],
     *,
@@ -56,10 +61,12 @@ def simulate(
     secret: bytes,
     seed: int,
     instance_ids: Sequence[str] | None = None,
+    chain: Callable[[TraceRequest], PrefixChain] | None = None,
 ) -> list[Served]:
     """Every request served by ``engines`` equal engines under one routing preset, in the order given.
 
-    ``instance_ids`` name the engines as the router sees them; homes depend on names.
+    ``instance_ids`` name the engines as the router sees them; homes depend on names. ``chain`` replaces the made-up prefix
+    chain where the prompts' real text is known: with both, homes are the very ones that a live gateway computes.
     """
     names = [f"sim-{index}/0/0" for index in range(engines)] if instance_ids is None else list(instance_ids)
     if not names or len(names) != engines or len(set(names)) != engines:
@@ -71,7 +78,9 @@ def simulate(
         [Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="sim", url="", profile=profile) for name in names],
         1,
     )
-    run = _Run(router, [_Engine(name, profile, block_tokens) for name in names], secret, model.key.encode())
+    if chain is None:
+        chain = partial(_made_up_chain, secret=secret, seed=model.key.encode())
+    run = _Run(router, [_Engine(name, profile, block_tokens) for name in names], chain)
     return run.serve(requests)
 
 
@@ -122,11 +131,12 @@ class _Flight:
 class _Run:
     """The heap of step ends, and what happens at an arrival and at the end of a step."""
 
-    def __init__(self, router: ModelRouter, engines: Sequence[_Engine], secret: bytes, seed: bytes) -> None:
+    def __init__(
+        self, router: ModelRouter, engines: Sequence[_Engine], chain: Callable[[TraceRequest], PrefixChain]
+    ) -> None:
         self._router = router
         self._engines = {engine.name: engine for engine in engines}
-        self._secret = secret
-        self._seed = seed
+        self._chain = chain
         self._ends: list[tuple[float, int, _Engine, Step]] = []
         self._order = count()
         self._flights: dict[str, _Flight] = {}
@@ -147,8 +157,9 @@ class _Run:
 
     def _arrive(self, request: TraceRequest) -> None:
         now = request.arrival
-        chain = trace_chain(request.blocks, request.prompt_tokens, secret=self._secret, seed=self._seed)
-        asked = RouteRequest(request.id, chain, request.prompt_tokens, request.output_tokens, request.session)
+        asked = RouteRequest(
+            request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
+        )
         decision = self._router.decide(asked, now)
         flight = self._flights[request.id] = _Flight(request, decision.chosen)
         if decision.chosen is None:
