@@ -1,5 +1,7 @@
 """From the command line's words to a run: everything is checked before the first process starts."""
 
+import os
+import secrets
 import shutil
 import sys
 from dataclasses import dataclass
@@ -7,12 +9,13 @@ from pathlib import Path
 
 import fairlead
 from fairlead.clock import SystemClock
+from fairlead.errors import BadInput
 from fairlead.manifests import load
 from fairlead_cli.local.errors import PortBusy
 from fairlead_cli.local.plan import Options, plan
 from fairlead_cli.local.ports import Address, claim, parse_address
 from fairlead_cli.local.screen import screen_for
-from fairlead_cli.local.stack import Setup, run
+from fairlead_cli.local.stack import SECRET_VARIABLE, Setup, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,11 @@ class Wishes:
     listen: str
     manage: str
     speed: float
-    seed: int
+    seed: int | None
     preset: str | None
     engines_per_process: int
     real: bool
+    insecure: bool
     redis: bool
     logs: Path | None
     plain: bool
@@ -44,18 +48,36 @@ def launch(wishes: Wishes) -> int:
 
 def setup_of(wishes: Wishes) -> Setup:
     """What is to be run; touches nothing but the two ports, to see that they are free."""
-    listen, manage = addresses(wishes.listen, wishes.manage)
-    options = Options(wishes.speed, wishes.seed, wishes.preset, wishes.engines_per_process, wishes.real)
+    listen, manage = addresses(wishes.listen, wishes.manage, insecure=wishes.insecure)
+    options = Options(wishes.speed, wishes.seed or 0, wishes.preset, wishes.engines_per_process, wishes.real)
     wanted = plan(load(wishes.files or (eight_engines(),)), options, installed=shutil.which)
     if wishes.logs is not None:
         wishes.logs.mkdir(parents=True, exist_ok=True)
-    return Setup(wanted, listen, manage, wishes.logs, wishes.redis)
+    secret = hash_secret(wishes.seed)
+    return Setup(wanted, listen, manage, secret, wishes.insecure, wishes.redis, wishes.logs)
 
 
-def addresses(listen: str, manage: str) -> tuple[Address, Address]:
+def hash_secret(seed: int | None) -> str:
+    """The key of the routing hashes: the environment's, one derived from a seed that was asked for, else a random one.
+
+    It is made here, so that a gateway that is started again computes the same homes as the one before.
+    """
+    if SECRET_VARIABLE in os.environ:
+        return os.environ[SECRET_VARIABLE]
+    return secrets.token_hex(32) if seed is None else f"seed {seed}"
+
+
+def addresses(listen: str, manage: str, *, insecure: bool = False) -> tuple[Address, Address]:
     """Both addresses, free and different. Raises PortBusy or BadInput naming the flag."""
-    first = claim(parse_address(listen, flag="--listen"), flag="--listen")
-    wanted = parse_address(manage, flag="--manage")
+    asked, wanted = parse_address(listen, flag="--listen"), parse_address(manage, flag="--manage")
+    for address, flag in ((asked, "--listen"), (wanted, "--manage")):
+        if not (insecure or address.is_loopback):
+            raise BadInput(
+                f"{flag}: {address} is not a loopback address, and nobody would be asked for a key",
+                field=flag,
+                hint="give --insecure to listen there nevertheless",
+            )
+    first = claim(asked, flag="--listen")
     for _ in range(100):
         second = claim(wanted, flag="--manage")
         if second.port != first.port:

@@ -1,6 +1,7 @@
 """Addresses and ports on this machine: is one free, which ones are."""
 
 import errno
+import ipaddress
 import socket
 from dataclasses import dataclass
 
@@ -19,6 +20,14 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def is_loopback(self) -> bool:
+        """Can only this machine reach it?"""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
     def url(self) -> str:
         """The URL for a client on this machine: a wildcard host is reached over loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
@@ -35,11 +44,15 @@ def parse_address(text: str, *, flag: str) -> Address:
         host = host[1:-1]
     if not port.isdecimal() or int(port) > 65_535 or (":" in host and not bracketed):
         raise BadInput(f"{text!r} is not an address", field=flag, hint="write it like 127.0.0.1:8000 or [::1]:8000")
-    return Address(host or "127.0.0.1", int(port))
+    return Address("127.0.0.1" if host in ("", "localhost") else host, int(port))
 
 
 def claim(address: Address, *, flag: str) -> Address:
     """The address with its port filled in (0 = a free one). Raises PortBusy when it is taken, BadInput when it is not ours."""
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        raise BadInput(f"{flag}: {address.host!r} is not an IP address", field=flag) from None
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

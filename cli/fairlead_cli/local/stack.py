@@ -31,6 +31,8 @@ from fairlead_cli.local.words import plural
 REDRAW_SECONDS = 1.0
 ROUTES_SECONDS = 15.0
 KEPT_EVENTS = 50
+SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
+REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,10 @@ class Setup:
     plan: Plan
     listen: Address
     manage: Address
-    logs: Path | None = None
+    secret: str
+    insecure: bool = False
     redis: bool = True
+    logs: Path | None = None
 
 
 class Run:
@@ -237,7 +241,9 @@ def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -
     """The gateway as a child process."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
     argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
-    return Command(tuple(argv))
+    if setup.insecure:
+        argv.append("--insecure")
+    return Command(tuple(argv), {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url if redis else None})
 
 
 def run(setup: Setup, screen: Screen, clock: Clock) -> int:

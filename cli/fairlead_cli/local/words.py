@@ -7,7 +7,9 @@ UNKNOWN = "–"
 
 def time(seconds: float | None) -> str:
     """``210ms``, ``1.25s``."""
-    return UNKNOWN if seconds is None else duration(seconds)
+    if seconds is None:
+        return UNKNOWN
+    return duration(seconds) if seconds >= 1e-4 else "0s"
 
 
 def share(value: float | None) -> str:

@@ -7,7 +7,7 @@ import pytest
 from fairlead.engines import adapter
 from fairlead.errors import BadInput
 from fairlead.manifests import Manifests, load
-from fairlead_cli.local.launch import addresses, eight_engines
+from fairlead_cli.local.launch import addresses, eight_engines, hash_secret
 from fairlead_cli.local.plan import Options, Plan, plan
 
 TWO_MODELS = """
@@ -158,3 +158,17 @@ def test_both_addresses_need_a_port_of_their_own() -> None:
         addresses("127.0.0.1:39021", "127.0.0.1:39021")
     first, second = addresses(":0", ":0")
     assert first.port != second.port
+
+
+def test_beyond_loopback_only_when_asked_for() -> None:
+    with pytest.raises(BadInput, match="--insecure"):
+        addresses("0.0.0.0:0", ":0")
+    assert addresses("0.0.0.0:0", ":0", insecure=True)[0].host == "0.0.0.0"
+
+
+def test_a_seed_makes_routing_repeatable_and_none_makes_it_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAIRLEAD_HASH_SECRET", raising=False)
+    assert hash_secret(3) == hash_secret(3) != hash_secret(4)
+    assert hash_secret(None) != hash_secret(None)
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "given")
+    assert hash_secret(3) == "given"

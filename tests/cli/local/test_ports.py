@@ -16,7 +16,7 @@ from fairlead_cli.local.ports import Address, claim, free_ports, parse_address
         ("8000", Address("127.0.0.1", 8000)),
         (":8000", Address("127.0.0.1", 8000)),
         ("[::1]:8000", Address("::1", 8000)),
-        ("localhost:0", Address("localhost", 0)),
+        ("localhost:0", Address("127.0.0.1", 0)),
     ],
 )
 def test_an_address_is_read(text: str, address: Address) -> None:
@@ -46,6 +46,11 @@ def test_port_zero_becomes_a_free_port() -> None:
 def test_an_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(BadInput, match="cannot listen on"):
         claim(Address("192.0.2.1", 8000), flag="--listen")
+
+
+def test_a_name_is_no_address_to_listen_on() -> None:
+    with pytest.raises(BadInput, match="not an IP address"):
+        claim(Address("example.invalid", 8000), flag="--listen")
 
 
 def test_free_ports_are_neighbours_within_a_group_and_all_different() -> None:
