@@ -59,6 +59,13 @@ def _checked_engine(text: str) -> str:
     return text
 
 
+def _served_role(role: Role) -> Role:
+    if role is not Role.SERVE:
+        message = f"the role {role.value} is planned, but nothing in this release splits prefill from decode"
+        raise wrong(message, "use Serve")
+    return role
+
+
 def _checked_url(text: str) -> str:
     try:
         return engine_url(text)
@@ -83,9 +90,9 @@ class FileInstance(Strict):
     id: Annotated[str, AfterValidator(_checked_id)] | None = None
     pool: Annotated[str, AfterValidator(_checked_id)] = "main"
     engine: Annotated[str, AfterValidator(_checked_engine), Field(examples=["vllm"])] = "vllm"
-    role: Annotated[Role, Field(strict=False)] = Role.SERVE
+    role: Annotated[Role, Field(strict=False), AfterValidator(_served_role)] = Role.SERVE
     state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
-    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     adapters: list[Annotated[str, AfterValidator(_checked_name)]] = Field(default_factory=list)
     dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
     kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None

@@ -30,7 +30,10 @@ class GatewaySettings:
         "draws its own",
         secret=True,
     )
-    key_pepper: str | None = _setting("the HMAC key under which `--keys` holds digests of API keys", secret=True)
+    redis_url: str | None = _setting(
+        "a Redis that gateways share: `redis://`, `rediss://` or `unix://`. Without it each gateway decides alone",
+        secret=True,
+    )
     manage_token: str | None = _setting(
         "bearer token of the management API; without it, only loopback is answered", secret=True
     )

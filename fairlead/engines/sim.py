@@ -15,8 +15,10 @@ from fairlead.signals import EngineSignals
 _SHARED_WITH_VLLM = {
     "--block-size": re.compile(r"\d+"),
     "--max-model-len": re.compile(r"\d+"),
+    "--max-num-batched-tokens": re.compile(r"\d+"),
     "--max-num-queued-reqs": re.compile(r"\d+"),
     "--max-num-queued-tokens": re.compile(r"\d+"),
+    "--max-num-seqs": re.compile(r"\d+"),
     "--scheduling-policy": re.compile(r"fcfs|priority"),
     "--shutdown-timeout": re.compile(r"\d+"),
 }

@@ -167,12 +167,14 @@ def test_the_simulator_understands_its_command_line() -> None:
         "--shutdown-timeout=3",
     )
     shared += ("--max-num-queued-reqs=8", "--max-num-queued-tokens", "900")
+    shared += ("--max-num-seqs=16", "--max-num-batched-tokens=2048")
     replica = replace(REPLICA, profile=replace(preset("910b4"), kv_tokens=70_000), speed=2.5, args=shared)
     launch = adapter("sim").launch(replica, [9001, 9002])
     assert launch.ignored == ()
     options = read(parser.parse_args(launch.command[4:]))
     assert (options.host, options.port, options.count) == ("127.0.0.1", 9001, 2)
-    assert (options.settings.profile, options.settings.speed) == (replica.profile, 2.5)
+    profile = replace(replica.profile, max_sequences=16, step_tokens=2048)
+    assert (options.settings.profile, options.settings.speed) == (profile, 2.5)
     assert options.settings.served_names == ("qwen",)
     assert options.settings.max_model_len == 4096
 

@@ -46,12 +46,12 @@ def test_the_documented_file_is_read() -> None:
 def test_every_field_of_an_instance_is_read() -> None:
     text = SEAM.replace(
         "engine: vllm}",
-        "engine: sim, id: a/1/0, pool: p, role: Decode, state: Draining, weight: 2, adapters: [x, y], dpRank: 3, "
+        "engine: sim, id: a/1/0, pool: p, role: Serve, state: Draining, weight: 2, adapters: [x, y], dpRank: 3, "
         "kvEvents: 'tcp://127.0.0.1:5557', kvReplay: 'tcp://127.0.0.1:5558', profile: 910b4}",
     )
     (instance,) = parse(text, file="fleet.yaml").instances["default/tiny"]
     assert instance == Instance(
-        "a/1/0", "default", "tiny", "p", "http://127.0.0.1:9001", "sim", Role.DECODE, InstanceState.DRAINING,
+        "a/1/0", "default", "tiny", "p", "http://127.0.0.1:9001", "sim", Role.SERVE, InstanceState.DRAINING,
         frozenset({"x", "y"}), 2.0, preset("910b4"), None, None, 3, "tcp://127.0.0.1:5557", "tcp://127.0.0.1:5558",
     )  # fmt: skip
 
@@ -115,6 +115,8 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
          'must be one of vllm, sim, not "sglang"', "write the kind of the engine"),
         ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",
          'must be one of Starting, Ready, Draining, Sleeping, not "ready"', "did you mean Ready?"),
+        ("engine: vllm", "role: Prefill", 6, "models[0].instances[0].role",
+         "the role Prefill is planned, but nothing in this release splits prefill from decode", "use Serve"),
         ("engine: vllm", "weight: 0", 6, "models[0].instances[0].weight", "must be more than 0, not 0",
          "write a number that is more than 0"),
         ("engine: vllm", "weight: .nan", 6, "models[0].instances[0].weight", "must be a finite number, not nan",
@@ -223,7 +225,6 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 pool="p",
                 url=f"http://10.0.0.1:{port}",
                 engine=draw(st.sampled_from(["vllm", "sim"])),
-                role=draw(st.sampled_from(Role)),
                 state=draw(st.sampled_from(InstanceState)),
                 adapters=frozenset(draw(st.lists(NAMES, max_size=2))),
                 weight=draw(st.floats(0.01, 100)),
