@@ -1,0 +1,71 @@
+"""The simulated engine keeps what the manifest claims of each recording of a real engine, and the manifest claims enough."""
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fairlead_sim.transcripts import manifest, report
+from fairlead_sim.transcripts.launch import launched
+from fairlead_sim.transcripts.recording import is_recording
+from fairlead_sim.transcripts.replay import Result, replay
+
+ROOT = Path(__file__).resolve().parents[3]
+RECORDED = ROOT.parent / "shared/research/vllm-real/http"
+CLAIMED = manifest.load()
+RECORDINGS, MATCHED_LEAST, SCENARIOS = 105, 90, 10
+
+
+def recorded() -> Path:
+    """The folder of recordings; without it there is nothing to compare with."""
+    if not RECORDED.is_dir():
+        pytest.skip("the recordings of a real engine are not on this machine")
+    return RECORDED
+
+
+@pytest.mark.parametrize("name", CLAIMED.engines)
+def test_every_recording_is_matched_as_the_manifest_says(name: str) -> None:
+    folder = recorded()
+
+    async def scenario() -> list[Result]:
+        async with launched(CLAIMED.engines[name]) as engine:
+            return await replay(CLAIMED.of(name), folder, engine)
+
+    results = asyncio.run(scenario())
+    assert [result.entry.name for result in results if result.entry.hold == 0] == [
+        entry.name for entry in CLAIMED.of(name) if entry.hold == 0
+    ]
+    assert len(results) == len(CLAIMED.of(name))
+    assert {result.entry.name: result.differences for result in report.broken(results)} == {}
+
+
+def test_the_manifest_names_every_file_and_no_other() -> None:
+    files = {path.stem: is_recording(path.read_bytes()) for path in recorded().glob("*.txt")}
+    assert {entry.name for entry in CLAIMED.entries} == {name for name, is_one in files.items() if is_one}
+    assert {scenario.name for scenario in CLAIMED.scenarios} == {name for name, is_one in files.items() if not is_one}
+
+
+def test_enough_recordings_are_matched() -> None:
+    assert len(CLAIMED.entries) == RECORDINGS
+    assert sum(entry.match != manifest.EXCLUDED for entry in CLAIMED.entries) >= MATCHED_LEAST
+    assert len(CLAIMED.scenarios) == SCENARIOS
+
+
+def test_every_recording_that_is_not_matched_exactly_says_why() -> None:
+    assert [entry.name for entry in CLAIMED.entries if entry.match != manifest.EXACT and not entry.why] == []
+
+
+def test_the_tests_that_cover_the_scenarios_exist() -> None:
+    folder = Path(__file__).parent
+    there = {
+        f"{path.name}::{node.name}"
+        for path in folder.glob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {test for scenario in CLAIMED.scenarios for test in scenario.tests} <= there
+
+
+def test_the_reference_page_is_the_one_that_the_manifest_gives() -> None:
+    assert (ROOT / "docs/reference/transcripts.md").read_text("utf-8") == report.page(CLAIMED)
