@@ -53,10 +53,11 @@ def choose(
         item.id: cost(item, mean_backlog_seconds=mean_backlog_seconds, objective_seconds=scale) for item in candidates
     }
     feasible = [item for item in candidates if item.ttft_seconds <= scale]
+    # A tie goes to the first of the candidates, and those come in order: home 1, home 2, the holder, the least busy.
     if feasible:
-        best = min(feasible, key=lambda item: (costs[item.id], item.inflight, item.id))
+        best = min(feasible, key=lambda item: (costs[item.id], item.inflight))
     else:
-        best = min(candidates, key=lambda item: (item.ttft_seconds, costs[item.id], item.id))
+        best = min(candidates, key=lambda item: (item.ttft_seconds, costs[item.id]))
     rule, reason = _name(best, candidates, bool(feasible), scale)
     rejected = tuple(Rejected(item.id, _why_not(item, best, costs, scale)) for item in candidates if item is not best)
     inputs: dict[str, Input] = {"mean/backlog_seconds": Input(mean_backlog_seconds)}
@@ -90,4 +91,7 @@ def _why_not(item: Candidate, best: Candidate, costs: dict[str, float], objectiv
         return f"first token in {duration(item.ttft_seconds)}, over the objective of {duration(objective)}"
     if best.ttft_seconds > objective:
         return f"first token later: {duration(item.ttft_seconds)}"
-    return f"costs {duration(costs[item.id])} against {duration(costs[best.id])}"
+    mine, theirs = duration(costs[item.id]), duration(costs[best.id])
+    if mine == theirs:
+        return f"costs as much ({mine}), and is asked after it"
+    return f"costs {mine} against {theirs}"
