@@ -9,26 +9,26 @@ _FIX = "write it like http://127.0.0.1:8000 or http://[::1]:8000"
 
 def engine_url(text: str, *, field: str = "url") -> str:
     """``http://host:port`` with the port written out and no trailing slash. Raises BadInput for anything else."""
+    host, port, why = _parts(text)
+    if why:
+        raise BadInput(f"not an engine's URL: {why}", field=field, hint=_FIX)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    def refuse(why: str) -> BadInput:
-        return BadInput(f"not an engine's URL: {why}", field=field, hint=_FIX)
 
+def _parts(text: str) -> tuple[str, int, str]:
+    """(host, port, what is wrong with it)."""
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise refuse("it holds characters that a URL cannot hold")
+        return "", 0, "it holds characters that a URL cannot hold"
     try:
         parts = urlsplit(text)
-        port = parts.port
+        port = 80 if parts.port is None else parts.port
     except ValueError as error:
-        raise refuse(str(error)) from error
-    if parts.scheme != "http":
-        raise refuse("only http:// is spoken to engines")
-    if parts.username is not None or parts.password is not None:
-        raise refuse("no user or password")
-    if not parts.hostname:
-        raise refuse("the host is missing")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or text.endswith(("?", "#")):
-        raise refuse("nothing may follow the port")
-    if port == 0:
-        raise refuse("port 0 is no port")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"http://{host}:{port or 80}"
+        return "", 0, str(error)
+    wrong = (
+        (parts.scheme != "http", "only http:// is spoken to engines"),
+        (parts.username is not None or parts.password is not None, "no user or password"),
+        (not parts.hostname, "the host is missing"),
+        (parts.path not in ("", "/") or "?" in text or "#" in text, "nothing may follow the port"),
+        (port == 0, "port 0 is no port"),
+    )
+    return parts.hostname or "", port, next((why for found, why in wrong if found), "")

@@ -1,0 +1,98 @@
+"""What a fleet file may say, as strict types. Field names are those of the file in camelCase."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from fairlead.api.base import Objectives, Profile, Routing, Strict, wrong
+from fairlead.documents import shown
+from fairlead.endpoints import engine_url
+from fairlead.engines import engine_kinds
+from fairlead.errors import BadInput
+from fairlead.fleet import InstanceState, Role
+from fairlead.names import DNS_LABEL, model_name
+
+_ZMQ_PATTERN = r"^tcp://\S+:\d+$"
+
+
+def _checked_name(text: str) -> str:
+    try:
+        return model_name(text)
+    except BadInput as error:
+        raise wrong(error.message, "use a name of 1 to 253 bytes without control characters") from error
+
+
+def _checked_namespace(text: str) -> str:
+    if not DNS_LABEL.fullmatch(text):
+        raise wrong(f"{shown(text)} is not a namespace", "use lower-case letters, digits and -, at most 63")
+    return text
+
+
+def _checked_id(text: str) -> str:
+    if not 0 < len(text) <= 253 or not all("!" <= char <= "~" for char in text):
+        raise wrong(f"{shown(text)} is not an instance id", "use 1 to 253 visible ASCII characters without spaces")
+    return text
+
+
+def _checked_engine(text: str) -> str:
+    known = engine_kinds()
+    if text not in known:
+        raise wrong(f"must be one of {', '.join(known)}, not {shown(text)}", "write the kind of the engine")
+    return text
+
+
+def _served_role(role: Role) -> Role:
+    if role is not Role.SERVE:
+        message = f"the role {role.value} is planned, but nothing in this release splits prefill from decode"
+        raise wrong(message, "use Serve")
+    return role
+
+
+def _checked_url(text: str) -> str:
+    try:
+        return engine_url(text)
+    except BadInput as error:
+        raise wrong(error.message, error.hint or "") from error
+
+
+def _preset_shorthand(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+class FileProfile(Profile):
+    """As in an AcceleratorClass, with a name of its own."""
+
+    name: Annotated[str | None, Field(min_length=1, max_length=253)] = None
+
+
+class FileInstance(Strict):
+    """One engine endpoint."""
+
+    url: Annotated[str, AfterValidator(_checked_url), Field(examples=["http://127.0.0.1:9001"])]
+    id: Annotated[str, AfterValidator(_checked_id)] | None = None
+    pool: Annotated[str, AfterValidator(_checked_id)] = "main"
+    engine: Annotated[str, AfterValidator(_checked_engine), Field(examples=["vllm"])] = "vllm"
+    role: Annotated[Role, Field(strict=False), AfterValidator(_served_role)] = Role.SERVE
+    state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    adapters: list[Annotated[str, AfterValidator(_checked_name)]] = Field(default_factory=list)
+    dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
+    kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None
+    kv_replay: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5558"])] = None
+    profile: Annotated[FileProfile | None, BeforeValidator(_preset_shorthand), Field(examples=["910b4"])] = None
+
+
+class FileModel(Strict):
+    """A client-visible model and the engines that serve it."""
+
+    name: Annotated[str, AfterValidator(_checked_name), Field(examples=["tiny"])]
+    namespace: Annotated[str, AfterValidator(_checked_namespace), Field(examples=["default"])] = "default"
+    objectives: Objectives = Objectives()
+    routing: Routing = Routing()
+    instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
+
+
+class FileFleet(Strict):
+    """The whole file."""
+
+    models: Annotated[list[FileModel], Field(examples=["[{name: tiny, instances: [...]}]"])]
