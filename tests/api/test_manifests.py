@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.api import ModelDeployment, builtin_accelerators
+from fairlead.api import ModelDeployment, RoutingPreset, builtin_accelerators
 from fairlead.errors import ManifestError, Problem
-from fairlead.fleet import Model, Objectives
+from fairlead.fleet import Instance, Model, Objectives
 from fairlead.limits import Limits
 from fairlead.manifests import Manifests, combine, fleet_model, load
 from fairlead.profile import EngineProfile, preset, presets
+from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 
 SMALLEST = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -217,3 +218,12 @@ def test_what_cannot_be_read_is_a_problem_of_that_file(tmp_path: Path) -> None:
         with pytest.raises(ManifestError) as caught:
             load([path])
         assert [problem.message for problem in caught.value.problems] == [message]
+
+
+@pytest.mark.parametrize("preset_name", [known.value for known in RoutingPreset])
+def test_every_preset_that_a_manifest_may_name_routes(preset_name: str) -> None:
+    (deployment,) = right(SMALLEST + f"  routing: {{preset: {preset_name}}}\n").models
+    router = ModelRouter(secret=b"s")
+    router.update(fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")], 1)
+    request = RouteRequest("r", prefix_chain(b"hello", secret=b"s", seed=b""), 2.0)
+    assert router.decide(request, 0.0).chosen == "a/1/0"
