@@ -1,4 +1,4 @@
-"""``python -m fairlead_sim.transcripts DIR [--write PAGE]``: replay the recordings, print the table, write the page."""
+"""``python -m fairlead_sim.transcripts [DIR] [--write PAGE]``: replay the recordings in DIR and print the table; write the page."""
 
 import argparse
 import asyncio
@@ -12,14 +12,17 @@ from fairlead_sim.transcripts.replay import replay_all
 def main() -> int:
     """Exit status 0 when every claim of the manifest holds."""
     parser = argparse.ArgumentParser(prog="fairlead_sim.transcripts", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the folder of recordings (*.txt)")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="also write the reference page")
+    parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of recordings (*.txt)")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the reference page, from the manifest alone")
     arguments = parser.parse_args()
     claimed = manifest.load()
-    results = asyncio.run(replay_all(claimed, arguments.folder))
-    sys.stdout.write(report.table(claimed, results) + "\n")
-    if report.broken(results):
-        return 1
+    if arguments.folder is None and arguments.write is None:
+        parser.error("nothing to do: give DIR, --write or both")
+    if arguments.folder is not None:
+        results = asyncio.run(replay_all(claimed, arguments.folder))
+        sys.stdout.write(report.table(claimed, results) + "\n")
+        if report.broken(results):
+            return 1
     if arguments.write is not None:
         arguments.write.write_text(report.page(claimed), "utf-8")
     return 0

@@ -266,7 +266,8 @@ def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
             keep_alive(engine) as idle,
             AsyncExitStack() as stack,
         ):
-            stream = await begin_stream(stack, engine, 1_500)
+            other = await begin_stream(stack, engine, LONG)  # as long as it runs, the drain does
+            stream = await begin_stream(stack, engine, 500)
             engine.process.terminate()
             await _draining(engine)
             assert (await exchange(engine.authority, get("/health"))).status == 200
@@ -274,7 +275,9 @@ def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
             told = await _to_the_last_chunk(stream)
             final, done = last_events(told)
             assert (final["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
-            assert len(parse_response(told).events()) == 1_501
+            assert len(parse_response(told).events()) == 501
+            assert (await exchange(engine.authority, get("/health"))).status == 200
+            await other.close()
             assert await drained(idle) == b""
             await refused(engine)
             assert await ended(engine) == 0
@@ -303,7 +306,7 @@ def test_a_full_queue_refuses_plain_requests_with_503_and_streams_in_their_first
         two_at_once = ("--profile", json.dumps({"base": "tiny-cpu", "maxSequences": 2}))
         switches = (*SWITCHES, *two_at_once, "--max-num-queued-reqs", "3", "--shutdown-timeout", "60")
         async with launched(switches) as engine, AsyncExitStack() as stack:
-            inside = [await begin(stack, engine, completion(tokens, stream=True)) for tokens in (600, 2_000, LONG)]
+            inside = [await begin(stack, engine, completion(LONG, stream=True)) for _ in range(3)]
             await until(lambda: load(engine.authority), lambda count: count == 3, "/load")
             for answer in await _answers(engine, 9, stream=False):
                 assert answer.status == 503
@@ -318,10 +321,11 @@ def test_a_full_queue_refuses_plain_requests_with_503_and_streams_in_their_first
             await _draining(engine)
             assert (await exchange(engine.authority, get("/health"))).status == 200
             assert (await exchange(engine.authority, completion(1))).status == 503
-            await inside[0].until(LAST_CHUNK)
+            await inside[0].close()
+            await until(lambda: load(engine.authority), lambda count: count == 2, "/load")
             refusal = await exchange(engine.authority, completion(1))
             assert (refusal.status, error_of(refusal)["message"]) == (500, DRAINING)
-            for client in inside:
+            for client in inside[1:]:
                 await client.close()
             assert await ended(engine) == 0
 
