@@ -71,6 +71,16 @@ class Limits:
     scrape_seconds: float = _limit(2.0, "each engine's metrics page is asked for this often")
     scrape_deadline_seconds: float = _limit(1.5, "an engine that takes longer to show its metrics is asked again later")
     scrape_bytes: int = _limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")
+    redis_deadline_seconds: float = _limit(1.0, "an exchange with Redis; nothing of a request waits for one")
+    redis_ping_seconds: float = _limit(2.0, "a Redis that is not being used is asked this often whether it is there")
+    redis_pause_seconds: float = _limit(5.0, "longest pause between two attempts to reach Redis")
+    redis_stale_seconds: float = _limit(60.0, "what Redis told counts as stale this long after it went, then as gone")
+    published_decisions: int = _limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
+    published_decision_seconds: float = _limit(900.0, "entries of the decision stream older than this are trimmed")
+    published_decisions_waiting: int = _limit(
+        4_096, "decisions kept for Redis while it is away; the oldest are dropped"
+    )
+    board_expire_seconds: float = _limit(3.0, "a gateway that stops telling its load is forgotten by the others")
 
 
 def table() -> list[tuple[str, int | float, str]]:

@@ -1,0 +1,191 @@
+"""What one gateway tells the others through Redis: its decisions as a stream, its work in flight as a board.
+
+``offer`` is called on the request's way: it appends to a bounded queue and returns. A task of its own empties the queue every
+tenth of a second in one batch, trims what is older than a quarter of an hour, and writes the boards that changed. While
+Redis is away the queue keeps the newest decisions and counts what it drops; the gateway serves as before.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from redis.exceptions import ResponseError
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.units import duration
+from fairlead_kvstore import keys
+from fairlead_kvstore.record import Load, Record, encode, published_board, published_decision
+from fairlead_kvstore.redis import Command, RedisLink
+
+FLUSH_SECONDS: Final = 0.1
+TRIM_SECONDS: Final = 10.0
+BATCH: Final = 100
+FIELD: Final = b"d"
+Loads: TypeAlias = Callable[[], Mapping[str, Mapping[str, Load]]]
+
+
+class Board:
+    """``loads`` says, per model and instance, what this gateway has in flight; without it only decisions are told."""
+
+    def __init__(
+        self, url: str, gateway_id: str, clock: Clock, *, loads: Loads | None = None, limits: Limits | None = None
+    ) -> None:
+        keys.board("any/model", gateway_id)  # a bad id is said now, not when the first board is written
+        self._limits = limits or Limits()
+        self._gateway_id = gateway_id
+        self._clock = clock
+        self._loads = loads
+        self._queue: deque[Record] = deque()
+        self._shown: dict[str, tuple[float, bytes]] = {}
+        self._trimmed: dict[str, float] = {}
+        self._newest_ms: int | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.link = RedisLink(url, clock, limits=self._limits, name=f"fairlead-{gateway_id}")
+        self.published = 0
+        self.dropped = 0
+        self.refused = 0
+        self._refusal = ""
+
+    def offer(self, record: Record) -> None:
+        """Publish a decision some time soon; the oldest one waiting goes when too many wait."""
+        if len(self._queue) >= self._limits.published_decisions_waiting:
+            self._queue.popleft()
+            self.dropped += 1
+        self._queue.append(record)
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        self.link.start()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="board")
+
+    async def stop(self) -> None:
+        """Tell what still waits, take the boards down, and leave."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self.flush()
+        await self.link.run([("DEL", keys.board(key, self._gateway_id)) for key in self._shown] or [("PING",)])
+        self._shown.clear()
+        await self.link.stop()
+
+    @property
+    def waiting(self) -> int:
+        """Decisions not yet told."""
+        return len(self._queue)
+
+    def status(self) -> str:
+        """For people: the link, and what has been told, dropped and refused."""
+        words = f"Redis {self.link.words()}; {self.published} decisions told"
+        if self.dropped:
+            words += f", {self.dropped} dropped while it was away"
+        if self.refused:
+            words += f", {self.refused} refused ({self._refusal})"
+        return words
+
+    def problem(self) -> str | None:
+        """What does not work just now and what that means; None when all is well."""
+        state = self.link.state
+        if state.connected:
+            return f"Redis refuses writes ({self._refusal})" if self._refusal else None
+        since = duration(max(0.0, self._clock.now() - (state.since or 0.0)))
+        return f"Redis is away for {since} ({state.why}): decisions are not shared with other gateways"
+
+    async def flush(self) -> None:
+        """Tell what waits now, in batches; what could not be told goes back into the queue."""
+        while self.link.state.connected:
+            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            entries = self._entries(batch)
+            commands = entries + self._trimming(batch) + self._boards()
+            if not commands:
+                return
+            try:
+                replies = await self.link.run(commands)
+            except asyncio.CancelledError:
+                self._put_back(batch)
+                raise
+            if replies is None:
+                self._put_back(batch)
+                return
+            self._account(len(entries), replies)
+            if len(batch) < BATCH:
+                return
+
+    async def _run(self) -> None:
+        while True:
+            await self.link.wait_connected()
+            await self.flush()
+            await asyncio.sleep(FLUSH_SECONDS)
+
+    def _entries(self, batch: list[Record]) -> list[Command]:
+        """One XADD per record; a record that cannot be written is refused alone."""
+        most = self._limits.published_decisions
+        commands: list[Command] = []
+        for record in batch:
+            try:
+                name, value = keys.decisions(record.model_key), encode(published_decision(record, self._gateway_id))
+            except (BadInput, UnicodeError) as error:
+                self.refused += 1
+                self._refusal = type(error).__name__
+            else:
+                commands.append(("XADD", name, "MAXLEN", "~", most, "*", FIELD, value))
+        return commands
+
+    def _trimming(self, batch: list[Record]) -> list[Command]:
+        """Now and then per stream: drop what is old by the server's own clock, and let an unused stream expire."""
+        now = self._clock.now()
+        commands: list[Command] = []
+        for key in {record.model_key for record in batch}:
+            if self._newest_ms is not None and now - self._trimmed.get(key, -TRIM_SECONDS) >= TRIM_SECONDS:
+                self._trimmed[key] = now
+                seconds = self._limits.published_decision_seconds
+                oldest = max(0, self._newest_ms - int(seconds * 1000))
+                commands.append(("XTRIM", keys.decisions(key), "MINID", "~", oldest))
+                commands.append(("EXPIRE", keys.decisions(key), max(1, int(seconds))))
+        return commands
+
+    def _boards(self) -> list[Command]:
+        """A SET per board that changed or is about to expire, a DEL per board that became empty."""
+        if self._loads is None:
+            return []
+        now, wall = self._clock.now(), self._clock.wall()
+        commands: list[Command] = []
+        present = {key: published_board(loads, self._gateway_id, 0.0) for key, loads in self._loads().items()}
+        for key in [key for key in self._shown if not (key in present and present[key].loads)]:
+            del self._shown[key]
+            commands.append(("DEL", keys.board(key, self._gateway_id)))
+        expire = self._limits.board_expire_seconds
+        for key, shown in present.items():
+            content = encode(shown)
+            told_at, told = self._shown.get(key, (0.0, b""))
+            if shown.loads and (content != told or now - told_at >= expire / 3):
+                self._shown[key] = (now, content)
+                value = encode(type(shown)(shown.gateway, wall, shown.loads))
+                commands.append(("SET", keys.board(key, self._gateway_id), value, "PX", int(expire * 1000)))
+        return commands
+
+    def _put_back(self, batch: list[Record]) -> None:
+        """Records told twice are the same request and attempt; told never would be a gap."""
+        self._shown.clear()
+        self._trimmed.clear()
+        room = self._limits.published_decisions_waiting - len(self._queue)
+        kept = batch[max(0, len(batch) - room) :] if room > 0 else []
+        self.dropped += len(batch) - len(kept)
+        self._queue.extendleft(reversed(kept))
+
+    def _account(self, entries: int, replies: list[Any]) -> None:
+        refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
+        refused = sum(isinstance(reply, ResponseError) for reply in replies[:entries])
+        self.refused += refused
+        self.published += entries - refused
+        if refusals:
+            self._refusal = str(refusals[0]).splitlines()[0][:120]
+            self._shown.clear()
+            return
+        self._refusal = ""
+        if entries:
+            self._newest_ms = int(replies[entries - 1].partition(b"-")[0])

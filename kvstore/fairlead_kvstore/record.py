@@ -1,0 +1,154 @@
+"""What gateways write to Redis, as bytes: a leading schema byte, then msgpack with named fields.
+
+A reader ignores fields that it does not know and fills in those that are missing, so the previous and the next release
+can read it; a change that this cannot bear gets a new schema byte, which older readers skip. Never a prompt: ids, counts, seconds
+and the words of rules.
+"""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from fairlead.decision import Decision
+
+SCHEMA: Final = b"\x01"
+REJECTED_MOST: Final = 16
+T = TypeVar("T")
+
+
+class Record(Protocol):
+    """One decision as the gateway's log keeps it."""
+
+    @property
+    def request_id(self) -> str:
+        """The request that was routed."""
+        ...
+
+    @property
+    def wall(self) -> float:
+        """Unix seconds of the decision."""
+        ...
+
+    @property
+    def model_key(self) -> str:
+        """``namespace/name``."""
+        ...
+
+    @property
+    def decision(self) -> Decision:
+        """The choice with its reason."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first choice, more for retries."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> float:
+        """The estimate that the choice was made with."""
+        ...
+
+
+class Load(Protocol):
+    """One gateway's own work on one instance."""
+
+    @property
+    def inflight(self) -> int:
+        """Requests sent there and not ended."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Of those, the ones without a first token."""
+        ...
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Engine time of work already sent there."""
+        ...
+
+    @property
+    def inflight_tokens(self) -> float:
+        """Tokens those requests hold."""
+        ...
+
+
+class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of the decision stream. ``inputs`` maps a name to (value, age in seconds)."""
+
+    gateway: str
+    request: str
+    wall: float
+    model: str
+    chosen: str | None = None
+    rule: str = ""
+    reason: str = ""
+    attempt: int = 1
+    prompt_tokens: float = 0.0
+    cost_seconds: float | None = None
+    rejected: tuple[tuple[str, str], ...] = ()
+    inputs: dict[str, tuple[float | None, float | None]] = {}
+
+
+class PublishedBoard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One gateway's work in flight: instance id → (in flight, waiting, backlog in seconds, tokens)."""
+
+    gateway: str
+    wall: float
+    loads: dict[str, tuple[int, int, float, float]] = {}
+
+
+def published_decision(record: Record, gateway_id: str) -> PublishedDecision:
+    """The entry for one record; of many rejected instances only the first few, with their inputs, go along."""
+    made = record.decision
+    rejected = tuple((item.id, item.why) for item in made.rejected[:REJECTED_MOST])
+    inputs = made.inputs.items()
+    if len(made.rejected) > REJECTED_MOST:
+        kept = {made.chosen, *(item for item, _ in rejected)}
+        known = {item.id for item in made.rejected} - kept
+        inputs = {name: value for name, value in inputs if name.rpartition("/")[0] not in known}.items()
+    return PublishedDecision(
+        gateway=gateway_id,
+        request=record.request_id,
+        wall=record.wall,
+        model=record.model_key,
+        chosen=made.chosen,
+        rule=made.rule,
+        reason=made.reason,
+        attempt=record.attempt,
+        prompt_tokens=record.prompt_tokens,
+        cost_seconds=made.cost_seconds,
+        rejected=rejected,
+        inputs={name: (value.value, value.age_seconds) for name, value in islice(inputs, 8 * (REJECTED_MOST + 2))},
+    )
+
+
+def published_board(loads: Mapping[str, Load], gateway_id: str, wall: float) -> PublishedBoard:
+    """The board for one model."""
+    return PublishedBoard(
+        gateway=gateway_id,
+        wall=wall,
+        loads={
+            item: (load.inflight, load.waiting, round(load.backlog_seconds, 6), round(load.inflight_tokens, 1))
+            for item, load in loads.items()
+            if load.inflight
+        },
+    )
+
+
+def encode(value: PublishedDecision | PublishedBoard) -> bytes:
+    """The bytes of one value."""
+    return SCHEMA + msgspec.msgpack.encode(value)
+
+
+def decode(data: bytes, kind: type[T]) -> T | None:
+    """The value, or None when it was written under another schema or is damaged."""
+    if data[:1] != SCHEMA:
+        return None
+    try:
+        return msgspec.msgpack.decode(data[1:], type=kind)
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,187 @@
+"""A link to Redis that never blocks and never fails its user.
+
+Redis holds hints and counters only. So whoever uses the link asks "run these commands" and gets replies, or None when Redis
+is away; connecting, failing and trying again happen in a task of the link's own, with growing pauses and some chance
+in them, so that a restarted Redis is not met by every gateway at once. What is known of the link is a value that can be shown.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.units import duration
+
+Command: TypeAlias = tuple[str | bytes | int | float, ...]
+FIRST_PAUSE_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """``connected``, ``stale`` (lost ``since``, but not for long) or ``away`` (lost for long, or never reached)."""
+
+    kind: str
+    since: float | None
+    why: str
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last exchange worked."""
+        return self.kind == "connected"
+
+
+class RedisLink:
+    """One Redis by URL (``redis://``, ``rediss://``, ``unix://``). Start and stop it on the loop that uses it."""
+
+    def __init__(
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        limits: Limits | None = None,
+        name: str | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._random = random or Random()
+        self.place = _place(url)
+        try:
+            self._redis: Any = Redis.from_url(  # Any: redis-py is typed in part only
+                url,
+                socket_timeout=self._limits.redis_deadline_seconds,
+                socket_connect_timeout=self._limits.redis_deadline_seconds,
+                retry=Retry(NoBackoff(), 0),
+                client_name=name,
+                protocol=2,
+                decode_responses=False,
+            )
+        except ValueError as error:
+            raise BadInput(str(error), field="redis", hint="write it as redis://host:port/0 or unix:///path") from None
+        self._up = False
+        self._ever = False
+        self._since = clock.now()
+        self._why = "not asked yet"
+        self._trouble = asyncio.Event()
+        self._arrival = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> LinkState:
+        """How the link is just now."""
+        if self._up:
+            return LinkState("connected", self._since, "")
+        short = self._clock.now() - self._since <= self._limits.redis_stale_seconds
+        return LinkState("stale" if self._ever and short else "away", self._since, self._why)
+
+    def words(self) -> str:
+        """The state for people; never holds a password."""
+        state = self.state
+        if state.connected:
+            return f"connected to {self.place}"
+        age = duration(max(0.0, self._clock.now() - self._since))
+        return f"{state.kind} for {age}: {self.place}: {state.why}"
+
+    def start(self) -> None:
+        """Begin connecting on the running loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep(), name="redis link")
+
+    async def stop(self) -> None:
+        """Close the connections; the link can be started again."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self._up:
+            self._lost("stopped")
+        with suppress(RedisError, OSError):
+            await self._redis.aclose()
+
+    async def wait_connected(self) -> None:
+        """Return as soon as the link is connected."""
+        while not self._up:
+            await self._arrival.wait()
+
+    async def run(self, commands: Sequence[Command]) -> list[Any] | None:
+        """The replies in order (a refused command's reply is its ResponseError), or None when Redis is away."""
+        if not self._up:
+            return None
+        try:
+            async with asyncio.timeout(self._limits.redis_deadline_seconds):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for command in commands:
+                        pipe.execute_command(*command)
+                    return list(await pipe.execute(raise_on_error=False))
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(_why(error))
+            return None
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            if await self._ping():
+                failures = 0
+                self._arrived()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._trouble.wait(), self._limits.redis_ping_seconds)
+            else:
+                pause = min(self._limits.redis_pause_seconds, FIRST_PAUSE_SECONDS * 2.0**failures)
+                failures = min(failures + 1, 16)
+                await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
+
+    async def _ping(self) -> bool:
+        if not self._up:
+            # A connection that was open while the server went may be half dead: begin with fresh ones.
+            await self._redis.connection_pool.disconnect()
+        try:
+            async with asyncio.timeout(self._limits.redis_deadline_seconds):
+                await self._redis.execute_command("PING")
+        except ResponseError as error:
+            self._lost(f"refused: {error}")
+            return False
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(_why(error))
+            return False
+        return True
+
+    def _arrived(self) -> None:
+        if not self._up:
+            self._up = self._ever = True
+            self._since = self._clock.now()
+        self._trouble.clear()
+        self._arrival.set()
+
+    def _lost(self, why: str) -> None:
+        if self._up:
+            self._since = self._clock.now()
+        self._up = False
+        self._why = why
+        self._arrival.clear()
+        self._trouble.set()
+
+
+def _place(url: str) -> str:
+    """Where a URL leads, without user and password."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return parts.path
+    return parts.netloc.rpartition("@")[2] or "redis"
+
+
+def _why(error: Exception) -> str:
+    """An error in few words; Redis' own messages hold addresses, never values."""
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return "no answer in time"
+    return str(error).splitlines()[0][:200] or type(error).__name__

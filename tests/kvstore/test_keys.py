@@ -1,0 +1,47 @@
+"""Redis names: one slot per model, and no name can reach into another's."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.errors import BadInput
+from fairlead_kvstore import keys
+
+PART = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=20)
+
+
+def test_names_are_the_ones_that_the_design_gives() -> None:
+    assert keys.decisions("chat/llama-70b") == "fl1:{chat/llama-70b}:dec"
+    assert keys.board("chat/llama-70b", "gw-0") == "fl1:{chat/llama-70b}:board:gw-0"
+    assert keys.boards("chat/llama-70b") == "fl1:{chat/llama-70b}:board:*"
+
+
+@given(PART, PART, PART)
+def test_the_hash_tag_is_the_model_whatever_it_is_called(namespace: str, name: str, gateway: str) -> None:
+    key = f"{namespace}/{name}"
+    tags = {found[found.index("{") + 1 : found.index("}")] for found in (keys.decisions(key), keys.board(key, gateway))}
+    assert len(tags) == 1
+    assert keys.board(key, gateway).count("{") == keys.board(key, gateway).count("}") == 1
+
+
+@given(st.lists(st.tuples(PART, PART), min_size=2, max_size=2, unique=True))
+def test_two_models_never_share_a_name(models: list[tuple[str, str]]) -> None:
+    first, second = (tuple(unicodedata.normalize("NFC", part) for part in model) for model in models)
+    names = {keys.decisions("/".join(first)), keys.decisions("/".join(second))}
+    assert len(names) == (1 if first == second else 2)
+
+
+def test_composed_and_decomposed_spellings_are_one_name() -> None:
+    assert keys.decisions("ns/caf\u00e9") == keys.decisions("ns/cafe\u0301")
+
+
+@pytest.mark.parametrize("key", ["noslash", "/name", "ns/", "ns/a\nb", "ns/" + "x" * 254, "ns/\ud800"])
+def test_bad_model_keys_are_refused(key: str) -> None:
+    with pytest.raises(BadInput):
+        keys.decisions(key)
+
+
+def test_a_gateway_cannot_be_a_pattern() -> None:
+    assert keys.board("a/b", "*").endswith(":board:%2A")

@@ -1,0 +1,144 @@
+"""The link to Redis: it says how it is, comes back by itself, and never fails its user."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fairlead.clock import ManualClock, SystemClock
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.testing.waiting import until
+from fairlead_kvstore.redis import RedisLink
+
+FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_deadline_seconds=0.5)
+
+
+def _check(server: Any, work: Callable[[RedisLink], Any], limits: Limits = FAST) -> None:
+    async def run() -> None:
+        link = RedisLink(server.url, SystemClock(), limits=limits, name="test")
+        link.start()
+        try:
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+            await work(link)
+        finally:
+            await link.stop()
+
+    asyncio.run(run())
+
+
+def test_replies_come_in_order(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", "a", b"1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
+        assert link.state.kind == "connected"
+
+    _check(server, work)
+
+
+def test_a_refused_command_refuses_itself_alone(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        replies = await link.run([("SET", "a", "x"), ("INCR", "a"), ("GET", "a")])
+        assert replies is not None
+        assert isinstance(replies[1], Exception)
+        assert replies[2] == b"x"
+        assert link.state.connected
+
+    _check(server, work)
+
+
+def test_a_killed_redis_is_noticed_without_traffic_and_found_again_when_it_is_back(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        server.kill()
+        await until(lambda: not link.state.connected)
+        assert link.state.kind == "stale"
+        assert "stale for" in link.words()
+        assert await link.run([("PING",)]) is None
+        server.start()
+        await until(lambda: link.state.connected)
+        assert await link.run([("PING",)]) is not None
+
+    _check(server, work)
+
+
+def test_a_redis_that_hangs_costs_the_deadline_and_no_more(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        server.freeze()
+        assert await link.run([("PING",)]) is None
+        assert not link.state.connected
+        before = time.monotonic()
+        assert await link.run([("PING",)]) is None  # away: answered at once, without asking
+        assert time.monotonic() - before < FAST.redis_deadline_seconds
+        server.thaw()
+        await until(lambda: link.state.connected)
+
+    _check(server, work)
+
+
+def test_a_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
+    async def work(link: RedisLink) -> None:
+        server.freeze()
+        assert await link.run([("SET", "late", "1"), ("GET", "late")]) is None
+        server.thaw()
+        await until(lambda: link.state.connected)
+        assert await link.run([("ECHO", "mine")]) == [b"mine"]
+
+    _check(server, work)
+
+
+def test_a_redis_that_was_never_there_is_away(server: Any) -> None:
+    server.kill()
+
+    async def run() -> None:
+        link = RedisLink(server.url, SystemClock(), limits=FAST)
+        link.start()
+        await until(lambda: "not asked" not in link.words())
+        assert link.state.kind == "away"
+        assert await link.run([("PING",)]) is None
+        await link.stop()
+
+    asyncio.run(run())
+
+
+def test_stale_becomes_away_with_time() -> None:
+    clock = ManualClock()
+
+    async def run() -> None:
+        link = RedisLink("redis://127.0.0.1:1", clock, limits=FAST)
+        link._arrived()
+        link._lost("closed")
+        assert link.state.kind == "stale"
+        clock.advance(FAST.redis_stale_seconds + 1)
+        assert link.state.kind == "away"
+        await link.stop()
+
+    asyncio.run(run())
+
+
+def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
+    async def run() -> None:
+        link = RedisLink("redis://user:s3cret@127.0.0.1:1/0", SystemClock(), limits=FAST)
+        assert "s3cret" not in link.words()
+        assert link.place == "127.0.0.1:1"
+        await link.stop()
+        keeper = Redis.from_url(server.url)
+        await keeper.config_set("requirepass", "right")
+        await keeper.aclose()
+        other = RedisLink(f"{server.url}?password=s3cret", SystemClock(), limits=FAST)
+        other.start()
+        await until(lambda: "not asked" not in other.words())
+        assert other.state.kind == "away"
+        assert "password" in other.words()
+        assert "s3cret" not in other.words()
+        await other.stop()
+
+    asyncio.run(run())
+
+
+def test_a_url_of_another_kind_is_refused_at_once() -> None:
+    with pytest.raises(BadInput, match="redis://"):
+        RedisLink("http://127.0.0.1", ManualClock())
