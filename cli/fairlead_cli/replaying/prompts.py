@@ -5,13 +5,14 @@ A block's text is 512 tokens drawn from its id, four bytes a token. The last blo
 tokenizer this is; other engines count other tokens for the same text, but equal ids still give equal text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 
 from fairlead.errors import BadInput
 from fairlead_cli.replaying.client import Planned
+from fairlead_gateway.routing import PrefixChain, prefix_chain
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
@@ -31,6 +32,10 @@ class PromptBuilder:
         whole = "".join(map(self._block, request.blocks))
         tokens = max(1, request.prompt_tokens - self.template_tokens)
         return whole[: tokens * TOKEN_BYTES]
+
+    def messages(self, request: TraceRequest) -> list[dict[str, str]]:
+        """The chat of ``request``."""
+        return [{"role": "user", "content": self.text(request)}]
 
     def _block(self, block: int) -> str:
         text = self._texts.get(block)
@@ -68,12 +73,12 @@ class Target:
             lines.append(f"authorization: Bearer {key}")
         self._head = "\r\n".join(lines).encode()
 
-    def wire(self, request: TraceRequest, text: str) -> bytes:
+    def wire(self, request: TraceRequest, messages: Sequence[Mapping[str, str]]) -> bytes:
         """The whole request as it goes over the connection."""
         body = msgspec.json.encode(
             {
                 "model": self.model,
-                "messages": [{"role": "user", "content": text}],
+                "messages": messages,
                 "max_tokens": request.output_tokens,
                 "ignore_eos": True,
                 "stream": True,
@@ -85,12 +90,26 @@ class Target:
         return self._head + tail.encode() + body
 
 
-def plan(requests: Sequence[TraceRequest], target: Target, *, speed: float) -> list[Planned]:
+def live_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> Callable[[TraceRequest], PrefixChain]:
+    """The prefix chain that a gateway with this secret finds in a replayed request, for the simulator to use the same."""
+
+    def chain(request: TraceRequest) -> PrefixChain:
+        text = msgspec.json.encode(builder.messages(request))[1:-1]  # the messages without their outer brackets
+        return prefix_chain(text, secret=secret, seed=model_key.encode())
+
+    return chain
+
+
+def plan(
+    requests: Sequence[TraceRequest], target: Target, *, speed: float, builder: PromptBuilder | None = None
+) -> list[Planned]:
     """All requests as bytes with the wall time each is due at: ``speed`` seconds of the trace pass in one."""
     if speed <= 0:
         raise BadInput(f"the speed must be positive, got {speed}", field="speed")
-    builder = PromptBuilder(Tokenizer())
+    builder = builder or PromptBuilder(Tokenizer())
     return [
-        Planned(request.id, request.arrival / speed, request.prompt_tokens, target.wire(request, builder.text(request)))
+        Planned(
+            request.id, request.arrival / speed, request.prompt_tokens, target.wire(request, builder.messages(request))
+        )
         for request in requests
     ]

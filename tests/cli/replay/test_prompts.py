@@ -42,7 +42,7 @@ def test_shared_blocks_stay_shared_in_full_engine_blocks() -> None:
 
 def test_the_wire_is_one_complete_request() -> None:
     target = Target("http://[::1]:8000/v1", model="a", key="secret")
-    head, _, body = target.wire(request(600, 0, 1), " abc").partition(b"\r\n\r\n")
+    head, _, body = target.wire(request(600, 0, 1), [{"role": "user", "content": " abc"}]).partition(b"\r\n\r\n")
     assert b"host: [::1]:8000" in head
     assert b"authorization: Bearer secret" in head
     assert f"content-length: {len(body)}".encode() in head
