@@ -1,0 +1,126 @@
+"""Scaling down under load, with the real gateway and real simulated engines: no engine sees a request after Draining."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import httpx
+
+from fairlead.clock import SystemClock
+from fairlead.fleet import Instance, Model
+from fairlead.fleetfile import parse
+from fairlead_cli.local.child import Command
+from fairlead_cli.local.guard import Guard
+from fairlead_cli.local.management import Management
+from fairlead_cli.local.pool import PoolPlan
+from fairlead_cli.local.ports import free_ports
+from fairlead_cli.local.probe import until
+from fairlead_cli.local.supervisor import StackPlan, Supervisor
+
+PATIENCE = 100.0
+KEY = "default/tiny"
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+
+
+def engine(ports: tuple[int, ...], first: int) -> Command:
+    listen = f"127.0.0.1:{ports[0]}"
+    command = (
+        "-m",
+        "fairlead_sim",
+        "engine",
+        "--listen",
+        listen,
+        "--model",
+        "tiny",
+        "--profile",
+        "910b4",
+        "--speed",
+        "5",
+    )
+    return Command((sys.executable, *command))
+
+
+class Load:
+    """Requests all the time, from several clients, until told to stop; keeps every status."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.statuses: list[int] = []
+        self.seen = asyncio.Event()
+        self._on = True
+        self._tasks = [asyncio.ensure_future(self._client()) for _ in range(4)]
+
+    async def more(self, count: int) -> None:
+        """Wait until that many more were answered."""
+        wanted = len(self.statuses) + count
+        while len(self.statuses) < wanted:
+            self.seen.clear()
+            await self.seen.wait()
+
+    async def stop(self) -> None:
+        self._on = False
+        await asyncio.gather(*self._tasks)
+
+    async def _client(self) -> None:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            while self._on:
+                answer = await client.post(f"{self.url}/v1/chat/completions", json=CHAT)
+                self.statuses.append(answer.status_code)
+                self.seen.set()
+
+
+async def scaled_down_under_load(directory: Path) -> tuple[Load, list[dict[str, int]]]:
+    """Three engines become two while requests keep coming; what the leaving one said of itself while it drained."""
+    guard = Guard(None)
+    (listen,), (manage,) = free_ports([1, 1])
+    file = directory / "fleet.yaml"
+    arguments = ("--fleet", str(file), "--listen", f"127.0.0.1:{listen}", "--manage", f"127.0.0.1:{manage}")
+    gateway = Command((sys.executable, "-m", "fairlead_gateway", *arguments))
+    template = Instance("", "default", "tiny", "main", "", engine="sim")
+    pool = PoolPlan(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
+    url = f"http://127.0.0.1:{manage}"
+    said: list[dict[str, int]] = []
+    async with Management(url) as management:
+        plan = StackPlan((pool,), gateway, url, file)
+        supervisor = Supervisor(plan, guard=guard, clock=SystemClock(), routes=management, told=lambda line: None)
+        try:
+            supervisor.start()
+            async with asyncio.timeout(PATIENCE):
+                await supervisor.ready()
+                load = Load(f"http://127.0.0.1:{listen}")
+                await load.more(30)
+                leaving = supervisor.units[-1]
+                watching = asyncio.ensure_future(watch(leaving.urls()[0], leaving.ids()[0], management, said))
+                await supervisor.scale(KEY, "main", 2)
+                await load.more(30)
+                await load.stop()
+                watching.cancel()
+                await asyncio.wait({watching})
+                assert [one.id for one in parse(file.read_text(), file=str(file)).instances[KEY]] == [
+                    unit.ids()[0] for unit in supervisor.units
+                ]
+        finally:
+            await supervisor.stop(asyncio.Event())
+            guard.close()
+    return load, said
+
+
+async def watch(url: str, instance_id: str, management: Management, said: list[dict[str, int]]) -> None:
+    """What the leaving engine counts from the moment at which the gateway knows that it drains, until it is gone."""
+    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        await until(lambda: management.knows_draining(instance_id), 0.0)
+        while True:
+            try:
+                said.append((await client.get(f"{url}/sim/state")).json())
+            except httpx.HTTPError:
+                return
+            await asyncio.sleep(0.005)
+
+
+def test_no_request_is_lost_and_none_reaches_an_engine_that_drains(tmp_path: Path) -> None:
+    load, said = asyncio.run(scaled_down_under_load(tmp_path))
+    assert set(load.statuses) == {200}
+    assert len(load.statuses) >= 60
+    assert said, "the engine was watched while it drained"
+    assert len({one["requests_seen"] for one in said}) == 1
+    assert {one["requests_while_draining"] for one in said} == {0}

@@ -1,0 +1,262 @@
+"""`fairlead up` with the real engines, Redis and gateway: serving, and ending without a trace."""
+
+import os
+import pty
+import select
+import socket
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
+
+import httpx
+import openai
+import pytest
+
+from fairlead.testing.processes import alive, descendants, listens, wait_until
+from fairlead.testing.stack import Left, UpProcess
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+    pytest.mark.timeout(300),
+]
+QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[UpProcess]:
+    with UpProcess(tmp_path, "--speed", "20") as process:
+        yield process.ready()
+
+
+def ask(up: UpProcess, **more: object) -> httpx.Response:
+    return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **more}, timeout=60, trust_env=False)
+
+
+def test_a_client_streams_and_ctrl_c_leaves_nothing(up: UpProcess) -> None:
+    left = Left(up)
+    assert len(left.ports) == 4
+    assert all(listens(port) for port in left.ports)
+    with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
+        pieces = list(client.chat.completions.create(stream=True, max_tokens=12, **QUESTION))  # type: ignore[call-overload]  # keywords from a dict
+    assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) == 12
+    up.signal(SIGINT)
+    assert up.ended() == 0
+    wait_until(left.gone, "no process, no port and no directory is left")
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGHUP], ids=lambda number: Signals(number).name)
+def test_other_ends_leave_nothing_either(up: UpProcess, number: Signals) -> None:
+    left = Left(up)
+    up.signal(number)
+    assert up.ended() == 0
+    wait_until(left.gone, "no process, no port and no directory is left")
+
+
+def test_sigkill_leaves_nothing(up: UpProcess) -> None:
+    left = Left(up)
+    up.signal(SIGKILL)
+    assert up.ended() == -SIGKILL
+    wait_until(left.gone, "no process, no port and no directory is left")
+
+
+def test_a_signal_while_starting_leaves_nothing(tmp_path: Path) -> None:
+    with UpProcess(tmp_path) as starting:
+        wait_until(lambda: len(starting.children()) >= 2, "the first processes run")
+        pids = set(starting.children())
+        starting.signal(SIGINT)
+        assert starting.ended() == 0
+    assert not any(line.startswith("ready") for line in starting.lines)
+    wait_until(lambda: not any(map(alive, pids)), "all processes end")
+    assert not list(tmp_path.glob("fairlead/up-*"))
+
+
+def test_exactly_one_line_begins_with_ready(up: UpProcess) -> None:
+    up.signal(SIGINT)
+    up.ended()
+    assert sum(line.startswith("ready") for line in up.lines) == 1
+    assert any("curl" in line for line in up.lines)
+    assert any("from openai import OpenAI" in line for line in up.lines)
+    assert any(f"{up.manage}/" in line for line in up.lines)
+
+
+def test_a_request_in_flight_is_finished_before_the_end(up: UpProcess) -> None:
+    with httpx.stream(
+        "POST",
+        f"{up.url}/v1/chat/completions",
+        json={**QUESTION, "stream": True, "max_tokens": 400, "ignore_eos": True},
+        trust_env=False,
+    ) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if '"content"' in line)
+        up.signal(SIGINT)
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    assert up.ended() == 0
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    with UpProcess(tmp_path).ready() as slow:
+        left = Left(slow)
+        long = {**QUESTION, "stream": True, "max_tokens": 20_000, "ignore_eos": True}
+        with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=long, trust_env=False) as answer:
+            next(line for line in answer.iter_lines() if '"content"' in line)
+            slow.signal(SIGINT)
+            wait_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C is heard")
+            slow.signal(SIGINT)
+            assert slow.ended() == 0
+        wait_until(left.gone, "nothing is left")
+
+
+def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: UpProcess) -> None:
+    victim = up.pid_of("fairlead_sim engine")
+    with ThreadPoolExecutor(4) as pool:
+        before = [pool.submit(ask, up, max_tokens=5) for _ in range(8)]
+        os.kill(victim, SIGKILL)
+        after = [pool.submit(ask, up, max_tokens=5) for _ in range(24)]
+        statuses = [answer.result().status_code for answer in (*before, *after)]
+    assert statuses == [200] * 32
+    wait_until(lambda: any("is ready again" in line for line in up.lines), "the engine is back")
+    wait_until(lambda: up.command("status").returncode == 0, "status finds all engines again")
+    assert victim not in descendants(up.process.pid)
+
+
+@pytest.mark.parametrize("part", ["fairlead_gateway", "redis.sock"], ids=["gateway", "redis"])
+def test_a_killed_gateway_or_redis_is_started_again(up: UpProcess, part: str) -> None:
+    os.kill(up.pid_of(part), SIGKILL)
+    if part != "fairlead_gateway":
+        assert ask(up, max_tokens=3).status_code == 200
+    wait_until(lambda: any("is ready again" in line for line in up.lines), "it is back")
+    assert ask(up, max_tokens=3).status_code == 200
+    left = Left(up)
+    up.signal(SIGINT)
+    assert up.ended() == 0
+    wait_until(left.gone, "nothing is left")
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--manage"])
+def test_a_busy_port_is_named_with_its_flag_and_nothing_is_started(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        addresses = {"--listen": ":0", "--manage": ":0", flag: f"127.0.0.1:{port}"}
+        command = [sys.executable, "-m", "fairlead_cli", "up", *(word for pair in addresses.items() for word in pair)]
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert f"{flag}: 127.0.0.1:{port} is in use already" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_manifest_is_told_with_its_line_and_nothing_is_started(tmp_path: Path) -> None:
+    with UpProcess(tmp_path, manifest="apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeploymint\n") as wrong:
+        assert wrong.ended() == 2
+    assert "model.yaml:2: kind:" in "".join(wrong.lines)
+    assert not list(tmp_path.glob("fairlead/up-*"))
+
+
+def test_engines_that_cannot_start_end_the_command_with_their_last_words(tmp_path: Path) -> None:
+    text = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: tiny}
+spec:
+  model: {source: "hf://org/tiny"}
+  engine: {kind: sim, args: ["--no-such-switch"]}
+  pools: [{accelerator: cpu}]
+"""
+    with UpProcess(tmp_path, manifest=text) as failing:
+        assert failing.ended() == 1
+    told = "".join(failing.lines)
+    assert "main-0 does not start" in told
+    assert "--no-such-switch" in told
+    assert not list(tmp_path.glob("fairlead/up-*"))
+
+
+def test_when_nobody_reads_its_output_any_more_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fairlead_cli", "up", "--listen", ":0", "--manage", ":0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("ready"))
+        pids = descendants(process.pid)
+        process.stdout.close()
+        os.kill(max(pids), SIGKILL)  # an event, which it cannot tell anybody
+        process.wait(60)
+    wait_until(lambda: not any(map(alive, pids)), "nothing is left")
+
+
+def test_engines_can_share_a_process(tmp_path: Path) -> None:
+    manifest = None  # the bundled example: eight engines
+    with UpProcess(tmp_path, "--engines-per-process", "4", "--preset", "round-robin", manifest=manifest).ready() as up:
+        engines = [line for line in up.children().values() if "fairlead_sim engine" in line]
+        assert len(engines) == 2
+        found = httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
+        assert found["preset"] == "round-robin"
+        assert [one["state"] for one in found["instances"]] == ["Ready"] * 8
+        used = {
+            httpx.post(
+                f"{up.url}/v1/chat/completions",
+                json={**QUESTION, "model": "qwen2.5-7b", "max_tokens": 1},
+                timeout=60,
+                trust_env=False,
+            ).headers["x-fairlead-instance"]
+            for _ in range(8)
+        }
+        assert len(used) == 8
+
+
+def test_chat_and_status_find_the_running_stack(up: UpProcess) -> None:
+    answer = up.command("chat", "tiny", "-m", "Why?", "--max-tokens", "4")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip()
+    status = up.command("status")
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert "tiny  dual-hash  2/2 ready" in status.stdout
+    assert up.url in status.stdout
+    assert "→ main-" in status.stdout
+    assert up.command("status", "other").returncode == 2
+
+
+def test_two_stacks_run_side_by_side(tmp_path: Path) -> None:
+    with UpProcess(tmp_path).ready() as first:
+        with UpProcess(tmp_path).ready() as second:
+            assert {first.url, first.manage}.isdisjoint({second.url, second.manage})
+            assert second.url in second.command("status").stdout
+        wait_until(lambda: first.url in first.command("status").stdout, "the first one is found again")
+
+
+def test_on_a_terminal_it_draws_a_picture_and_gives_the_terminal_back(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    before = termios.tcgetattr(theirs)
+    environment = {**os.environ, "TERM": "xterm-256color", "XDG_RUNTIME_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "fairlead_cli", "up", "--listen", ":0", "--manage", ":0"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    seen = bytearray()
+    try:
+        read_until(ours, seen, b"Ctrl-C stops everything")
+        read_until(ours, seen, b"status page")
+        read_until(ours, seen, "● Ready".encode())
+        process.send_signal(SIGINT)
+        read_until(ours, seen, b"nothing of it runs any more")
+        assert process.wait(60) == 0
+        assert termios.tcgetattr(theirs) == before
+        assert seen.count(b"\x1b[?25h") == seen.count(b"\x1b[?25l") == 1  # the cursor is hidden, and shown again
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+    assert b"Traceback" not in seen
+
+
+def read_until(terminal: int, seen: bytearray, wanted: bytes) -> None:
+    while wanted not in seen:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, f"{wanted!r} never came: {bytes(seen)!r}"
+        seen += os.read(terminal, 65_536)
