@@ -13,13 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvloop
-
 from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleetfile import FileFleetSource
 from fairlead.limits import Limits
 from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.server import Address, Server
 
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listen = _address(options.listen, "--listen", insecure=options.insecure)
         manage = _address(options.manage, "--manage", insecure=options.insecure)
         secret = os.environ.get("FAIRLEAD_HASH_SECRET", "").encode() or secrets.token_bytes(32)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_run(Path(options.fleet), listen, manage, secret))
     except (FairleadError, OSError) as error:
         print(f"fairlead-gateway: {error}", file=sys.stderr)

@@ -1,0 +1,182 @@
+"""An engine whose every answer a test writes itself, and that knows who is still connected.
+
+A script is an async function that gets a ``Call``: the request, and the means to answer it well, badly or not at all. When it
+returns, the connection waits for its next request.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Hangup(Exception):
+    """A script raises it to close the connection."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One request. ``fields`` are its header fields in order, names in lower case."""
+
+    path: str
+    fields: list[tuple[str, str]]
+    body: bytes
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+    def header(self, name: str) -> str | None:
+        """The first header field of that name."""
+        return next((value for known, value in self.fields if known == name), None)
+
+    async def send(self, data: bytes) -> None:
+        """Write bytes as they are."""
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def plain(
+        self, value: object, status: str = "200 OK", kind: str = "application/json", more: str = ""
+    ) -> None:
+        """A whole answer with Content-Length; ``value`` is JSON unless it is bytes."""
+        body = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+        head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+        await self.send(head.encode() + body)
+
+    async def begin(self, kind: str = "text/event-stream; charset=utf-8") -> None:
+        """The head of a chunked stream."""
+        await self.send(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+
+    async def chunk(self, data: bytes) -> None:
+        """One chunk; an empty one ends the answer."""
+        await self.send(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    async def event(self, value: object) -> None:
+        """One server-sent event in a chunk of its own."""
+        await self.chunk(event(value))
+
+    async def finish(self) -> None:
+        """``[DONE]`` and the last chunk."""
+        await self.event("[DONE]")
+        await self.chunk(b"")
+
+    async def gone(self) -> None:
+        """Wait until the other side has closed the connection."""
+        try:
+            while await self.reader.read(65_536):
+                pass
+        except ConnectionError:
+            pass
+
+    def reset(self) -> None:
+        """Close with RST, as a killed process with unread bytes does."""
+        bound: socket.socket = self.writer.get_extra_info("socket")
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+Script = Callable[[Call], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class ScriptedEngine:
+    """``calls`` in the order in which they came; ``connections`` counts those ever opened, ``open`` the present ones."""
+
+    url: str = ""
+    calls: list[Call] = field(default_factory=list)
+    connections: int = 0
+    open: int = 0
+    server: asyncio.Server | None = None
+
+
+def event(value: object) -> bytes:
+    """A server-sent event as bytes; text goes in as it is."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+def token(text: str, finish: str | None = None) -> dict[str, Any]:
+    """The event of one token of a chat completion."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
+    """The event before the last when usage was asked for."""
+    details = {"cached_tokens": cached}
+    return {
+        "choices": [],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": output, "prompt_tokens_details": details},
+    }
+
+
+async def honest(call: Call) -> None:
+    """Three tokens for a stream, a small completion otherwise."""
+    asked = call.json
+    if not asked.get("stream"):
+        counted = usage(7, 4, 3)["usage"]
+        await call.plain({"object": "chat.completion", "choices": [{"index": 0}], "usage": counted})
+        return
+    await call.begin()
+    for text in ("a", "b", "c"):
+        await call.event(token(text, "stop" if text == "c" else None))
+    if (asked.get("stream_options") or {}).get("include_usage"):
+        await call.event(usage(7, 4, 3))
+    await call.finish()
+
+
+@asynccontextmanager
+async def scripted_engine(script: Script = honest) -> AsyncIterator[ScriptedEngine]:
+    """Listen on a free loopback port and answer every request with ``script``."""
+    engine = ScriptedEngine()
+    handlers: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(_connection(engine, script, reader, writer))
+        handlers.add(task)
+        task.add_done_callback(handlers.discard)
+
+    engine.server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    engine.url = f"http://127.0.0.1:{engine.server.sockets[0].getsockname()[1]}"
+    try:
+        yield engine
+    finally:
+        engine.server.close()
+        for task in list(handlers):
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+        await engine.server.wait_closed()
+
+
+async def _connection(
+    engine: ScriptedEngine, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    engine.connections += 1
+    engine.open += 1
+    try:
+        while True:
+            call = await _read(reader, writer)
+            engine.calls.append(call)
+            await script(call)
+    except (Hangup, asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        engine.open -= 1
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Call:
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+    fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
+    body = await reader.readexactly(int(dict(fields).get("content-length", "0")))
+    return Call(lines[0].split(" ")[1], fields, body, reader, writer)

@@ -1,0 +1,146 @@
+"""HTTP/1.1 by hand: send exactly these bytes, and read strictly what comes back."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+PATIENCE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """One response; ``pieces`` are its chunks, or the whole body as one."""
+
+    status: int
+    fields: dict[str, str]
+    pieces: list[bytes]
+    complete: bool = True
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+        return b"".join(self.pieces)
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The OpenAI error object inside."""
+        found = self.json["error"]
+        assert set(found) == {"message", "type", "param", "code"}, found
+        assert isinstance(found["message"], str)
+        assert self.json["request_id"] == self.fields["x-request-id"]
+        return dict(found)
+
+    @property
+    def events(self) -> list[str]:
+        """The data of its server-sent events."""
+        return [part[6:] for part in self.body.decode().split("\n\n") if part.startswith("data: ")]
+
+
+class Connection:
+    """One client connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def to(cls, url: str) -> "Connection":
+        """Connect."""
+        parts = urlsplit(url)
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24))
+
+    async def send(self, data: bytes) -> None:
+        """Write bytes as they are; a server that has closed already is no surprise."""
+        try:
+            self.writer.write(data)
+            await self.writer.drain()
+        except ConnectionError:
+            pass
+
+    async def answer(self, *, head_only: bool = False) -> Answer:
+        """Read one response. Raises IncompleteReadError when the connection ends before its head."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+            status = int(lines[0].split(" ")[1])
+            assert lines[0].startswith("HTTP/1.1 "), lines[0]
+            pairs = [line.partition(": ")[::2] for line in lines[1:]]
+            fields = dict(pairs)
+            assert len(fields) == len(pairs), pairs
+            if head_only or status < 200:
+                return Answer(status, fields, [])
+            if fields.get("transfer-encoding") == "chunked":
+                return await self._chunked(Answer(status, fields, [], complete=False))
+            if "content-length" in fields:
+                return Answer(status, fields, [await self.reader.readexactly(int(fields["content-length"]))])
+            return Answer(status, fields, [await self.reader.read()])
+
+    async def _chunked(self, answer: Answer) -> Answer:
+        try:
+            while True:
+                size = int((await self.reader.readuntil(b"\r\n"))[:-2], 16)
+                data = await self.reader.readexactly(size + 2)
+                assert data[-2:] == b"\r\n"
+                if not size:
+                    answer.complete = True
+                    return answer
+                answer.pieces.append(data[:-2])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return answer
+
+    async def rest(self) -> list[Answer]:
+        """Every answer until the server closes the connection."""
+        found = []
+        while True:
+            try:
+                found.append(await self.answer())
+            except asyncio.IncompleteReadError as error:
+                if error.partial:
+                    raise AssertionError(f"half an answer: {error.partial!r}") from error
+                return found
+            except ConnectionError:
+                return found
+
+    async def close(self) -> None:
+        """Close both directions."""
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+def post(body: object, *, path: str = "/v1/chat/completions", more: str = "", close: bool = True) -> bytes:
+    """A whole request; ``body`` is JSON unless it is bytes."""
+    data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
+    last = "connection: close\r\n" if close else ""
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n{more}{last}\r\n".encode() + data
+
+
+def get(path: str, *, more: str = "", close: bool = True, method: str = "GET") -> bytes:
+    """A whole request without a body."""
+    last = "connection: close\r\n" if close else ""
+    return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{more}{last}\r\n".encode()
+
+
+async def send(url: str, data: bytes) -> list[Answer]:
+    """Send bytes over a new connection and read every answer until the server closes it."""
+    connection = await Connection.to(url)
+    try:
+        await connection.send(data)
+        return await connection.rest()
+    finally:
+        await connection.close()
+
+
+async def ask(url: str, body: object, *, path: str = "/v1/chat/completions", more: str = "") -> Answer:
+    """One request, one answer."""
+    answers = await send(url, post(body, path=path, more=more))
+    assert len(answers) == 1, answers
+    return answers[0]

@@ -1,0 +1,73 @@
+"""A gateway inside a test: real sockets, a fleet as a value, limits as the test wants them."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fairlead.clock import SystemClock
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
+from fairlead.limits import Limits
+from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.loops import loop_factory
+
+KEY = "default/tiny"
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a test's coroutine on the loop that carries a real gateway."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(main)
+
+
+@dataclass(slots=True)
+class Running:
+    """A listening gateway."""
+
+    url: str
+    gateway: Gateway
+
+
+def fleet_of(
+    urls: Sequence[str],
+    *,
+    version: int = 1,
+    preset: str = "dual-hash",
+    states: Sequence[InstanceState] = (),
+    objectives: Objectives | None = None,
+) -> Fleet:
+    """One model ``tiny`` with an instance ``e-<n>`` for each URL; missing ``states`` are Ready."""
+    model = Model("default", "tiny", objectives or Objectives(), preset)
+    known = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
+    instances = tuple(
+        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=known[number])
+        for number, url in enumerate(urls)
+    )
+    return Fleet(version, version, {KEY: model}, {KEY: instances})
+
+
+@asynccontextmanager
+async def running_gateway(fleet: Fleet, limits: Limits | None = None) -> AsyncIterator[Running]:
+    """Listen on a free loopback port until the block ends."""
+    loop = asyncio.get_running_loop()
+    count = itertools.count(1)
+    gateway = Gateway(
+        clock=SystemClock(),
+        limits=limits or Limits(),
+        loop=loop,
+        secret=b"a secret of the test",
+        new_id=lambda: f"req-{next(count)}",
+    )
+    gateway.apply(fleet)
+    server = await loop.create_server(gateway.listener.protocol, "127.0.0.1", 0)
+    try:
+        yield Running(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", gateway)
+    finally:
+        server.close()
+        gateway.close()
+        while gateway.listener.connections or gateway.in_flight():  # noqa: ASYNC110 - transports close a turn later
+            await asyncio.sleep(0)
+        await server.wait_closed()
