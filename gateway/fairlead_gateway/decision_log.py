@@ -4,7 +4,7 @@ Bounded by count, oldest out first. It never holds a prompt: ids, counts, second
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -38,10 +38,14 @@ class Logged:
 
 
 class DecisionLog:
-    """Keeps ``limit`` requests; appending and settling are dictionary operations."""
+    """Keeps ``limit`` requests; appending and settling are dictionary operations.
 
-    def __init__(self, limit: int) -> None:
+    ``told`` is handed every record at once; it must only put it aside (the board's ``offer`` does).
+    """
+
+    def __init__(self, limit: int, told: Callable[[DecisionRecord], None] | None = None) -> None:
         self._limit = max(1, limit)
+        self.told = told
         self._requests: OrderedDict[str, Logged] = OrderedDict()
 
     def __len__(self) -> int:
@@ -49,6 +53,8 @@ class DecisionLog:
 
     def append(self, record: DecisionRecord) -> None:
         """Remember a choice; a retry joins the choices of its request."""
+        if self.told is not None:
+            self.told(record)
         known = self._requests.get(record.request_id)
         if known is not None and record.attempt > 1:
             known.records.append(record)

@@ -74,6 +74,11 @@ class Board:
         await self.link.stop()
 
     @property
+    def connected(self) -> bool:
+        """Whether Redis answers."""
+        return self.link.state.connected
+
+    @property
     def waiting(self) -> int:
         """Decisions not yet told."""
         return len(self._queue)

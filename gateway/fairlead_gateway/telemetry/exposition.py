@@ -15,7 +15,7 @@ from fairlead.signals import EngineSignals
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.families import FAMILIES
 from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, SECONDS_BOUNDS, TOKEN_BOUNDS
-from fairlead_gateway.telemetry.load import Load
+from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.series import ModelSeries
 
 Parts: TypeAlias = Iterator[bytes]
@@ -43,6 +43,7 @@ class _Scrape:
     fleet: Fleet
     loads: Mapping[str, Load]
     lag: LoopLag | None
+    shared: Shared | None
     now: float
     uptime_seconds: float
 
@@ -58,11 +59,12 @@ def parts(
     loads: Mapping[str, Load],
     *,
     lag: LoopLag | None,
+    shared: Shared | None,
     now: float,
     uptime_seconds: float,
 ) -> Parts:
     """One piece of text per family; a family without a value keeps its HELP and TYPE lines."""
-    scrape = _Scrape(models, fleet, loads, lag, now, uptime_seconds)
+    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds)
     for family in FAMILIES:
         lines = _RENDERERS[family.name](family.name, scrape)
         yield (family.head + "".join(lines)).encode()
@@ -217,6 +219,10 @@ def _plain(read: Callable[[_Scrape], float]) -> _Renderer:
     return lambda name, scrape: [f"{name} {read(scrape):.15g}\n"]
 
 
+def _shared(read: Callable[[Shared], float]) -> _Renderer:
+    return lambda name, scrape: [] if scrape.shared is None else [f"{name} {read(scrape.shared):.15g}\n"]
+
+
 def _lag(name: str, scrape: _Scrape) -> Iterator[Line]:
     for share in (0.5, 0.99):
         value = None if scrape.lag is None else scrape.lag.quantile(share)
@@ -329,6 +335,10 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "membership_epoch": _plain(lambda scrape: scrape.fleet.membership_epoch),
     _P + "loop_lag_seconds": _lag,
     _P + "uptime_seconds": _plain(lambda scrape: scrape.uptime_seconds),
+    _P + "redis_connected": _shared(lambda shared: float(shared.connected)),
+    _P + "redis_published_total": _shared(lambda shared: shared.published),
+    _P + "redis_dropped_total": _shared(lambda shared: shared.dropped),
+    _P + "redis_refused_total": _shared(lambda shared: shared.refused),
     "gen_ai_server_time_to_first_token_seconds": _histogram(at.TTFT, at.TTFT_SUM, _GENAI),
     "gen_ai_server_time_per_output_token_seconds": _histogram(at.TPOT, at.TPOT_SUM, _GENAI),
     "gen_ai_server_request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _GENAI),

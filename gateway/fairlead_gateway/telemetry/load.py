@@ -1,4 +1,4 @@
-"""What the gateway's own ledger says of one instance, as far as metrics and the management API read it."""
+"""What metrics and the management API read of other rooms: the ledger's load of one instance, and what went to Redis."""
 
 from typing import Protocol
 
@@ -24,4 +24,28 @@ class Load(Protocol):
     @property
     def inflight_tokens(self) -> float:
         """Tokens those requests hold."""
+        ...
+
+
+class Shared(Protocol):
+    """What this gateway told the others through Redis (the board fits)."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis answers."""
+        ...
+
+    @property
+    def published(self) -> int:
+        """Decisions told."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Decisions that waited too long for a Redis that was away."""
+        ...
+
+    @property
+    def refused(self) -> int:
+        """Decisions that Redis would not take."""
         ...

@@ -15,7 +15,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.telemetry import exposition
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, TOKEN_BOUNDS
-from fairlead_gateway.telemetry.load import Load
+from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.outcome import Outcome
 from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
 
@@ -32,6 +32,7 @@ class Telemetry:
         self._now = clock.now
         self._limits = limits or Limits()
         self.lag = lag
+        self.shared: Shared | None = None
         self.started = clock.now()
         self.models: dict[str, ModelSeries] = {}
 
@@ -123,7 +124,9 @@ class Telemetry:
     def render_parts(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> exposition.Parts:
         """The same text in pieces of bounded work, so that a scrape of many models need not hold the loop."""
         self._forget(fleet, now)
-        return exposition.parts(self.models, fleet, loads, lag=self.lag, now=now, uptime_seconds=now - self.started)
+        return exposition.parts(
+            self.models, fleet, loads, lag=self.lag, shared=self.shared, now=now, uptime_seconds=now - self.started
+        )
 
     def _series(self, key: str) -> ModelSeries:
         series = self.models.get(key)
