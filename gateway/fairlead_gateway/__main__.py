@@ -9,6 +9,7 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleetfile import FileFleetSource
 from fairlead.limits import Limits
+from fairlead.settings import GatewaySettings, read, unknown
+from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.server import Address, Server
@@ -30,27 +33,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         listen = _address(options.listen, "--listen", insecure=options.insecure)
         manage = _address(options.manage, "--manage", insecure=options.insecure)
-        secret = os.environ.get("FAIRLEAD_HASH_SECRET", "").encode() or secrets.token_bytes(32)
+        settings = read(GatewaySettings, os.environ)
+        for line in unknown(os.environ):
+            logging.getLogger("fairlead.gateway").warning("%s", line)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(Path(options.fleet), listen, manage, secret))
+            runner.run(_run(Path(options.fleet), listen, manage, settings, options.redis or settings.redis_url))
     except (FairleadError, OSError) as error:
         print(f"fairlead-gateway: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _run(fleet: Path, listen: Address, manage: Address, secret: bytes) -> None:
+async def _run(fleet: Path, listen: Address, manage: Address, settings: GatewaySettings, redis: str | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     clock, limits = SystemClock(), Limits()
+    secret = settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32)
     prefix, count = secrets.token_hex(4), itertools.count(1)
     gateway = Gateway(
         clock=clock, limits=limits, loop=loop, secret=secret, new_id=lambda: f"req-{prefix}-{next(count):x}"
     )
     source = FileFleetSource(fleet, clock, limits=limits)
-    await Server(gateway, source, listen=listen, manage=manage, announce=_say).run(stop)
+    beside = Beside(gateway, limits, gateway_id=f"{socket.gethostname()}-{os.getpid()}", redis=redis)
+    token = settings.manage_token
+    await Server(gateway, source, listen=listen, manage=manage, beside=beside, token=token, announce=_say).run(stop)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +69,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
     parser.add_argument(
         "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"
+    )
+    parser.add_argument(
+        "--redis", metavar="URL", help="a Redis shared with other gateways; else FAIRLEAD_REDIS_URL; else none"
     )
     parser.add_argument(
         "--insecure", action="store_true", help="allow listening beyond loopback: nobody is asked for a key"

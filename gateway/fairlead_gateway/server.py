@@ -15,6 +15,7 @@ import uvicorn
 
 from fairlead.errors import FairleadError
 from fairlead.fleet import Fleet, FleetSource
+from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.management import management_app
 
@@ -60,7 +61,7 @@ class _Management(uvicorn.Server):
 
 
 class Server:
-    """Runs one gateway. ``announce`` gets the line that says where it listens."""
+    """Runs one gateway; ``token`` guards its management API, ``announce`` gets the line that says where it listens."""
 
     def __init__(
         self,
@@ -69,12 +70,16 @@ class Server:
         *,
         listen: Address,
         manage: Address,
+        beside: Beside,
+        token: str | None,
         announce: Callable[[str], None],
     ) -> None:
         self._gateway = gateway
         self._source = source
         self._listen = listen
         self._manage = manage
+        self._beside = beside
+        self._token = token
         self._announce = announce
         self._problem: str | None = None
 
@@ -89,16 +94,19 @@ class Server:
         public, private = self._listen.bind(), self._manage.bind()
         server = await loop.create_server(gateway.listener.protocol, sock=public, backlog=_BACKLOG)
         config = uvicorn.Config(
-            management_app(gateway),
+            management_app(self._beside, token=self._token),
             lifespan="off",
             log_config=None,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,
+            server_header=False,
             timeout_graceful_shutdown=1,
         )
         management = _Management(config)
         serving = loop.create_task(management.serve(sockets=[private]))
         following = loop.create_task(self._follow(snapshots))
+        self._beside.start()
         try:
             await management.up.wait()
             gc.freeze()
@@ -115,6 +123,7 @@ class Server:
             gateway.close()
             management.should_exit = True
             await asyncio.gather(serving, following, return_exceptions=True)
+            await self._beside.stop()
             private.close()
 
     async def _drained(self) -> None:
@@ -142,4 +151,4 @@ class Server:
     def _problems(self) -> list[str]:
         problem = getattr(self._source, "problem", None)
         found = [self._problem, f"the fleet file cannot be used: {problem}" if problem else None]
-        return [text for text in found if text]
+        return [*(text for text in found if text), *self._beside.notes()]

@@ -188,7 +188,7 @@ function instanceUpdate(row, instance, stats) {
   row.usage.show(told.kv_usage);
   say(cells[8], share(told.prefix_hit_share));
   const age = told.age_seconds, old = known(age) && age > 10;
-  say(cells[9], known(age) ? `${seconds(Math.max(age, 0.001))} ago` : "never");
+  say(cells[9], known(age) ? `${age < 99.5 ? age.toFixed(1) + " s" : long(age)} ago` : "never");
   cells[9].classList.toggle("old", old || (!known(age) && instance.state === "Ready"));
 }
 
