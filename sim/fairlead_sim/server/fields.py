@@ -30,7 +30,12 @@ def json_body(request: Request) -> Any:
 def _patient(body: bytes) -> Any:
     """Once more with the standard library, which says where and why (and takes NaN, as the real engine's parser does)."""
     try:
-        return json.loads(body)
+        document = json.loads(body)
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return document
+    except UnicodeEncodeError:
+        message = "Input should be a valid string, unable to parse raw data as a unicode string"
+        found = Finding("string_unicode", "body", message, {})
     except json.JSONDecodeError as error:
         found = Finding("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error.msg)
     except (RecursionError, UnicodeDecodeError, ValueError) as error:

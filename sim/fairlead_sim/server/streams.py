@@ -54,15 +54,14 @@ class StreamChoice(Choice):
 
     def ended(self, reason: str) -> None:
         self.reason = reason
-        self._out(self.answer.event(self, self._news(), [], reason))
+        self._out([])
 
     def _rare(self, last: bool) -> None:
         if self.answer.cut_after is not None and self.count > self.answer.cut_after:
             self.answer.cut()
             return
         self.reason = self.script.reason if last else None
-        news = self._news()
-        self._out(self.answer.event(self, news, self.script.ids[self.count - 1 : self.count], self.reason))
+        self._out(self.script.ids[self.count - 1 : self.count])
 
     def _news(self) -> bytes:
         """The text since the last event, fit for JSON; an abort lets go of what was held back."""
@@ -72,12 +71,11 @@ class StreamChoice(Choice):
         news = self._text[shown : self._shown]
         return news if self.script.ends is None else quoted(news.decode())[1:-1]
 
-    def _out(self, event: bytes) -> None:
+    def _out(self, ids: list[int]) -> None:
         """Write an event, behind the opening ones if it is the first, ahead of the closing ones if it is the last."""
         answer = self.answer
-        data = chunk(answer.frame(event))
-        if not answer.begun:
-            data = answer.opening() + data
+        opening = b"" if answer.begun else answer.opening()
+        data = opening + chunk(answer.frame(answer.event(self, self._news(), ids, self.reason)))
         if self.reason is None:
             self._write(data)
         else:

@@ -12,6 +12,8 @@ import msgspec
 from fairlead_sim.server.fields import Fields
 
 _DEPTH = 32
+_OPTIONAL_DEPTH = 3
+_PARTS = 1_000
 _WORD = "simulated"
 
 
@@ -41,30 +43,56 @@ def forced_text(fields: Fields) -> str | None:
     return None
 
 
-def value(schema: dict[str, Any], root: dict[str, Any] | None = None, depth: int = 0) -> Any:
-    """The smallest value of a schema. Optional properties are left out below a depth, so that recursion ends."""
-    top = schema if root is None else root
-    if depth > _DEPTH:
-        return None
-    if "const" in schema:
-        return schema["const"]
-    if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return schema["enum"][0]
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        return value(_resolve(reference, top), top, depth + 1)
-    for union in ("anyOf", "oneOf", "allOf"):
-        options = schema.get(union)
-        if isinstance(options, list) and options and isinstance(options[0], dict):
-            return value(options[0], top, depth + 1)
-    kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) and kind else kind
-    if kind == "object" or (kind is None and "properties" in schema):
-        return _object(schema, top, depth)
-    if kind == "array":
-        items = schema.get("items")
-        inner = items if isinstance(items, dict) else {}
-        return [value(inner, top, depth + 1) for _ in range(min(64, _bound(schema, "minItems", 0)))]
+def value(schema: dict[str, Any]) -> Any:
+    """The smallest value of a schema."""
+    return _Builder(schema).value(schema, 0)
+
+
+class _Builder:
+    """Builds one value; a schema that goes on for ever runs out of depth and parts, and gets nulls from there."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._parts = _PARTS
+
+    def value(self, schema: dict[str, Any], depth: int) -> Any:
+        self._parts -= 1
+        if depth > _DEPTH or self._parts < 0:
+            return None
+        if "const" in schema:
+            return schema["const"]
+        if isinstance(schema.get("enum"), list) and schema["enum"]:
+            return schema["enum"][0]
+        if isinstance(schema.get("$ref"), str):
+            return self.value(_resolve(schema["$ref"], self._root), depth + 1)
+        for union in ("anyOf", "oneOf", "allOf"):
+            options = schema.get(union)
+            if isinstance(options, list) and options and isinstance(options[0], dict):
+                return self.value(options[0], depth + 1)
+        kind = schema.get("type")
+        kind = kind[0] if isinstance(kind, list) and kind else kind
+        if kind == "object" or (kind is None and "properties" in schema):
+            return self._object(schema, depth)
+        if kind == "array":
+            items = schema.get("items")
+            inner = items if isinstance(items, dict) else {}
+            return [self.value(inner, depth + 1) for _ in range(min(64, _bound(schema, "minItems")))]
+        return _plain(schema, kind)
+
+    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
+        """Required properties; all of them where none is said to be required, but not deep down."""
+        properties = schema.get("properties")
+        known = properties if isinstance(properties, dict) else {}
+        required = schema.get("required")
+        names = required if isinstance(required, list) else list(known) if depth <= _OPTIONAL_DEPTH else []
+        return {
+            name: self.value(known[name] if isinstance(known.get(name), dict) else {}, depth + 1)
+            for name in names
+            if isinstance(name, str)
+        }
+
+
+def _plain(schema: dict[str, Any], kind: object) -> Any:
     if kind in ("integer", "number"):
         low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
         return math.ceil(low) + ("exclusiveMinimum" in schema) if isinstance(low, int | float) else 0
@@ -72,31 +100,19 @@ def value(schema: dict[str, Any], root: dict[str, Any] | None = None, depth: int
         return True
     if kind == "null":
         return None
-    return _WORD.ljust(min(4_096, _bound(schema, "minLength", 0)), "-")
-
-
-def _object(schema: dict[str, Any], root: dict[str, Any], depth: int) -> dict[str, Any]:
-    properties = schema.get("properties")
-    known = properties if isinstance(properties, dict) else {}
-    required = schema.get("required")
-    names = list(required) if isinstance(required, list) and (depth or required) else list(known)
-    return {
-        name: value(known[name] if isinstance(known.get(name), dict) else {}, root, depth + 1)
-        for name in names
-        if isinstance(name, str)
-    }
+    return _WORD.ljust(min(4_096, _bound(schema, "minLength")), "-")
 
 
 def _resolve(reference: str, root: dict[str, Any]) -> dict[str, Any]:
     found: Any = root
-    for name in reference.lstrip("#/").split("/"):
+    for name in reference.split("/")[1:]:
         found = found.get(name) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
 
 
-def _bound(schema: dict[str, Any], name: str, default: int) -> int:
-    bound = schema.get(name, default)
-    return bound if isinstance(bound, int) else default
+def _bound(schema: dict[str, Any], name: str) -> int:
+    bound = schema.get(name, 0)
+    return bound if isinstance(bound, int) else 0
 
 
 def _json(document: Any) -> str:

@@ -1,0 +1,45 @@
+"""Simulated engines inside the caller's event loop: for tests that look at both sides, and for small programs."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+
+from fairlead.clock import Clock, SystemClock
+from fairlead_sim.server.process import Served, serve
+from fairlead_sim.server.settings import EngineSettings
+from fairlead_sim.tokenizer import Tokenizer
+
+
+@asynccontextmanager
+async def serving(
+    settings: EngineSettings | None = None, *, clock: Clock | None = None, tokenizer: Tokenizer | None = None
+) -> AsyncIterator[Served]:
+    """One engine on a free loopback port, gone at the end of the block."""
+    async with fleet(1, settings, clock=clock, tokenizer=tokenizer) as (served,):
+        yield served
+
+
+@asynccontextmanager
+async def fleet(
+    count: int,
+    settings: EngineSettings | None = None,
+    *,
+    clock: Clock | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> AsyncIterator[list[Served]]:
+    """Several equal engines, each on a port of its own."""
+    shared = tokenizer or Tokenizer()
+    async with AsyncExitStack() as stack:
+        engines = []
+        for number in range(count):
+            served = await serve(
+                settings or EngineSettings(),
+                host="127.0.0.1",
+                port=0,
+                clock=clock or SystemClock(),
+                random=Random(number),
+                tokenizer=shared,
+            )
+            stack.push_async_callback(served.close)
+            engines.append(served)
+        yield engines
