@@ -75,7 +75,7 @@ class Generation(Common, kw_only=True):
     """Fields of every request that generates."""
 
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Raw | UnsetType = UNSET
     max_tokens: Whole = None
     n: Whole = None
     temperature: Number = None
@@ -125,6 +125,7 @@ _DECODERS: dict[type[Common], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (Chat, Completion, Embedding)
 }
 _MESSAGES = msgspec.json.Decoder(list[Message])
+_STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 _TOKENS = msgspec.json.Decoder(Tokens)
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
@@ -162,6 +163,14 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
         _inner(_TOKENS, found.input, "input", limits)
         _in_range("dimensions", found.dimensions, 1, 1 << 20)
     return found
+
+
+def stream_options(found: Generation, limits: Limits) -> StreamOptions | None:
+    """``stream_options``, None when absent or null."""
+    if found.stream_options is UNSET:
+        return None
+    options: StreamOptions | None = _inner(_STREAM_OPTIONS, found.stream_options, "stream_options", limits)
+    return options
 
 
 def _inner(decoder: "msgspec.json.Decoder[Any]", raw: Raw, field: str, limits: Limits) -> Any:
@@ -204,6 +213,7 @@ def _check_depth(body: bytes, limits: Limits) -> None:
 
 
 def _check_generation(found: Generation, limits: Limits) -> None:
+    stream_options(found, limits)
     _in_range("n", found.n, 1, limits.choices)
     _in_range("max_tokens", found.max_tokens, 1, limits.max_tokens)
     if isinstance(found, Chat):

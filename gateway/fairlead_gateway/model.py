@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.names import model_name, nearest
-from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, parse
+from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, parse, stream_options
 from fairlead_gateway.errors import BadRequest, UnknownModel
 from fairlead_gateway.splice import splice
 
@@ -22,7 +22,6 @@ PATHS: dict[str, type[Common]] = {
     "/v1/completions": Completion,
     "/v1/embeddings": Embedding,
 }
-_USAGE = b'{"include_usage":true}'
 
 
 @dataclass(slots=True)
@@ -55,11 +54,12 @@ def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
     stream = isinstance(parsed, Generation) and bool(parsed.stream)
     strip = False
     if stream and isinstance(parsed, Generation):
-        options = parsed.stream_options
+        options = stream_options(parsed, limits)
         # With continuous statistics the client would see more than it asked for; its usage is read from its own events.
-        if options is None or not (options.include_usage or options.continuous_usage_stats):
-            strip = True
-            changes["stream_options"] = _USAGE
+        strip = options is None or not (options.include_usage or options.continuous_usage_stats)
+        if strip:
+            given = bytes(parsed.stream_options) if options is not None and parsed.stream_options else b"{}"
+            changes["stream_options"] = splice(given, {"include_usage": b"true"})
     return Ask(parsed, model.key, model, splice(body, changes) if changes else body, stream, strip)
 
 

@@ -31,8 +31,9 @@ def splice(body: bytes, changes: Mapping[str, bytes]) -> bytes:
     text = b"".join(parts)
     if missing:
         opening = text.index(b"{") + 1
-        added = b"".join(msgspec.json.encode(key) + b":" + value + b"," for key, value in missing.items())
-        text = text[:opening] + added + text[opening:]
+        added = b",".join(msgspec.json.encode(key) + b":" + value for key, value in missing.items())
+        empty = text[_after_space(text, opening) :][:1] == b"}"
+        text = text[:opening] + added + (b"" if empty else b",") + text[opening:]
     return text
 
 
