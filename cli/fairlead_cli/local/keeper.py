@@ -4,6 +4,7 @@ Starting → Ready → (died) Waiting → Starting → …, and Stopped at the e
 """
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.clock import Clock
+from fairlead.errors import FairleadError
 from fairlead_cli.local.backoff import delay_seconds, failures_after
 from fairlead_cli.local.child import Child, Command
 from fairlead_cli.local.guard import Guard
@@ -26,7 +28,10 @@ class Phase(StrEnum):
 
 
 class Keeper:
-    """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step."""
+    """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step.
+
+    ``ended`` says in words how it ended the last time.
+    """
 
     def __init__(
         self,
@@ -46,7 +51,7 @@ class Keeper:
         self.starts = 0
         self.failures = 0
         self.ever_ready = False
-        self.last_exit: int | None = None
+        self.ended = ""
         self.pause_seconds = 0.0
         self._command = command
         self._ready = ready
@@ -87,21 +92,30 @@ class Keeper:
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
-            self.starts += 1
-            self.child = await Child.start(self.name, self._command(), self._guard, self._log)
-            if self._stopping.is_set():  # stop() came while it was being started
-                await self.child.stop(0.5)
-                break
-            self._enter(Phase.STARTING)
-            ready_seconds = await self._life(self.child)
+            ready_seconds = await self._once()
             if self._stopping.is_set():
                 break
-            self.last_exit = self.child.exited.result()
             self.failures = failures_after(self.failures, ready_seconds)
             self.pause_seconds = delay_seconds(self.failures)
             self._enter(Phase.WAITING)
             await self._unless_stopping(self._sleep(self.pause_seconds))
         self._enter(Phase.STOPPED)
+
+    async def _once(self) -> float:
+        """One start, up to the end of what was started; the seconds that it was ready."""
+        self.starts += 1
+        try:
+            self.child = await Child.start(self.name, self._command(), self._guard, self._log)
+        except (OSError, FairleadError) as error:  # no process or no port to be had: as if it had died
+            self.ended = str(error)
+            return 0.0
+        if self._stopping.is_set():  # stop() came while it was being started
+            await self.child.stop(0.5)
+            return 0.0
+        self._enter(Phase.STARTING)
+        ready_seconds = await self._life(self.child)
+        self.ended = exit_words(self.child.exited.result())
+        return ready_seconds
 
     async def _life(self, child: Child) -> float:
         """From its start to its end; the seconds that it was ready."""
@@ -130,3 +144,11 @@ class Keeper:
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self._changed(self)
+
+
+def exit_words(code: int) -> str:
+    """An exit code for people: ``exit code 1``, ``SIGKILL``."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"

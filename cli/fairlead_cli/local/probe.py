@@ -22,8 +22,9 @@ async def http_status(url: str) -> int | None:
 
 
 async def redis_pong(socket_path: str | None, port: int | None) -> bool:
-    """Does a Redis answer there?"""
-    return await _ask("127.0.0.1", port, socket_path, b"PING\r\n", b"\r\n") == b"+PONG\r\n"
+    """Does a Redis answer there? One that asks for a password does."""
+    answer = await _ask("127.0.0.1", port, socket_path, b"PING\r\n", b"\r\n")
+    return answer.startswith((b"+PONG", b"-NOAUTH"))
 
 
 async def until(question: Callable[[], Awaitable[bool]], between_seconds: float = BETWEEN_SECONDS) -> None:

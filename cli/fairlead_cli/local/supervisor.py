@@ -7,7 +7,7 @@ Scaling down never loses a request: Draining is written, the gateway is seen to 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -156,7 +156,7 @@ class Supervisor:
         self._write_fleet()
         if keeper.phase is Phase.WAITING and not self._stopping:
             when = duration(keeper.pause_seconds)
-            self._told(f"{keeper.name} ended ({exit_words(keeper.last_exit)}); again in {when}{_last_words(keeper)}")
+            self._told(f"{keeper.name} ended ({keeper.ended}); again in {when}{_last_words(keeper)}")
         elif keeper.phase is Phase.READY:
             self._told(f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else ""))
         self._news.set()
@@ -299,16 +299,6 @@ async def _redis_ready(server: RedisServer) -> None:
     await until(lambda: redis_pong(server.socket_path, server.port))
 
 
-def exit_words(code: int | None) -> str:
-    """An exit code for people: ``exit code 1``, ``SIGKILL``."""
-    import signal
-
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
-
-
 def _last_words(keeper: Keeper) -> str:
     lines = keeper.child.last_lines if keeper.child and not keeper.ever_ready else ()
     return "".join(f"\n    {line}" for line in list(lines)[-3:])
@@ -317,9 +307,4 @@ def _last_words(keeper: Keeper) -> str:
 def _start_failed(keeper: Keeper) -> StartFailed:
     lines = list(keeper.child.last_lines)[-12:] if keeper.child else []
     said = "".join(f"\n    {line}" for line in lines) or " it said nothing"
-    return StartFailed(f"{keeper.name} does not start: {exit_words(keeper.last_exit)}; its last words:{said}")
-
-
-def environment_for_children() -> Mapping[str, str | None]:
-    """Lines arrive as they are printed, and colours stay out of pipes."""
-    return {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": None}
+    return StartFailed(f"{keeper.name} does not start: {keeper.ended}; its last words:{said}")

@@ -4,6 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import redis.asyncio
+import redis.exceptions
 
 from fairlead_cli.local.child import Child, Command
 from fairlead_cli.local.embedded_redis import bundled_server, find_server, redis_server
@@ -32,11 +34,12 @@ def test_without_one_on_the_path_the_package_brings_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "folder", ["short", "a-directory-whose-name-is-too-long-for-the-address-of-a-unix-socket-" + "x" * 60]
 )
-def test_it_answers_and_leaves_no_file(tmp_path: Path, folder: str) -> None:
+def test_it_answers_us_alone_and_writes_no_data(tmp_path: Path, folder: str) -> None:
     directory = tmp_path / folder
     directory.mkdir()
     server = redis_server(bundled(), directory)
-    assert server.url.startswith("unix://" if folder == "short" and server.socket_path else "redis://127.0.0.1:")
+    assert server.url.startswith("unix://" if server.socket_path else "redis://:")
+    assert (server.socket_path is None) == (folder != "short")
 
     async def play() -> None:
         guard = Guard(None)
@@ -44,9 +47,17 @@ def test_it_answers_and_leaves_no_file(tmp_path: Path, folder: str) -> None:
             child = await Child.start("redis", Command(server.command), guard)
             async with asyncio.timeout(60):
                 await until(lambda: redis_pong(server.socket_path, server.port))
+                client = redis.asyncio.Redis.from_url(server.url)
+                assert await client.set("fl1:test", "1")
+                await client.aclose()
+                if server.port:
+                    stranger = redis.asyncio.Redis(port=server.port)
+                    with pytest.raises(redis.exceptions.AuthenticationError):
+                        await stranger.get("fl1:test")
+                    await stranger.aclose()
             assert await child.stop(30) == 0
         finally:
             guard.close()
 
     asyncio.run(play())
-    assert list(directory.iterdir()) == []
+    assert [file.name for file in directory.iterdir()] == ([] if server.socket_path else ["redis.conf"])

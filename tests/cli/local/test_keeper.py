@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fairlead.clock import ManualClock
+from fairlead.errors import BadInput
 from fairlead.testing.processes import alive, wait_until
 from fairlead_cli.local.child import Child, Command
 from fairlead_cli.local.guard import Guard
@@ -35,14 +36,22 @@ class Stage:
         self.phases: list[Phase] = []
         self.news = asyncio.Event()
 
-    def keep(self, command: Command, ready: Callable[[Child], Awaitable[None]] = said_ready) -> Keeper:
+    def keep(
+        self, command: Command | Callable[[], Command], ready: Callable[[Child], Awaitable[None]] = said_ready
+    ) -> Keeper:
         async def pause(seconds: float) -> None:
             self.pauses.append(seconds)
             self.clock.advance(seconds)
             self.news.set()
 
         keeper = Keeper(
-            "it", lambda: command, ready, guard=self.guard, clock=self.clock, changed=self.changed, sleep=pause
+            "it",
+            command if callable(command) else lambda: command,
+            ready,
+            guard=self.guard,
+            clock=self.clock,
+            changed=self.changed,
+            sleep=pause,
         )
         keeper.start()
         return keeper
@@ -88,7 +97,7 @@ def test_a_killed_process_is_started_again_after_a_pause() -> None:
         await stage.until(lambda: keeper.restarts == 1 and keeper.phase is Phase.READY)
         assert stage.phases == [Phase.STARTING, Phase.READY, Phase.WAITING, Phase.STARTING, Phase.READY]
         assert stage.pauses == [0.25]
-        assert keeper.last_exit == -signal.SIGKILL
+        assert keeper.ended == "SIGKILL"
         await keeper.stop(PATIENCE)
 
     on_stage(play)
@@ -98,9 +107,9 @@ def test_a_process_that_never_comes_up_is_tried_at_growing_intervals() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(python("raise SystemExit(7)"))
         await stage.until(lambda: keeper.starts == 5)
-        await keeper.stop(PATIENCE)
         assert stage.pauses[:4] == [0.25, 0.5, 1.0, 2.0]
-        assert keeper.last_exit == 7
+        assert keeper.ended == "exit code 7"
+        await keeper.stop(PATIENCE)
         assert not keeper.ever_ready
 
     on_stage(play)
@@ -143,6 +152,25 @@ def test_a_process_deaf_to_sigterm_is_killed() -> None:
         await stage.until(lambda: keeper.phase is Phase.READY)
         assert keeper.child is not None
         assert await keeper.child.stop(0.05) == -signal.SIGKILL
+        await keeper.stop(PATIENCE)
+
+    on_stage(play)
+
+
+def test_a_command_that_cannot_even_be_made_is_tried_again() -> None:
+    async def play(stage: Stage) -> None:
+        tries = 0
+
+        def command() -> Command:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise BadInput("no free port")
+            return python(SERVES)
+
+        keeper = stage.keep(command)
+        await stage.until(lambda: keeper.phase is Phase.READY)
+        assert stage.pauses == [0.25, 0.5]
         await keeper.stop(PATIENCE)
 
     on_stage(play)
