@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from fairlead.errors import FairleadError
+from fairlead.settings import CliSettings, read
 from fairlead_cli.local.conversation import Conversation
 from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.explain import explanation
@@ -33,10 +34,13 @@ def run(wanted: Chat) -> int:
     """One answer or a dialogue; the exit code."""
     try:
         url = wanted.url or newest_stack().url
-        with Conversation(url, wanted.model, system=wanted.system, max_tokens=wanted.max_tokens) as conversation:
+        settings = read(CliSettings, os.environ)
+        with Conversation(
+            url, wanted.model, key=settings.api_key, system=wanted.system, max_tokens=wanted.max_tokens
+        ) as conversation:
             if wanted.message is not None or not sys.stdin.isatty():
                 return _once(conversation, sys.stdin.read() if wanted.message is None else wanted.message)
-            return _dialogue(conversation, wanted.manage)
+            return _dialogue(conversation, wanted.manage, settings.manage_token)
     except NoStack as error:
         print(f"fairlead chat: {error}", file=sys.stderr)
         return UNREACHABLE
@@ -60,7 +64,7 @@ def _once(conversation: Conversation, text: str) -> int:
     return OK
 
 
-def _dialogue(conversation: Conversation, manage: str | None) -> int:
+def _dialogue(conversation: Conversation, manage: str | None, token: str | None) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
     dim, plain = ("\033[2m", "\033[0m") if _colours() else ("", "")
@@ -73,17 +77,17 @@ def _dialogue(conversation: Conversation, manage: str | None) -> int:
 
     remark(f"{conversation.model} at {conversation.base} · /why, /new, /quit")
     terminal = Terminal(lambda: input("> "), write, remark)
-    return talk(conversation, terminal, lambda request_id: _why(conversation.base, manage, request_id))
+    return talk(conversation, terminal, lambda request_id: _why(conversation.base, manage, token, request_id))
 
 
-def _why(base: str, manage: str | None, request_id: str) -> list[str]:
+def _why(base: str, manage: str | None, token: str | None, request_id: str) -> list[str]:
     """The decision in words. Raises LookupError when it is forgotten, NoStack when nobody can be asked."""
     address = manage or next((stack.manage for stack in running_stacks() if stack.url == base), None)
     if address is None:
         raise NoStack("the management address of this gateway is not known", hint="give it with --manage")
 
     async def ask() -> list[str]:
-        async with Management(address) as management:
+        async with Management(address, token) as management:
             return explanation(await management.decision(request_id))
 
     return asyncio.run(ask())

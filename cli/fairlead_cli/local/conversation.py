@@ -1,7 +1,6 @@
 """A chat with a model through the gateway: streams the answer, remembers the conversation, knows which request it was."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import msgspec
 from fairlead.errors import FairleadError
 from fairlead_cli.local.errors import NoStack
 
-KEY_VARIABLE = "FAIRLEAD_API_KEY"
 CONNECT_SECONDS = 5.0
 
 
@@ -59,14 +57,19 @@ class Conversation:
     """``url`` is the gateway's, with or without ``/v1``. Use as a context manager."""
 
     def __init__(
-        self, url: str, model: str | None, *, system: str | None = None, max_tokens: int | None = None
+        self,
+        url: str,
+        model: str | None,
+        *,
+        key: str | None = None,
+        system: str | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.base = url.rstrip("/").removesuffix("/v1")
         self.last = Answer()
         self._max_tokens = max_tokens
         self._system = system
         self._messages: list[dict[str, str]] = []
-        key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),

@@ -11,6 +11,7 @@ import fairlead
 from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
 from fairlead.manifests import load
+from fairlead.settings import CliSettings, read
 from fairlead_cli.local.errors import PortBusy
 from fairlead_cli.local.plan import Options, plan
 from fairlead_cli.local.ports import Address, claim, parse_address
@@ -54,7 +55,8 @@ def setup_of(wishes: Wishes) -> Setup:
     if wishes.logs is not None:
         wishes.logs.mkdir(parents=True, exist_ok=True)
     secret = hash_secret(wishes.seed)
-    return Setup(wanted, listen, manage, secret, wishes.insecure, wishes.redis, wishes.logs)
+    token = read(CliSettings, os.environ).manage_token
+    return Setup(wanted, listen, manage, secret, token, wishes.insecure, wishes.redis, wishes.logs)
 
 
 def hash_secret(seed: int | None) -> str:

@@ -1,6 +1,5 @@
 """Reads the gateway's management API: for the live view, for ``status``, for ``/why``, and for draining."""
 
-import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -11,7 +10,6 @@ import msgspec
 from fairlead_cli.local import answers
 from fairlead_cli.local.errors import NoStack
 
-TOKEN_VARIABLE = "FAIRLEAD_MANAGE_TOKEN"
 ANSWER_SECONDS = 5.0
 _Answer = TypeVar("_Answer")
 
@@ -28,13 +26,12 @@ class Snapshot:
 class Management:
     """One gateway's management API. Every method raises NoStack when it does not answer as expected."""
 
-    def __init__(self, url: str, *, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
-        given = token or os.environ.get(TOKEN_VARIABLE)
         # No proxies, no TLS context: this is the loopback interface or a port forward.
         self._client = httpx.AsyncClient(
             base_url=self.url,
-            headers={"authorization": f"Bearer {given}"} if given else {},
+            headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=ANSWER_SECONDS,
             trust_env=False,
             verify=False,
@@ -103,7 +100,7 @@ class Management:
 
     def _read(self, answer: httpx.Response, kind: type[_Answer]) -> _Answer:
         if answer.status_code in (401, 403):
-            raise NoStack(f"{self.url} refuses ({answer.status_code})", hint=f"set {TOKEN_VARIABLE} to its token")
+            raise NoStack(f"{self.url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
         try:
             if answer.status_code != 200:
                 raise ValueError(f"status {answer.status_code}")

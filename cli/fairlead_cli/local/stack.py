@@ -43,6 +43,7 @@ class Setup:
     listen: Address
     manage: Address
     secret: str
+    token: str | None = None
     insecure: bool = False
     redis: bool = True
     logs: Path | None = None
@@ -96,7 +97,9 @@ class Run:
         )
         engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools)
         self.told(f"starting {plural(setup.plan.engines, 'engine')} ({engines}), gateway{', redis' if redis else ''}")
-        return Supervisor(plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url), told=self.told)
+        return Supervisor(
+            plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url, setup.token), told=self.told
+        )
 
     def _redis(self, directory: Path) -> RedisServer | None:
         program = find_server()
@@ -156,7 +159,7 @@ class Run:
         from fairlead_cli.local.frames import frame
         from fairlead_cli.local.management import Management
 
-        async with Management(self._setup.manage.url) as management:
+        async with Management(self._setup.manage.url, self._setup.token) as management:
             while True:
                 try:
                     snapshot = await management.snapshot(30)
@@ -219,31 +222,35 @@ async def _dismiss(task: "asyncio.Future[Any] | None") -> None:
 class LazyRoutes:
     """The gateway as the supervisor asks it; the HTTP client is imported with the first question."""
 
-    def __init__(self, manage_url: str) -> None:
+    def __init__(self, manage_url: str, token: str | None) -> None:
         self._url = manage_url
+        self._token = token
 
     async def knows_draining(self, instance_id: str) -> bool:
         """Does the gateway route nothing there any more?"""
         from fairlead_cli.local.management import Management
 
-        async with Management(self._url) as management:
+        async with Management(self._url, self._token) as management:
             return await management.knows_draining(instance_id)
 
     async def in_flight(self, instance_id: str) -> int:
         """Requests of the gateway that this instance is working on."""
         from fairlead_cli.local.management import Management
 
-        async with Management(self._url) as management:
+        async with Management(self._url, self._token) as management:
             return await management.in_flight(instance_id)
 
 
 def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -> Command:
-    """The gateway as a child process."""
+    """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
     argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
     if setup.insecure:
         argv.append("--insecure")
-    return Command(tuple(argv), {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url if redis else None})
+    environment = {SECRET_VARIABLE: setup.secret}
+    if redis is not None:
+        environment[REDIS_VARIABLE] = redis.url
+    return Command(tuple(argv), environment)
 
 
 def run(setup: Setup, screen: Screen, clock: Clock) -> int:

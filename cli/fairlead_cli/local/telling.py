@@ -1,11 +1,13 @@
 """``fairlead status``, from its arguments to its exit code."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Mapping
 
 from fairlead.errors import BadInput
 from fairlead.names import nearest
+from fairlead.settings import CliSettings, read
 from fairlead_cli.local import answers
 from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.management import Management, Snapshot
@@ -24,7 +26,7 @@ def run(model: str | None, manage: str | None, output: str) -> int:
         address = (manage or (stack.manage if stack else "")).rstrip("/")
         address = address if "://" in address else f"http://{address}"
         known = stack or next((one for one in running_stacks() if one.manage == address), None)
-        snapshot, key = asyncio.run(_ask(address, model))
+        snapshot, key = asyncio.run(_ask(address, read(CliSettings, os.environ).manage_token, model))
     except NoStack as error:
         print(f"fairlead status: {error}", file=sys.stderr)
         return UNREACHABLE
@@ -34,8 +36,8 @@ def run(model: str | None, manage: str | None, output: str) -> int:
     return PROBLEM if found.problem else OK
 
 
-async def _ask(address: str, model: str | None) -> tuple[Snapshot, str | None]:
-    async with Management(address) as management:
+async def _ask(address: str, token: str | None, model: str | None) -> tuple[Snapshot, str | None]:
+    async with Management(address, token) as management:
         fleet = await management.fleet()
         key = None if model is None else _key(fleet, model)
         return Snapshot(fleet, await management.stats(), await management.decisions(DECISIONS, key)), key
