@@ -5,14 +5,14 @@ from cyclopts import App
 from fairlead import __version__
 
 VERBS = {
-    "up": "fairlead_cli.up:up",
-    "chat": "fairlead_cli.chat:chat",
-    "status": "fairlead_cli.status:status",
-    "lint": "fairlead_cli.lint:lint",
-    "replay": "fairlead_cli.replay:replay",
-    "demo": "fairlead_cli.demo:demo",
+    "up": ("fairlead_cli.up:up", "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it."),
+    "chat": ("fairlead_cli.chat:chat", "Talk to a model in the terminal; /why says where the answer came from."),
+    "status": ("fairlead_cli.status:status", "Models, pools, instances, last decisions, and what to do next."),
+    "lint": ("fairlead_cli.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."),
+    "replay": ("fairlead_cli.replay:replay", "Send a trace's requests to a running gateway and report what came of it."),
+    "demo": ("fairlead_cli.demo:demo", "The main job with its report: real traffic under three presets, live and simulated."),
 }
-"""Verb → where its function lives; tests hold the documentation to this table."""
+"""Verb → where its function lives, and what it does in a sentence; tests hold the documentation to this table."""
 
 
 def build() -> App:
@@ -22,6 +22,6 @@ def build() -> App:
         version=__version__,
         help="A Kubernetes-native control plane for serving large language models.",
     )
-    for verb, place in VERBS.items():
-        app.command(place, name=verb)
+    for verb, (place, sentence) in VERBS.items():
+        app.command(place, name=verb, help=sentence)
     return app
