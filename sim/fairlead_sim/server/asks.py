@@ -170,12 +170,7 @@ def fits(ask: Ask, max_model_len: int, vocab_size: int) -> None:
             )
             raise Refused.value(message, "max_tokens", ask.max_tokens)
         if count >= max_model_len:
-            message = (
-                f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {count} "
-                "input tokens, which exceeds this limit even without any output tokens. "
-                "Please reduce the length of the input prompt."
-            )
-            raise Refused.value(message, "input_tokens", count)
+            raise too_long(count, max_model_len)
         if ask.max_tokens is not None and count + ask.max_tokens > max_model_len:
             message = (
                 f"This model's maximum context length is {max_model_len} tokens. However, you requested {ask.max_tokens} "
@@ -183,3 +178,13 @@ def fits(ask: Ask, max_model_len: int, vocab_size: int) -> None:
                 "tokens. Please reduce the length of the input prompt or the number of requested output tokens."
             )
             raise Refused.value(message, "input_tokens", count)
+
+
+def too_long(count: int, max_model_len: int) -> Refused:
+    """The problem of a prompt that leaves no room for output."""
+    message = (
+        f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {count} "
+        "input tokens, which exceeds this limit even without any output tokens. "
+        "Please reduce the length of the input prompt."
+    )
+    return Refused.value(message, "input_tokens", count)

@@ -1,6 +1,5 @@
 """``/v1/chat/completions``: a conversation through the fixed template, whole or as a stream."""
 
-from collections.abc import Callable
 from typing import Any
 
 from fairlead_sim.server import asks, logprobs
@@ -10,23 +9,14 @@ from fairlead_sim.server.connection import Reply, Request
 from fairlead_sim.server.fields import Fields
 from fairlead_sim.server.heads import chunk
 from fairlead_sim.server.problems import Refused
-from fairlead_sim.server.prompts import conversation, injected_ids
+from fairlead_sim.server.prompts import Frontend, conversation, injected_ids
 from fairlead_sim.server.streams import DONE, StreamAnswer, quoted
-from fairlead_sim.tokenizer import Tokenizer
 
 _NO_PARSER = "requires --tool-call-parser to be set"
 
 
-def read(
-    fields: Fields,
-    request: Request,
-    request_id: str,
-    tokenizer: Tokenizer,
-    *,
-    resolve: Callable[[Ask], None],
-    auto_tools: bool,
-) -> Ask:
-    """The ask of a chat body; ``resolve`` finds its model. Raises Malformed, Unknown or Refused."""
+def read(fields: Fields, request: Request, request_id: str, frontend: Frontend) -> Ask:
+    """The ask of a chat body. Raises Malformed, Unknown or Refused."""
     ask = asks.common(fields, request, request_id)
     latest, older = fields.integer("max_completion_tokens"), fields.integer("max_tokens")
     ask.max_tokens = older if latest is None else latest
@@ -34,16 +24,14 @@ def read(
     messages = conversation(fields)
     injected = injected_ids(fields)
     fields.check()
-    resolve(ask)
+    frontend.resolve(ask)
     if top is not None and not wanted:
         raise Refused.value("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top)
     ask.logprobs = (top or 0) if wanted else None
     ask.lookup = ask.prompt_logprobs is None
-    _tools(fields, auto=auto_tools)
+    _tools(fields, auto=frontend.auto_tools)
     asks.sound(fields, ask)
-    ask.prompts = [
-        Prompt(tokenizer.chat_tokens(messages)) if injected is None else Prompt(injected, given=True),
-    ]
+    ask.prompts = [frontend.chat(messages) if injected is None else Prompt(injected, given=True)]
     return ask
 
 

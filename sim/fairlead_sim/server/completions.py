@@ -1,6 +1,5 @@
 """``/v1/completions``: several prompts, n choices each, whole or as a stream, with echo and log-probabilities in shape."""
 
-from collections.abc import Callable
 from typing import Any
 
 from fairlead_sim.server import asks, logprobs
@@ -10,27 +9,24 @@ from fairlead_sim.server.connection import Reply, Request
 from fairlead_sim.server.fields import Fields
 from fairlead_sim.server.heads import chunk
 from fairlead_sim.server.problems import Refused
-from fairlead_sim.server.prompts import completion_prompts
+from fairlead_sim.server.prompts import Frontend, completion_prompts
 from fairlead_sim.server.streams import DONE, StreamAnswer, quoted
-from fairlead_sim.tokenizer import Tokenizer
 
 
-def read(
-    fields: Fields, request: Request, request_id: str, tokenizer: Tokenizer, *, resolve: Callable[[Ask], None]
-) -> Ask:
-    """The ask of a completions body; ``resolve`` finds its model. Raises Malformed, Unknown or Refused."""
+def read(fields: Fields, request: Request, request_id: str, frontend: Frontend) -> Ask:
+    """The ask of a completions body. Raises Malformed, Unknown or Refused."""
     ask = asks.common(fields, request, request_id)
     ask.max_tokens = fields.integer("max_tokens", asks.COMPLETION_TOKENS)
     ask.logprobs = fields.integer("logprobs")
     ask.echo = fields.flag("echo")
     fields.check()
-    resolve(ask)
+    frontend.resolve(ask)
     if fields.body.get("suffix"):
         raise Refused("suffix is not currently supported")
     if ask.echo and ask.logprobs is not None:
         ask.prompt_logprobs = ask.logprobs
     ask.lookup = ask.prompt_logprobs is None
-    ask.prompts = completion_prompts(fields, tokenizer)
+    ask.prompts = completion_prompts(fields, frontend)
     asks.sound(fields, ask)
     return ask
 

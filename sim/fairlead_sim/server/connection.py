@@ -22,6 +22,7 @@ from fairlead_sim.server.problems import ApiProblem, Broken, NotServed, Vanish
 
 NOT_HTTP = b"Invalid HTTP request received."
 HEADER_BYTES = 65_536
+READ_AHEAD = 16  # requests of one connection that wait; then reading pauses
 TEXT = b"text/plain; charset=utf-8"
 
 
@@ -283,6 +284,8 @@ class Connection(asyncio.Protocol):
             self._answer(request, close)
         else:
             self._waiting.append((request, close))
+            if len(self._waiting) >= READ_AHEAD and self._transport is not None:
+                self._transport.pause_reading()
 
     def _reset(self) -> None:
         self._url = b""
@@ -294,6 +297,8 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         if self._waiting and self._reply is None and self._transport is not None:
             self._answer(*self._waiting.popleft())
+            if len(self._waiting) < READ_AHEAD and self._transport is not None:
+                self._transport.resume_reading()
 
     def _answer(self, request: Request, close: bool) -> None:
         self._keep_alive = self._keep_alive and not close

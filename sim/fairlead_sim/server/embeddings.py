@@ -29,7 +29,7 @@ def embeddings(call: Call) -> None:
     engine.models.resolve(ask)
     if "input" not in fields.body:
         fields.missing("input")
-    ask.prompts = several(fields, "input", engine.tokenizer)
+    ask.prompts = several(fields, "input", engine.frontend)
     fields.check()
     if encoding not in ("float", "base64"):
         raise Refused.value("encoding_format must be float or base64", "encoding_format", encoding)

@@ -30,6 +30,7 @@ from fairlead_sim.server.connection import Reply
 from fairlead_sim.server.driver import Driver
 from fairlead_sim.server.faults import Fault, Faults
 from fairlead_sim.server.problems import CORE_DIED, DRAINING, Broken, Busy, Refused, Vanish
+from fairlead_sim.server.prompts import Frontend
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.tokenizer import Tokenizer
 
@@ -54,6 +55,9 @@ class Engine:
         self.random = random
         self.clock = clock
         self.models = Models(settings)
+        self.frontend = Frontend(
+            tokenizer, settings.max_model_len, self.models.resolve, settings.surface.auto_tool_choice
+        )
         self.fingerprint = settings.fingerprint
         self.block_tokens = settings.block_tokens
         self.details = settings.surface.prompt_tokens_details
@@ -169,7 +173,8 @@ class Engine:
             for number in range(ask.n)
         ]
         for choice in answer.choices:
-            self._submit(choice)
+            if answer in self.answers:  # it fails as a whole when one of its choices is refused
+                self._submit(choice)
 
     def compute(self, answer: Answer, prompts: list[Prompt]) -> None:
         """Start an answer whose prompts are only computed (embeddings)."""

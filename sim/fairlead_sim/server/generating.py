@@ -16,14 +16,7 @@ def chat_completions(call: Call) -> None:
     engine = call.engine
     _generates(call)
     fields = Fields(json_body(call.request))
-    ask = chat.read(
-        fields,
-        call.request,
-        fresh_id(call),
-        engine.tokenizer,
-        resolve=engine.models.resolve,
-        auto_tools=engine.settings.surface.auto_tool_choice,
-    )
+    ask = chat.read(fields, call.request, fresh_id(call), engine.frontend)
     engine.begin(ask, chat.ChatStream if ask.stream else chat.WholeChat, call.reply, call.fault)
 
 
@@ -32,7 +25,7 @@ def plain_completions(call: Call) -> None:
     engine = call.engine
     _generates(call)
     fields = Fields(json_body(call.request))
-    ask = completions.read(fields, call.request, fresh_id(call), engine.tokenizer, resolve=engine.models.resolve)
+    ask = completions.read(fields, call.request, fresh_id(call), engine.frontend)
     kind = completions.CompletionStream if ask.stream else completions.WholeCompletion
     engine.begin(ask, kind, call.reply, call.fault)
 

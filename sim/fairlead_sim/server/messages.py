@@ -5,7 +5,7 @@ from typing import Any
 from fairlead_sim.server import asks
 from fairlead_sim.server.answers import Answer, Choice
 from fairlead_sim.server.app import Call
-from fairlead_sim.server.asks import Ask, Prompt
+from fairlead_sim.server.asks import Ask
 from fairlead_sim.server.fields import Fields, json_body
 from fairlead_sim.server.generating import fresh_id
 from fairlead_sim.server.heads import chunk
@@ -27,7 +27,7 @@ def messages(call: Call) -> None:
     fields.check()
     engine.models.resolve(ask)
     asks.sound(fields, ask)
-    ask.prompts = [Prompt(engine.tokenizer.chat_tokens(turns))]
+    ask.prompts = [engine.frontend.chat(turns)]
     engine.begin(ask, MessageStream if ask.stream else WholeMessage, call.reply, call.fault)
 
 

@@ -98,6 +98,10 @@ def read(given: argparse.Namespace) -> Options:
     for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
         if getattr(given, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
+    profile = _sized(read_profile(given.profile), given)
+    if given.max_model_len > profile.kv_tokens:
+        message = f"{given.max_model_len} tokens do not fit KV memory of {profile.kv_tokens}"
+        raise SettingsError(message, field="--max-model-len")
     names = tuple(given.served_model_name or [given.model])
     try:
         adapters = tuple(parse_adapter(text) for text in given.lora)
@@ -106,7 +110,7 @@ def read(given: argparse.Namespace) -> Options:
     settings = EngineSettings(
         model=given.model,
         served_names=names,
-        profile=_sized(read_profile(given.profile), given),
+        profile=profile,
         reserve_output=given.reserve_output,
         speed=given.speed,
         block_tokens=given.block_tokens,

@@ -154,6 +154,9 @@ async def run(
     if not 1 <= count <= Limits().sim_engines_per_process:
         most = Limits().sim_engines_per_process
         raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {most}")
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
     lag = LoopLag(keep=_LAG_KEPT)
     lag.start()
     tokenizer = Tokenizer()
@@ -180,19 +183,15 @@ async def run(
     gc.freeze()
     for served in fleet:
         say(f"ready {served.url}")
-    await _until_signal(fleet)
+    await _until(signalled, fleet)
     await asyncio.gather(*(served.stop(settings.shutdown_timeout) for served in fleet))
     lag.stop()
     if context is not None:
         context.term()
 
 
-async def _until_signal(fleet: Sequence[Served]) -> None:
-    """Wait for SIGTERM or SIGINT, or for the last engine to go by itself."""
-    signalled = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled.set)
+async def _until(signalled: asyncio.Event, fleet: Sequence[Served]) -> None:
+    """Wait for a signal, or for the last engine to go by itself."""
 
     async def all_left() -> None:
         for served in fleet:

@@ -1,27 +1,64 @@
-"""Prompts as clients write them: text, token ids, lists of either, or a conversation."""
+"""Prompts as clients write them: text, token ids, lists of either, or a conversation. Text far too long is not tokenised."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from fairlead_sim.server.asks import Prompt
+from fairlead_sim.server.asks import Ask, Prompt, too_long
 from fairlead_sim.server.fields import Fields
 from fairlead_sim.server.problems import Refused
+from fairlead_sim.server.scripts import PIECE
 from fairlead_sim.tokenizer import Tokenizer
 
 _NONE_GIVEN = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
 
 
-def completion_prompts(fields: Fields, tokenizer: Tokenizer) -> list[Prompt]:
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """What turns requests into prompts; ``resolve`` finds the model of an ask, or raises Unknown."""
+
+    tokenizer: Tokenizer
+    max_model_len: int
+    resolve: Callable[[Ask], None]
+    auto_tools: bool
+
+    def text(self, text: str) -> Prompt:
+        """A prompt of plain text. Raises Refused when it cannot fit, however its tokens fall."""
+        self._bounded(len(text))
+        return Prompt(self.tokenizer.encode(text), text)
+
+    def chat(self, messages: list[dict[str, Any]]) -> Prompt:
+        """A prompt of a conversation. Raises Refused as ``text`` does."""
+        self._bounded(sum(_characters(message.get("content")) for message in messages))
+        return Prompt(self.tokenizer.chat_tokens(messages))
+
+    def _bounded(self, characters: int) -> None:
+        least = -(-characters // PIECE)
+        if least > self.max_model_len:
+            raise too_long(least, self.max_model_len)
+
+
+def _characters(content: Any) -> int:
+    if isinstance(content, str):
+        return len(content)
+    if not isinstance(content, list):
+        return 0
+    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+def completion_prompts(fields: Fields, frontend: Frontend) -> list[Prompt]:
     """``prompt`` of the completions endpoint. Raises Refused when there is none."""
     if fields.body.get("prompt") in (None, ""):
         raise Refused(_NONE_GIVEN, param="prompt")
-    return several(fields, "prompt", tokenizer)
+    return several(fields, "prompt", frontend)
 
 
-def several(fields: Fields, name: str, tokenizer: Tokenizer) -> list[Prompt]:
+def several(fields: Fields, name: str, frontend: Frontend) -> list[Prompt]:
     """A text, token ids, or a list of either. Raises Refused for an empty list."""
     value = fields.body.get(name)
     if isinstance(value, str):
-        return [_text(value, tokenizer)]
+        return [frontend.text(value)]
     if not isinstance(value, list):
         fields.wrong("string_type", name, "Input should be a valid string", value)
         return []
@@ -32,7 +69,7 @@ def several(fields: Fields, name: str, tokenizer: Tokenizer) -> list[Prompt]:
     prompts = []
     for at, item in enumerate(value):
         if isinstance(item, str):
-            prompts.append(_text(item, tokenizer))
+            prompts.append(frontend.text(item))
         elif isinstance(item, list) and _is_ids(item):
             prompts.append(Prompt(item, given=True))
         else:
@@ -82,10 +119,6 @@ def _content(fields: Fields, where: str, content: Any) -> None:
                 fields.wrong("string_type", f"{where}.{at}.text", "Input should be a valid string", part.get("text"))
         elif part["type"] in ("image_url", "input_audio", "audio_url", "video_url"):
             raise Refused("The model is not a multimodal model")
-
-
-def _text(text: str, tokenizer: Tokenizer) -> Prompt:
-    return Prompt(tokenizer.encode(text), text)
 
 
 def _is_ids(items: list[Any]) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 from fairlead_sim.server import asks, structured
 from fairlead_sim.server.answers import Answer, Choice, Host
 from fairlead_sim.server.app import Call
-from fairlead_sim.server.asks import Ask, Prompt
+from fairlead_sim.server.asks import Ask
 from fairlead_sim.server.connection import Reply
 from fairlead_sim.server.fields import Fields, json_body
 from fairlead_sim.server.generating import fresh_id
@@ -28,7 +28,7 @@ def responses(call: Call) -> None:
         ask.forced = structured.forced_text(Fields({"structured_outputs": {"json": form["schema"]}}))
     engine.models.resolve(ask)
     asks.sound(fields, ask)
-    ask.prompts = [Prompt(engine.tokenizer.chat_tokens(turns))]
+    ask.prompts = [engine.frontend.chat(turns)]
     answer = ResponseStream if ask.stream else WholeResponse
     engine.begin(ask, answer, call.reply, call.fault)
 

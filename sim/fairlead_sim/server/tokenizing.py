@@ -60,14 +60,7 @@ def render_chat(call: Call) -> None:
     """What ``/v1/chat/completions`` would run, without running it."""
     engine = call.engine
     fields = Fields(json_body(call.request))
-    ask = chat.read(
-        fields,
-        call.request,
-        fresh_id(call),
-        engine.tokenizer,
-        resolve=engine.models.resolve,
-        auto_tools=engine.settings.surface.auto_tool_choice,
-    )
+    ask = chat.read(fields, call.request, fresh_id(call), engine.frontend)
     asks.fits(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     room = engine.settings.max_model_len - len(ask.prompts[0].tokens)
     wanted = room if ask.max_tokens is None else ask.max_tokens
@@ -78,7 +71,7 @@ def render_completions(call: Call) -> None:
     """The same for ``/v1/completions``: a list, one entry a prompt."""
     engine = call.engine
     fields = Fields(json_body(call.request))
-    ask = completions.read(fields, call.request, fresh_id(call), engine.tokenizer, resolve=engine.models.resolve)
+    ask = completions.read(fields, call.request, fresh_id(call), engine.frontend)
     asks.fits(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     wanted = None if ask.max_tokens == asks.COMPLETION_TOKENS else ask.max_tokens
     answer(call, [_rendered(call, fields, ask, prompt, "cmpl-", wanted) for prompt in ask.prompts])

@@ -1,8 +1,12 @@
 """The HTTP layer: framing, keep-alive, pipelining, and what is no HTTP."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+import pytest
+import uvloop
 
 from fairlead_sim.server.process import Served
 from fairlead_sim.server.settings import EngineSettings, Surface
@@ -40,6 +44,22 @@ def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
         assert told.index(b"text_completion") < told.index(b'{"version"') < told.rindex(b"content-length: 0")
 
     on_connection(check)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_many_requests_sent_ahead_are_all_answered_once_and_in_order(factory: Any) -> None:
+    async def scenario() -> None:
+        async with serving() as served, connected(served.url.removeprefix("http://")) as connection:
+            numbers = range(100)
+            asked = [post("/v1/completions", {"prompt": "x", "max_tokens": 2, "request_id": str(n)}) for n in numbers]
+            await connection.send(b"".join(request.wire("sim") for request in asked))
+            while connection.received.count(b'"id":"cmpl-') < 100:
+                assert await connection.more()
+            ids = re.findall(rb'"id":"cmpl-(\d+)"', bytes(connection.received))
+            assert [int(found) for found in ids] == list(numbers)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(scenario())
 
 
 def test_a_request_may_come_byte_by_byte() -> None:

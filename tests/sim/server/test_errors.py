@@ -96,6 +96,18 @@ def test_a_body_that_is_no_json_object_is_400(body: bytes) -> None:
     assert raw(body).status == 400
 
 
+@pytest.mark.parametrize("target", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/messages"])
+def test_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(target: str) -> None:
+    text = "x" * 5_000_000
+    turns = [{"role": "user", "content": text}]
+    found = error(target, prompt=text, input=text, messages=turns, max_tokens=1) if "messages" not in target else None
+    if found is not None:
+        assert "maximum context length is 100 tokens" in found["message"]
+    else:
+        answer = asked(post(target, {"messages": turns, "max_tokens": 1}))
+        assert (answer.status, answer.json()["type"]) == (400, "error")
+
+
 def test_another_content_type_is_refused() -> None:
     answer = raw(b'{"prompt":"x"}', "text/plain")
     assert answer.status == 400

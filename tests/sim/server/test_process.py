@@ -101,6 +101,7 @@ def test_the_lag_of_the_loop_is_exported() -> None:
         ("--lora", "nameless"),
         ("--fault", "sulk"),
         ("--max-num-seqs", "0"),
+        ("--num-gpu-blocks-override", "3"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: tuple[str, ...]) -> None:
@@ -124,7 +125,8 @@ def test_a_profile_may_be_given_as_json_on_top_of_a_known_one(text: str, changed
 
 
 def test_the_capacities_of_a_profile_can_be_overridden() -> None:
-    profile = read("--max-num-seqs", "2", "--num-gpu-blocks-override", "40", "--block-size", "32").settings.profile
+    blocks = ("--num-gpu-blocks-override", "40", "--block-size", "32", "--max-model-len", "1280")
+    profile = read("--max-num-seqs", "2", *blocks).settings.profile
     assert (profile.max_sequences, profile.kv_tokens) == (2, 1280)
 
 
