@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in unknown(os.environ):
             logging.getLogger("fairlead.gateway").warning("%s", line)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(Path(options.fleet), listen, manage, settings, options.redis or settings.redis_url))
+            runner.run(_run(options, listen, manage, settings))
     except (FairleadError, OSError) as error:
         print(f"fairlead-gateway: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _run(fleet: Path, listen: Address, manage: Address, settings: GatewaySettings, redis: str | None) -> None:
+async def _run(options: argparse.Namespace, listen: Address, manage: Address, settings: GatewaySettings) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,10 +55,20 @@ async def _run(fleet: Path, listen: Address, manage: Address, settings: GatewayS
     gateway = Gateway(
         clock=clock, limits=limits, loop=loop, secret=secret, new_id=lambda: f"req-{prefix}-{next(count):x}"
     )
-    source = FileFleetSource(fleet, clock, limits=limits)
+    source = FileFleetSource(Path(options.fleet), clock, limits=limits)
+    redis = options.redis or settings.redis_url
     beside = Beside(gateway, limits, gateway_id=f"{socket.gethostname()}-{os.getpid()}", redis=redis)
-    token = settings.manage_token
-    await Server(gateway, source, listen=listen, manage=manage, beside=beside, token=token, announce=_say).run(stop)
+    server = Server(
+        gateway,
+        source,
+        listen=listen,
+        manage=manage,
+        beside=beside,
+        token=settings.manage_token,
+        hosts=options.manage_host,
+        announce=_say,
+    )
+    await server.run(stop)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +79,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
     parser.add_argument(
         "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"
+    )
+    parser.add_argument(
+        "--manage-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a DNS name that the management port may be reached under; can be given again",
     )
     parser.add_argument(
         "--redis", metavar="URL", help="a Redis shared with other gateways; else FAIRLEAD_REDIS_URL; else none"

@@ -14,7 +14,7 @@ from fairlead_gateway.answer import Answer
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.errors import error_body, error_event
 from fairlead_gateway.job import Job
-from fairlead_gateway.retry import Failure, RetryBudget, as_error, may_retry
+from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
 from fairlead_gateway.sse import Fault, Usage, engine_fault
 from fairlead_gateway.telemetry import Telemetry
@@ -80,9 +80,8 @@ class Forward:
             except Failure as failure:
                 job.failures.append(failure)
                 excluded |= {instance.id}
-                if not may_retry(job.failures, self._limits, self.budget, self._clock.now()):
+                if not worth_retrying(job.failures, self._limits):
                     raise as_error(job.failures) from None
-                self._telemetry.retried(job.ask.key, instance.id, failure.why)
 
     def _choose(self, job: Job, excluded: frozenset[str]) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
@@ -90,11 +89,15 @@ class Forward:
         decision = self._routes.choose(job.ask.key, job.route, now, excluded)
         if decision.chosen is None:
             raise as_error(job.failures)
+        if job.failures:
+            if not self.budget.take(now):
+                raise as_error(job.failures)
+            assert job.instance is not None
+            self._telemetry.retried(job.ask.key, job.instance.id, job.failures[-1].why)
+            decision = as_retry(decision, len(job.failures), job.failures[-1].why)
         instance = self._routes.ready(job.ask.key, decision.chosen)
         if instance is None:
             raise self._routes.none_ready(job.ask.key)
-        if job.failures:
-            decision = as_retry(decision, len(job.failures), job.failures[-1].why)
         job.attempt = len(job.failures) + 1
         job.instance, job.decision = instance, decision
         self._telemetry.routed(job.ask.key, instance.id, decision)

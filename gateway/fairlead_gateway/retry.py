@@ -57,13 +57,11 @@ class RetryBudget:
         self._second = max(self._second, second)
 
 
-def may_retry(failures: list[Failure], limits: Limits, budget: RetryBudget, now: float) -> bool:
-    """Whether the request that met ``failures`` may be tried once more."""
+def worth_retrying(failures: list[Failure], limits: Limits) -> bool:
+    """Whether another engine may be asked for the request that met ``failures``, as far as the request goes."""
     if failures[-1].final or len(failures) >= limits.attempts:
         return False
-    if sum(failure.died for failure in failures) >= _DEATHS:
-        return False
-    return budget.take(now)
+    return sum(failure.died for failure in failures) < _DEATHS
 
 
 def as_error(failures: list[Failure]) -> GatewayError:

@@ -7,7 +7,7 @@ says unready, accepts no more, lets what is in flight finish as long as the limi
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,7 +61,10 @@ class _Management(uvicorn.Server):
 
 
 class Server:
-    """Runs one gateway; ``token`` guards its management API, ``announce`` gets the line that says where it listens."""
+    """Runs one gateway; ``token`` guards its management API, which is reached under ``hosts`` too.
+
+    ``announce`` gets the line that says where it listens.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Server:
         manage: Address,
         beside: Beside,
         token: str | None,
+        hosts: Sequence[str] = (),
         announce: Callable[[str], None],
     ) -> None:
         self._gateway = gateway
@@ -80,6 +84,7 @@ class Server:
         self._manage = manage
         self._beside = beside
         self._token = token
+        self._hosts = hosts
         self._announce = announce
         self._problem: str | None = None
 
@@ -94,7 +99,7 @@ class Server:
         public, private = self._listen.bind(), self._manage.bind()
         server = await loop.create_server(gateway.listener.protocol, sock=public, backlog=_BACKLOG)
         config = uvicorn.Config(
-            management_app(self._beside, token=self._token),
+            management_app(self._beside, token=self._token, hosts=self._hosts),
             lifespan="off",
             log_config=None,
             log_level="warning",

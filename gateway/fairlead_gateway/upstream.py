@@ -62,7 +62,7 @@ class Upstream(asyncio.Protocol):
         self._fields: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
         self._status = 0
-        self._head_bytes = 0
+        self._head_bytes = self._unread_head = 0
         self._heard = self._complete = self._keep = self._extra = False
 
     @property
@@ -101,18 +101,20 @@ class Upstream(asyncio.Protocol):
         if sink is None:
             self._transport.abort()
             return
-        if not self._status:
-            self._head_bytes += len(data)
+        before = self._status
         self._heard = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("garbage")
             return
-        if not self._status:
-            if self._head_bytes > self._limits.response_head_bytes:
+        if not before:
+            self._unread_head += 0 if self._status else len(data)
+            if max(self._unread_head, self._head_bytes) > self._limits.response_head_bytes:
                 self._fail("garbage")
-            return
+                return
+            if not self._status:
+                return
         self._deadline.set(self._limits.stream_idle_seconds)
         pieces, self._pieces = self._pieces, []
         if self._complete:
@@ -147,6 +149,7 @@ class Upstream(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header field, or a trailer, which is dropped."""
         if not self._status:
+            self._head_bytes += len(name) + len(value) + 4
             self._fields[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -160,7 +163,8 @@ class Upstream(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         """A chunk's data, or a part of it."""
-        self._pieces.append(part)
+        if not self._complete:
+            self._pieces.append(part)
 
     def on_message_complete(self) -> None:
         """The end; whether the connection stays is only known in this call."""

@@ -55,7 +55,11 @@ class Guard:
         headers = scope["headers"]
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self.knows(hosts[0]):
-            return 403, "this host name is not served here", "use the address, or list the name as a management host"
+            return (
+                403,
+                "this host name is not served here",
+                "use the address, or start the gateway with --manage-host NAME",
+            )
         if scope["method"] != "GET":
             return 405, f"{scope['method']} is not possible here", "the management port only answers GET"
         sent = {name: value for name, value in headers if name in _READ}
