@@ -40,9 +40,11 @@ class CannedServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                """As written down."""
                 canned._answer(self)
 
             def do_POST(self) -> None:
+                """As written down."""
                 canned._answer(self)
 
             def log_message(self, format: str, *args: object) -> None:

@@ -41,11 +41,15 @@ def engine(ports: tuple[int, ...], first: int) -> Command:
 
 
 class Load:
-    """Requests all the time, from several clients, until told to stop; keeps every status."""
+    """Requests all the time, from several clients, until told to stop; keeps every status.
+
+    ``sent`` has, for each, when it was sent (the loop's time) and which instance answered it.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.statuses: list[int] = []
+        self.sent: list[tuple[float, str]] = []
         self.seen = asyncio.Event()
         self._on = True
         self._tasks = [asyncio.ensure_future(self._client()) for _ in range(4)]
@@ -64,13 +68,37 @@ class Load:
     async def _client(self) -> None:
         async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
             while self._on:
+                begun = asyncio.get_running_loop().time()
                 answer = await client.post(f"{self.url}/v1/chat/completions", json=CHAT)
+                self.sent.append((begun, answer.headers["x-fairlead-instance"]))
                 self.statuses.append(answer.status_code)
                 self.seen.set()
 
 
-async def scaled_down_under_load(directory: Path) -> tuple[Load, list[dict[str, int]]]:
-    """Three engines become two while requests keep coming; what the leaving one said of itself while it drained."""
+class Leaving:
+    """What is seen of the engine that leaves: who it is, since when the gateway knows, what it says meanwhile."""
+
+    def __init__(self, instance_id: str, url: str) -> None:
+        self.id = instance_id
+        self.url = url
+        self.known_at = float("inf")
+        self.said: list[dict[str, int]] = []
+
+    async def watch(self, management: Management) -> None:
+        """Until it is gone."""
+        await until(lambda: management.knows_draining(self.id), 0.0)
+        self.known_at = asyncio.get_running_loop().time()
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            while True:
+                try:
+                    self.said.append((await client.get(f"{self.url}/sim/state")).json())
+                except httpx.HTTPError:
+                    return
+                await asyncio.sleep(0.005)
+
+
+async def scaled_down_under_load(directory: Path) -> tuple[Load, Leaving]:
+    """Three engines become two while requests keep coming."""
     guard = Guard(None)
     (listen,), (manage,) = free_ports([1, 1])
     file = directory / "fleet.yaml"
@@ -79,7 +107,6 @@ async def scaled_down_under_load(directory: Path) -> tuple[Load, list[dict[str, 
     template = Instance("", "default", "tiny", "main", "", engine="sim")
     pool = PoolPlan(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
     url = f"http://127.0.0.1:{manage}"
-    said: list[dict[str, int]] = []
     async with Management(url) as management:
         plan = StackPlan((pool,), gateway, url, file)
         supervisor = Supervisor(plan, guard=guard, clock=SystemClock(), routes=management, told=lambda line: None)
@@ -89,8 +116,9 @@ async def scaled_down_under_load(directory: Path) -> tuple[Load, list[dict[str, 
                 await supervisor.ready()
                 load = Load(f"http://127.0.0.1:{listen}")
                 await load.more(30)
-                leaving = supervisor.units[-1]
-                watching = asyncio.ensure_future(watch(leaving.urls()[0], leaving.ids()[0], management, said))
+                unit = supervisor.units[-1]
+                leaving = Leaving(unit.ids()[0], unit.urls()[0])
+                watching = asyncio.ensure_future(leaving.watch(management))
                 await supervisor.scale(KEY, "main", 2)
                 await load.more(30)
                 await load.stop()
@@ -102,25 +130,16 @@ async def scaled_down_under_load(directory: Path) -> tuple[Load, list[dict[str, 
         finally:
             await supervisor.stop(asyncio.Event())
             guard.close()
-    return load, said
-
-
-async def watch(url: str, instance_id: str, management: Management, said: list[dict[str, int]]) -> None:
-    """What the leaving engine counts from the moment at which the gateway knows that it drains, until it is gone."""
-    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-        await until(lambda: management.knows_draining(instance_id), 0.0)
-        while True:
-            try:
-                said.append((await client.get(f"{url}/sim/state")).json())
-            except httpx.HTTPError:
-                return
-            await asyncio.sleep(0.005)
+    return load, leaving
 
 
 def test_no_request_is_lost_and_none_reaches_an_engine_that_drains(tmp_path: Path) -> None:
-    load, said = asyncio.run(scaled_down_under_load(tmp_path))
+    load, leaving = asyncio.run(scaled_down_under_load(tmp_path))
     assert set(load.statuses) == {200}
-    assert len(load.statuses) >= 60
-    assert said, "the engine was watched while it drained"
-    assert len({one["requests_seen"] for one in said}) == 1
-    assert {one["requests_while_draining"] for one in said} == {0}
+    before = [instance for begun, instance in load.sent if begun < leaving.known_at]
+    after = [instance for begun, instance in load.sent if begun >= leaving.known_at]
+    assert leaving.id in before
+    assert after
+    assert leaving.id not in after
+    assert leaving.said, "the engine was watched while it drained"
+    assert {one["requests_while_draining"] for one in leaving.said} == {0}
