@@ -9,10 +9,10 @@ PATIENCE_SECONDS = 60.0
 async def until(condition: Callable[[], bool], patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Return as soon as the loop's other tasks have made ``condition`` true; TimeoutError when they do not."""
 
-    async def asked() -> bool:
+    async def _asked() -> bool:
         return condition()
 
-    await until_async(asked, patience_seconds)
+    await until_async(_asked, patience_seconds)
 
 
 async def until_async(condition: Callable[[], Awaitable[bool]], patience_seconds: float = PATIENCE_SECONDS) -> None:
