@@ -10,7 +10,7 @@ QUESTION = "Why is the sky blue?"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known once and for all about a running stack."""
+    """What is known once and for all about a running stack; ``program`` is how this command line is called here."""
 
     url: str
     manage: str
@@ -19,6 +19,7 @@ class Facts:
     kinds: tuple[str, ...]
     ready_seconds: float
     notes: tuple[str, ...] = ()
+    program: str = "fairlead"
 
 
 def headline(facts: Facts) -> str:
@@ -60,5 +61,5 @@ def plain_lines(facts: Facts) -> list[str]:
         *(f"    {line}" for line in curl(facts)),
         "  with the OpenAI SDK:",
         *(f"    {line}" for line in sdk(facts)),
-        f"  from another terminal: fairlead chat {facts.models[0]}, fairlead status",
+        f"  from another terminal: {facts.program} chat {facts.models[0]}, {facts.program} status",
     ]

@@ -56,7 +56,17 @@ def setup_of(wishes: Wishes) -> Setup:
         wishes.logs.mkdir(parents=True, exist_ok=True)
     secret = hash_secret(wishes.seed)
     token = read(CliSettings, os.environ).manage_token
-    return Setup(wanted, listen, manage, secret, token, wishes.insecure, wishes.redis, wishes.logs)
+    return Setup(wanted, listen, manage, secret, token, wishes.insecure, wishes.redis, wishes.logs, program())
+
+
+def program() -> str:
+    """What to type for this command line: its name where PATH has it, else where it lies."""
+    beside = Path(sys.executable).with_name("fairlead")
+    if shutil.which("fairlead"):
+        return "fairlead"
+    if not beside.exists():
+        return f"{sys.executable} -m fairlead_cli"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def hash_secret(seed: int | None) -> str:

@@ -79,8 +79,8 @@ class LiveScreen:
         show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan"), "\n"))
         for line in (*curl(facts), "", *sdk(facts)):
             show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
-        chat = (f"fairlead chat {facts.models[0]}", "cyan")
-        show(Text.assemble("\n  in another terminal: ", chat, " · ", ("fairlead status", "cyan"), "\n"))
+        chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} status"
+        show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
         for note in facts.notes:
             show(Text(f"  note: {note}", "yellow"))
 

@@ -47,6 +47,7 @@ class Setup:
     insecure: bool = False
     redis: bool = True
     logs: Path | None = None
+    program: str = "fairlead"
 
 
 class Run:
@@ -149,6 +150,7 @@ class Run:
             kinds=tuple(dict.fromkeys(pool.template.engine for pool in pools)),
             ready_seconds=self._clock.now() - self._launched,
             notes=self._setup.plan.notes,
+            program=self._setup.program,
         )
         self._reach(lambda: self._screen.serving(facts))
 
