@@ -87,7 +87,8 @@ class Forward:
         """Ask for a decision, log it, and make it the job's."""
         now = self._clock.now()
         decision = self._routes.choose(job.ask.key, job.route, now, excluded)
-        if decision.chosen is None:
+        chosen = decision.chosen
+        if chosen is None:
             raise as_error(job.failures)
         if job.failures:
             if not self.budget.take(now):
@@ -95,7 +96,7 @@ class Forward:
             assert job.instance is not None
             self._telemetry.retried(job.ask.key, job.instance.id, job.failures[-1].why)
             decision = as_retry(decision, len(job.failures), job.failures[-1].why)
-        instance = self._routes.ready(job.ask.key, decision.chosen)
+        instance = self._routes.ready(job.ask.key, chosen)
         if instance is None:
             raise self._routes.none_ready(job.ask.key)
         job.attempt = len(job.failures) + 1
