@@ -18,15 +18,18 @@ def lag_p99(metrics: str) -> float | None:
     return max(known, default=None)
 
 
-def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0) -> dict[str, float | None]:
-    """The p99 by base URL; None where /metrics does not answer or does not say."""
+def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: int = 3) -> dict[str, float | None]:
+    """The p99 by base URL; None where /metrics does not say. One that does not answer is asked again."""
     lags: dict[str, float | None] = {}
     with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
         for url in urls:
-            try:
-                answer = client.get(f"{url}/metrics")
-            except httpx.HTTPError:
-                lags[url] = None
-                continue
-            lags[url] = lag_p99(answer.text) if answer.status_code == 200 else None
+            lags[url] = None
+            for _ in range(attempts):
+                try:
+                    answer = client.get(f"{url}/metrics")
+                except httpx.HTTPError:
+                    continue
+                if answer.status_code == 200:
+                    lags[url] = lag_p99(answer.text)
+                    break
     return lags

@@ -1,0 +1,139 @@
+"""Routing policies × arrival rates in the fleet simulator, and the goals that they must reach.
+
+    python bench/routing.py [--trace FILE] [--live out/demo/report.json] [--out out/bench/routing.json]
+
+The traffic is that of ``fairlead demo``: the first 1,000 requests of at most 20,480 prompt tokens, 8 engines of the 910b4 profile.
+With ``--live`` the report of a demo gives the live rows; without it those rows are left out.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from table import Row, comparing, goals, measuring, write
+
+from fairlead.fleet import Objectives
+from fairlead.profile import preset
+from fairlead_cli.replaying.simulated import simulated
+from fairlead_cli.replaying.summary import Summary, summarize
+from fairlead_cli.replaying.traffic import Traffic, traffic
+
+PRESETS = ("dual-hash", "round-robin", "least-request", "session")
+RATES = (1.0, 3.0, 5.0, 6.5, 7.5)
+RATE = 6.5
+ENGINES = 8
+OBJECTIVES = Objectives(ttft_seconds=5.0, itl_seconds=0.3)
+SECRETS = 5
+"""Homes are hashes of a secret: a single one is a draw, so each figure is the mean over so many."""
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print; 0 when every goal holds."""
+    parser = argparse.ArgumentParser(description="Routing policies × arrival rates in the fleet simulator.")
+    parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
+    parser.add_argument("--live", type=Path, help="report.json of a demo, for the live rows")
+    parser.add_argument("--out", type=Path, default=Path("out/bench/routing.json"))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    wanted = traffic(given.trace, limit=1_000, rate=RATE, seed=given.seed)
+    print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
+    rows = list(simulated_rows(wanted, given.seed))
+    if given.live is not None:
+        rows += live_rows(json.loads(given.live.read_text(encoding="utf-8")))
+    write("routing", rows, seed=given.seed, file=given.out)
+    return 0 if all(row.holds for row in rows) else 1
+
+
+def simulated_rows(wanted: Traffic, seed: int) -> Iterator[Row]:
+    """The goals first, then the whole table."""
+    measured = {
+        (rate, name): _mean(_run(wanted.slower(rate), name, seed))
+        for rate in sorted({*RATES, RATE})
+        for name in PRESETS
+    }
+    yield from _goal_rows("simulated", {name: measured[RATE, name] for name in PRESETS})
+    for (rate, name), figures in measured.items():
+        for what, unit in (
+            ("ttft_p90", "s"),
+            ("ttft_mean", "s"),
+            ("within", "share"),
+            ("cached", "share"),
+            ("load_cov", ""),
+        ):
+            base = None if name == "round-robin" else measured[rate, "round-robin"][what]
+            metric = f"{what} at {rate:g}/s, {name}"
+            if base is None:
+                yield measuring(metric, unit, figures[what], None)
+            else:
+                yield comparing(metric, unit, figures[what], "round-robin", base, None)
+
+
+def live_rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    """The live rows out of a demo's report.json."""
+    wanted = goals("routing")
+    sides = {
+        name: {side: _figures_of(run) for side, run in policy.items()} for name, policy in report["policies"].items()
+    }
+    yield from _goal_rows("live", {name: policy["live"] for name, policy in sides.items()})
+    for name, policy in sides.items():
+        metric = f"mean TTFT, {name}: live ÷ simulated"
+        simulated_mean = policy["simulated"]["ttft_mean"]
+        yield comparing(metric, "s", policy["live"]["ttft_mean"], "simulated", simulated_mean, wanted[metric])
+    metric = "event-loop lag p99 of the live run"
+    yield measuring(metric, "s", report["lag_p99_seconds"], wanted[metric])
+
+
+def _goal_rows(side: str, by_preset: Mapping[str, Mapping[str, float | None]]) -> Iterator[Row]:
+    wanted = goals("routing")
+    for title, what, unit, other in (
+        ("cached tokens", "cached", "share", "round-robin"),
+        ("p90 TTFT", "ttft_p90", "s", "round-robin"),
+        ("p90 TTFT", "ttft_p90", "s", "least-request"),
+    ):
+        metric = f"{title}, {side}: dual-hash ÷ {other}"
+        yield comparing(metric, unit, by_preset["dual-hash"][what], other, by_preset[other][what], wanted[metric])
+
+
+def _run(wanted: Traffic, name: str, seed: int) -> Iterator[Mapping[str, float | None]]:
+    hashed = name in ("dual-hash", "session")
+    for draw in range(SECRETS if hashed else 1):
+        outcomes = simulated(
+            wanted.requests,
+            profile=preset("910b4"),
+            instance_ids=[f"sim-{index}/0/0" for index in range(ENGINES)],
+            preset=name,
+            objectives=OBJECTIVES,
+            secret=f"secret {draw}".encode(),
+            seed=seed,
+        )
+        yield _figures(summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES))
+
+
+def _figures(summary: Summary) -> Mapping[str, float | None]:
+    return _figures_of(summary.json())
+
+
+def _figures_of(run: Mapping[str, Any]) -> Mapping[str, float | None]:
+    return {
+        "ttft_mean": run["ttft_seconds"]["mean"],
+        "ttft_p90": run["ttft_seconds"]["p90"],
+        "within": run["within_objective"],
+        "cached": run["cached_token_share"],
+        "load_cov": run["load_cov"],
+    }
+
+
+def _mean(runs: Iterator[Mapping[str, float | None]]) -> Mapping[str, float | None]:
+    every = list(runs)
+    found: dict[str, float | None] = {}
+    for what in every[0]:
+        values = [value for run in every if (value := run[what]) is not None]
+        found[what] = sum(values) / len(values) if values else None
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

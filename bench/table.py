@@ -1,0 +1,114 @@
+"""What every benchmark here shares: rows with goals, the JSON file that outside tools read, and the printed table."""
+
+import json
+import operator
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+GOALS = Path(__file__).with_name("goals.yaml")
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured value. ``goal`` is None for a row that only informs; such a row always holds."""
+
+    metric: str
+    value: float | None
+    unit: str
+    versus: str | None
+    versus_value: float | None
+    ratio: float | None
+    goal: str | None
+    holds: bool
+
+
+def goals(benchmark: str) -> dict[str, str]:
+    """Metric → goal of one benchmark, as checked in."""
+    table = yaml.safe_load(GOALS.read_text(encoding="utf-8"))
+    return {item["metric"]: item["goal"] for item in table[benchmark]}
+
+
+def reaches(goal: str, measured: float | None) -> bool:
+    """Does ``measured`` meet a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds) or ``within 10 %`` (a ratio)?"""
+    if measured is None:
+        return False
+    words = goal.split()
+    if words[0] == "within":
+        return abs(measured - 1.0) <= float(words[1]) / 100.0
+    limit = float(words[1]) * (1e-3 if words[2:] == ["ms"] else 1.0)
+    return _COMPARE[words[0]](measured, limit)
+
+
+def comparing(
+    metric: str, unit: str, value: float | None, versus: str, versus_value: float | None, goal: str | None
+) -> Row:
+    """A row whose goal is about value ÷ versus_value."""
+    ratio = None if value is None or not versus_value else value / versus_value
+    return Row(metric, value, unit, versus, versus_value, ratio, goal, goal is None or reaches(goal, ratio))
+
+
+def measuring(metric: str, unit: str, value: float | None, goal: str | None) -> Row:
+    """A row whose goal is about the value itself."""
+    return Row(metric, value, unit, None, None, None, goal, goal is None or reaches(goal, value))
+
+
+def write(name: str, rows: Iterable[Row], *, seed: int, file: Path) -> None:
+    """The benchmark's JSON file, and the same printed."""
+    kept = list(rows)
+    content = {"machine": machine(), "versions": versions(), "seed": seed, "rows": [asdict(row) for row in kept]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(name, kept, Console())
+
+
+def show(name: str, rows: Iterable[Row], console: Console) -> None:
+    """The rows as a table; those that do not hold stand out."""
+    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("metric", "value", "versus", "ratio", "goal", "holds"):
+        table.add_column(heading, justify="left" if heading in ("metric", "goal") else "right")
+    for row in rows:
+        versus = "" if row.versus is None else f"{row.versus} {_number(row.versus_value)}"
+        holds = "" if row.goal is None else ("yes" if row.holds else "NO")
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        style = None if row.holds else "bold red"
+        table.add_row(row.metric, f"{_number(row.value)} {row.unit}", versus, ratio, row.goal or "", holds, style=style)
+    console.print(table)
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured, without anything that names the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What it was measured with."""
+    found = {"python": platform.python_version()}
+    for package in ("fairlead", "uvloop", "httptools", "xxhash"):
+        found[package] = metadata.version(package)
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,63 @@
+"""``fairlead demo``: real traffic through a real stack, and what the routing buys, in a table and a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def demo(
+    *,
+    trace: Annotated[
+        Path | None, Parameter(help="A trace in Mooncake's format. Without: traffic of the same shape from a seed.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo"),
+    requests: Annotated[
+        int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")
+    ] = 1000,
+    rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5,
+    light_rate: Annotated[float, Parameter(help="The light load that is simulated beside it.")] = 1.0,
+    speed: Annotated[float, Parameter(help="Simulated seconds in one second.")] = 2.0,
+    presets: Annotated[tuple[str, ...], Parameter(help="Routing presets to compare.", consume_multiple=True)] = (
+        "dual-hash",
+        "round-robin",
+        "least-request",
+    ),
+) -> int:
+    """Replay a trace under several routing presets, live and simulated, and write the comparison.
+
+    Exits 0 when everything was answered, also when the machine was too busy to believe the times (the report then says
+    "valid": false, and so does the last line); 1 when requests failed; 2 when a stack could not be started or stopped.
+    """
+    from rich.console import Console
+
+    from fairlead.clock import SystemClock
+    from fairlead.fleet import Objectives
+    from fairlead.profile import preset
+    from fairlead_cli.replaying.comparison import Comparison
+    from fairlead_cli.replaying.files import write
+    from fairlead_cli.replaying.tables import show
+    from fairlead_cli.replaying.traffic import traffic
+
+    console = Console()
+    wanted = traffic(trace, limit=requests, rate=rate)
+    console.print(
+        f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:g} simulated requests/s"
+        + ("" if trace is not None else " (no trace was given; this has the shape of the Mooncake conversation trace)"),
+        highlight=False,
+    )
+    comparison = Comparison(
+        traffic=wanted,
+        presets=presets,
+        profile=preset("910b4"),
+        engines=8,
+        objectives=Objectives(ttft_seconds=5.0, itl_seconds=0.3),
+        speed=speed,
+        light_rate=light_rate,
+        folder=out,
+    )
+    report = comparison.run(lambda line: console.print(line, highlight=False), SystemClock())
+    files = write(report, out)
+    show(report, console, files)
+    failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
+    return 1 if failed else 0

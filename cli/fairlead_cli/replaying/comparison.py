@@ -1,0 +1,151 @@
+"""The demo's work: the same requests under several routing presets, live and simulated, side by side.
+
+Each preset gets a stack of its own, started cold. A run whose loops lagged is repeated once; what lags again is reported
+as not valid. The simulator gets the same requests, instances and hash secret, so that it computes the same homes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.clock import Clock
+from fairlead.fleet import Objectives
+from fairlead.profile import EngineProfile
+from fairlead_cli.replaying.measure import Measured, measure
+from fairlead_cli.replaying.outcome import Outcome
+from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
+from fairlead_cli.replaying.report import Policy, Report, Side
+from fairlead_cli.replaying.simulated import typical
+from fairlead_cli.replaying.stack import LocalStack, StackWish
+from fairlead_cli.replaying.traffic import Traffic
+from fairlead_sim.tokenizer import Tokenizer
+
+MANIFEST = """\
+# What `fairlead demo` serves: eight simulated engines of the profile that the routing studies use.
+apiVersion: serving.fairlead.io/v1alpha1
+kind: AcceleratorClass
+metadata: {{name: npu-910b4}}
+spec:
+  profile: {{preset: {profile}}}
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {{name: demo}}
+spec:
+  model: {{source: "hf://Qwen/Qwen2.5-7B-Instruct"}}
+  pools:
+    - accelerator: npu-910b4
+      replicas: {{min: {engines}}}
+  objectives: {{ttft: {ttft:g}s, itl: {itl:g}s}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is compared on what. Rates and objectives are in simulated seconds."""
+
+    traffic: Traffic
+    presets: Sequence[str]
+    profile: EngineProfile
+    engines: int
+    objectives: Objectives
+    speed: float
+    light_rate: float
+    folder: Path
+    secret: str = "fairlead demo"
+    repeat_within_seconds: float = 400.0
+    """A run that lagged is repeated only this soon after the start: the whole shall end within twelve minutes."""
+
+    def run(self, say: Callable[[str], None], clock: Clock) -> Report:
+        """Everything, one preset after the other. Raises Unavailable or LeftOver when a stack does not come or go well."""
+        builder = PromptBuilder(Tokenizer())
+        policies: dict[str, Policy] = {}
+        light: dict[str, Policy] = {}
+        lags: dict[str, float | None] = {}
+        invalid: list[str] = []
+        begun = clock.now()
+        slow = self.traffic.slower(self.light_rate)
+        for preset in self.presets:
+            live = self._live(preset, builder, say)
+            if live.measured.doubts and clock.now() - begun < self.repeat_within_seconds:
+                say(f"{preset}: {live.measured.doubts[0]}; measuring it once more")
+                live = self._live(preset, builder, say)
+            policies[preset] = Policy(self._side(live.measured.outcomes), self._simulated(self.traffic, live, builder))
+            light[preset] = Policy(None, self._simulated(slow, live, builder))
+            lags |= {f"{preset}: {name}": lag for name, lag in live.measured.lags.items()}
+            invalid += [f"{preset}: {doubt}" for doubt in live.measured.doubts]
+        return Report(
+            trace=self.traffic.name,
+            objectives=self.objectives,
+            speed=self.speed,
+            rate=self.traffic.rate,
+            requests=len(self.traffic.requests),
+            policies=policies,
+            lags=lags,
+            invalid=invalid,
+            ideal_reuse=self.traffic.ideal_reuse,
+            light_rate=self.light_rate,
+            light=light,
+        )
+
+    def _live(self, preset: str, builder: PromptBuilder, say: Callable[[str], None]) -> "_Live":
+        """A fresh stack, the whole traffic, and the stack gone again."""
+        wish = StackWish(
+            manifest=self._manifest(),
+            preset=preset,
+            speed=self.speed,
+            secret=self.secret,
+            log=self.folder / f"up-{preset}.log",
+            engines=self.engines,
+        )
+        say(f"{preset}: starting {self.engines} engines and a gateway")
+        with LocalStack(wish) as local:
+            model, instances = local.only_model()
+            target = Target(local.stack.url, model=model.name)
+            planned = plan(self.traffic.requests, target, speed=self.speed, builder=builder)
+            measured = measure(
+                target, planned, speed=self.speed, title=preset, manage=local.stack.manage, instances=instances
+            )
+        failed = [outcome.error for outcome in measured.outcomes if outcome.error is not None]
+        if failed:
+            say(f"{preset}: {len(failed)} of {len(planned)} requests failed, the first with: {failed[0]}")
+        return _Live(preset, measured, tuple(one.id for one in instances), model.key)
+
+    def _simulated(self, traffic: Traffic, live: "_Live", builder: PromptBuilder) -> Side:
+        outcomes = typical(
+            traffic.requests,
+            profile=self.profile,
+            instance_ids=live.instance_ids,
+            preset=live.preset,
+            objectives=self.objectives,
+            secret=self.secret.encode(),
+            chain=live_chains(builder, secret=self.secret.encode(), model_key=live.model_key),
+        )
+        return self._side(outcomes)
+
+    def _side(self, outcomes: Sequence[Outcome]) -> Side:
+        return Side.of(outcomes, objectives=self.objectives, instances=self.engines)
+
+    def _manifest(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "model.yaml"
+        file.write_text(
+            MANIFEST.format(
+                profile=self.profile.name,
+                engines=self.engines,
+                ttft=self.objectives.ttft_seconds,
+                itl=self.objectives.itl_seconds,
+            ),
+            encoding="utf-8",
+        )
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A measurement with what the simulator needs to be alike."""
+
+    preset: str
+    measured: Measured
+    instance_ids: tuple[str, ...]
+    model_key: str

@@ -1,0 +1,67 @@
+"""The report on a terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fairlead.units import duration
+from fairlead_cli.replaying.lag import LIMIT_SECONDS
+from fairlead_cli.replaying.report import HEADINGS, Policy, Report, findings, rows
+
+COLUMNS = (
+    "policy",
+    "",
+    "TTFT mean",
+    "TTFT p90",
+    "TTFT p99",
+    "ITL mean",
+    "in objective",
+    "cached",
+    "load spread",
+    "errors",
+)
+"""What of the report's table fits a terminal of 80 columns."""
+TITLES = {
+    "TTFT mean": "TTFT",
+    "TTFT p90": "p90",
+    "TTFT p99": "p99",
+    "ITL mean": "ITL",
+    "in objective": "met",
+    "load spread": "σ/µ",
+    "errors": "err",
+}
+
+
+def show(report: Report, console: Console, files: Sequence[Path]) -> None:
+    """Tables, findings, whether to believe it, and where it was written."""
+    console.print(_table(report.policies, f"at {report.rate:g} requests/s, seconds are simulated"))
+    if report.light:
+        console.print(_table(report.light, f"at {report.light_rate:g} requests/s"))
+    for line in findings(report):
+        console.print(f"  {line}", highlight=False)
+    lag = report.lag_p99_seconds
+    if report.invalid:
+        console.print("[bold red]These live numbers are not valid:[/] this machine was too busy to measure on it.")
+        for reason in report.invalid:
+            console.print(f"  {reason}", highlight=False, markup=False)
+    elif lag is not None:
+        limit = duration(LIMIT_SECONDS)
+        console.print(
+            f"  valid: no event loop was more than {duration(lag)} late (p99; the limit is {limit})", highlight=False
+        )
+    console.print("  " + "  ".join(str(file) for file in files), highlight=False, soft_wrap=True)
+
+
+def _table(policies: Mapping[str, Policy], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in COLUMNS:
+        table.add_column(
+            TITLES.get(column, column), justify="left" if column in ("policy", "") else "right", no_wrap=True
+        )
+    shown = [HEADINGS.index(column) for column in COLUMNS]
+    for row in rows(policies):
+        table.add_row(*(row[index].replace("simulated", "sim") for index in shown))
+    return table

@@ -1,0 +1,39 @@
+"""Which requests are replayed: from a recorded trace, or generated where there is none; said in words either way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead_sim.generators import conversation
+from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, ideal_reuse, read_mooncake, spread_ties
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests in simulated seconds from 0 on, and what they are."""
+
+    requests: Sequence[TraceRequest]
+    name: str
+    rate: float
+
+    @property
+    def ideal_reuse(self) -> float:
+        """Share of prompt tokens that one endless cache would have."""
+        return ideal_reuse(self.requests)
+
+    def slower(self, rate: float) -> "Traffic":
+        """The same requests at another mean rate."""
+        return Traffic(at_rate(self.requests, rate), self.name, rate)
+
+
+def traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: int = 0) -> Traffic:
+    """The first ``limit`` requests of the trace (or as many made from ``seed``), at a mean of ``rate`` or at their own."""
+    if trace is None:
+        found = conversation(1_000 if limit is None else limit, seed=seed)
+        name = f"generated conversations (seed {seed})"
+    else:
+        found = spread_ties(read_mooncake(trace, max_prompt=MAX_PROMPT_TOKENS, limit=limit))
+        name = trace.name
+    span = found[-1].arrival - found[0].arrival
+    own = (len(found) - 1) / span if span > 0 else 1.0
+    return Traffic(at_rate(found, rate or own), name, rate or own)
