@@ -223,7 +223,7 @@ function decisionUpdate(row, decision) {
   row.drawn = drawn;
   const rejected = last.candidates.filter((candidate) => !candidate.chosen);
   say(row.cells[0], decision.model);
-  say(row.rule, last.rule + (decision.choices.length > 1 ? ` · attempt ${last.attempt}` : ""));
+  say(row.rule, last.rule + (last.attempt > 1 && !last.rule.startsWith("retry") ? ` · attempt ${last.attempt}` : ""));
   mark(row.rule, "rule " + last.rule);
   row.because.replaceChildren(make("span", { class: "mono", text: last.instance === null ? "nowhere" : last.instance }), `: ${last.reason}`);
   say(row.why, rejected.length ? `not ${rejected[0].id}: ${rejected[0].why}` + (rejected.length > 1 ? `; and ${times(rejected.length - 1, "other", "others")}` : "") : "");
