@@ -86,10 +86,9 @@ class Listener:
         return self._date[1]
 
     def drain(self) -> None:
-        """Take no new request on any connection: idle ones close, busy ones close behind their answer."""
+        """From now on every answer is the last of its connection. Idle connections stay, so that a request that is
+        already on its way to us is answered."""
         self.draining = True
-        for connection in list(self.connections):
-            connection.drain()
 
     def busy(self) -> int:
         """Connections on which a request is being read or answered."""
@@ -225,11 +224,6 @@ class Downstream(asyncio.Protocol):
     def busy(self) -> bool:
         """A request is being read or answered."""
         return self._state is _State.BUSY or (self._state is _State.READING and not self._reader.empty)
-
-    def drain(self) -> None:
-        """Close if nothing is under way; otherwise the answer under way is the last."""
-        if self._state is _State.READING and self._reader.empty:
-            self._linger()
 
     # Reading requests.
 

@@ -21,7 +21,8 @@ from fairlead_gateway.management import management_app
 
 _BACKLOG = 4096
 _DRAIN_POLL_SECONDS = 0.02
-_LAST_BYTES_SECONDS = 1.0
+_KNOCKED_SECONDS = 0.05  # connections that the kernel has accepted already are served too
+_QUIET_SECONDS = 1.0  # for clients to read their last bytes, or to learn on their next request that this is the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Server:
             self._announce(f"ready {url(public)} manage {url(private)}")
             await stop.wait()
             gateway.drain()
+            await asyncio.sleep(_KNOCKED_SECONDS)
             server.close()
             await self._drained()
         finally:
@@ -132,10 +134,10 @@ class Server:
             private.close()
 
     async def _drained(self) -> None:
-        """Wait until nothing is in flight, or the limit; then a moment for the last bytes to be read."""
+        """Wait until nothing is in flight, or the limit; then a moment for idle connections to end by themselves."""
         gateway, listener = self._gateway, self._gateway.listener
         await self._until(lambda: not gateway.in_flight() and not listener.busy(), gateway.limits.drain_seconds)
-        await self._until(lambda: not listener.connections, _LAST_BYTES_SECONDS)
+        await self._until(lambda: not listener.connections, _QUIET_SECONDS)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Look again and again, for ``seconds`` at most: the hot path sets no event for the end of its work."""
