@@ -120,7 +120,11 @@ class App:
 
 def _spoil(fault: Fault, reply: Reply) -> bool:
     """Answer as the fault wants; False when it acts later."""
-    if fault.kind == "garbage":
+    if fault.kind == "refuse":
+        reply.cut()
+    elif fault.kind == "hang":
+        pass  # the request stays open until its client gives up
+    elif fault.kind == "garbage":
         reply.raw(b"\x16\x03\x01\x02\x00garbage\xff\xfe\r\n\r\n\x00\x01")
     elif fault.kind == "content-type":
         reply.send(200, b"<html><body>It works!</body></html>", b"text/html; charset=utf-8")

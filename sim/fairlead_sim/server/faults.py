@@ -1,7 +1,8 @@
 """Failures on demand: from the command line at the start, or at run time through ``/sim/faults``.
 
 A fault is a kind with limits: ``share`` of the requests it may hit (seeded), ``count`` of them at most, ``seconds`` it stays armed.
-``refuse`` and ``hang`` act on connections as they come in; the others on requests that generate, or on all with ``everywhere``.
+``refuse`` and ``hang`` act on connections as they come in and on every request of those already open; the others on requests
+that generate, or on all with ``everywhere``.
 """
 
 import os
@@ -130,7 +131,7 @@ class Faults:
     def request(self, *, generates: bool) -> Fault | None:
         """The failure that hits this request."""
         return self._pick(
-            lambda each: each.kind not in _CONNECTION and each.kind != "slow" and (generates or each.everywhere)
+            lambda each: each.kind != "slow" and (generates or each.everywhere or each.kind in _CONNECTION)
         )
 
     def _pick(self, fits: Callable[[Fault], bool]) -> Fault | None:

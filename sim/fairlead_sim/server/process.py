@@ -154,40 +154,56 @@ async def run(
     if not 1 <= count <= Limits().sim_engines_per_process:
         most = Limits().sim_engines_per_process
         raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {most}")
-    signalled = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    fleet: list[Served] = []
+    signalled = _on_signals(fleet)
     lag = LoopLag(keep=_LAG_KEPT)
     lag.start()
     tokenizer = Tokenizer()
     context: zmq.Context[zmq.Socket[bytes]] | None = zmq.Context() if settings.kv_events.endpoint else None
-    fleet = [
-        await serve(
-            with_port(settings, at),
-            host=host,
-            port=port + at if port else 0,
-            clock=clock,
-            random=random,
-            tokenizer=tokenizer,
-            lag=lag,
-            context=context,
-            die=_exit if count == 1 else None,
-        )
-        for at in range(count)
-    ]
-    for at, fault in armed:
-        for number, served in enumerate(fleet):
-            if at is None or at == number:
-                served.engine.faults.arm(fault)
-    gc.collect()
-    gc.freeze()
-    for served in fleet:
-        say(f"ready {served.url}")
-    await _until(signalled, fleet)
-    await asyncio.gather(*(served.stop(settings.shutdown_timeout) for served in fleet))
-    lag.stop()
-    if context is not None:
-        context.term()
+    try:
+        for at in range(count):
+            served = await serve(
+                with_port(settings, at),
+                host=host,
+                port=port + at if port else 0,
+                clock=clock,
+                random=random,
+                tokenizer=tokenizer,
+                lag=lag,
+                context=context,
+                die=_exit if count == 1 else None,
+            )
+            fleet.append(served)
+            for number, fault in armed:
+                if number is None or number == at:
+                    served.engine.faults.arm(fault)
+        gc.collect()
+        gc.freeze()
+        for served in fleet:
+            say(f"ready {served.url}")
+        await _until(signalled, fleet)
+        await asyncio.gather(*(served.stop(settings.shutdown_timeout) for served in fleet))
+    finally:
+        lag.stop()
+        for served in fleet:
+            served.engine.stop()
+        if context is not None:
+            context.term()
+
+
+def _on_signals(fleet: Sequence[Served]) -> asyncio.Event:
+    """SIGTERM or SIGINT sets the event; a second one ends everything at once."""
+    signalled = asyncio.Event()
+
+    def told() -> None:
+        if signalled.is_set():
+            for served in fleet:
+                served.vanish()
+        signalled.set()
+
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(kind, told)
+    return signalled
 
 
 async def _until(signalled: asyncio.Event, fleet: Sequence[Served]) -> None:
@@ -197,14 +213,13 @@ async def _until(signalled: asyncio.Event, fleet: Sequence[Served]) -> None:
         for served in fleet:
             await served.left()
 
-    waits = {asyncio.create_task(_wait(signalled)), asyncio.create_task(all_left())}
+    async def told() -> None:
+        await signalled.wait()
+
+    waits = {asyncio.create_task(told()), asyncio.create_task(all_left())}
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 def _exit(_served: Served) -> None:

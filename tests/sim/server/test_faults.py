@@ -63,6 +63,25 @@ def test_a_hanging_engine_takes_requests_and_never_answers() -> None:
     with_engine(check)
 
 
+@pytest.mark.parametrize(("kind", "closed"), [("hang", False), ("refuse", True)])
+def test_connections_that_are_already_open_hang_and_break_as_well(kind: str, closed: bool) -> None:
+    async def check(_served: Served, authority: str) -> None:
+        async with connected(authority) as pooled:
+            await pooled.send(get("/health").wire(authority))
+            await pooled.answer()
+            await pooled.send(post("/sim/faults", {"kind": kind}).wire(authority))
+            await pooled.answer()
+            await pooled.send(post("/v1/completions", ASK).wire(authority))
+            if closed:
+                with pytest.raises((EOFError, ConnectionError)):
+                    await pooled.answer()
+            else:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(pooled.more(), 0.2)
+
+    with_engine(check)
+
+
 def test_a_cut_stream_ends_behind_some_tokens_without_an_end() -> None:
     async def check(served: Served, authority: str) -> None:
         await arm(authority, kind="cut", after=4, count=1)

@@ -58,6 +58,22 @@ def test_an_interrupt_ends_it_as_well() -> None:
         assert process.wait(PATIENCE) == 0
 
 
+def test_a_second_signal_ends_a_drain_at_once() -> None:
+    with program("--shutdown-timeout", "600") as (process, (url,)):
+        body = {"prompt": "x", "max_tokens": 30_000, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body) as stream:
+            received = stream.iter_bytes()
+            next(received)
+            process.terminate()
+            while not httpx.get(f"{url}/sim/state").json()["draining"]:
+                pass
+            process.terminate()
+            with pytest.raises(httpx.HTTPError):
+                for _ in received:
+                    pass
+        assert process.wait(PATIENCE) == 0
+
+
 def test_a_lone_engine_that_dies_takes_its_process_with_it() -> None:
     with program() as (process, (url,)):
         with pytest.raises(httpx.HTTPError):
