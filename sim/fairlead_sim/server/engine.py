@@ -6,23 +6,17 @@ data-parallel rank, or held back while the engine is paused → settled. Everyth
 """
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from random import Random
-
-import zmq
 
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.lag import LoopLag
 from fairlead_sim.blocks import block_keys
-from fairlead_sim.engine import EngineCore, EngineStats, QueueFull, Sequence
-from fairlead_sim.kv_events import KvPublisher
-from fairlead_sim.metrics import EngineMetrics
-from fairlead_sim.server import scripts
+from fairlead_sim.engine import QueueFull, Sequence
+from fairlead_sim.server import parts, scripts
 from fairlead_sim.server.adapters import Models
 from fairlead_sim.server.answers import Answer, Choice
 from fairlead_sim.server.asks import Ask, Prompt, fits
@@ -47,7 +41,7 @@ class Engine:
         random: Random,
         port: int = 0,
         lag: LoopLag | None = None,
-        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        context: parts.Context | None = None,
         die: Callable[[], None],
     ) -> None:
         self.settings = settings
@@ -71,39 +65,11 @@ class Engine:
         self._empty_call: Callable[[], None] | None = None
         self._ids = count()
         self._base_profile = settings.profile.faster(settings.speed)
-        events = settings.kv_events
-        self.publishers: list[KvPublisher] = []
-        if events.endpoint is not None:
-            topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
-            self.publishers = [
-                KvPublisher(
-                    events.endpoint,
-                    events.replay_endpoint,
-                    topic,
-                    clock=clock,
-                    encoding=events.encoding,
-                    rank=rank,
-                    adapter_id=self.models.number,
-                    context=context,
-                )
-                for rank in range(settings.data_parallel)
-            ]
-        cores = [self._core() for _ in range(settings.data_parallel)]
-        self.metrics = EngineMetrics(
-            settings.served_names[0],
-            [functools.partial(_stats, core) for core in cores],
-            clock=clock,
-            cache_config={
-                "block_size": settings.block_tokens,
-                "effective_attention_block_size": settings.block_tokens,
-                "num_gpu_blocks": cores[0].pool.blocks,
-                "kv_cache_size_tokens": cores[0].max_tokens,
-                "kv_cache_max_concurrency": round(cores[0].max_tokens / settings.max_model_len, 2),
-            },
-            max_model_len=settings.max_model_len,
-            max_adapters=settings.max_adapters,
-            lag=lag,
+        self.publishers = parts.publishers(
+            settings, port=port, clock=clock, adapter_id=self.models.number, context=context
         )
+        cores = parts.cores(settings, self._base_profile)
+        self.metrics = parts.metrics(settings, cores, clock, lag)
         self.drivers = [
             Driver(
                 core,
@@ -123,15 +89,6 @@ class Engine:
         self._die = die
         for publisher in self.publishers:
             publisher.start()
-
-    def _core(self) -> EngineCore:
-        settings = self.settings
-        return EngineCore(
-            self._base_profile,
-            block_tokens=settings.block_tokens,
-            scheduling=settings.scheduling,
-            events=bool(self.publishers),
-        )
 
     # Generating ----------------------------------------------------------------------------------------------------------
 
@@ -374,25 +331,3 @@ class Engine:
     def _slow(self, factor: float) -> None:
         for driver in self.drivers:
             driver.core.profile = self._base_profile.faster(1.0 / factor)
-
-
-def _stats(core: EngineCore) -> EngineStats:
-    return core.stats
-
-
-def with_port(settings: EngineSettings, offset: int) -> EngineSettings:
-    """The settings of the ``offset``-th engine of one process: fixed event ports move up, free ones stay free."""
-    events = settings.kv_events
-    moved = replace(
-        events,
-        endpoint=_moved(events.endpoint, offset * settings.data_parallel),
-        replay_endpoint=_moved(events.replay_endpoint, offset * settings.data_parallel),
-    )
-    return replace(settings, kv_events=moved)
-
-
-def _moved(endpoint: str | None, offset: int) -> str | None:
-    if endpoint is None or endpoint.endswith(":0"):
-        return endpoint
-    base, colon, port = endpoint.rpartition(":")
-    return f"{base}{colon}{int(port) + offset}"

@@ -14,10 +14,10 @@ from fairlead.clock import Clock
 from fairlead.errors import SettingsError
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
-from fairlead_sim.server import faults, routes
+from fairlead_sim.server import faults, parts, routes
 from fairlead_sim.server.app import App
 from fairlead_sim.server.connection import Connection
-from fairlead_sim.server.engine import Engine, with_port
+from fairlead_sim.server.engine import Engine
 from fairlead_sim.server.problems import CORE_DIED, Broken
 from fairlead_sim.server.settings import EngineSettings
 from fairlead_sim.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ async def serve(
     random: Random,
     tokenizer: Tokenizer,
     lag: LoopLag | None = None,
-    context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+    context: parts.Context | None = None,
     die: "Callable[[Served], None] | None" = None,
 ) -> Served:
     """Start one engine listening on ``host:port`` (0 = a free one). Without ``die`` its death ends only itself."""
@@ -159,11 +159,11 @@ async def run(
     lag = LoopLag(keep=_LAG_KEPT)
     lag.start()
     tokenizer = Tokenizer()
-    context: zmq.Context[zmq.Socket[bytes]] | None = zmq.Context() if settings.kv_events.endpoint else None
+    context: parts.Context | None = zmq.Context() if settings.kv_events.endpoint else None
     try:
         for at in range(count):
             served = await serve(
-                with_port(settings, at),
+                parts.moved(settings, at),
                 host=host,
                 port=port + at if port else 0,
                 clock=clock,

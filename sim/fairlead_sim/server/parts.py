@@ -1,0 +1,94 @@
+"""What an engine is put together from: its cores, event publishers and metrics, built from its settings."""
+
+import functools
+from dataclasses import replace
+
+import zmq
+
+from fairlead.clock import Clock
+from fairlead.lag import LoopLag
+from fairlead.profile import EngineProfile
+from fairlead_sim.engine import EngineCore, EngineStats
+from fairlead_sim.kv_events import KvPublisher
+from fairlead_sim.kv_wire import AdapterIds
+from fairlead_sim.metrics import EngineMetrics
+from fairlead_sim.server.settings import EngineSettings
+
+Context = zmq.Context[zmq.Socket[bytes]]
+
+
+def cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
+    """One core a data-parallel rank; ``profile`` is the one that runs at the wanted speed."""
+    return [
+        EngineCore(
+            profile,
+            block_tokens=settings.block_tokens,
+            scheduling=settings.scheduling,
+            events=settings.kv_events.endpoint is not None,
+        )
+        for _ in range(settings.data_parallel)
+    ]
+
+
+def publishers(
+    settings: EngineSettings, *, port: int, clock: Clock, adapter_id: AdapterIds, context: Context | None
+) -> list[KvPublisher]:
+    """One publisher a rank, or none; the topic names the engine's own address unless it was given."""
+    events = settings.kv_events
+    if events.endpoint is None:
+        return []
+    topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
+    return [
+        KvPublisher(
+            events.endpoint,
+            events.replay_endpoint,
+            topic,
+            clock=clock,
+            encoding=events.encoding,
+            rank=rank,
+            adapter_id=adapter_id,
+            context=context,
+        )
+        for rank in range(settings.data_parallel)
+    ]
+
+
+def metrics(settings: EngineSettings, built: list[EngineCore], clock: Clock, lag: LoopLag | None) -> EngineMetrics:
+    """The metrics page over all ranks."""
+    tokens = built[0].max_tokens
+    return EngineMetrics(
+        settings.served_names[0],
+        [functools.partial(_stats, core) for core in built],
+        clock=clock,
+        cache_config={
+            "block_size": settings.block_tokens,
+            "effective_attention_block_size": settings.block_tokens,
+            "num_gpu_blocks": built[0].pool.blocks,
+            "kv_cache_size_tokens": tokens,
+            "kv_cache_max_concurrency": round(tokens / settings.max_model_len, 2),
+        },
+        max_model_len=settings.max_model_len,
+        max_adapters=settings.max_adapters,
+        lag=lag,
+    )
+
+
+def moved(settings: EngineSettings, offset: int) -> EngineSettings:
+    """The settings of the ``offset``-th engine of one process: fixed event ports move up, free ones stay free."""
+    events = settings.kv_events
+    ports = offset * settings.data_parallel
+    shifted = replace(
+        events, endpoint=_shifted(events.endpoint, ports), replay_endpoint=_shifted(events.replay_endpoint, ports)
+    )
+    return replace(settings, kv_events=shifted)
+
+
+def _shifted(endpoint: str | None, ports: int) -> str | None:
+    if endpoint is None or endpoint.endswith(":0"):
+        return endpoint
+    base, colon, port = endpoint.rpartition(":")
+    return f"{base}{colon}{int(port) + ports}" if port.isdecimal() else endpoint
+
+
+def _stats(core: EngineCore) -> EngineStats:
+    return core.stats
