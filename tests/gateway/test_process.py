@@ -1,0 +1,182 @@
+"""The gateway as a process: its lines, its ports, its signals, its refusals."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fairlead.fleet import InstanceState
+from fairlead.fleetfile import write_atomic
+from fairlead.testing.engine import Call, scripted_engine, token
+from fairlead.testing.raw_http import Connection, ask, get, post, send
+from fairlead.testing.waiting import until, until_async
+from fairlead_gateway.__main__ import main as gateway_main
+from fairlead_gateway.testing import fleet_of, run
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+COMMAND = (sys.executable, "-m", "fairlead_gateway")
+
+
+@dataclass(slots=True)
+class Started:
+    """A gateway process that said ``ready``."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    manage: str
+
+    async def ended(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), 60)
+
+
+@asynccontextmanager
+async def started(fleet: Path) -> AsyncIterator[Started]:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "--fleet", str(fleet), "--listen", "127.0.0.1:0", stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        found = re.fullmatch(r"ready (http://127\.0\.0\.1:\d+) manage (http://127\.0\.0\.1:\d+)\n", line)
+        assert found, line
+        yield Started(process, found[1], found[2])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one, scripted_engine() as two:
+            write_atomic(path, fleet_of([one.url]))
+            async with started(path) as gateway:
+                assert (await send(gateway.url, get("/readyz")))[0].status == 200
+                managed = await send(gateway.manage, get("/readyz").replace(b"host: x", b"host: 127.0.0.1"))
+                assert managed[0].status == 200
+                assert (await ask(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
+                write_atomic(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
+
+                async def moved() -> bool:
+                    return (await ask(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"
+
+                async def complained() -> bool:
+                    return b"cannot be used" in (await send(gateway.url, get("/readyz")))[0].body
+
+                await until_async(moved)
+                await asyncio.to_thread(path.write_text, "models: [")
+                await until_async(complained)
+                assert (await ask(gateway.url, GOOD)).status == 200
+
+    run(main())
+
+
+def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.event(token("a"))
+        await go_on.wait()
+        await call.finish()
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(script) as engine:
+            write_atomic(path, fleet_of([engine.url]))
+            async with started(path) as gateway:
+                idle, busy = await Connection.to(gateway.url), await Connection.to(gateway.url)
+                await idle.send(get("/readyz", close=False))
+                assert (await idle.answer()).status == 200
+                await busy.send(post(GOOD | {"stream": True}, close=False))
+                await busy.reader.readuntil(b'"content":"a"')
+                gateway.process.send_signal(signal.SIGTERM)
+                await until_async(partial(_refuses, gateway.url))
+                await idle.send(get("/readyz", close=False))
+                last = await idle.rest()
+                assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
+                go_on.set()
+                rest = await busy.reader.read()
+                assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+                assert await gateway.ended() == 0
+                await idle.close()
+                await busy.close()
+
+    run(main())
+
+
+def test_rolling_restarts_lose_no_request_on_kept_connections(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as engine:
+            write_atomic(path, fleet_of([engine.url]))
+            async with started(path) as gateway:
+                connections = [await Connection.to(gateway.url) for _ in range(10)]
+                served = 0
+
+                async def client(connection: Connection) -> None:
+                    nonlocal served
+                    while True:
+                        await connection.send(post(GOOD, close=False))
+                        answer = await connection.answer()
+                        assert answer.status == 200
+                        served += 1
+                        if answer.fields.get("connection") == "close":
+                            return
+
+                clients = asyncio.gather(*[client(connection) for connection in connections])
+                await until(lambda: served >= 100)
+                gateway.process.send_signal(signal.SIGTERM)
+                await clients
+                assert await gateway.ended() == 0
+                for connection in connections:
+                    await connection.close()
+
+    run(main())
+
+
+async def _refuses(url: str) -> bool:
+    """Whether new connections are refused."""
+    try:
+        connection = await Connection.to(url)
+    except ConnectionError:
+        return True
+    await connection.close()
+    return False
+
+
+@pytest.mark.parametrize("option", ["--listen", "--manage"])
+def test_it_refuses_to_listen_beyond_loopback_unless_told(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--listen", "127.0.0.1:0"] if option == "--manage" else []
+    for address in ("0.0.0.0:0", "[::]:0", ":0", "192.0.2.1:80"):
+        assert gateway_main(["--fleet", str(tmp_path / "none.yaml"), *other, option, address]) == 2
+        assert "--insecure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "example.com:80"])
+def test_an_address_that_is_none_is_said_to_be_none(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gateway_main(["--fleet", str(tmp_path / "none.yaml"), "--listen", address]) == 2
+    assert "--listen" in capsys.readouterr().err
+
+
+def test_a_fleet_file_that_cannot_be_read_at_the_start_ends_it_with_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    assert gateway_main(["--fleet", str(path), "--listen", "127.0.0.1:0"]) == 2
+    path.write_text("models:\n  - name: tiny\n    instances:\n      - {url: nonsense}\n")
+    assert gateway_main(["--fleet", str(path), "--listen", "127.0.0.1:0"]) == 2
+    assert "fleet.yaml:4" in capsys.readouterr().err
