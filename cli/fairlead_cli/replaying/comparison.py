@@ -91,7 +91,7 @@ class Comparison:
     def _live(self, preset: str, builder: PromptBuilder, say: Callable[[str], None]) -> "_Live":
         """A fresh stack, the whole traffic, and the stack gone again."""
         wish = StackWish(
-            manifest=self._manifest(),
+            manifest=self.write_manifest(),
             preset=preset,
             speed=self.speed,
             secret=self.secret,
@@ -126,7 +126,8 @@ class Comparison:
     def _side(self, outcomes: Sequence[Outcome]) -> Side:
         return Side.of(outcomes, objectives=self.objectives, instances=self.engines)
 
-    def _manifest(self) -> Path:
+    def write_manifest(self) -> Path:
+        """What ``fairlead up`` is given; it stays beside the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "model.yaml"
         file.write_text(

@@ -118,7 +118,8 @@ def findings(report: Report) -> list[str]:
     for name, policy in report.policies.items():
         difference = apart(policy)
         if difference is not None:
-            said.append(f"{name}: live mean TTFT is {difference:+.1%} of the simulated one away")
+            where = "above" if difference >= 0 else "below"
+            said.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one")
     return said
 
 

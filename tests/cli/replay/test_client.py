@@ -62,21 +62,9 @@ def test_the_body_asks_for_a_stream_with_usage_and_exactly_the_trace_s_tokens() 
 
 
 def test_a_connection_is_used_again_when_its_answer_is_complete() -> None:
-    answered = asyncio.Event()
-
-    async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        async for data in tokens(body):
-            yield data
-        answered.set()
-
-    async def go() -> sse.ScriptedServer:
-        async with sse.serving(script) as server:
-            target = Target(server.url, model="tiny")
-            wanted = plan(requests(3, every=0.3), target, speed=1.0)
-            await Client(target.host, target.port).run(wanted)
-            return server
-
-    assert asyncio.run(go()).connections == 1
+    run, server = replay(tokens, requests(3, every=0.5))
+    assert [outcome.error for outcome in run.outcomes] == [None] * 3
+    assert server.connections < 3
 
 
 def test_a_slow_answer_holds_no_other_request_back() -> None:

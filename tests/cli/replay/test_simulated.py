@@ -1,0 +1,65 @@
+"""The simulated side of a report: the median of several draws, with the very homes of the live gateway."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fairlead.fleet import Objectives
+from fairlead.profile import preset
+from fairlead_cli.replaying.outcome import Outcome
+from fairlead_cli.replaying.prompts import PromptBuilder, live_chains
+from fairlead_cli.replaying.simulated import jittered, simulated, typical
+from fairlead_sim.generators import conversation
+from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.traces import TraceRequest, at_rate
+
+REQUESTS = at_rate(conversation(120, seed=4), 6.0)
+OBJECTIVES = Objectives(ttft_seconds=5.0)
+IDS = [f"main-{index}/{9000 + index}/0" for index in range(4)]
+
+
+def mean(outcomes: Sequence[Outcome]) -> float:
+    return sum(one.ttft_seconds or 0.0 for one in outcomes) / len(outcomes)
+
+
+def run(name: str, requests: Sequence[TraceRequest] = REQUESTS) -> list[Outcome]:
+    return simulated(
+        requests, profile=preset("910b4"), instance_ids=IDS, preset=name, objectives=OBJECTIVES, secret=b"one"
+    )
+
+
+def test_every_request_comes_back_once_under_the_given_instance_names() -> None:
+    outcomes = run("round-robin")
+    assert [one.id for one in outcomes] == [request.id for request in REQUESTS]
+    assert Counter(one.instance for one in outcomes) == dict.fromkeys(IDS, 30)
+    assert all(one.output_tokens == request.output_tokens for one, request in zip(outcomes, REQUESTS, strict=True))
+
+
+def test_the_typical_run_is_the_one_with_the_median_mean() -> None:
+    found = typical(
+        REQUESTS,
+        profile=preset("910b4"),
+        instance_ids=IDS,
+        preset="least-request",
+        objectives=OBJECTIVES,
+        secret=b"one",
+        draws=5,
+    )
+    means = [mean(run("least-request", jittered(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
+    assert mean(found) == sorted(means)[2]
+
+
+def test_jitter_keeps_the_requests_and_delays_none_by_more() -> None:
+    moved = jittered(REQUESTS, 0.010, 3)
+    assert [one.id for one in moved] == [one.id for one in REQUESTS]
+    assert all(0 <= new.arrival - old.arrival <= 0.010 for new, old in zip(moved, REQUESTS, strict=True))
+    assert moved == jittered(REQUESTS, 0.010, 3)
+
+
+def test_equal_blocks_give_equal_chains_and_another_secret_gives_others() -> None:
+    builder = PromptBuilder(Tokenizer())
+    chain = live_chains(builder, secret=b"one", model_key="default/demo")
+    other = live_chains(builder, secret=b"two", model_key="default/demo")
+    first, second = chain(REQUESTS[0]), chain(REQUESTS[1])
+    shared = sum(a == b for a, b in zip(first.hashes, second.hashes, strict=False))
+    assert 2_048 // 256 <= shared <= 2_560 // 256  # block 0 is common, a few bytes of JSON stand before it
+    assert other(REQUESTS[0]).hashes[0] != first.hashes[0]
