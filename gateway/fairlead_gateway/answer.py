@@ -29,6 +29,7 @@ class Answer:
         self._reply: Reply | None = None
         self._gap: Callable[[float], None] | None = None
         self.complete = False
+        self.paused = False
         self.status = 0
         self.fields: dict[bytes, bytes] = {}
         self.stream = False

@@ -5,6 +5,8 @@ as far as ``retry`` allows. A client that leaves cancels the task, and with it t
 at once. After the first byte there is no second try: a stream that breaks ends with an error event and without ``[DONE]``.
 """
 
+from functools import partial
+
 import msgspec
 
 from fairlead.clock import Clock
@@ -221,7 +223,7 @@ class Forward:
             assert answer.first_at is not None
             telemetry.first_token(key, name, answer.first_at - job.request.received)
         length = None if answer.stream else _length(answer.fields)
-        reply.flow = connection.pause
+        reply.flow = partial(_follow_pace, answer, connection)
         reply.begin(answer.status, passed_back(answer.fields) + self.fields(job), length=length)
         answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
         why = await answer.ended
@@ -230,6 +232,12 @@ class Forward:
         job.usage = answer.events.usage
         if why is None:
             return True
+        if why == "timeout" and answer.paused:
+            job.client_gone = (
+                True  # the silence is the client's: it has not read for so long that the engine was paused
+            )
+            reply.cut()
+            return False
         job.error = why
         if answer.stream:
             text = f"{_WORDS.get(why, 'the engine failed')}; the answer is incomplete"
@@ -260,6 +268,12 @@ class Forward:
             f"x-fairlead-instance: {instance}\r\nx-fairlead-reason: {rule}\r\n"
             f"x-fairlead-decision: {job.id}\r\nserver-timing: {timing}\r\n"
         )
+
+
+def _follow_pace(answer: Answer, connection: Upstream, paused: bool) -> None:
+    """The client keeps up, or not: so does the engine."""
+    answer.paused = paused
+    connection.pause(paused)
 
 
 def _usage(body: bytes) -> tuple[Usage | None, bool]:

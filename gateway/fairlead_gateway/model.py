@@ -4,8 +4,11 @@ A client names a model ``namespace/name``, or by its bare name where that is uni
 other change that is ever made to a body is to ask for the usage of a stream, which engines tell only when asked.
 """
 
+import heapq
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import msgspec
 
@@ -22,6 +25,8 @@ PATHS: dict[str, type[Common]] = {
     "/v1/completions": Completion,
     "/v1/embeddings": Embedding,
 }
+_COMPARED_CHARACTERS = 64
+_COMPARED_NAMES = 40
 
 
 @dataclass(slots=True)
@@ -87,6 +92,23 @@ def _unknown(name: str, fleet: Fleet) -> UnknownModel:
     if clashing:
         hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
         return UnknownModel("model: the name is not unique", param="model", hint=hint)
-    near = nearest(name, [*shown_names(fleet), *fleet.models])
+    near = _near(name, [*shown_names(fleet), *fleet.models])
     hint = f"did you mean: {', '.join(near)}?" if near else "GET /v1/models lists what is served"
     return UnknownModel("model: no model of this name is served here", param="model", hint=hint)
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Known names like ``name``. Comparing is slow for long names and for many: only the likeliest are compared."""
+    if len(name) > _COMPARED_CHARACTERS:
+        return []
+
+    def shared(other: str) -> int:
+        return _alike(name, other) + _alike(reversed(name), reversed(other))
+
+    short = [other for other in known if len(other) <= 2 * _COMPARED_CHARACTERS]
+    return nearest(name, heapq.nlargest(_COMPARED_NAMES, short, key=shared))
+
+
+def _alike(one: Iterable[str], other: Iterable[str]) -> int:
+    """Characters that both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -193,6 +193,9 @@ def test_a_reader_that_never_reads_is_given_up() -> None:
             await connection.send(post(STREAM))
             await until(lambda: len(engine.calls) == 1)
             await _freed(running, engine)
+            outcome = running.gateway.decisions.last(1)[0].outcome
+            assert outcome is not None
+            assert outcome.client_gone
             _kill(connection)
 
     run(main())

@@ -157,6 +157,19 @@ def test_an_unknown_model_is_a_404_that_names_near_ones(name: str, near: str | N
     run(main())
 
 
+def test_among_a_thousand_models_near_names_are_still_found_and_the_loop_is_not_held_up() -> None:
+    names = [f"{'m' * 180}-{number}" for number in range(998)] + ["llama-8b", "llama-70b"]
+    fleet = Fleet(1, 1, {f"a/{name}": Model("a", name) for name in names}, {})
+
+    async def main() -> None:
+        async with running_gateway(fleet) as running:
+            assert "llama-8b" in (await ask(running.url, GOOD | {"model": "lama-8b"})).error["message"]
+            assert "llama-70b" in (await ask(running.url, GOOD | {"model": "llama-70"})).error["message"]
+            assert (await ask(running.url, GOOD | {"model": "m" * 179})).status == 404
+
+    run(main())
+
+
 def test_a_bare_name_in_two_namespaces_must_be_written_in_full() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(_namespaces([engine.url])) as running:

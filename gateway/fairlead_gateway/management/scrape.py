@@ -16,6 +16,7 @@ from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead.signals import EngineSignals
+from fairlead.tasks import ended
 from fairlead_gateway.management.fetch import get
 
 
@@ -59,9 +60,7 @@ class Scraper:
     async def stop(self) -> None:
         """Stop asking; the last readings stay."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await ended(task)
 
     def merge(self, fleet: Fleet) -> Fleet:
         """The fleet with every instance's last signals in it."""

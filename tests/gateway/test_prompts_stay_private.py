@@ -1,0 +1,94 @@
+"""A prompt with a canary in it goes through every path, good and bad: nothing that Fairlead writes down may repeat it."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from fairlead.fleet import Objectives
+from fairlead.limits import Limits
+from fairlead.testing.engine import Call, Hangup, Script, event, honest, scripted_engine, token
+from fairlead.testing.raw_http import Connection, ask, post
+from fairlead_gateway.testing import fleet_of, run, running_gateway
+
+CANARY = "canary-7c1e"
+BODY = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": f"tell me of {CANARY}"}],
+    "user": "u",
+    "tools": [{"type": "function", "function": {"name": CANARY}}],
+}
+
+
+async def hang_up(call: Call) -> None:
+    raise Hangup
+
+
+async def broken_stream(call: Call) -> None:
+    await call.begin()
+    await call.event(token("a"))
+    raise Hangup
+
+
+async def not_json(call: Call) -> None:
+    await call.plain(b"<html>" + call.body, kind="text/html")
+
+
+async def failing_with_the_prompt(call: Call) -> None:
+    await call.plain({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+
+
+async def event_with_the_prompt(call: Call) -> None:
+    await call.begin()
+    await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
+
+
+@pytest.mark.parametrize(
+    "script", [honest, hang_up, broken_stream, not_json, failing_with_the_prompt, event_with_the_prompt]
+)
+def test_no_log_line_decision_metric_or_error_repeats_a_prompt(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> str:
+        limits = replace(Limits(), stream_idle_seconds=0.5)
+        async with scripted_engine(script) as engine:
+            fleet = fleet_of([engine.url] * 2, objectives=Objectives(ttft_seconds=1.0))
+            async with running_gateway(fleet, limits) as running:
+                written = ""
+                for stream in (False, True):
+                    answer = await ask(running.url, BODY | {"stream": stream})
+                    written += str(answer.fields) + answer.body.decode()
+                leaving = await Connection.to(running.url)
+                await leaving.send(post(BODY))
+                await leaving.close()
+                gateway = running.gateway
+                written += gateway.telemetry.render(fleet, gateway.loads(), gateway.clock.now()).decode()
+                return written + repr([gateway.decisions.last(10), gateway.ready(), gateway.loads()])
+
+    written = run(main())
+    assert CANARY not in written
+    assert CANARY not in caplog.text
+
+
+def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+
+            def defect(*_: object) -> None:
+                raise ValueError(f"cannot take {BODY}")
+
+            monkeypatch.setattr(running.gateway._routes, "choose", defect)
+            answer = await ask(running.url, BODY)
+            assert (answer.status, answer.error["code"]) == (500, "internal_error")
+            assert CANARY not in answer.body.decode()
+            assert answer.fields["x-request-id"] in caplog.text
+            assert "ValueError" in caplog.text
+            assert CANARY not in caplog.text
+            monkeypatch.undo()
+            assert (await ask(running.url, BODY)).status == 200
+
+    run(main())
