@@ -137,12 +137,12 @@ async def scripted_engine(script: Script = honest) -> AsyncIterator[ScriptedEngi
     engine = ScriptedEngine()
     handlers: set[asyncio.Task[None]] = set()
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(_connection(engine, script, reader, writer))
         handlers.add(task)
         task.add_done_callback(handlers.discard)
 
-    engine.server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    engine.server = await asyncio.start_server(_accept, "127.0.0.1", 0)
     engine.url = f"http://127.0.0.1:{engine.server.sockets[0].getsockname()[1]}"
     try:
         yield engine
