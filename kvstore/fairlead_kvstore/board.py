@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
+from fairlead.tasks import ended
 from fairlead.units import duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.record import Load, Record, encode, published_board, published_decision
@@ -65,9 +66,7 @@ class Board:
     async def stop(self) -> None:
         """Tell what still waits, take the boards down, and leave."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await ended(task)
         await self.flush()
         await self.link.run([("DEL", keys.board(key, self._gateway_id)) for key in self._shown] or [("PING",)])
         self._shown.clear()

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
+from fairlead.tasks import ended
 from fairlead.units import duration
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
@@ -101,9 +102,7 @@ class RedisLink:
     async def stop(self) -> None:
         """Close the connections; the link can be started again."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await ended(task)
         if self._up:
             self._lost("stopped")
         with suppress(RedisError, OSError):
@@ -135,7 +134,8 @@ class RedisLink:
                 failures = 0
                 self._arrived()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._trouble.wait(), self._limits.redis_ping_seconds)
+                    async with asyncio.timeout(self._limits.redis_ping_seconds):
+                        await self._trouble.wait()
             else:
                 pause = min(self._limits.redis_pause_seconds, FIRST_PAUSE_SECONDS * 2.0**failures)
                 failures = min(failures + 1, 16)

@@ -142,3 +142,17 @@ def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
 def test_a_url_of_another_kind_is_refused_at_once() -> None:
     with pytest.raises(BadInput, match="redis://"):
         RedisLink("http://127.0.0.1", ManualClock())
+
+
+def test_a_link_always_stops_even_while_it_is_about_to_ask(server: Any) -> None:
+    async def run() -> None:
+        limits = replace(FAST, redis_ping_seconds=0.001)
+        for _ in range(30):
+            link = RedisLink(server.url, SystemClock(), limits=limits)
+            link.start()
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+                await asyncio.sleep(0.001)  # the ping falls due in this very turn
+                await link.stop()
+
+    asyncio.run(run())

@@ -1,0 +1,21 @@
+"""Ending a background task for certain."""
+
+import asyncio
+from typing import Any
+
+_AGAIN_SECONDS = 0.05
+
+
+async def ended(task: asyncio.Task[Any] | None) -> None:
+    """Cancel ``task`` and return when it is over, however it ends.
+
+    One cancellation can get lost: ``asyncio.wait_for`` of Python 3.11 drops it when what it waits for is done in the same turn,
+    and libraries (redis-py's sending, for one) use it. So it is asked again until it holds.
+    """
+    if task is None:
+        return
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_AGAIN_SECONDS)
+    if not task.cancelled():
+        task.exception()  # looked at, so that the loop does not complain that nobody did

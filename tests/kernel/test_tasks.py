@@ -1,0 +1,41 @@
+"""A background task can be ended even when its first cancellation gets lost."""
+
+import asyncio
+
+from fairlead.tasks import ended
+
+
+def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
+    async def check() -> None:
+        lost = 0
+
+        async def stubborn() -> None:
+            nonlocal lost
+            while True:
+                try:
+                    await asyncio.sleep(3_600)
+                except asyncio.CancelledError:
+                    lost += 1
+                    if lost == 2:
+                        raise
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        await ended(task)
+        assert task.cancelled()
+
+    asyncio.run(check())
+
+
+def test_a_task_that_failed_or_never_was_is_ended_too() -> None:
+    async def check() -> None:
+        async def failing() -> None:
+            raise ValueError("on purpose")
+
+        task = asyncio.create_task(failing())
+        await ended(task)
+        assert task.done()
+        await ended(task)
+        await ended(None)
+
+    asyncio.run(check())
