@@ -1,6 +1,8 @@
 """Engines that are dead, full, lying or dying: a request that has not begun survives, one that has ends aloud."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -566,3 +568,26 @@ def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
         assert len(answer.events) == 2
 
     run(with_engines([script], use))
+
+
+def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
+    """A listening socket whose queue is full drops what knocks: the connect neither succeeds nor fails."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+            address = full.getsockname()
+            for _ in range(4):
+                knocking = waiting.enter_context(socket.socket())
+                knocking.setblocking(False)
+                knocking.connect_ex(address)
+            limits = Limits(connect_seconds=0.3)
+            async with scripted_engine() as engine:
+                urls = [f"http://127.0.0.1:{address[1]}", engine.url]
+                async with running_gateway(fleet_of(urls, preset="round-robin"), limits) as running:
+                    answers = [await ask(running.url, GOOD) for _ in range(2)]
+                    assert {answer.status for answer in answers} == {200}
+                    assert "retry-1" in [answer.fields["x-fairlead-reason"] for answer in answers]
+                    retried = next(one for one in running.gateway.decisions.last(2) if one.last.attempt == 2)
+                    assert retried.last.decision.reason.startswith("connect-timeout")
+
+    run(main())
