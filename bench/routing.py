@@ -17,7 +17,7 @@ from table import Row, comparing, goals, measuring, write
 
 from fairlead.fleet import Objectives
 from fairlead.profile import preset
-from fairlead_cli.replaying.simulated import simulated
+from fairlead_cli.replaying.simulated import Simulation
 from fairlead_cli.replaying.summary import Summary, summarize
 from fairlead_cli.replaying.traffic import Traffic, traffic
 
@@ -57,18 +57,12 @@ def simulated_rows(wanted: Traffic, seed: int) -> Iterator[Row]:
     }
     yield from _goal_rows("simulated", {name: measured[RATE, name] for name in PRESETS})
     for (rate, name), figures in measured.items():
-        for what, unit in (
-            ("ttft_p90", "s"),
-            ("ttft_mean", "s"),
-            ("within", "share"),
-            ("cached", "share"),
-            ("load_cov", ""),
-        ):
-            base = None if name == "round-robin" else measured[rate, "round-robin"][what]
-            metric = f"{what} at {rate:g}/s, {name}"
-            if base is None:
+        for title, what, unit in FIGURES:
+            metric = f"{title} at {rate:g}/s, {name}"
+            if name == "round-robin":
                 yield measuring(metric, unit, figures[what], None)
             else:
+                base = measured[rate, "round-robin"][what]
                 yield comparing(metric, unit, figures[what], "round-robin", base, None)
 
 
@@ -101,8 +95,7 @@ def _goal_rows(side: str, by_preset: Mapping[str, Mapping[str, float | None]]) -
 def _run(wanted: Traffic, name: str, seed: int) -> Iterator[Mapping[str, float | None]]:
     hashed = name in ("dual-hash", "session")
     for draw in range(SECRETS if hashed else 1):
-        outcomes = simulated(
-            wanted.requests,
+        simulation = Simulation(
             profile=preset("910b4"),
             instance_ids=[f"sim-{index}/0/0" for index in range(ENGINES)],
             preset=name,
@@ -110,6 +103,7 @@ def _run(wanted: Traffic, name: str, seed: int) -> Iterator[Mapping[str, float |
             secret=f"secret {draw}".encode(),
             seed=seed,
         )
+        outcomes = simulation.run(wanted.requests)
         yield _figures(summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES))
 
 

@@ -8,7 +8,8 @@ No byte is sent and no time is read, so equal arguments give equal results.
 
 import heapq
 from array import array
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -62,11 +63,15 @@ def simulate(
     seed: int,
     instance_ids: Sequence[str] | None = None,
     chain: Callable[[TraceRequest], PrefixChain] | None = None,
+    choices: Mapping[str, str] | None = None,
+    hearing_seconds: float = 0.0,
 ) -> list[Served]:
     """Every request served by ``engines`` equal engines under one routing preset, in the order given.
 
     ``instance_ids`` name the engines as the router sees them; homes depend on names. ``chain`` replaces the made-up prefix
     chain where the prompts' real text is known: with both, homes are the very ones that a live gateway computes.
+    ``choices`` (request id → instance id) overrule the router: what the same engines make of decisions taken elsewhere.
+    The router hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does.
     """
     names = [f"sim-{index}/0/0" for index in range(engines)] if instance_ids is None else list(instance_ids)
     if not names or len(names) != engines or len(set(names)) != engines:
@@ -80,7 +85,7 @@ def simulate(
     )
     if chain is None:
         chain = partial(_made_up_chain, secret=secret, seed=model.key.encode())
-    run = _Run(router, [_Engine(name, profile, block_tokens) for name in names], chain)
+    run = _Run(router, [_Engine(name, profile, block_tokens) for name in names], chain, choices or {}, hearing_seconds)
     return run.serve(requests)
 
 
@@ -132,11 +137,19 @@ class _Run:
     """The heap of step ends, and what happens at an arrival and at the end of a step."""
 
     def __init__(
-        self, router: ModelRouter, engines: Sequence[_Engine], chain: Callable[[TraceRequest], PrefixChain]
+        self,
+        router: ModelRouter,
+        engines: Sequence[_Engine],
+        chain: Callable[[TraceRequest], PrefixChain],
+        choices: Mapping[str, str],
+        hearing_seconds: float,
     ) -> None:
         self._router = router
         self._engines = {engine.name: engine for engine in engines}
         self._chain = chain
+        self._choices = choices
+        self._hearing_seconds = hearing_seconds
+        self._unheard: deque[tuple[float, Callable[[], None]]] = deque()
         self._ends: list[tuple[float, int, _Engine, Step]] = []
         self._order = count()
         self._flights: dict[str, _Flight] = {}
@@ -157,16 +170,19 @@ class _Run:
 
     def _arrive(self, request: TraceRequest) -> None:
         now = request.arrival
+        while self._unheard and self._unheard[0][0] <= now:
+            self._unheard.popleft()[1]()
         asked = RouteRequest(
             request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
         )
         decision = self._router.decide(asked, now)
-        flight = self._flights[request.id] = _Flight(request, decision.chosen)
-        if decision.chosen is None:
+        chosen = self._choices.get(request.id, decision.chosen)
+        flight = self._flights[request.id] = _Flight(request, chosen)
+        if chosen is None:
             flight.error = decision.reason
             return
-        self._router.dispatched(asked, decision.chosen, now)
-        engine = self._engines[decision.chosen]
+        self._router.dispatched(asked, chosen, now)
+        engine = self._engines[chosen]
         sequence = EngineSequence(
             id=request.id,
             arrival=now,
@@ -193,10 +209,11 @@ class _Run:
     def _end_step(self) -> None:
         now, _, engine, step = heapq.heappop(self._ends)
         flights, router = self._flights, self._router
+        heard = now + self._hearing_seconds
         for sequence in step.first:
             flight = flights[sequence.id]
             flight.first = now
-            router.first_token(sequence.id, now)
+            self._hear(heard, partial(router.first_token, sequence.id, heard))
         for sequence in step.tokens:
             flight = flights[sequence.id]
             if flight.last:
@@ -204,11 +221,20 @@ class _Run:
             flight.last = now
         for sequence, _ in step.finished:
             flights[sequence.id].finish = now
-            router.finished(
+            ended = partial(
+                router.finished,
                 sequence.id,
-                now,
+                heard,
                 prompt_tokens=sequence.prompt_tokens,
                 cached_tokens=sequence.cached_tokens,
                 output_tokens=sequence.generated,
             )
+            self._hear(heard, ended)
         self._begin_step(engine, now)
+
+    def _hear(self, at: float, tell: Callable[[], None]) -> None:
+        """Steps end in order and the delay is always the same, so the oldest notice is due first."""
+        if self._hearing_seconds:
+            self._unheard.append((at, tell))
+        else:
+            tell()

@@ -15,7 +15,7 @@ from fairlead_cli.replaying.measure import Measured, measure
 from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
 from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import typical
+from fairlead_cli.replaying.simulated import Simulation, way_seconds
 from fairlead_cli.replaying.stack import LocalStack, StackWish
 from fairlead_cli.replaying.traffic import Traffic
 from fairlead_sim.tokenizer import Tokenizer
@@ -70,8 +70,15 @@ class Comparison:
             if live.measured.doubts and clock.now() - begun < self.repeat_within_seconds:
                 say(f"{preset}: {live.measured.doubts[0]}; measuring it once more")
                 live = self._live(preset, builder, say)
-            policies[preset] = Policy(self._side(live.measured.outcomes), self._simulated(self.traffic, live, builder))
-            light[preset] = Policy(None, self._simulated(slow, live, builder))
+            simulation = self._like(live, builder)
+            retraced = simulation.retraced(self.traffic.requests, live.measured.outcomes)
+            hearing = way_seconds(live.measured.outcomes, retraced)
+            policies[preset] = Policy(
+                live=self._side(live.measured.outcomes),
+                simulated=self._side(simulation.typical(self.traffic.requests, hearing_seconds=hearing)),
+                retraced=self._side(retraced),
+            )
+            light[preset] = Policy(simulated=self._side(simulation.typical(slow.requests, hearing_seconds=hearing)))
             lags |= {f"{preset}: {name}": lag for name, lag in live.measured.lags.items()}
             invalid += [f"{preset}: {doubt}" for doubt in live.measured.doubts]
         return Report(
@@ -111,17 +118,16 @@ class Comparison:
             say(f"{preset}: {len(failed)} of {len(planned)} requests failed, the first with: {failed[0]}")
         return _Live(preset, measured, tuple(one.id for one in instances), model.key)
 
-    def _simulated(self, traffic: Traffic, live: "_Live", builder: PromptBuilder) -> Side:
-        outcomes = typical(
-            traffic.requests,
+    def _like(self, live: "_Live", builder: PromptBuilder) -> Simulation:
+        secret = self.secret.encode()
+        return Simulation(
             profile=self.profile,
             instance_ids=live.instance_ids,
             preset=live.preset,
             objectives=self.objectives,
-            secret=self.secret.encode(),
-            chain=live_chains(builder, secret=self.secret.encode(), model_key=live.model_key),
+            secret=secret,
+            chain=live_chains(builder, secret=secret, model_key=live.model_key),
         )
-        return self._side(outcomes)
 
     def _side(self, outcomes: Sequence[Outcome]) -> Side:
         return Side.of(outcomes, objectives=self.objectives, instances=self.engines)

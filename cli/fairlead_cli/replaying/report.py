@@ -28,10 +28,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A preset's runs; None = it was not run that way."""
+    """A preset's runs; None = it was not run that way. ``retraced`` is simulated on the live run's own choices."""
 
     live: Side | None = None
     simulated: Side | None = None
+    retraced: Side | None = None
 
     def json(self) -> dict[str, Any]:
         """As in report.json."""
@@ -119,7 +120,9 @@ def findings(report: Report) -> list[str]:
         difference = apart(policy)
         if difference is not None:
             where = "above" if difference >= 0 else "below"
-            said.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one")
+            timing = apart(Policy(policy.live, policy.retraced))
+            why = "" if timing is None else f"; on the live run's own choices they are {abs(timing):.1%} apart"
+            said.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one{why}")
     return said
 
 

@@ -10,10 +10,9 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, InstanceState, Model, Objectives
 from fairlead_cli.local.rundir import Stack, newest_stack, running_stacks
 from fairlead_cli.replaying.measure import measure
-from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
 from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import JITTER_SECONDS, typical
+from fairlead_cli.replaying.simulated import JITTER_SECONDS, Simulation, way_seconds
 from fairlead_cli.replaying.summary import on_clock
 from fairlead_cli.replaying.traffic import Traffic
 from fairlead_sim.tokenizer import Tokenizer
@@ -72,24 +71,34 @@ def replay_once(traffic: Traffic, place: Place, *, speed: float, say: Callable[[
     name = place.known.preset if place.known is not None else UNKNOWN_PRESET
     count = len(place.instances)
     live = Side.of(measured.outcomes, objectives=objectives, instances=count)
-    other = _simulated(traffic, place, builder, speed, say)
-    side = None if other is None else Side.of(other, objectives=objectives, instances=count)
+    policy = Policy(live)
+    simulation = _simulation(place, builder, say)
+    if simulation is not None:
+        # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
+        wall = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
+        retraced = on_clock(simulation.retraced(wall, measured.outcomes), speed)
+        hearing = way_seconds(measured.outcomes, retraced) / speed
+        typical = simulation.typical(wall, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
+        policy = Policy(
+            live,
+            Side.of(on_clock(typical, speed), objectives=objectives, instances=count),
+            Side.of(retraced, objectives=objectives, instances=count),
+        )
     return Report(
         trace=traffic.name,
         objectives=objectives,
         speed=speed,
         rate=traffic.rate,
         requests=len(traffic.requests),
-        policies={name: Policy(live, side)},
+        policies={name: policy},
         lags=measured.lags,
         invalid=measured.doubts,
         ideal_reuse=traffic.ideal_reuse,
     )
 
 
-def _simulated(
-    traffic: Traffic, place: Place, builder: PromptBuilder, speed: float, say: Callable[[str], None]
-) -> list[Outcome] | None:
+def _simulation(place: Place, builder: PromptBuilder, say: Callable[[str], None]) -> Simulation | None:
+    """The fleet as the simulator would have it; None, and said why, when too little is known of it."""
     profiles = {one.profile for one in place.instances}
     profile = next(iter(profiles)) if len(profiles) == 1 else None
     if place.known is None or profile is None:
@@ -98,19 +107,14 @@ def _simulated(
     secret = os.environ.get(SECRET_VARIABLE, "")
     if not secret:
         say(f"simulated with other homes than the gateway's: {SECRET_VARIABLE} is not set here")
-    # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
-    wall = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
-    outcomes = typical(
-        wall,
+    return Simulation(
         profile=profile,
         instance_ids=[one.id for one in place.instances],
         preset=place.known.preset,
         objectives=place.known.objectives,
         secret=secret.encode(),
         chain=live_chains(builder, secret=secret.encode(), model_key=place.known.key),
-        jitter_seconds=JITTER_SECONDS / speed,
     )
-    return on_clock(outcomes, speed)
 
 
 def _slower(objectives: Objectives, speed: float) -> Objectives:

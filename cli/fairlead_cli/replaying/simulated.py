@@ -9,8 +9,9 @@ have it, and the one with the median mean TTFT is kept whole.
 import math
 import random
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 
 from fairlead.fleet import Objectives
 from fairlead.profile import EngineProfile
@@ -24,34 +25,85 @@ DRAWS = 9
 JITTER_SECONDS = 0.010
 
 
-def typical(
-    requests: Sequence[TraceRequest],
-    *,
-    profile: EngineProfile,
-    instance_ids: Sequence[str],
-    preset: str,
-    objectives: Objectives,
-    secret: bytes,
-    chain: Callable[[TraceRequest], PrefixChain] | None = None,
-    draws: int = DRAWS,
-    jitter_seconds: float = JITTER_SECONDS,
-) -> list[Outcome]:
-    """The draw with the median mean TTFT; the first draw has the arrivals as they are."""
-    known = None if chain is None else _once(chain)
-    runs = []
-    for draw in range(draws):
-        runs.append(
-            simulated(
-                jittered(requests, jitter_seconds, draw) if draw else requests,
-                profile=profile,
-                instance_ids=instance_ids,
-                preset=preset,
-                objectives=objectives,
-                secret=secret,
-                chain=known,
-            )
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A fleet under one preset. All seconds in and out are the profile's. With ``chain`` homes are those of the real prompts."""
+
+    profile: EngineProfile
+    instance_ids: Sequence[str]
+    preset: str
+    objectives: Objectives
+    secret: bytes
+    chain: Callable[[TraceRequest], PrefixChain] | None = None
+    seed: int = 0
+
+    def run(
+        self,
+        requests: Sequence[TraceRequest],
+        *,
+        choices: Mapping[str, str] | None = None,
+        hearing_seconds: float = 0.0,
+    ) -> list[Outcome]:
+        """One run, outcomes in the order of ``requests``. ``choices`` (request → instance) overrule the router."""
+        served = simulate(
+            requests,
+            profile=self.profile,
+            engines=len(self.instance_ids),
+            preset=self.preset,
+            objectives=self.objectives,
+            block_tokens=ENGINE_BLOCK_TOKENS,
+            secret=self.secret,
+            seed=self.seed,
+            instance_ids=self.instance_ids,
+            chain=self.chain,
+            choices=choices,
+            hearing_seconds=hearing_seconds,
         )
-    return sorted(runs, key=_mean_ttft)[len(runs) // 2]
+        return [
+            Outcome(
+                id=item.id,
+                due=item.arrival,
+                prompt_tokens=item.prompt_tokens,
+                instance=item.instance,
+                ttft_seconds=item.ttft_seconds,
+                gaps=array("d", item.gaps),
+                finished=item.finish,
+                cached_tokens=None if item.error else item.cached_tokens,
+                output_tokens=item.output_tokens,
+                error=item.error,
+            )
+            for item in served
+        ]
+
+    def typical(
+        self,
+        requests: Sequence[TraceRequest],
+        *,
+        hearing_seconds: float = 0.0,
+        draws: int = DRAWS,
+        jitter_seconds: float = JITTER_SECONDS,
+    ) -> list[Outcome]:
+        """The draw with the median mean TTFT; the first draw has the arrivals as they are."""
+        once = self if self.chain is None else replace(self, chain=_once(self.chain))
+        runs = [
+            once.run(jittered(requests, jitter_seconds, draw) if draw else requests, hearing_seconds=hearing_seconds)
+            for draw in range(draws)
+        ]
+        return sorted(runs, key=_mean_ttft)[len(runs) // 2]
+
+    def retraced(self, requests: Sequence[TraceRequest], live: Sequence[Outcome]) -> list[Outcome]:
+        """The simulator on a live run's own choices: what then still differs from ``live`` is timing alone."""
+        return self.run(requests, choices={one.id: one.instance for one in live if one.instance is not None})
+
+
+def way_seconds(live: Sequence[Outcome], retraced: Sequence[Outcome]) -> float:
+    """What a first token takes longer live than the engine needs for it: the median way through sockets and processes."""
+    longer = [
+        one.ttft_seconds - other.ttft_seconds
+        for one, other in zip(live, retraced, strict=True)
+        if one.ttft_seconds is not None and other.ttft_seconds is not None
+    ]
+    return max(0.0, median(longer)) if longer else 0.0
 
 
 def jittered(requests: Sequence[TraceRequest], seconds: float, seed: int) -> list[TraceRequest]:
@@ -76,44 +128,3 @@ def _once(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[TraceReques
 def _mean_ttft(outcomes: Sequence[Outcome]) -> float:
     times = [outcome.ttft_seconds for outcome in outcomes if outcome.ttft_seconds is not None]
     return sum(times) / len(times) if times else math.inf
-
-
-def simulated(
-    requests: Sequence[TraceRequest],
-    *,
-    profile: EngineProfile,
-    instance_ids: Sequence[str],
-    preset: str,
-    objectives: Objectives,
-    secret: bytes,
-    seed: int = 0,
-    chain: Callable[[TraceRequest], PrefixChain] | None = None,
-) -> list[Outcome]:
-    """Outcomes in the profile's seconds, in the order of ``requests``. With ``chain`` homes are those of the real prompts."""
-    served = simulate(
-        requests,
-        profile=profile,
-        engines=len(instance_ids),
-        preset=preset,
-        objectives=objectives,
-        block_tokens=ENGINE_BLOCK_TOKENS,
-        secret=secret,
-        seed=seed,
-        instance_ids=instance_ids,
-        chain=chain,
-    )
-    return [
-        Outcome(
-            id=item.id,
-            due=item.arrival,
-            prompt_tokens=item.prompt_tokens,
-            instance=item.instance,
-            ttft_seconds=item.ttft_seconds,
-            gaps=array("d", item.gaps),
-            finished=item.finish,
-            cached_tokens=None if item.error else item.cached_tokens,
-            output_tokens=item.output_tokens,
-            error=item.error,
-        )
-        for item in served
-    ]

@@ -10,7 +10,7 @@ from fairlead.fleet import Objectives
 from fairlead.profile import preset
 from fairlead_cli.replaying.files import COLUMNS, write
 from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import simulated
+from fairlead_cli.replaying.simulated import Simulation
 from fairlead_cli.replaying.tables import show
 from fairlead_sim.generators import conversation
 from fairlead_sim.traces import at_rate
@@ -22,14 +22,8 @@ def report() -> Report:
     requests = at_rate(conversation(40, seed=1), 5.0)
     policies = {}
     for name in ("dual-hash", "round-robin"):
-        outcomes = simulated(
-            requests,
-            profile=preset("910b4"),
-            instance_ids=["a/1/0", "b/2/0"],
-            preset=name,
-            objectives=OBJECTIVES,
-            secret=b"secret",
-        )
+        fleet = Simulation(preset("910b4"), ["a/1/0", "b/2/0"], name, OBJECTIVES, b"secret")
+        outcomes = fleet.run(requests)
         run = Side.of(outcomes, objectives=OBJECTIVES, instances=2)
         policies[name] = Policy(run, run)
     return Report("made up", OBJECTIVES, 2.0, 5.0, 40, policies, {"gateway": 0.001}, (), 0.3, 1.0, policies)

@@ -149,6 +149,14 @@ def test_findings_set_dual_hash_against_the_others_and_live_against_simulated() 
     assert "dual-hash: live mean TTFT is 9.1% below the simulated one" in said
 
 
+def test_a_run_on_the_live_choices_says_how_much_of_the_difference_is_timing() -> None:
+    policies = {"dual-hash": Policy(side(1.2, 400), side(1.0, 400), side(1.194, 400))}
+    said = findings(Report("t", OBJECTIVES, 2.0, 6.5, 4, policies))
+    assert said == [
+        "dual-hash: live mean TTFT is 20.0% above the simulated one; on the live run's own choices they are 0.5% apart"
+    ]
+
+
 def test_a_missing_side_is_left_out_everywhere() -> None:
     only_simulated = report(live=False)
     assert [row[1] for row in rows(only_simulated.policies)] == ["simulated", "simulated"]

@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
 
 from fairlead.fleet import Objectives
 from fairlead.profile import preset
 from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.prompts import PromptBuilder, live_chains
-from fairlead_cli.replaying.simulated import jittered, simulated, typical
+from fairlead_cli.replaying.simulated import Simulation, jittered, way_seconds
 from fairlead_sim.generators import conversation
 from fairlead_sim.tokenizer import Tokenizer
-from fairlead_sim.traces import TraceRequest, at_rate
+from fairlead_sim.traces import at_rate
 
 REQUESTS = at_rate(conversation(120, seed=4), 6.0)
 OBJECTIVES = Objectives(ttft_seconds=5.0)
@@ -21,30 +24,21 @@ def mean(outcomes: Sequence[Outcome]) -> float:
     return sum(one.ttft_seconds or 0.0 for one in outcomes) / len(outcomes)
 
 
-def run(name: str, requests: Sequence[TraceRequest] = REQUESTS) -> list[Outcome]:
-    return simulated(
-        requests, profile=preset("910b4"), instance_ids=IDS, preset=name, objectives=OBJECTIVES, secret=b"one"
-    )
+def simulation(name: str) -> Simulation:
+    return Simulation(preset("910b4"), IDS, name, OBJECTIVES, b"one")
 
 
 def test_every_request_comes_back_once_under_the_given_instance_names() -> None:
-    outcomes = run("round-robin")
+    outcomes = simulation("round-robin").run(REQUESTS)
     assert [one.id for one in outcomes] == [request.id for request in REQUESTS]
     assert Counter(one.instance for one in outcomes) == dict.fromkeys(IDS, 30)
     assert all(one.output_tokens == request.output_tokens for one, request in zip(outcomes, REQUESTS, strict=True))
 
 
 def test_the_typical_run_is_the_one_with_the_median_mean() -> None:
-    found = typical(
-        REQUESTS,
-        profile=preset("910b4"),
-        instance_ids=IDS,
-        preset="least-request",
-        objectives=OBJECTIVES,
-        secret=b"one",
-        draws=5,
-    )
-    means = [mean(run("least-request", jittered(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
+    fleet = simulation("least-request")
+    found = fleet.typical(REQUESTS, draws=5)
+    means = [mean(fleet.run(jittered(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
     assert mean(found) == sorted(means)[2]
 
 
@@ -63,3 +57,28 @@ def test_equal_blocks_give_equal_chains_and_another_secret_gives_others() -> Non
     shared = sum(a == b for a, b in zip(first.hashes, second.hashes, strict=False))
     assert 2_048 // 256 <= shared <= 2_560 // 256  # block 0 is common, a few bytes of JSON stand before it
     assert other(REQUESTS[0]).hashes[0] != first.hashes[0]
+
+
+def test_choices_overrule_the_router() -> None:
+    choices = {request.id: IDS[3] for request in REQUESTS[:10]}
+    outcomes = simulation("round-robin").run(REQUESTS, choices=choices)
+    assert {one.instance for one in outcomes[:10]} == {IDS[3]}
+    assert {one.instance for one in outcomes[10:]} == set(IDS)
+
+
+def test_a_run_retraces_itself_and_the_way_is_what_came_later() -> None:
+    fleet = simulation("least-request")
+    outcomes = fleet.run(REQUESTS)
+    again = fleet.retraced(REQUESTS, outcomes)
+    assert [one.ttft_seconds for one in again] == [one.ttft_seconds for one in outcomes]
+    later = [replace(one, ttft_seconds=(one.ttft_seconds or 0.0) + 0.25) for one in outcomes]
+    assert way_seconds(later, again) == pytest.approx(0.25)
+    assert way_seconds(again, later) == 0.0
+
+
+def test_a_router_that_hears_late_decides_otherwise_and_one_that_hears_never_still_gets_answers() -> None:
+    fleet = simulation("least-request")
+    prompt, late = fleet.run(REQUESTS), fleet.run(REQUESTS, hearing_seconds=1_000.0)
+    assert [one.instance for one in prompt] != [one.instance for one in late]
+    assert all(one.ttft_seconds is not None for one in late)
+    assert Counter(one.instance for one in late) == dict.fromkeys(IDS, 30)
