@@ -93,7 +93,7 @@ class Forward:
         if chosen is None:
             raise as_error(job.failures)
         if job.failures:
-            if not self.budget.take(now):
+            if not job.failures[-1].free and not self.budget.take(now):
                 raise as_error(job.failures)
             assert job.instance is not None
             self._telemetry.retried(job.ask.key, job.instance.id, job.failures[-1].why)
@@ -144,7 +144,7 @@ class Forward:
                 try:
                     connection = await self._pool.connect(instance.url)
                 except Broken as error:
-                    raise Failure(error.why) from None
+                    raise Failure(error.why, sent=False) from None
             if self._routes.ready(job.ask.key, instance.id) is None:
                 self._pool.park(connection)
                 raise _Moved

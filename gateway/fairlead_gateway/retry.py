@@ -1,5 +1,9 @@
 """When a request may be tried on another engine: never more than a share of the traffic, so that retries cannot feed a fire.
 
+The share is charged for engines that answered badly, are full or too slow: asking another one then is more work for a fleet
+that may have too much already. An engine that refused the connection, or was gone in the middle, costs the others nothing
+that they would not have had anyway, so that retry is free: a dying engine under a burst loses no request.
+
 Also never for an answer that the client caused (4xx), never after the first byte, and never on a third engine when two have
 broken off on the same request: one request that kills engines must not take the fleet with it.
 """
@@ -18,13 +22,20 @@ _DEATHS = 2
 class Failure(Exception):
     """Raised when one engine failed a request before its first byte; ``why`` is one word of a closed list.
 
-    ``died``: the engine had the request and broke off. ``final``: no other engine would do better.
+    ``died``: the engine had the request and broke off. ``final``: no other engine would do better. ``sent``: the request
+    reached the engine.
     """
 
     why: str
     died: bool = False
     final: bool = False
     overloaded: bool = False
+    sent: bool = True
+
+    @property
+    def free(self) -> bool:
+        """Trying elsewhere is not charged to the budget."""
+        return self.died or not self.sent
 
 
 class RetryBudget:
@@ -59,7 +70,8 @@ class RetryBudget:
 
 def worth_retrying(failures: list[Failure], limits: Limits) -> bool:
     """Whether another engine may be asked for the request that met ``failures``, as far as the request goes."""
-    if failures[-1].final or len(failures) >= limits.attempts:
+    # Refusals take no time; attempts that do are counted.
+    if failures[-1].final or sum(failure.why != "refused" for failure in failures) >= limits.attempts:
         return False
     return sum(failure.died for failure in failures) < _DEATHS
 

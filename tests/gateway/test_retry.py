@@ -48,7 +48,15 @@ def test_a_failure_decides_whether_another_engine_may_be_asked() -> None:
     assert worth_retrying([Failure("reset", died=True)], LIMITS)
     assert not worth_retrying([Failure("timeout", final=True)], LIMITS)
     assert not worth_retrying([Failure("reset", died=True)] * 2, LIMITS)
-    assert not worth_retrying([Failure("refused")] * LIMITS.attempts, LIMITS)
+    assert not worth_retrying([Failure("status-500")] * LIMITS.attempts, LIMITS)
+    assert worth_retrying([Failure("refused", sent=False)] * 10, LIMITS)
+
+
+def test_only_engines_that_answered_badly_charge_the_budget() -> None:
+    assert Failure("refused", sent=False).free
+    assert Failure("reset", died=True).free
+    assert not Failure("status-500").free
+    assert not Failure("overloaded", overloaded=True).free
 
 
 def test_the_error_tells_the_kind_of_failure() -> None:

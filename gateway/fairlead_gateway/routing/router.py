@@ -24,6 +24,10 @@ from fairlead_kvstore.mirror import PrefixMirror
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
 OUTPUT_GUESS_TOKENS = 256.0
+SCALE_PACE = 0.05
+SCALE_MOST = 4.0
+SCALE_LEAST_TOKENS = 64
+"""How fast, how far and from which prompts the estimate of tokens follows what engines report."""
 SCAN_MOST = 16
 """Up to this many instances the least busy one is found by looking at all; beyond, among two drawn by the request's
 id."""
@@ -44,6 +48,7 @@ class ModelRouter:
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
         self._requests: dict[str, RouteRequest] = {}
+        self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
 
     def update(self, model: Model, instances: Sequence[Instance], membership_epoch: int) -> None:
         """Replace what is routable. An instance that is neither ready nor draining has lost its cache."""
@@ -87,15 +92,15 @@ class ModelRouter:
         del now
         instance = self._ready.get(instance_id)
         profile = self._profile(instance)
+        prompt = self._prompt_tokens(request)
         matched = self._matched(request).get(instance_id, 0.0)
-        tokens = request.prompt_tokens + min(request.max_tokens or OUTPUT_GUESS_TOKENS, OUTPUT_GUESS_TOKENS)
-        self._ledger.dispatched(
-            request.id, instance_id, seconds=profile.prefill(request.prompt_tokens, matched), tokens=tokens
-        )
+        tokens = prompt + min(request.max_tokens or OUTPUT_GUESS_TOKENS, OUTPUT_GUESS_TOKENS)
+        self._ledger.dispatched(request.id, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
         self._requests[request.id] = request
         if instance is not None:
-            capacity = profile.kv_tokens * BYTES_PER_TOKEN
-            self._mirror.add(instance_id, request.chain.hashes, request.chain.ends, capacity=capacity)
+            self._mirror.add(
+                instance_id, request.chain.hashes, request.chain.ends, capacity=self._bytes(profile.kv_tokens)
+            )
 
     def first_token(self, request_id: str, now: float) -> None:
         """The engine answered: this prefill is no longer before anyone."""
@@ -112,15 +117,19 @@ class ModelRouter:
         output_tokens: int | None = None,
     ) -> None:
         """The answer is complete; what the engine reported may be None."""
-        del now, prompt_tokens, cached_tokens
+        del now, cached_tokens
         instance_id = self._ledger.ended(request_id)
         request = self._requests.pop(request_id, None)
+        if request is not None and prompt_tokens and request.prompt_tokens >= SCALE_LEAST_TOKENS:
+            seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / request.prompt_tokens))
+            self._scale += SCALE_PACE * (seen - self._scale)
         if instance_id in self._ready and request is not None and output_tokens:
             # What was generated occupies the engine's cache too and pushes older blocks out.
             profile = self._profile(self._ready[instance_id])
             ghost = xxhash.xxh3_64_intdigest(request_id.encode(), request.chain.tail)
-            size = output_tokens * BYTES_PER_TOKEN
-            self._mirror.add(instance_id, (ghost,), (size,), capacity=profile.kv_tokens * BYTES_PER_TOKEN)
+            self._mirror.add(
+                instance_id, (ghost,), (self._bytes(output_tokens),), capacity=self._bytes(profile.kv_tokens)
+            )
 
     def abandoned(self, request_id: str, now: float) -> None:
         """The request failed there or its client left: its load is gone at once."""
@@ -144,11 +153,22 @@ class ModelRouter:
         self._hot.observe(found, len(self._ready))
         return self._hot.key(found)
 
+    def _prompt_tokens(self, request: RouteRequest) -> float:
+        """The prompt's length as this model's engines count it."""
+        return request.prompt_tokens * self._scale
+
+    def _bytes(self, tokens: int) -> int:
+        """How much prompt text that many of the engine's tokens are."""
+        return int(tokens * BYTES_PER_TOKEN / self._scale)
+
     def _matched(self, request: RouteRequest) -> dict[str, float]:
-        """Tokens of the prompt that each instance holds, scaled from bytes by this prompt's own bytes a token."""
+        """Tokens of the prompt that each instance holds, from bytes by the rate that this model's engines report."""
         chain = request.chain
         found = self._mirror.matched(chain.hashes, chain.ends)
-        return {item: min(request.prompt_tokens, size / BYTES_PER_TOKEN) for item, size in found.items()}
+        if not found:
+            return {}
+        prompt, rate = self._prompt_tokens(request), self._scale / BYTES_PER_TOKEN
+        return {item: min(prompt, size * rate) for item, size in found.items()}
 
     def _dual_hash(self, request: RouteRequest, key: int, ids: list[str], excluded: frozenset[str]) -> Decision:
         homes = self._homes.pair(key, other_than=excluded)
@@ -164,7 +184,7 @@ class ModelRouter:
         wanted[self._least_busy(request, ids, loads)] = None
         mean = sum(load.backlog_seconds for load in loads.values()) / len(loads)
         assert self._model is not None
-        limit = self._model.objectives.ttft_limit(request.prompt_tokens)
+        limit = self._model.objectives.ttft_limit(self._prompt_tokens(request))
         candidates = [
             self._candidate(request, item, loads[item], matched.get(item, 0.0), item in homes, item == holder)
             for item in wanted
@@ -185,7 +205,7 @@ class ModelRouter:
         return Candidate(
             id=item,
             backlog_seconds=load.backlog_seconds,
-            own_seconds=profile.prefill(request.prompt_tokens, matched),
+            own_seconds=profile.prefill(self._prompt_tokens(request), matched),
             matched_tokens=matched,
             inflight=load.inflight,
             inflight_tokens=load.inflight_tokens,

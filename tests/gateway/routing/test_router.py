@@ -193,3 +193,24 @@ def test_loads_are_those_of_requests_in_flight() -> None:
     assert made.loads()[at].inflight == 1
     made.finished("r", 1.0)
     assert all(load.inflight == 0 for load in made.loads().values())
+
+
+def test_token_estimates_follow_what_engines_report() -> None:
+    made = router(2)
+    for number in range(200):
+        request = prompt(f"r{number}", number)
+        send(made, request)
+        made.finished(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
+    request = prompt("again", 199, 1)
+    decision = made.decide(request, 2.0)
+    matched = decision.inputs[f"{decision.chosen}/matched_tokens"].value
+    assert matched == pytest.approx(1.5 * 8_192 / 4, rel=0.05)
+
+
+def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
+    made = router(1)
+    for number in range(500):
+        request = prompt(f"r{number}", number)
+        send(made, request)
+        made.finished(request.id, 1.0, prompt_tokens=10**9)
+    assert made._scale <= 4.0
