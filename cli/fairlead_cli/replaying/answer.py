@@ -116,8 +116,9 @@ class Answer:
 
     def _usage(self, usage: dict[str, Any]) -> None:
         self.output_tokens = usage.get("completion_tokens")
-        details = usage.get("prompt_tokens_details") or {}
-        self.cached_tokens = details.get("cached_tokens") or 0
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):  # an engine that does not say is not one without hits
+            self.cached_tokens = details.get("cached_tokens")
 
 
 def error_text(status: int, body: bytes) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairlead.errors import BadInput
 from fairlead_sim.generators import conversation
 from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, ideal_reuse, read_mooncake, spread_ties
 
@@ -28,6 +29,8 @@ class Traffic:
 
 def traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: int = 0) -> Traffic:
     """The first ``limit`` requests of the trace (or as many made from ``seed``), at a mean of ``rate`` or at their own."""
+    if limit is not None and limit < 1:
+        raise BadInput(f"--limit must be at least 1, not {limit}", field="--limit")
     if trace is None:
         found = conversation(1_000 if limit is None else limit, seed=seed)
         name = f"generated conversations (seed {seed})"
@@ -36,4 +39,5 @@ def traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: 
         name = trace.name
     span = found[-1].arrival - found[0].arrival
     own = (len(found) - 1) / span if span > 0 else 1.0
-    return Traffic(at_rate(found, rate or own), name, rate or own)
+    wanted = own if rate is None else rate
+    return Traffic(at_rate(found, wanted), name, wanted)

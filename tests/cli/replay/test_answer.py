@@ -89,6 +89,12 @@ def test_an_answer_that_is_not_whole_is_an_error(pieces: list[bytes], says: str)
     assert says in (read(*pieces).error or "")
 
 
+def test_an_engine_that_does_not_say_what_was_cached_is_not_one_without_hits() -> None:
+    silent = sse.event({"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}})
+    answer = read(sse.role(), sse.token(" a", "stop"), silent, DONE)
+    assert (answer.output_tokens, answer.cached_tokens, answer.error) == (1, None, None)
+
+
 def test_a_finish_event_without_text_is_no_token() -> None:
     last = sse.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     answer = read(sse.role(), sse.token(" a"), sse.token(" b"), last, sse.usage(9, 2, 0), DONE)

@@ -1,5 +1,7 @@
 """Which gateway a replay talks to, and which requests it sends there."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,17 @@ def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> N
     assert recorded.name == "hour.jsonl"
     assert [one.arrival for one in recorded.requests] == [0.0, 1.0, 2.0]
     assert recorded.rate == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("limit", "rate"), [(0, None), (5, 0.0), (5, -1.0)])
+def test_no_requests_and_no_rate_are_refused(limit: int, rate: float | None) -> None:
+    with pytest.raises(BadInput):
+        traffic(None, limit=limit, rate=rate)
+
+
+def test_a_gateway_that_is_not_there_is_told_in_one_line() -> None:
+    command = [sys.executable, "-m", "fairlead_cli", "replay", "--url", URL, "--model", "m", "--limit", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "nothing answers at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
