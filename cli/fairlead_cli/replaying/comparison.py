@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.clock import Clock
-from fairlead.fleet import Objectives
+from fairlead.fleet import Instance, Objectives
 from fairlead.profile import EngineProfile
 from fairlead_cli.replaying.measure import Measured, measure
 from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
 from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import Simulation, way_seconds
+from fairlead_cli.replaying.simulated import Simulation, timing_doubts, way_seconds
 from fairlead_cli.replaying.stack import LocalStack, StackWish
 from fairlead_cli.replaying.traffic import Traffic
 from fairlead_sim.tokenizer import Tokenizer
@@ -67,20 +67,16 @@ class Comparison:
         slow = self.traffic.slower(self.light_rate)
         for preset in self.presets:
             live = self._live(preset, builder, say)
-            if live.measured.doubts and clock.now() - begun < self.repeat_within_seconds:
-                say(f"{preset}: {live.measured.doubts[0]}; measuring it once more")
+            if live.doubts and clock.now() - begun < self.repeat_within_seconds:
+                say(f"{preset}: {live.doubts[0]}; measuring it once more")
                 live = self._live(preset, builder, say)
-            simulation = self._like(live, builder)
-            retraced = simulation.retraced(self.traffic.requests, live.measured.outcomes)
-            hearing = way_seconds(live.measured.outcomes, retraced)
-            policies[preset] = Policy(
-                live=self._side(live.measured.outcomes),
-                simulated=self._side(simulation.typical(self.traffic.requests, hearing_seconds=hearing)),
-                retraced=self._side(retraced),
-            )
-            light[preset] = Policy(simulated=self._side(simulation.typical(slow.requests, hearing_seconds=hearing)))
+            hearing = way_seconds(live.measured.outcomes, live.retraced)
+            typical = live.simulation.typical(self.traffic.requests, hearing_seconds=hearing)
+            unhurried = live.simulation.typical(slow.requests, hearing_seconds=hearing)
+            policies[preset] = Policy(*map(self._side, (live.measured.outcomes, typical, live.retraced)))
+            light[preset] = Policy(simulated=self._side(unhurried))
             lags |= {f"{preset}: {name}": lag for name, lag in live.measured.lags.items()}
-            invalid += [f"{preset}: {doubt}" for doubt in live.measured.doubts]
+            invalid += [f"{preset}: {doubt}" for doubt in live.doubts]
         return Report(
             trace=self.traffic.name,
             objectives=self.objectives,
@@ -116,17 +112,18 @@ class Comparison:
         failed = [outcome.error for outcome in measured.outcomes if outcome.error is not None]
         if failed:
             say(f"{preset}: {len(failed)} of {len(planned)} requests failed, the first with: {failed[0]}")
-        return _Live(preset, measured, tuple(one.id for one in instances), model.key)
+        simulation = self._like(preset, instances, model.key, builder)
+        return _Live(measured, simulation, simulation.retraced(self.traffic.requests, measured.outcomes))
 
-    def _like(self, live: "_Live", builder: PromptBuilder) -> Simulation:
+    def _like(self, preset: str, instances: Sequence[Instance], key: str, builder: PromptBuilder) -> Simulation:
         secret = self.secret.encode()
         return Simulation(
             profile=self.profile,
-            instance_ids=live.instance_ids,
-            preset=live.preset,
+            instance_ids=[one.id for one in instances],
+            preset=preset,
             objectives=self.objectives,
             secret=secret,
-            chain=live_chains(builder, secret=secret, model_key=live.model_key),
+            chain=live_chains(builder, secret=secret, model_key=key),
         )
 
     def _side(self, outcomes: Sequence[Outcome]) -> Side:
@@ -150,9 +147,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Live:
-    """A measurement with what the simulator needs to be alike."""
+    """A measurement, the simulation that is like it, and what that makes of the measurement's own choices."""
 
-    preset: str
     measured: Measured
-    instance_ids: tuple[str, ...]
-    model_key: str
+    simulation: Simulation
+    retraced: Sequence[Outcome]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why not to believe it."""
+        return [*self.measured.doubts, *timing_doubts(self.measured.outcomes, self.retraced)]

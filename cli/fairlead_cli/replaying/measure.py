@@ -8,11 +8,11 @@ import uvloop
 from fairlead.fleet import Instance
 from fairlead.units import duration
 from fairlead_cli.replaying.client import Client, Planned
-from fairlead_cli.replaying.lag import LIMIT_SECONDS, read_lags
 from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.progress import ProgressView
 from fairlead_cli.replaying.prompts import Target
 from fairlead_cli.replaying.summary import on_clock
+from fairlead_cli.replaying.witness import LIMIT_SECONDS, read_lags, requests_seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ def measure(
     patience_seconds: float = 180.0,
 ) -> Measured:
     """Replay ``plan`` once. Without ``manage`` the gateway's loop cannot be asked, and the result says so."""
+    before = None if manage is None else requests_seen(manage)
     with ProgressView(title) as view:
         client = Client(target.host, target.port, patience_seconds=patience_seconds, progress=view.update)
         run = uvloop.run(client.run(plan))
@@ -50,7 +51,9 @@ def measure(
     }
     if manage is None:
         lags["gateway"] = None
-    return Measured(on_clock(run.outcomes, speed), lags, doubts(lags), run.seconds)
+    after = None if manage is None else requests_seen(manage)
+    found = [*doubts(lags), *others(before, after, len(plan))]
+    return Measured(on_clock(run.outcomes, speed), lags, found, run.seconds)
 
 
 def doubts(lags: Mapping[str, float | None]) -> list[str]:
@@ -63,3 +66,10 @@ def doubts(lags: Mapping[str, float | None]) -> list[str]:
         elif lag > LIMIT_SECONDS:
             found.append(f"{name} ran {duration(lag)} late (p99), more than {duration(LIMIT_SECONDS)}")
     return found
+
+
+def others(before: int | None, after: int | None, ours: int) -> list[str]:
+    """A doubt when the gateway answered more requests than were sent here."""
+    if before is None or after is None or after - before <= ours:
+        return []
+    return [f"the gateway answered {after - before - ours} requests of somebody else meanwhile"]

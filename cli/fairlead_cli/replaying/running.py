@@ -12,7 +12,7 @@ from fairlead_cli.local.rundir import Stack, newest_stack, running_stacks
 from fairlead_cli.replaying.measure import measure
 from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
 from fairlead_cli.replaying.report import Policy, Report, Side
-from fairlead_cli.replaying.simulated import JITTER_SECONDS, Simulation, way_seconds
+from fairlead_cli.replaying.simulated import JITTER_SECONDS, Simulation, timing_doubts, way_seconds
 from fairlead_cli.replaying.summary import on_clock
 from fairlead_cli.replaying.traffic import Traffic
 from fairlead_sim.tokenizer import Tokenizer
@@ -72,11 +72,13 @@ def replay_once(traffic: Traffic, place: Place, *, speed: float, say: Callable[[
     count = len(place.instances)
     live = Side.of(measured.outcomes, objectives=objectives, instances=count)
     policy = Policy(live)
+    invalid = list(measured.doubts)
     simulation = _simulation(place, builder, say)
     if simulation is not None:
         # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
         wall = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
         retraced = on_clock(simulation.retraced(wall, measured.outcomes), speed)
+        invalid += timing_doubts(measured.outcomes, retraced)
         hearing = way_seconds(measured.outcomes, retraced) / speed
         typical = simulation.typical(wall, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
         policy = Policy(
@@ -92,7 +94,7 @@ def replay_once(traffic: Traffic, place: Place, *, speed: float, say: Callable[[
         requests=len(traffic.requests),
         policies={name: policy},
         lags=measured.lags,
-        invalid=measured.doubts,
+        invalid=invalid,
         ideal_reuse=traffic.ideal_reuse,
     )
 

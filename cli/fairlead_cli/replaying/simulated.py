@@ -23,6 +23,7 @@ from fairlead_sim.traces import TraceRequest
 ENGINE_BLOCK_TOKENS = 16
 DRAWS = 9
 JITTER_SECONDS = 0.010
+TIMING_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,14 @@ def way_seconds(live: Sequence[Outcome], retraced: Sequence[Outcome]) -> float:
         if one.ttft_seconds is not None and other.ttft_seconds is not None
     ]
     return max(0.0, median(longer)) if longer else 0.0
+
+
+def timing_doubts(live: Sequence[Outcome], retraced: Sequence[Outcome]) -> list[str]:
+    """A doubt when the live run was much slower or faster than the same engines are on the same choices."""
+    ratio = _mean_ttft(live) / _mean_ttft(retraced)
+    if abs(ratio - 1.0) <= TIMING_SHARE:
+        return []
+    return [f"mean TTFT was {ratio:.2f} × what the simulator finds on the same choices: the engines were disturbed"]
 
 
 def jittered(requests: Sequence[TraceRequest], seconds: float, seed: int) -> list[TraceRequest]:

@@ -4,6 +4,7 @@ The child hangs on the same leash as the engines hang on it: whatever ends this 
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+import msgspec
 
 from fairlead import fleetfile
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet import Fleet, Instance, InstanceState, Model
 from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.rundir import Stack, running_stacks
+from fairlead_cli.local.rundir import STATE_FILE, Stack
 
 _LEASH = Path(__file__).parents[1] / "local" / "leash.py"
 _LOOK_SECONDS = 0.05
@@ -51,6 +53,7 @@ class LocalStack:
 
     def __init__(self, wish: StackWish) -> None:
         self._wish = wish
+        self._runtime = wish.log.with_suffix(".run").resolve()
         self._guard: Guard | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.found: Stack | None = None
@@ -94,11 +97,13 @@ class LocalStack:
         up = [sys.executable, "-m", "fairlead_cli", "up", str(wish.manifest), "--preset", wish.preset, "--plain"]
         up += ["--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", "--speed", f"{wish.speed:g}", "--no-redis"]
         up += ["--engines-per-process", str(wish.engines_per_process), "--logs", str(wish.log.with_suffix(""))]
-        wish.log.parent.mkdir(parents=True, exist_ok=True)
+        self._runtime.mkdir(parents=True, exist_ok=True)
         with wish.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_LEASH), str(guard.fd), str(os.getpid()), *up],
-                env={**os.environ, "FAIRLEAD_HASH_SECRET": wish.secret},
+                # A runtime directory of its own: `fairlead chat` and others take the newest stack they find, and this
+                # one is being measured.
+                env={**os.environ, "FAIRLEAD_HASH_SECRET": wish.secret, "XDG_RUNTIME_DIR": str(self._runtime)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -123,7 +128,7 @@ class LocalStack:
     def _ready(self, client: httpx.Client) -> bool:
         assert self._process is not None
         if self.found is None:
-            self.found = next((one for one in running_stacks() if one.pid == self._process.pid), None)
+            self.found = self._announced()
         if self.found is None:
             return False
         try:
@@ -135,6 +140,15 @@ class LocalStack:
         # The gateway's own view counts: the fleet file may be a moment ahead of it.
         ready = [one for one in instances if one["state"] == InstanceState.READY.value]
         return len(ready) == self._wish.engines
+
+    def _announced(self) -> Stack | None:
+        """What the stack tells of itself in its run directory, once it does."""
+        for file in self._runtime.glob(f"fairlead/up-*/{STATE_FILE}"):
+            try:
+                return msgspec.json.decode(file.read_bytes(), type=Stack)
+            except (OSError, ValueError):
+                return None  # gone or half written: it is looked at again
+        return None
 
     def _last_words(self) -> str:
         lines = self._wish.log.read_text(errors="replace").splitlines() if self._wish.log.exists() else []
@@ -158,6 +172,7 @@ class LocalStack:
             if self._process is not None:
                 self._guard.gone(self._process.pid)
             self._guard.close()
+        shutil.rmtree(self._runtime, ignore_errors=True)
         return left
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fairlead.units import duration
-from fairlead_cli.replaying.lag import LIMIT_SECONDS
 from fairlead_cli.replaying.report import HEADINGS, Policy, Report, findings, rows
+from fairlead_cli.replaying.witness import LIMIT_SECONDS
 
 COLUMNS = (
     "policy",
@@ -44,7 +44,7 @@ def show(report: Report, console: Console, files: Sequence[Path]) -> None:
         console.print(f"  {line}", highlight=False)
     lag = report.lag_p99_seconds
     if report.invalid:
-        console.print("[bold red]These live numbers are not valid:[/] this machine was too busy to measure on it.")
+        console.print("[bold red]These live numbers are not valid:[/]")
         for reason in report.invalid:
             console.print(f"  {reason}", highlight=False, markup=False)
     elif lag is not None:

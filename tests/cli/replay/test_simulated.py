@@ -10,7 +10,7 @@ from fairlead.fleet import Objectives
 from fairlead.profile import preset
 from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.prompts import PromptBuilder, live_chains
-from fairlead_cli.replaying.simulated import Simulation, jittered, way_seconds
+from fairlead_cli.replaying.simulated import Simulation, jittered, timing_doubts, way_seconds
 from fairlead_sim.generators import conversation
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import at_rate
@@ -74,6 +74,9 @@ def test_a_run_retraces_itself_and_the_way_is_what_came_later() -> None:
     later = [replace(one, ttft_seconds=(one.ttft_seconds or 0.0) + 0.25) for one in outcomes]
     assert way_seconds(later, again) == pytest.approx(0.25)
     assert way_seconds(again, later) == 0.0
+    assert timing_doubts(outcomes, again) == []
+    slower = [replace(one, ttft_seconds=2.0 * (one.ttft_seconds or 0.0)) for one in outcomes]
+    assert "2.00 ×" in timing_doubts(slower, again)[0]
 
 
 def test_a_router_that_hears_late_decides_otherwise_and_one_that_hears_never_still_gets_answers() -> None:

@@ -13,6 +13,7 @@ from fairlead.errors import Unavailable
 from fairlead.fleet import Objectives
 from fairlead.profile import preset
 from fairlead.testing.processes import alive, descendants, wait_until
+from fairlead_cli.local.rundir import running_stacks
 from fairlead_cli.replaying.comparison import Comparison
 from fairlead_cli.replaying.running import find, replay_once
 from fairlead_cli.replaying.stack import LocalStack, StackWish, _descendants, _outliving, _parsed
@@ -44,7 +45,9 @@ def test_a_stack_is_ready_inside_replays_and_leaves_no_process(tmp_path: Path, m
         family = descendants(local.stack.pid) | {local.stack.pid}
         model, instances = local.only_model()
         assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
-        place = find(url=local.stack.url, manage=None, fleet_file=None, model=None)
+        assert local.stack.pid not in {one.pid for one in running_stacks()}  # nobody finds it by looking for the newest
+        file = Path(local.stack.fleet_file)
+        place = find(url=local.stack.url, manage=local.stack.manage, fleet_file=file, model=None)
         said: list[str] = []
         report = replay_once(traffic(None, limit=12, rate=8.0), place, speed=20.0, say=said.append)
     policy = report.policies["dual-hash"]
@@ -56,6 +59,8 @@ def test_a_stack_is_ready_inside_replays_and_leaves_no_process(tmp_path: Path, m
     assert report.objectives.ttft_seconds == pytest.approx(5.0)
     assert report.lags["gateway"] is not None
     assert said == []
+    assert not any("somebody else" in doubt for doubt in report.invalid)
+    assert not (tmp_path / "up.run").exists()
     assert len(family) > 3
     assert not any(alive(pid) for pid in family)
 

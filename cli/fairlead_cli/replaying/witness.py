@@ -1,9 +1,13 @@
-"""How late the loops of the gateway and the engines ran: read from their own /metrics once a run is over."""
+"""What gateway and engines themselves say about a run: how late their loops were, and how many requests they saw.
+
+A measurement is believed only when no loop lagged and nobody else used the stack meanwhile.
+"""
 
 import re
 from collections.abc import Iterable
 
 import httpx
+import msgspec
 
 LIMIT_SECONDS = 0.020
 """A run is not believed when the p99 of any loop's lateness is above this (wall seconds)."""
@@ -33,3 +37,28 @@ def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: i
                     lags[url] = lag_p99(answer.text)
                     break
     return lags
+
+
+def requests_seen(manage: str, *, timeout_seconds: float = 10.0) -> int | None:
+    """Requests that the gateway has ended since its start, whoever sent them; None when it does not say."""
+    with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
+        try:
+            answer = client.get(f"{manage.rstrip('/')}/api/stats")
+            found = msgspec.json.decode(answer.content, type=_Stats)
+        except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
+            return None
+    return sum(model.totals.requests for model in found.models.values())
+
+
+class _Totals(msgspec.Struct):
+    requests: int
+
+
+class _ModelStats(msgspec.Struct):
+    totals: _Totals
+
+
+class _Stats(msgspec.Struct):
+    """``/api/stats``, as far as it is read here."""
+
+    models: dict[str, _ModelStats]

@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fairlead_cli.replaying.lag import lag_p99, read_lags
-from fairlead_cli.replaying.measure import doubts
+from fairlead_cli.replaying.measure import doubts, others
+from fairlead_cli.replaying.witness import lag_p99, read_lags, requests_seen
 
 
 @pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])
@@ -23,6 +23,8 @@ def test_what_is_not_said_is_none(text: str) -> None:
 class _Metrics(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = b'fairlead_sim_loop_lag_seconds{quantile="0.99"} 0.002\n'
+        if self.path == "/api/stats":
+            body = b'{"models": {"a/b": {"totals": {"requests": 3}}, "a/c": {"totals": {"requests": 4}}}, "more": 1}'
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -37,10 +39,12 @@ def test_metrics_are_asked_over_http_and_silence_is_none() -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        found = read_lags([url])
+        found, seen = read_lags([url]), requests_seen(url)
         server.shutdown()
         thread.join()
     assert found == {url: 0.002}
+    assert seen == 7
+    assert requests_seen(url) is None
     assert read_lags([url], attempts=1) == {url: None}
 
 
@@ -51,3 +55,10 @@ def test_a_loop_over_the_limit_is_a_doubt() -> None:
 
 def test_an_unknown_gateway_is_a_doubt_but_a_silent_engine_is_not() -> None:
     assert len(doubts({"gateway": None, "engine a/1/0": None})) == 1
+
+
+def test_requests_of_somebody_else_are_a_doubt() -> None:
+    assert others(10, 30, 20) == []
+    assert others(10, 29, 20) == []  # one is not settled yet
+    assert others(None, 30, 20) == []
+    assert others(10, 33, 20) == ["the gateway answered 3 requests of somebody else meanwhile"]
