@@ -24,6 +24,10 @@ _SHARED_WITH_VLLM = {
 }
 """vLLM's switches that change what is simulated, and the values understood; all others concern the real engine alone."""
 
+CONTEXT_SWITCH = "--max-model-len"
+USUAL_CONTEXT_TOKENS = 32_768
+"""The simulated engine's own default."""
+
 
 class SimulatedEngine:
     """One process hosts as many engines as it is given ports."""
@@ -42,9 +46,8 @@ class SimulatedEngine:
         command += ["--model", replica.source, "--served-model-name", replica.name]
         command += ["--profile", profile_argument(replica.profile), "--speed", f"{replica.speed:g}"]
         command += ["--seed", str(replica.seed)]
-        if replica.kind == self.kind:
-            return Launch((*command, *replica.args), dict(replica.env), says_ready=True)
-        taken, ignored = split_args(replica.args)
+        taken, ignored = (replica.args, ()) if replica.kind == self.kind else split_args(replica.args)
+        command += context(replica.profile, taken)
         return Launch((*command, *taken), dict(replica.env), says_ready=True, ignored=ignored)
 
     def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
@@ -55,6 +58,15 @@ class SimulatedEngine:
 def profile_argument(profile: EngineProfile) -> str:
     """A preset's name, or the coefficients as JSON."""
     return profile.name if presets().get(profile.name) == profile else json.dumps(asdict(profile))
+
+
+def context(profile: EngineProfile, args: Sequence[str]) -> list[str]:
+    """The context length of an engine that was told none: the usual one, or what its KV memory holds where that is less.
+
+    A longer one than the memory keeps an engine from starting, simulated or real.
+    """
+    told = any(argument.partition("=")[0] == CONTEXT_SWITCH for argument in args)
+    return [] if told or profile.kv_tokens >= USUAL_CONTEXT_TOKENS else [CONTEXT_SWITCH, str(profile.kv_tokens)]
 
 
 def split_args(args: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

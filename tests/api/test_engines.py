@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fairlead.engines import Launch, Replica, adapter, engine_kinds
-from fairlead.engines.sim import split_args
+from fairlead.engines.sim import USUAL_CONTEXT_TOKENS, split_args
 from fairlead.errors import BadInput
-from fairlead.profile import EngineProfile, preset
+from fairlead.profile import EngineProfile, preset, presets
 from fairlead.signals import EngineSignals
 from fairlead_sim.server.options import add_arguments, read
 
@@ -148,6 +148,25 @@ def test_a_simulated_vllm_takes_the_arguments_that_change_what_it_simulates() ->
 def test_the_simulator_itself_takes_every_argument() -> None:
     launch = adapter("sim").launch(replace(REPLICA, kind="sim", args=("--fault", "hang")), [9001])
     assert launch.command[-2:] == ("--fault", "hang")
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+@pytest.mark.parametrize("kind", ["vllm", "sim"])
+def test_an_engine_that_is_told_no_context_length_takes_one_that_fits_every_built_in_profile(
+    name: str, kind: str
+) -> None:
+    launch = adapter("sim").launch(replace(REPLICA, profile=preset(name), kind=kind), [9001])
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    settings = read(parser.parse_args(launch.command[4:])).settings
+    assert settings.max_model_len == min(USUAL_CONTEXT_TOKENS, preset(name).kv_tokens)
+
+
+def test_a_context_length_of_ones_own_is_kept() -> None:
+    small = replace(REPLICA, profile=preset("l4-qwen8b"), args=("--max-model-len=4096",))
+    assert [word for word in adapter("sim").launch(small, [9001]).command if "max-model" in word] == [
+        "--max-model-len=4096"
+    ]
 
 
 @pytest.mark.parametrize("args", [("--max-model-len=auto",), ("--max-model-len", "32k"), ("--block-size",)])
