@@ -1,0 +1,44 @@
+"""The README quotes the committed results, digit for digit."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(
+    r"^\| (\S+) \| (live|simulated|light load, simulated) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", re.M
+)
+
+
+def figures(run: dict[str, Any]) -> tuple[str, ...]:
+    seconds = run["ttft_seconds"]
+    shares = (run["within_objective"], run["cached_token_share"])
+    return (f"{seconds['mean']:.2f}", f"{seconds['p90']:.2f}", *(f"{share * 100:.1f}" for share in shares))
+
+
+def test_the_table_of_the_readme_is_the_committed_report() -> None:
+    report = json.loads((ROOT / "bench/results/demo.json").read_text())
+    quoted = {(preset, run): tuple(rest) for preset, run, *rest in ROW.findall((ROOT / "README.md").read_text())}
+    expected = {
+        (preset, run): figures(found) for preset, runs in report["policies"].items() for run, found in runs.items()
+    }
+    light = report["light_load"]["policies"]
+    expected |= {(preset, "light load, simulated"): figures(runs["simulated"]) for preset, runs in light.items()}
+    assert quoted == expected
+
+
+def test_the_committed_report_is_of_a_valid_run_that_meets_its_bars() -> None:
+    report = json.loads((ROOT / "bench/results/demo.json").read_text())
+    assert report["valid"] is True
+    assert report["lag_p99_seconds"] <= 0.020
+    for run in ("live", "simulated"):
+        dual, robin, least = (
+            report["policies"][preset][run] for preset in ("dual-hash", "round-robin", "least-request")
+        )
+        assert dual["cached_token_share"] >= 2.0 * robin["cached_token_share"]
+        assert dual["ttft_seconds"]["p90"] <= 0.5 * robin["ttft_seconds"]["p90"]
+        assert dual["ttft_seconds"]["p90"] <= 0.7 * least["ttft_seconds"]["p90"]
+    for runs in report["policies"].values():
+        live, simulated = (runs[run]["ttft_seconds"]["mean"] for run in ("live", "simulated"))
+        assert abs(live / simulated - 1) <= 0.10
