@@ -106,7 +106,12 @@ class Forward:
         self._telemetry.routed(job.ask.key, instance.id, decision)
         self._decisions.append(
             DecisionRecord(
-                job.id, job.request.wall, job.ask.key, decision, job.attempt, round(job.route.prompt_tokens, 2)
+                job.id,
+                job.request.wall,
+                job.ask.key,
+                decision,
+                job.attempt,
+                round(self._routes.prompt_tokens(job.ask.key, job.route)),
             )
         )
         return instance

@@ -61,6 +61,11 @@ class Routes:
             raise self.none_ready(key)
         return decision
 
+    def prompt_tokens(self, key: str, request: RouteRequest) -> float:
+        """The prompt's length in tokens, as far as it can be known before an engine says it."""
+        router = self._routers.get(key)
+        return request.prompt_tokens if router is None else router.prompt_tokens(request)
+
     def none_ready(self, key: str) -> NoInstance:
         """Why nobody can take a request for this model."""
         states = Counter(one.state for one in self.fleet.instances.get(key, ()))

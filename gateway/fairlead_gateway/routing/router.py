@@ -92,7 +92,7 @@ class ModelRouter:
         del now
         instance = self._ready.get(instance_id)
         profile = self._profile(instance)
-        prompt = self._prompt_tokens(request)
+        prompt = self.prompt_tokens(request)
         matched = self._matched(request).get(instance_id, 0.0)
         tokens = prompt + min(request.max_tokens or OUTPUT_GUESS_TOKENS, OUTPUT_GUESS_TOKENS)
         self._ledger.dispatched(request.id, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
@@ -153,7 +153,7 @@ class ModelRouter:
         self._hot.observe(found, len(self._ready))
         return self._hot.key(found)
 
-    def _prompt_tokens(self, request: RouteRequest) -> float:
+    def prompt_tokens(self, request: RouteRequest) -> float:
         """The prompt's length as this model's engines count it."""
         return request.prompt_tokens * self._scale
 
@@ -167,7 +167,7 @@ class ModelRouter:
         found = self._mirror.matched(chain.hashes, chain.ends)
         if not found:
             return {}
-        prompt, rate = self._prompt_tokens(request), self._scale / BYTES_PER_TOKEN
+        prompt, rate = self.prompt_tokens(request), self._scale / BYTES_PER_TOKEN
         return {item: min(prompt, size * rate) for item, size in found.items()}
 
     def _dual_hash(self, request: RouteRequest, key: int, ids: list[str], excluded: frozenset[str]) -> Decision:
@@ -184,7 +184,7 @@ class ModelRouter:
         wanted[self._least_busy(request, ids, loads)] = None
         mean = sum(load.backlog_seconds for load in loads.values()) / len(loads)
         assert self._model is not None
-        limit = self._model.objectives.ttft_limit(self._prompt_tokens(request))
+        limit = self._model.objectives.ttft_limit(self.prompt_tokens(request))
         candidates = [
             self._candidate(request, item, loads[item], matched.get(item, 0.0), item in homes, item == holder)
             for item in wanted
@@ -205,7 +205,7 @@ class ModelRouter:
         return Candidate(
             id=item,
             backlog_seconds=load.backlog_seconds,
-            own_seconds=profile.prefill(self._prompt_tokens(request), matched),
+            own_seconds=profile.prefill(self.prompt_tokens(request), matched),
             matched_tokens=matched,
             inflight=load.inflight,
             inflight_tokens=load.inflight_tokens,
