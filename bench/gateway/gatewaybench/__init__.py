@@ -1,0 +1,1 @@
+"""What a gateway costs, beside its peers: the parts of ``bench/gateway/run.py``."""

@@ -1,0 +1,174 @@
+"""From runs to rows: statistics over the rounds, the goals' rows first, then every figure of every target.
+
+A figure is the median of its valid runs. A goal whose figure, or whose peer's figure, is missing does not hold.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from table import Row, comparing, goals, measuring
+
+from gatewaybench.cases import CASES, Case
+from gatewaybench.measure import Run
+from gatewaybench.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG
+
+SEPARATOR = " | "
+"""In a metric's name between what was measured and on which target."""
+ALWAYS = "always"
+"""Stands for the case of what is measured in every run."""
+
+Figure = Callable[[Run], float | None]
+
+
+def cpu(run: Run) -> float | None:
+    """µs of CPU for each unit."""
+    return run.cpu_microseconds
+
+
+def core(run: Run) -> float | None:
+    """Share of one core."""
+    return run.core_share
+
+
+def under_way(share: str) -> Figure:
+    """Seconds from the engine's write of an event to the client's read of it."""
+    return lambda run: run.under_way.get(share)
+
+
+def first_event(share: str) -> Figure:
+    """Seconds from when a request was due to its first event."""
+    return lambda run: run.first_event.get(share)
+
+
+def delay(share: str) -> Figure:
+    """Seconds from when a request was due to the end of its answer."""
+    return lambda run: run.delay.get(share)
+
+
+def kilobytes_each(run: Run) -> float | None:
+    """KB of memory for each open stream."""
+    if run.rss_bytes is None or run.rss_before_bytes is None:
+        return None
+    return (run.rss_bytes - run.rss_before_bytes) / 1024 / CASES[run.case].connections
+
+
+class Table:
+    """Runs by case and target."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._runs: dict[tuple[str, str], list[Run]] = {}
+        for run in runs:
+            self._runs.setdefault((run.case, run.target), []).append(run)
+
+    def valid(self, case: str, target: str) -> list[Run]:
+        """The runs whose figures may be used."""
+        return [run for run in self._runs.get((case, target), []) if run.valid]
+
+    def median(self, case: str, target: str, figure: Figure) -> float | None:
+        """Over the valid runs; None when there is none."""
+        values = [value for run in self.valid(case, target) if (value := figure(run)) is not None]
+        return statistics.median(values) if values else None
+
+    def added(self, case: str, target: str, figure: Figure) -> float | None:
+        """What the target adds to the same load without anything in between; None unless both are known."""
+        through, direct = self.median(case, target, figure), self.median(case, DIRECT, figure)
+        return None if through is None or direct is None else max(0.0, through - direct)
+
+    def targets(self, case: str) -> list[str]:
+        """Those with any run, valid or not, in the order of the first."""
+        return [target for known, target in self._runs if known == case]
+
+
+def rows(
+    runs: Sequence[Run],
+    *,
+    idle_bytes: Mapping[str, float],
+    decisions: Mapping[str, float | None],
+    absent: Iterable[str] = (),
+    cases: Iterable[str] = tuple(CASES),
+) -> list[Row]:
+    """The goals' rows as far as ``cases`` were asked for, then all figures. ``absent`` targets keep their rows, without a
+    value."""
+    table = Table(runs)
+    asked = {ALWAYS, *cases}
+    found = [row for case, row in goal_rows(table, idle_bytes, decisions) if case in asked]
+    for name in dict.fromkeys(run.case for run in runs):
+        found += _case_rows(table, CASES[name], [*table.targets(name), *absent])
+    found += [
+        measuring(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6, None) for target, size in idle_bytes.items()
+    ]
+    return found
+
+
+def goal_rows(
+    table: Table, idle_bytes: Mapping[str, float], decisions: Mapping[str, float | None]
+) -> Iterator[tuple[str, Row]]:
+    """One row for each goal that the issue sets, in its order, with the case that it needs."""
+    wanted = goals("gateway")
+
+    def versus(title: str, case: str, peer: str) -> tuple[str, Row]:
+        metric = f"CPU per {title} ÷ {peer}"
+        ours, theirs = table.median(case, FAIRLEAD, cpu), table.median(case, peer, cpu)
+        return case, comparing(metric, "µs", ours, peer, theirs, wanted[metric])
+
+    def alone(case: str, metric: str, unit: str, value: float | None) -> tuple[str, Row]:
+        return case, measuring(metric, unit, value, wanted[metric])
+
+    yield versus("2 KB request", "request-2k", SGLANG)
+    yield versus("2 KB request", "request-2k", ENVOY)
+    yield versus("32 KB request", "request-32k", SGLANG)
+    yield versus("128 KB request", "request-128k", SGLANG)
+    yield versus("paced chunk", "paced-200", ENVOY)
+    yield versus("paced chunk", "paced-200", SGLANG)
+    case, many = "paced-1000", "1,000 streams × 20 chunks/s"
+    yield alone(case, f"{many}: share of a core", "core", table.median(case, FAIRLEAD, core))
+    yield alone(case, f"{many}: added delay p50", "s", table.added(case, FAIRLEAD, under_way("p50")))
+    yield alone(case, f"{many}: added delay p99", "s", table.added(case, FAIRLEAD, under_way("p99")))
+    yield alone("memory", "memory per open stream", "KB", table.median("memory", FAIRLEAD, kilobytes_each))
+    idle = idle_bytes.get(FAIRLEAD)
+    yield alone(ALWAYS, "memory, idle", "MB", None if idle is None else idle / 1e6)
+    for size in ("2k", "32k"):
+        metric = f"decision alone, {size[:-1]} KB, 1M-block index"
+        yield alone(ALWAYS, metric, "µs", _micro(decisions.get(size)))
+    yield alone("abort", "aborts that the engine saw", "%", aborts_seen(table.valid("abort", FAIRLEAD)))
+    left = [run.streams_left for run in table.valid("abort", FAIRLEAD)]
+    yield alone("abort", "streams left 0.5 s after their clients", "streams", max(left) if left else None)
+    case = "open-220k"
+    yield alone(case, "220 KB at 100/s: added TTFT p99", "s", table.added(case, FAIRLEAD, first_event("p99")))
+    yield versus("220 KB request at 100/s", case, SGLANG)
+
+
+def aborts_seen(runs: Sequence[Run]) -> float | None:
+    """Per cent of the clients' departures that the engine noticed."""
+    made = sum(run.aborts for run in runs)
+    return 100.0 * sum(run.aborts_seen for run in runs) / made if made else None
+
+
+def _case_rows(table: Table, case: Case, targets: Iterable[str]) -> Iterator[Row]:
+    """Everything that was measured with one kind of load, a row for each figure and target."""
+    figures: list[tuple[str, str, Figure]] = [(f"CPU per {case.title}", "µs", cpu)]
+    if case.mode == "hold" and not case.fresh:
+        figures.append((f"{case.title}: share of a core", "core", core))
+        figures += [(f"{case.title}: delay {share}", "s", under_way(share)) for share in ("p50", "p99")]
+    if case.fresh:
+        figures = [(f"{case.title}: memory of each", "KB", kilobytes_each)]
+    if case.mode == "open" and case.events:
+        figures += [(f"{case.title}: TTFT {share}", "s", first_event(share)) for share in ("p50", "p99")]
+    if not case.events:
+        figures += [(f"{case.title}: latency {share}", "s", delay(share)) for share in ("p50", "p99")]
+    if case.mode == "abort":
+        figures.append((f"{case.title}: streams left", "streams", lambda run: float(run.streams_left)))
+    for title, unit, figure in figures:
+        ours = table.median(case.name, FAIRLEAD, figure)
+        for target in dict.fromkeys(targets):
+            value = table.median(case.name, target, figure)
+            if target == DIRECT and figure in (cpu, core):
+                continue
+            if target == FAIRLEAD:
+                yield measuring(f"{title}{SEPARATOR}{target}", unit, value, None)
+            else:
+                yield comparing(f"{title}{SEPARATOR}{target}", unit, value, FAIRLEAD, ours, None)
+
+
+def _micro(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6
