@@ -2,19 +2,34 @@
 
 import sys
 
-from fairlead.errors import FairleadError
-from fairlead_cli.app import build
+INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run one verb; a FairleadError is told in one line and exits 2, without a traceback."""
+    """Run one verb. What the user can mend (a FairleadError, a path that cannot be used) is told in one line and exits 2.
+
+    Everything is imported in here, so that Ctrl-C during the first tenths of a second ends as quietly as later.
+    """
     try:
-        build()()
-    except FairleadError as error:
-        print(f"fairlead: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
+        from pathlib import Path
+
+        from fairlead.errors import FairleadError
+        from fairlead_cli.app import build
+
+        try:
+            build(Path(sys.argv[0]).name)()
+        except FairleadError as error:
+            print(f"fairlead: {error}", file=sys.stderr)
+            sys.exit(2)
+        except BrokenPipeError:
+            sys.exit(0)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"fairlead: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

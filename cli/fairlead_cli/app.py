@@ -1,6 +1,6 @@
 """The command line: one verb a file, loaded when it is called, so that ``fairlead --help`` stays quick."""
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from fairlead import __version__
 
@@ -9,18 +9,25 @@ VERBS = {
     "chat": ("fairlead_cli.chat:chat", "Talk to a model in the terminal; /why says where the answer came from."),
     "status": ("fairlead_cli.status:status", "Models, pools, instances, last decisions, and what to do next."),
     "lint": ("fairlead_cli.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."),
-    "replay": ("fairlead_cli.replay:replay", "Send a trace's requests to a running gateway and report what came of it."),
-    "demo": ("fairlead_cli.demo:demo", "The main job with its report: real traffic under three presets, live and simulated."),
+    "replay": (
+        "fairlead_cli.replay:replay",
+        "Send a trace's requests to a running gateway and report what came of it.",
+    ),
+    "demo": (
+        "fairlead_cli.demo:demo",
+        "The main job with its report: real traffic under three presets, live and simulated.",
+    ),
 }
 """Verb → where its function lives, and what it does in a sentence; tests hold the documentation to this table."""
 
 
-def build() -> App:
-    """The application with all verbs; nothing behind them is imported yet."""
+def build(program: str = "fairlead") -> App:
+    """The application with all verbs, called as ``program`` was; nothing behind them is imported yet."""
     app = App(
-        name="fairlead",
+        name="kubectl fairlead" if program == "kubectl-fairlead" else "fairlead",
         version=__version__,
         help="A Kubernetes-native control plane for serving large language models.",
+        default_parameter=Parameter(negative_iterable=()),  # no --empty-presets
     )
     for verb, (place, sentence) in VERBS.items():
         app.command(place, name=verb, help=sentence)

@@ -1,4 +1,4 @@
-"""``fairlead lint -f FILE``: checks manifests and fleet files without a cluster; every finding has line, field and fix.
+"""``fairlead lint FILE``: checks manifests and fleet files without a cluster; every finding has line, field and fix.
 
 Files are told apart by what they hold: a mapping with ``models`` and without ``kind`` is a fleet file. All manifests of one call
 are checked together, so that a pool may name an AcceleratorClass of another file.
@@ -15,34 +15,38 @@ from fairlead import fleetfile, manifests
 from fairlead.documents import documents
 from fairlead.errors import BadInput, ManifestError, Problem
 from fairlead.limits import Limits
+from fairlead_cli.files import named
 
 MOST_SHOWN = 50
 """Findings printed; what lies behind is counted. Nobody reads more before the first ones are mended."""
 
 
 def lint(
-    *, file: Annotated[list[str], Parameter(name=["--file", "-f"], negative=[], allow_leading_hyphen=True)]
+    *files: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
+    ],
+    file: Annotated[
+        list[str] | None, Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="The same, as for kubectl.")
+    ] = None,
 ) -> int:
     """Check manifests and fleet files without a cluster.
 
-    Parameters
-    ----------
-    file
-        A file, a folder of YAML files, or - for standard input. May be given more than once.
-
     Exit code 0: nothing found; 1: problems, each with line, field and fix; 2: wrong usage.
     """
-    for path in file:
+    paths = named(lint, files, file)
+    if not paths:
+        raise BadInput("no file was given", field="FILES", hint="fairlead lint FILE, or - for standard input")
+    for path in paths:
         if path != manifests.STDIN and not Path(path).exists():
-            raise BadInput(f"no such file: {path}", field="--file")
-    problems, counts = check(file)
+            raise BadInput(f"no such file: {path}", field="FILES")
+    problems, counts = check(paths)
     for problem in problems[:MOST_SHOWN]:
         print(problem)
     if len(problems) > MOST_SHOWN:
         print(f"… and {len(problems) - MOST_SHOWN:,} more")
     if problems:
-        files = len({problem.file for problem in problems})
-        print(f"\n{_count(len(problems), 'problem')} in {_count(files, 'file')}", file=sys.stderr)
+        where = len({problem.file for problem in problems})
+        print(f"\n{_count(len(problems), 'problem')} in {_count(where, 'file')}", file=sys.stderr)
         return 1
     for line in counts:
         print(line)

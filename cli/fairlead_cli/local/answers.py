@@ -17,7 +17,7 @@ class Instance(Struct, frozen=True):
 
     @property
     def short(self) -> str:
-        """``main-3`` of ``main-3/40123/0``: what people call it."""
+        """What people call it."""
         return short(self.id)
 
 
@@ -162,5 +162,12 @@ class Decisions(Struct, frozen=True):
 
 
 def short(instance_id: str) -> str:
-    """The first part of an instance's id."""
-    return instance_id.partition("/")[0]
+    """``main-3`` of ``main-3/40123/0``; ``127.0.0.1:9001`` of an id that a fleet file's address gave.
+
+    A rank other than 0 is told too: it is what tells such instances apart.
+    """
+    name, _, rest = instance_id.partition("/")
+    port, _, rank = rest.rpartition("/")
+    if port and (name == "localhost" or "." in name or ":" in name):
+        name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    return name if rank in ("", "0") else f"{name}/{rank}"

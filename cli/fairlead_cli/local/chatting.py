@@ -6,14 +6,15 @@ import os
 import sys
 from dataclasses import dataclass
 
-from fairlead.errors import FairleadError
+from fairlead.errors import BadInput, FairleadError
 from fairlead.settings import CliSettings, read
 from fairlead_cli.local.conversation import Conversation
 from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.explain import explanation
 from fairlead_cli.local.management import Management
+from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.repl import Terminal, talk
-from fairlead_cli.local.rundir import newest_stack, running_stacks
+from fairlead_cli.local.rundir import Stack, newest_stack, running_stacks
 
 OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
 
@@ -33,7 +34,7 @@ class Chat:
 def run(wanted: Chat) -> int:
     """One answer or a dialogue; the exit code."""
     try:
-        url = wanted.url or newest_stack().url
+        url = service_url(wanted.url, flag="--url") if wanted.url else newest_stack().url
         settings = read(CliSettings, os.environ)
         with Conversation(
             url, wanted.model, key=settings.api_key, system=wanted.system, max_tokens=wanted.max_tokens
@@ -41,6 +42,8 @@ def run(wanted: Chat) -> int:
             if wanted.message is not None or not sys.stdin.isatty():
                 return _once(conversation, sys.stdin.read() if wanted.message is None else wanted.message)
             return _dialogue(conversation, wanted.manage, settings.manage_token)
+    except BadInput:
+        raise  # wrong usage
     except NoStack as error:
         print(f"fairlead chat: {error}", file=sys.stderr)
         return UNREACHABLE
@@ -53,14 +56,17 @@ def _once(conversation: Conversation, text: str) -> int:
     if not text.strip():
         print("fairlead chat: there is nothing to ask (stdin or --message is empty)", file=sys.stderr)
         return USAGE
+    said = False
     try:
         for piece in conversation.ask(text):
             print(piece, end="", flush=True)
+            said = True
     except KeyboardInterrupt:
         return 130
     finally:
-        with contextlib.suppress(OSError):
-            print(flush=True)
+        if said:
+            with contextlib.suppress(OSError):
+                print(flush=True)
     return OK
 
 
@@ -75,22 +81,30 @@ def _dialogue(conversation: Conversation, manage: str | None, token: str | None)
     def remark(text: str) -> None:
         print(f"{dim}{text}{plain}", flush=True)
 
-    remark(f"{conversation.model} at {conversation.base} · /why, /new, /quit")
+    stack = _local(conversation.base)
+    simulated = " · simulated: the words are made up" if stack and stack.simulated else ""
+    remark(f"{conversation.model} at {conversation.base}{simulated} · /why, /new, /quit")
     terminal = Terminal(lambda: input("> "), write, remark)
     return talk(conversation, terminal, lambda request_id: _why(conversation.base, manage, token, request_id))
 
 
 def _why(base: str, manage: str | None, token: str | None, request_id: str) -> list[str]:
     """The decision in words. Raises LookupError when it is forgotten, NoStack when nobody can be asked."""
-    address = manage or next((stack.manage for stack in running_stacks() if stack.url == base), None)
-    if address is None:
+    stack = _local(base)
+    if not manage and stack is None:
         raise NoStack("the management address of this gateway is not known", hint="give it with --manage")
+    address = service_url(manage, flag="--manage") if manage else stack.manage if stack else ""
 
     async def ask() -> list[str]:
         async with Management(address, token) as management:
             return explanation(await management.decision(request_id))
 
     return asyncio.run(ask())
+
+
+def _local(base: str) -> Stack | None:
+    """The stack of this machine and user that the gateway at ``base`` belongs to."""
+    return next((stack for stack in running_stacks() if stack.url == base), None)
 
 
 def _colours() -> bool:

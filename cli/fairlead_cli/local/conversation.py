@@ -47,6 +47,7 @@ class _Models(msgspec.Struct, frozen=True):
 class Answer:
     """What is known of the last answer besides its text."""
 
+    asked: bool = False
     request_id: str | None = None
     instance: str | None = None
     reason: str | None = None
@@ -100,7 +101,7 @@ class Conversation:
         if self._max_tokens is not None:
             body["max_tokens"] = self._max_tokens
         said: list[str] = []
-        self.last = Answer()
+        self.last = Answer(asked=True)
         begun = time.monotonic()
         try:
             for piece in self._pieces(body):
@@ -121,7 +122,10 @@ class Conversation:
                 self.last.instance = answer.headers.get("x-fairlead-instance")
                 self.last.reason = answer.headers.get("x-fairlead-reason")
                 if answer.status_code != 200:
-                    raise _refusal(answer.status_code, answer.read())
+                    refusal = _refusal(answer.status_code, answer.read())
+                    if self.last.instance is None and answer.status_code == 404:
+                        refusal.hint = refusal.hint or "is this the address for clients? `fairlead up` prints two"
+                    raise refusal
                 yield from self._events(answer)
         except httpx.ConnectError as error:
             raise NoStack(f"{self.base} does not answer", hint="is the stack running? `fairlead up`") from error

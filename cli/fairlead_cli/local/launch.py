@@ -15,6 +15,8 @@ from fairlead.settings import CliSettings, read
 from fairlead_cli.local.errors import PortBusy
 from fairlead_cli.local.plan import Options, plan
 from fairlead_cli.local.ports import Address, claim, parse_address
+from fairlead_cli.local.program import program
+from fairlead_cli.local.rundir import running_stacks
 from fairlead_cli.local.screen import screen_for
 from fairlead_cli.local.stack import SECRET_VARIABLE, Setup, run
 
@@ -59,16 +61,6 @@ def setup_of(wishes: Wishes) -> Setup:
     return Setup(wanted, listen, manage, secret, token, wishes.insecure, wishes.redis, wishes.logs, program())
 
 
-def program() -> str:
-    """What to type for this command line: its name where PATH has it, else where it lies."""
-    beside = Path(sys.executable).with_name("fairlead")
-    if shutil.which("fairlead"):
-        return "fairlead"
-    if not beside.exists():
-        return f"{sys.executable} -m fairlead_cli"
-    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
-
-
 def hash_secret(seed: int | None) -> str:
     """The key of the routing hashes: the environment's, one derived from a seed that was asked for, else a random one.
 
@@ -89,14 +81,27 @@ def addresses(listen: str, manage: str, *, insecure: bool = False) -> tuple[Addr
                 field=flag,
                 hint="give --insecure to listen there nevertheless",
             )
-    first = claim(asked, flag="--listen")
+    first = _claim(asked, flag="--listen")
     for _ in range(100):
-        second = claim(wanted, flag="--manage")
+        second = _claim(wanted, flag="--manage")
         if second.port != first.port:
             return first, second
         if wanted.port:
             break
     raise PortBusy(f"--manage: {wanted} is the port of --listen", field="--manage", hint="the two need a port each")
+
+
+def _claim(address: Address, *, flag: str) -> Address:
+    """``claim``, which says so when it is another stack of ours that has the port."""
+    try:
+        return claim(address, flag=flag)
+    except PortBusy:
+        other = next((one for one in running_stacks() if address.url in (one.url, one.manage)), None)
+        if other is None:
+            raise
+        hint = f"end it with Ctrl-C or `kill {other.pid}`, or run a second one with --listen :0 --manage :0"
+        message = f"{flag}: {address} is in use already, by the fairlead up with pid {other.pid}"
+        raise PortBusy(message, field=flag, hint=hint) from None
 
 
 def eight_engines() -> Path:

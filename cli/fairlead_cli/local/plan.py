@@ -17,6 +17,8 @@ from fairlead_cli.local.child import Command
 from fairlead_cli.local.pool import PoolPlan
 
 SIMULATED = "sim"
+SPEED_LEAST, SPEED_MOST = 0.001, 1000
+"""Beyond, a step of an engine is too short for a clock or too long for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ def _check(options: Options, installed: Callable[[str], str | None]) -> None:
     if options.preset is not None and options.preset not in presets:
         known = ", ".join(presets)
         raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
-    if not options.speed > 0:
-        raise BadInput(f"--speed must be more than 0, not {options.speed:g}", field="--speed")
+    if not SPEED_LEAST <= options.speed <= SPEED_MOST:  # NaN too
+        raise BadInput(f"--speed must be from {SPEED_LEAST} to {SPEED_MOST}, not {options.speed:g}", field="--speed")
     if options.engines_per_process < 1:
         raise BadInput("--engines-per-process must be at least 1", field="--engines-per-process")
     if options.real and options.speed != 1.0:

@@ -1,12 +1,15 @@
-"""Addresses and ports on this machine: is one free, which ones are."""
+"""Addresses as people write them, and ports on this machine: is one free, which ones are."""
 
 import errno
 import ipaddress
 import socket
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput
 from fairlead_cli.local.errors import PortBusy
+
+PROPOSALS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,26 @@ def parse_address(text: str, *, flag: str) -> Address:
     if bracketed:
         host = host[1:-1]
     if not port.isdecimal() or int(port) > 65_535 or (":" in host and not bracketed):
-        raise BadInput(f"{text!r} is not an address", field=flag, hint="write it like 127.0.0.1:8000 or [::1]:8000")
+        hint = "write it like 127.0.0.1:8000 or [::1]:8000"
+        raise BadInput(f"{flag}: {text!r} is not an address", field=flag, hint=hint)
     return Address("127.0.0.1" if host in ("", "localhost") else host, int(port))
+
+
+def service_url(text: str, *, flag: str) -> str:
+    """The URL of something that listens: ``http://host:port`` as it is, ``host:port``, ``:port`` and ``port`` completed.
+
+    Raises BadInput naming the flag.
+    """
+    if "://" not in text:
+        text = parse_address(text, flag=flag).url if text.lstrip(":").isdecimal() else f"http://{text}"
+    try:
+        parts = urlsplit(text)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise BadInput(f"{flag}: {text!r} is not a URL", field=flag, hint="write it like http://127.0.0.1:8000")
+    return text.rstrip("/")
 
 
 def claim(address: Address, *, flag: str) -> Address:
@@ -60,9 +81,7 @@ def claim(address: Address, *, flag: str) -> Address:
             probe.bind((address.host, address.port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                hint = (
-                    f"stop what listens there, or choose another: {flag} {Address(address.host, 0)} takes a free port"
-                )
+                hint = f"stop what listens there, or choose another port; {flag} :0 takes a free one"
                 raise PortBusy(f"{flag}: {address} is in use already", field=flag, hint=hint) from None
             what = error.strerror or str(error)
             raise BadInput(f"{flag}: cannot listen on {address}: {what}", field=flag) from None
@@ -82,31 +101,20 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 def free_ports(groups: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
     """For each size in ``groups`` that many neighbouring ports, all free just now and all different."""
-    held: list[socket.socket] = []
-    try:
-        return [_neighbours(size, host, held) for size in groups]
-    finally:
-        for probe in held:
-            probe.close()
+    taken: set[int] = set()
+    found = []
+    for size in groups:
+        found.append(_neighbours(size, host, taken))
+        taken.update(found[-1])
+    return found
 
 
-def _neighbours(size: int, host: str, held: list[socket.socket]) -> tuple[int, ...]:
-    for _ in range(200):
-        first = _bind(host, 0, held)
-        if first is None:
-            continue
+def _neighbours(size: int, host: str, taken: set[int]) -> tuple[int, ...]:
+    """Ports beside one that the system proposes. Those of connections that are over but time out are free to listen on."""
+    for _ in range(PROPOSALS):
+        first = claim(Address(host, 0), flag="--engines-per-process").port
         ports = range(first, first + size)
-        if ports[-1] <= 65_535 and all(_bind(host, port, held) is not None for port in ports[1:]):
+        if ports[-1] <= 65_535 and taken.isdisjoint(ports) and all(is_free(port, host) for port in ports):
             return tuple(ports)
-    raise BadInput(f"found no {size} free neighbouring ports on {host}", field="--engines-per-process")
-
-
-def _bind(host: str, port: int, held: list[socket.socket]) -> int | None:
-    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        probe.bind((host, port))
-    except OSError:
-        probe.close()
-        return None
-    held.append(probe)
-    return int(probe.getsockname()[1])
+    hint = "give a smaller number, or end other programs that use many ports"
+    raise BadInput(f"found no {size} free ports in a row on {host}", field="--engines-per-process", hint=hint)

@@ -44,9 +44,11 @@ def talk(conversation: Conversation, terminal: Terminal, why: Callable[[str], li
 
 def _answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
     answer: Iterator[str] = conversation.ask(text)
+    said = False
     try:
         for piece in answer:
             terminal.write(piece)
+            said = True
         terminal.write("\n")
     except KeyboardInterrupt:
         answer.close()  # type: ignore[attr-defined]  # a generator: closing it lets go of the connection, and the engine stops
@@ -54,7 +56,7 @@ def _answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
         terminal.remark("stopped")
         return
     except FairleadError as error:
-        terminal.write("\n")
+        terminal.write("\n" if said else "")
         terminal.remark(str(error))
         return
     last = conversation.last
@@ -65,7 +67,7 @@ def _answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
 def _explain(conversation: Conversation, terminal: Terminal, why: Callable[[str], list[str]]) -> None:
     request_id = conversation.last.request_id
     if request_id is None:
-        terminal.remark("nothing was asked yet")
+        terminal.remark("the last request reached no gateway" if conversation.last.asked else "nothing was asked yet")
         return
     try:
         terminal.remark("\n".join(why(request_id)))

@@ -61,9 +61,15 @@ class Report:
 
 
 def report(
-    snapshot: Snapshot, *, url: str | None, manage: str, wanted: Mapping[str, int], only: str | None = None
+    snapshot: Snapshot,
+    *,
+    url: str | None,
+    manage: str,
+    wanted: Mapping[str, int],
+    only: str | None = None,
+    program: str = "fairlead",
 ) -> Report:
-    """What the gateway said, put together by model; ``only`` is a model's key."""
+    """What the gateway said, put together by model; ``only`` is a model's key, ``program`` what to type for this one."""
     models = []
     for model in snapshot.fleet.models:
         if only is not None and model.key != only:
@@ -71,13 +77,17 @@ def report(
         stats = snapshot.stats.models.get(model.key, answers.ModelStats())
         decisions = tuple(one for one in snapshot.decisions.decisions if one.model == model.key)
         expected = wanted.get(model.key)
-        advice = advise(model, stats, decisions, expected)
+        advice = advise(model, stats, decisions, expected, program)
         models.append(ModelReport(model, stats, decisions, expected, advice))
     return Report(url, manage, snapshot.stats, tuple(models))
 
 
 def advise(
-    model: answers.Model, stats: answers.ModelStats, decisions: Sequence[answers.Decision], wanted: int | None
+    model: answers.Model,
+    stats: answers.ModelStats,
+    decisions: Sequence[answers.Decision],
+    wanted: int | None,
+    program: str = "fairlead",
 ) -> Advice:
     """The one thing to look at, the most urgent first."""
     states = [one.state for one in model.instances]
@@ -103,5 +113,5 @@ def advise(
     if starting:
         return Advice(False, f"{words.plural(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:
-        return Advice(False, f"nothing was asked yet: fairlead chat {model.name}")
+        return Advice(False, f"nothing was asked yet: {program} chat {model.name}")
     return Advice(False, "nothing to do")

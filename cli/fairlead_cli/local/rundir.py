@@ -22,7 +22,10 @@ STATE_FILE = "stack.json"
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What others need to know of a running stack; ``engines`` says how many each model should have."""
+    """What others need to know of a running stack.
+
+    ``engines`` says how many each model should have; ``simulated``: no engine of it is a real one.
+    """
 
     pid: int
     url: str
@@ -30,15 +33,12 @@ class Stack:
     started: float
     engines: Mapping[str, int] = field(default_factory=dict)
     fleet_file: str = ""
+    simulated: bool = False
 
 
 def base_directory() -> Path:
     """The user's directory for run directories; created closed. Raises Unavailable when it belongs to somebody else."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.access(runtime, os.W_OK | os.X_OK):
-        base = Path(runtime) / "fairlead"
-    else:
-        base = Path(tempfile.gettempdir()) / f"fairlead-{os.getuid()}"
+    base = _base_path()
     base.mkdir(mode=0o700, exist_ok=True)
     found = base.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
@@ -47,6 +47,13 @@ def base_directory() -> Path:
             hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
         )
     return base
+
+
+def _base_path() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime) / "fairlead"
+    return Path(tempfile.gettempdir()) / f"fairlead-{os.getuid()}"
 
 
 def make_run_directory() -> Path:
@@ -66,7 +73,9 @@ def write_stack(directory: Path, stack: Stack) -> None:
 
 
 def running_stacks() -> list[Stack]:
-    """Every living stack of this user, the newest first."""
+    """Every living stack of this user, the newest first. Looking creates nothing."""
+    if not os.path.lexists(_base_path()):
+        return []
     stacks = []
     for file in base_directory().glob(f"up-*-*/{STATE_FILE}"):
         try:
@@ -78,13 +87,11 @@ def running_stacks() -> list[Stack]:
     return sorted(stacks, key=lambda stack: stack.started, reverse=True)
 
 
-def newest_stack() -> Stack:
-    """The stack to talk to when no flag names one. Raises NoStack."""
+def newest_stack(flag: str = "--url") -> Stack:
+    """The stack to talk to when ``flag`` names none. Raises NoStack."""
     stacks = running_stacks()
     if not stacks:
-        raise NoStack(
-            "no running stack was found", hint="start one with `fairlead up`, or name one with --url / --manage"
-        )
+        raise NoStack("no running stack was found", hint=f"start one with `fairlead up`, or name one with {flag}")
     return stacks[0]
 
 

@@ -89,7 +89,8 @@ class LiveScreen:
         from fairlead_cli.local.view import Frame, picture
 
         assert isinstance(frame, Frame)
-        self._live.update(picture(frame, self._console.size.height), refresh=True)
+        width, height = self._console.size
+        self._live.update(picture(frame, height, width), refresh=True)
 
     def close(self) -> None:
         """Take the picture away; the lines above it stay."""

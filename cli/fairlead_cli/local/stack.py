@@ -20,7 +20,7 @@ from fairlead_cli.local.child import Command
 from fairlead_cli.local.embedded_redis import RedisServer, find_server, redis_server
 from fairlead_cli.local.errors import NoStack, StartFailed
 from fairlead_cli.local.guard import Guard
-from fairlead_cli.local.plan import Plan
+from fairlead_cli.local.plan import SIMULATED, Plan
 from fairlead_cli.local.ports import Address
 from fairlead_cli.local.probe import http_status, until
 from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
@@ -117,7 +117,8 @@ class Run:
             engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas
         url, manage = self._setup.listen.url, self._setup.manage.url
         fleet_file = str(directory / "fleet.yaml")
-        write_stack(directory, Stack(os.getpid(), url, manage, self._clock.wall(), engines, fleet_file))
+        simulated = all(pool.template.engine == SIMULATED for pool in self._setup.plan.pools)
+        write_stack(directory, Stack(os.getpid(), url, manage, self._clock.wall(), engines, fleet_file, simulated))
 
     # --- serving -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from fairlead.settings import CliSettings, read
 from fairlead_cli.local import answers
 from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.management import Management, Snapshot
+from fairlead_cli.local.ports import service_url
+from fairlead_cli.local.program import program
 from fairlead_cli.local.report import report
 from fairlead_cli.local.rundir import newest_stack, running_stacks
 
@@ -22,17 +24,20 @@ PIPE_WIDTH = 400
 def run(model: str | None, manage: str | None, output: str) -> int:
     """Ask, print, judge. Raises BadInput for an unknown model."""
     try:
-        stack = None if manage else newest_stack()
-        address = (manage or (stack.manage if stack else "")).rstrip("/")
-        address = address if "://" in address else f"http://{address}"
+        stack = None if manage else newest_stack("--manage")
+        address = stack.manage if stack else service_url(manage or "", flag="--manage")
         known = stack or next((one for one in running_stacks() if one.manage == address), None)
         snapshot, key = asyncio.run(_ask(address, read(CliSettings, os.environ).manage_token, model))
     except NoStack as error:
         print(f"fairlead status: {error}", file=sys.stderr)
         return UNREACHABLE
     wanted: Mapping[str, int] = known.engines if known else {}
-    found = report(snapshot, url=known.url if known else None, manage=address, wanted=wanted, only=key)
+    url = known.url if known else None
+    found = report(snapshot, url=url, manage=address, wanted=wanted, only=key, program=program())
     _print(found, output)
+    others = [one.manage for one in running_stacks() if one != stack] if stack else []
+    if others:
+        print(f"this is the newest; others run too: {program()} status --manage {' or '.join(others)}", file=sys.stderr)
     return PROBLEM if found.problem else OK
 
 

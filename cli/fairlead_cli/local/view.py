@@ -1,6 +1,6 @@
 """The live terminal view as a function: a frame (what is known now) → something rich can draw, in the height there is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,6 +17,8 @@ MARK = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Waiting": "×", "
 BLOCKS = " ▏▎▍▌▋▊▉█"
 MOST_EVENTS, LEAST_EVENTS = 5, 2
 MOST_DECISIONS, LEAST_DECISIONS = 8, 3
+LEAST_ENGINES = 2
+BAR_NEEDS_WIDTH = 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +46,39 @@ class Frame:
     closing: str = ""
 
 
-def picture(frame: Frame, height: int) -> RenderableType:
-    """The whole view, at most ``height`` lines high; engines come first, then decisions, then events."""
-    parts: list[RenderableType] = [_head(frame)]
-    lines = 2
-    for key in _models(frame):
-        rows = [process for process in frame.processes if process.model == key]
-        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, rows)]
-        lines += 4 + sum(len(row.instances) or 1 for row in rows)
+def picture(frame: Frame, height: int, width: int = 80) -> RenderableType:
+    """The whole view, less than ``height`` lines high; engines come first, then decisions, then events."""
+    rows = {
+        key: [row for process in frame.processes if process.model == key for row in _rows(process)]
+        for key in _models(frame)
+    }
     decisions = frame.snapshot.decisions.decisions if frame.snapshot else []
+    fixed = 2 + 4 * len(rows)  # the head; of each model a blank line, its two lines and the table's heading
+    least = sum(
+        2 + most for most in (min(len(decisions), LEAST_DECISIONS), min(len(frame.events), LEAST_EVENTS)) if most
+    )
+    shown = _shares({key: len(found) for key, found in rows.items()}, height - 1 - fixed - least)
+    parts: list[RenderableType] = [_head(frame)]
+    lines = fixed
+    for key, found in rows.items():
+        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, found, shown[key], width)]
+        lines += min(shown[key] + 1, len(found))
     room = height - 1 - lines - 2 - 1  # headings and blank lines of what follows
     events = _most(len(frame.events), room - min(len(decisions), MOST_DECISIONS), LEAST_EVENTS, MOST_EVENTS)
-    shown = _most(len(decisions), room - events, LEAST_DECISIONS, MOST_DECISIONS)
-    if shown:
-        parts += [Text(), Text("last decisions", style="bold"), _decisions(decisions[:shown])]
+    routed = _most(len(decisions), room - events, LEAST_DECISIONS, MOST_DECISIONS)
+    if routed:
+        parts += [Text(), Text("last decisions", style="bold"), _decisions(decisions[:routed])]
     if events:
         parts += [Text(), _events(frame.events[-events:])]
     return Group(*parts)
+
+
+def _shares(wanted: dict[str, int], room: int) -> dict[str, int]:
+    """Lines for the engines of each model: all where there is room, else the same for each and one to say how many more."""
+    if sum(wanted.values()) <= room:
+        return wanted
+    each = max(LEAST_ENGINES, room // max(1, len(wanted)) - 1)
+    return {key: number if number <= each + 1 else each for key, number in wanted.items()}
 
 
 def _most(there: int, room: int, least: int, most: int) -> int:
@@ -108,36 +126,56 @@ def last_minute(window: answers.Slice) -> Text:
     line.append(f"  hit rate {words.share(window.cached_token_share)}")
     line.append(f"  TTFT {words.time(window.ttft_seconds.p50)} (p90 {words.time(window.ttft_seconds.p90)})")
     line.append(f"  ITL {words.time(window.itl_seconds.p50)}")
-    line.append(f"  within objective {words.share(window.within_objective)}")
+    line.append(f"  in objective {words.share(window.within_objective)}")
     if window.errors:
         line.append(f"  {words.plural(window.errors, 'error')}", "bold red")
     return line
 
 
-def _engines(frame: Frame, key: str, rows: Sequence[Process]) -> Table:
+def _rows(process: Process) -> list[tuple[Process, str]]:
+    """A line for each instance of a process."""
+    return [(process, one) for one in process.instances or (process.name,)]
+
+
+def _engines(frame: Frame, key: str, rows: Sequence[tuple[Process, str]], most: int, width: int) -> RenderableType:
+    """The engines of a model; where there is no room for all, those that are not well and the busiest."""
+    known = _instances(frame, key)
+    stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     table.add_column("engine", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in ("in flight", "queue", "backlog", "TTFT"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("work in the last minute", no_wrap=True)
-    known = _instances(frame, key)
-    stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
-    for row in rows:
-        for one in row.instances or (row.name,):
-            instance = known.get(one)
-            state = _state(row, instance)
-            part = stats.instances.get(one) if stats else None
-            table.add_row(
-                answers.short(one),
-                _life(state, row.restarts),
-                words.count(instance.in_flight if instance else None),
-                words.count(instance.waiting if instance else None),
-                words.time(instance.backlog_seconds if instance else None),
-                words.time(part.ttft_mean_seconds if part else None),
-                _bar(part.share_of_work if part else None),
-            )
-    return table
+    if width >= BAR_NEEDS_WIDTH:
+        table.add_column("work in the last minute", no_wrap=True)
+    for row, one in _shown(rows, known, most):
+        instance = known.get(one)
+        part = stats.instances.get(one) if stats else None
+        cells: list[str | Text] = [
+            answers.short(one),
+            _life(_state(row, instance), row.restarts),
+            words.count(instance.in_flight if instance else None),
+            words.count(instance.waiting if instance else None),
+            words.time(instance.backlog_seconds if instance else None),
+            words.time(part.ttft_mean_seconds if part else None),
+        ]
+        table.add_row(*cells, *([_bar(part.share_of_work if part else None)] if width >= BAR_NEEDS_WIDTH else []))
+    left = len(rows) - most
+    return table if left <= 0 else Group(table, Text(f"… and {left} more; the status page has all", "dim"))
+
+
+def _shown(
+    rows: Sequence[tuple[Process, str]], known: Mapping[str, answers.Instance], most: int
+) -> list[tuple[Process, str]]:
+    """At most so many, in their order."""
+
+    def importance(place: int) -> tuple[bool, int]:
+        row, one = rows[place]
+        instance = known.get(one)
+        return _state(row, instance) == "Ready", -((instance.in_flight if instance else None) or 0)
+
+    chosen = sorted(range(len(rows)), key=importance)[:most]
+    return [rows[place] for place in sorted(chosen)]
 
 
 def _life(state: str, restarts: int) -> Text:

@@ -144,6 +144,23 @@ def test_why_tells_the_decision_of_the_last_answer() -> None:
     assert remarks[2] == "why req-1"
 
 
+def test_why_after_a_request_that_reached_nobody_says_so() -> None:
+    with Conversation("http://127.0.0.1:1", "tiny") as conversation:
+        written, remarks = dialogue(conversation, "Why?", "/why")
+    assert written == ""
+    assert remarks[1] == "the last request reached no gateway"
+
+
+def test_an_address_that_is_not_the_clients_one_is_told_as_such() -> None:
+    other = Answer([b'{"error": {"message": "Not Found"}}'], 404)
+    with (
+        server(other) as gateway,
+        Conversation(gateway.url, "tiny") as conversation,
+        pytest.raises(AnswerError, match="is this the address for clients"),
+    ):
+        list(conversation.ask("?"))
+
+
 def test_why_of_a_forgotten_request_says_so() -> None:
     def forgotten(request_id: str) -> list[str]:
         raise LookupError(request_id)
@@ -194,6 +211,21 @@ def test_exit_codes_tell_an_error_a_wrong_use_and_nobody_there_apart(tmp_path: P
     nobody = run("tiny", "-m", "?", XDG_RUNTIME_DIR=str(tmp_path))
     assert nobody.returncode == 3
     assert "fairlead up" in nobody.stderr
+
+
+def test_an_error_is_all_that_is_printed_when_nothing_was_said() -> None:
+    with server(Answer([b"{}"], 500)) as gateway:
+        done = run("tiny", "--url", gateway.url, "-m", "?")
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_url_may_leave_out_its_scheme_and_a_wrong_one_is_wrong_usage() -> None:
+    with server(streams("yes")) as gateway:
+        assert run("--url", gateway.url.removeprefix("http://"), "-m", "?").stdout == "yes\n"
+    done = run("--url", "ftp://127.0.0.1", "-m", "?")
+    assert done.returncode == 2
+    assert "--url: 'ftp://127.0.0.1' is not a URL" in done.stderr
 
 
 def test_a_key_of_the_environment_is_sent() -> None:

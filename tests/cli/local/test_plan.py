@@ -116,6 +116,8 @@ def test_grouped_engines_fill_processes_in_order(tmp_path: Path) -> None:
     [
         ({"speed": 0.0}, "--speed"),
         ({"speed": float("nan")}, "--speed"),
+        ({"speed": float("inf")}, "--speed"),
+        ({"speed": 1e9}, "--speed"),
         ({"engines_per_process": 0}, "--engines-per-process"),
         ({"preset": "random"}, "--preset"),
         ({"real": True}, "--real"),

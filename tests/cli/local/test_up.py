@@ -150,6 +150,13 @@ def test_a_busy_port_is_named_with_its_flag_and_nothing_is_started(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_port_that_another_stack_has_is_told_with_its_pid_and_a_way_to_run_two(up: UpProcess) -> None:
+    done = up.command("up", "--listen", up.url.removeprefix("http://"))
+    assert done.returncode == 2
+    assert f"by the fairlead up with pid {up.state()['pid']}" in done.stderr
+    assert "--listen :0 --manage :0" in done.stderr
+
+
 def test_a_wrong_manifest_is_told_with_its_line_and_nothing_is_started(tmp_path: Path) -> None:
     with UpProcess(tmp_path, manifest="apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeploymint\n") as wrong:
         assert wrong.ended() == 2

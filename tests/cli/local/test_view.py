@@ -1,7 +1,9 @@
 """The live picture fits the terminal and shows what matters."""
 
 import io
+from dataclasses import replace
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -31,13 +33,14 @@ def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering:
 
 def drawn(what: Frame, width: int = 80, height: int = 24, *, colour: bool = False) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=colour).print(picture(what, height))
+    Console(file=out, width=width, force_terminal=colour).print(picture(what, height, width))
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (200, 60)])
-def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
-    lines = drawn(frame(), width, height)
+@pytest.mark.parametrize("engines", [1, 8, 30, 200])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 20), (100, 30), (200, 60)])
+def test_the_picture_fits_the_terminal(width: int, height: int, engines: int) -> None:
+    lines = drawn(frame(engines), width, height)
     assert len(lines) < height
     assert max(map(len, lines)) <= width
 
@@ -50,6 +53,35 @@ def test_engines_decisions_and_events_are_all_there_in_a_small_terminal() -> Non
     assert any("hit rate 43 %" in line for line in lines)
     assert any("http://u/v1" in line and "http://m/" in line for line in lines)
     assert any("× redis ↻2" in line for line in lines)
+
+
+def test_of_more_engines_than_lines_the_unwell_and_the_busiest_are_shown_and_decisions_stay() -> None:
+    many = frame(30)
+    assert many.snapshot is not None
+    instances = many.snapshot.fleet.models[0].instances
+    busy = msgspec.structs.replace(instances[25], in_flight=9)
+    models = [
+        msgspec.structs.replace(many.snapshot.fleet.models[0], instances=[*instances[:25], busy, *instances[26:]])
+    ]
+    dead = replace(many.processes[20], phase="Waiting")
+    what = replace(
+        many,
+        processes=(*many.processes[:20], dead, *many.processes[21:]),
+        snapshot=replace(many.snapshot, fleet=answers.Fleet(1, models)),
+    )
+    lines = drawn(what)
+    shown = [line.split()[0] for line in lines if line.startswith("main-")]
+    assert {"main-18", "main-25"} <= set(shown)
+    assert shown == sorted(shown, key=lambda name: int(name.removeprefix("main-")))
+    assert f"… and {30 - len(shown)} more; the status page has all" in lines
+    assert any("→ main-0" in line for line in lines)
+    assert lines[-1].endswith("event 19")
+
+
+def test_a_narrow_terminal_keeps_the_names_and_loses_the_bars() -> None:
+    lines = drawn(frame(), 60, 24)
+    assert sum(line.startswith("main-") and "● Ready" in line for line in lines) == 8
+    assert not any("work in the last minute" in line for line in lines)
 
 
 def test_before_the_gateway_answers_the_processes_are_shown() -> None:

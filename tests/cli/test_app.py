@@ -1,0 +1,86 @@
+"""The command line as a whole: how files are named, what it is called, and how it fails without a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fairlead_cli.__main__ as entry
+import fairlead_cli.app
+from fairlead.errors import BadInput
+from fairlead_cli.files import named
+from fairlead_cli.lint import lint
+from fairlead_cli.up import up
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "01-smallest.yaml"
+
+
+def fairlead(*words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("words", [[str(EXAMPLE)], ["-f", str(EXAMPLE)], ["--file", str(EXAMPLE)], ["-"], ["-f", "-"]])
+def test_a_file_is_named_plainly_or_as_for_kubectl_and_a_hyphen_is_standard_input(words: list[str]) -> None:
+    done = fairlead("lint", *words, stdin=EXAMPLE.read_text())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("ok, 1 ModelDeployment\n")
+
+
+def test_up_takes_its_manifest_from_standard_input() -> None:
+    done = fairlead("up", "-", stdin="kind: ModelDeploymint\n")
+    assert done.returncode == 2
+    assert "-:1: kind: must be one of" in done.stderr
+
+
+def test_no_file_at_all_is_wrong_usage() -> None:
+    done = fairlead("lint")
+    assert done.returncode == 2
+    assert "no file was given" in done.stderr
+
+
+@pytest.mark.parametrize(("word", "hint"), [("--speeed", "did you mean --speed"), ("-z", "fairlead up --help")])
+def test_an_option_that_does_not_exist_is_no_file(word: str, hint: str) -> None:
+    with pytest.raises(BadInput, match=f"unknown option: {word}") as refused:
+        named(up, ("a.yaml", word), None)
+    assert hint in str(refused.value)
+
+
+def test_files_after_f_come_behind_the_plain_ones() -> None:
+    assert named(lint, ("a", "-"), ["b"]) == ("a", "-", "b")
+
+
+def test_as_a_plugin_of_kubectl_it_is_called_so() -> None:
+    (usage, *_) = fairlead_cli.app.build("kubectl-fairlead").name
+    assert usage == "kubectl fairlead"
+
+
+def test_a_path_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = fairlead("up", "--listen", ":0", "--manage", ":0", "--logs", str(tmp_path / "file" / "logs"))
+    assert done.returncode == 2
+    assert done.stderr == f"fairlead: {tmp_path}/file/logs cannot be used: Not a directory\n"
+
+
+def test_ctrl_c_ends_quietly_wherever_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(program: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fairlead_cli.app, "build", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 130
+
+
+def test_nothing_is_imported_before_ctrl_c_is_caught() -> None:
+    code = "import sys; before = set(sys.modules); import fairlead_cli.__main__; print(*sys.modules.keys() - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"fairlead_cli", "fairlead_cli.__main__"}
