@@ -81,6 +81,22 @@ class Limits:
         4_096, "decisions kept for Redis while it is away; the oldest are dropped"
     )
     board_expire_seconds: float = _limit(3.0, "a gateway that stops telling its load is forgotten by the others")
+    keys: int = _limit(100_000, "API keys in a keys file")
+    breaker_row: int = _limit(3, "faults of one engine in a row until it is ejected; load is no fault")
+    breaker_answers: int = _limit(10, "answers of one engine within 10 s from which its share of faults is judged")
+    breaker_share: float = _limit(0.5, "share of faults among them from which the engine is ejected")
+    ejected_share: float = _limit(0.5, "of a model's ready instances, ejected at once at most")
+    ejection_seconds: float = _limit(5.0, "first ejection; doubles each time, jittered by a fifth")
+    ejection_most_seconds: float = _limit(120.0, "longest ejection")
+    warm_up_seconds: float = _limit(10.0, "from the answered probe until an instance has its whole share again")
+    first_token_floor_seconds: float = _limit(15.0, "an engine silent to everybody this long may count as hung")
+    first_token_factor: float = _limit(10.0, "and it does once it is silent this many times the predicted time")
+    answer_seconds: float = _limit(600.0, "a plain answer, from the request's last byte; then 504. Streams have none")
+    keep_alive_seconds: float = _limit(15.0, "a stream silent this long gets a comment, so that nothing between closes it")
+    quarantine: int = _limit(1_024, "fingerprints of requests that two engines broke off on")
+    quarantine_seconds: float = _limit(600.0, "such a request is refused this long")
+    continued_bytes: int = _limit(1024 * 1024, "of a stream, kept so that another engine can continue it")
+    retry_after_most_seconds: float = _limit(60.0, "longest Retry-After that is told")
 
 
 def table() -> list[tuple[str, int | float, str]]:

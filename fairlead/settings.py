@@ -37,6 +37,9 @@ class GatewaySettings:
     manage_token: str | None = _setting(
         "bearer token of the management API; without it, only loopback is answered", secret=True
     )
+    key_pepper: str | None = _setting(
+        "the secret under which `--keys` holds the digests of API keys; without it `--keys` does not start", secret=True
+    )
 
     def __repr__(self) -> str:
         return masked(self)

@@ -21,8 +21,10 @@ from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read, unknown
 from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.server import Address, Server
+from fairlead_gateway.watch import Watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _more_files()
     try:
-        listen = _address(options.listen, "--listen", insecure=options.insecure)
-        manage = _address(options.manage, "--manage", insecure=options.insecure)
         settings = read(GatewaySettings, os.environ)
+        keyed, tokened = options.keys is not None, settings.manage_token is not None
+        listen = _address(options.listen, "--listen", open_to_all=not keyed and not options.insecure, fix="--keys FILE")
+        manage = _address(
+            options.manage,
+            "--manage",
+            open_to_all=not tokened and not options.insecure,
+            fix="FAIRLEAD_MANAGE_TOKEN a value",
+        )
         for line in unknown(os.environ):
             logging.getLogger("fairlead.gateway").warning("%s", line)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -50,10 +58,16 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     clock, limits = SystemClock(), Limits()
+    keys = _keys(options.keys, settings, limits)
     secret = settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32)
     prefix, count = secrets.token_hex(4), itertools.count(1)
     gateway = Gateway(
-        clock=clock, limits=limits, loop=loop, secret=secret, new_id=lambda: f"req-{prefix}-{next(count):x}"
+        clock=clock,
+        limits=limits,
+        loop=loop,
+        secret=secret,
+        new_id=lambda: f"req-{prefix}-{next(count):x}",
+        keys=keys,
     )
     source = FileFleetSource(Path(options.fleet), clock, limits=limits)
     redis = options.redis or settings.redis_url
@@ -64,6 +78,7 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
         listen=listen,
         manage=manage,
         beside=beside,
+        watches=[Watch("the keys file", [keys.path], keys.load)] if keys is not None else [],
         token=settings.manage_token,
         hosts=options.manage_host,
         announce=_say,
@@ -91,13 +106,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--redis", metavar="URL", help="a Redis shared with other gateways; else FAIRLEAD_REDIS_URL; else none"
     )
     parser.add_argument(
-        "--insecure", action="store_true", help="allow listening beyond loopback: nobody is asked for a key"
+        "--keys",
+        metavar="FILE",
+        help="who may call: digests of API keys, under FAIRLEAD_KEY_PEPPER; edits apply at once",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow listening beyond loopback without keys: anyone may call"
     )
     return parser.parse_args(arguments)
 
 
-def _address(text: str, option: str, *, insecure: bool) -> Address:
-    """``HOST:PORT`` or ``[IPv6]:PORT``; beyond loopback only with ``--insecure``."""
+def _address(text: str, option: str, *, open_to_all: bool, fix: str) -> Address:
+    """``HOST:PORT`` or ``[IPv6]:PORT``; only loopback where the port would be ``open_to_all``."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdigit() or int(port) > 65_535:
@@ -107,13 +127,26 @@ def _address(text: str, option: str, *, insecure: bool) -> Address:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         raise SettingsError(f"{option}: the host must be an IP address or localhost", field=option) from None
-    if not loopback and not insecure:
+    if not loopback and open_to_all:
         raise SettingsError(
-            f"{option}: listening beyond loopback would serve anyone without a key",
+            f"{option}: listening beyond loopback would serve anyone",
             field=option,
-            hint="give --insecure to do it nevertheless",
+            hint=f"give {fix}, or --insecure to do it nevertheless",
         )
     return Address(host, int(port))
+
+
+def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> Keys | None:
+    """The keys that ``--keys`` names; they are read when the server starts."""
+    if path is None:
+        return None
+    if settings.key_pepper is None:
+        raise SettingsError(
+            "--keys: FAIRLEAD_KEY_PEPPER is not set",
+            field="FAIRLEAD_KEY_PEPPER",
+            hint="set it to the secret under which the digests were made",
+        )
+    return Keys(Path(path), settings.key_pepper.encode(), limits)
 
 
 def _more_files() -> None:

@@ -14,7 +14,8 @@ from fairlead_gateway.telemetry import Outcome
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """One choice of an instance; ``attempt`` counts from 1, ``prompt_tokens`` is the estimate it was made with."""
+    """One choice of an instance; ``attempt`` counts from 1, ``prompt_tokens`` is the estimate it was made with, ``caller``
+    the name of the API key that was shown."""
 
     request_id: str
     wall: float
@@ -22,6 +23,7 @@ class DecisionRecord:
     decision: Decision
     attempt: int
     prompt_tokens: float
+    caller: str | None = None
 
 
 @dataclass(slots=True)

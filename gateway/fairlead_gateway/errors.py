@@ -5,6 +5,7 @@ GatewayError
 │   ├── HeadTooLarge       431      TargetTooLong  414      BodyTooLarge  413
 │   ├── BodyType           415      BadExpectation 417      BadVersion    400
 │   └── TooSlow            408  a head or a body did not arrive in time
+├── NoKey                  401  no API key, or one that is not known
 ├── UnknownPath            404      UnknownModel   404      WrongMethod   405
 ├── NoInstance             503  no engine of this model is ready
 ├── Overloaded             503  engines, or this gateway, are full
@@ -102,6 +103,16 @@ class TooSlow(BadRequest):
 
     status = 408
     code = "request_timeout"
+
+
+class NoKey(BadRequest):
+    """Raised when a caller shows no API key or an unknown one."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, fields=(("www-authenticate", 'Bearer realm="fairlead"'),))
 
 
 class UnknownPath(BadRequest):

@@ -112,6 +112,7 @@ class Forward:
                 decision,
                 job.attempt,
                 round(self._routes.prompt_tokens(job.ask.key, job.route)),
+                job.request.caller,
             )
         )
         return instance

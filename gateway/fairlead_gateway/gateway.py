@@ -17,7 +17,9 @@ from fairlead.limits import Limits
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
 from fairlead_gateway.forward import Forward
+from fairlead_gateway.head import Head
 from fairlead_gateway.job import Job
+from fairlead_gateway.keys import Keys
 from fairlead_gateway.listen import Listener, Request
 from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
 from fairlead_gateway.prompt import route_request
@@ -34,7 +36,7 @@ _log = logging.getLogger("fairlead.gateway")
 
 
 class Gateway:
-    """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes."""
+    """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call."""
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class Gateway:
         loop: asyncio.AbstractEventLoop,
         secret: bytes,
         new_id: Callable[[], str],
+        keys: Keys | None = None,
     ) -> None:
         self.clock = clock
         self.limits = limits
@@ -52,6 +55,7 @@ class Gateway:
         self.decisions = DecisionLog(limits.decision_log)
         self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
         self.problems: Callable[[], list[str]] = list
+        self._keys = keys
         self._routes = Routes(secret=secret, limits=limits)
         self._pool = Pool(limits, loop)
         self._forward = Forward(
@@ -96,9 +100,14 @@ class Gateway:
 
     # Requests, as listen hands them over.
 
+    def admit(self, head: Head) -> str | None:
+        """The name of the key that a request shows, None where nobody is asked for one. Raises NoKey."""
+        return None if self._keys is None or head.path == "/readyz" else self._keys.caller(head)
+
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer now what needs no engine; start a task for the rest."""
         try:
+            request.caller = self.admit(request.head)
             path, method = request.head.path, request.head.method
             if path in PATHS:
                 if _method_fits(method, ("POST",), reply):

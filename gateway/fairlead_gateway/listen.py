@@ -32,17 +32,23 @@ _ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 @dataclass(slots=True)
 class Request:
-    """A whole request; ``received`` is the monotonic time of its last byte, ``wall`` the same for people."""
+    """A whole request; ``received`` is the monotonic time of its last byte, ``wall`` the same for people; ``caller`` the
+    name of its key."""
 
     head: Head
     body: bytes
     id: str
     received: float
     wall: float
+    caller: str | None = None
 
 
 class Handler(Protocol):
     """Who answers requests."""
+
+    def admit(self, head: Head) -> object:
+        """Raise a GatewayError when the body behind this head is not worth waiting for."""
+        ...
 
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer now, or later through ``reply``."""
@@ -264,6 +270,8 @@ class Downstream(asyncio.Protocol):
         if waiting is Waiting.BODY_END:
             now = self._listener.clock.now()
             if self._waiting is not waiting:
+                if self._reader.head is not None:
+                    self._listener.handler.admit(self._reader.head)
                 self._body_until = now + limits.body_seconds
                 if self._reader.owes_continue:
                     self._transport.write(_CONTINUE)

@@ -42,6 +42,11 @@ class RequestReader:
         return Waiting.HEAD_END if self._ahead else Waiting.NOTHING_YET
 
     @property
+    def head(self) -> Head | None:
+        """The head of a request whose body is not whole yet."""
+        return self._head
+
+    @property
     def owes_continue(self) -> bool:
         """The client waits for ``100 Continue`` before it sends its body; true at most once a request."""
         head = self._head

@@ -18,6 +18,7 @@ from fairlead.fleet import Fleet, FleetSource
 from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.management import management_app
+from fairlead_gateway.watch import Watch
 
 _BACKLOG = 4096
 _DRAIN_POLL_SECONDS = 0.02
@@ -62,7 +63,8 @@ class _Management(uvicorn.Server):
 
 
 class Server:
-    """Runs one gateway; ``token`` guards its management API, which is reached under ``hosts`` too.
+    """Runs one gateway; ``token`` guards its management API, which is reached under ``hosts`` too. ``watches`` are loaded
+    before the first request and followed.
 
     ``announce`` gets the line that says where it listens.
     """
@@ -75,6 +77,7 @@ class Server:
         listen: Address,
         manage: Address,
         beside: Beside,
+        watches: Sequence[Watch] = (),
         token: str | None,
         hosts: Sequence[str] = (),
         announce: Callable[[str], None],
@@ -84,13 +87,23 @@ class Server:
         self._listen = listen
         self._manage = manage
         self._beside = beside
+        self._watches = watches
         self._token = token
         self._hosts = hosts
         self._announce = announce
         self._problem: str | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set, then drain. Raises FairleadError when the fleet cannot be read at the start."""
+        """Serve until ``stop`` is set, then drain. Raises FairleadError when a file cannot be read at the start."""
+        try:
+            for watch in self._watches:
+                await watch.start()
+            await self._run(stop)
+        finally:
+            for watch in self._watches:
+                await watch.stop()
+
+    async def _run(self, stop: asyncio.Event) -> None:
         gateway = self._gateway
         snapshots = self._source.watch()
         gateway.apply(await anext(snapshots))
@@ -158,4 +171,5 @@ class Server:
     def _problems(self) -> list[str]:
         problem = getattr(self._source, "problem", None)
         found = [self._problem, f"the fleet file cannot be used: {problem}" if problem else None]
+        found += [watch.problem for watch in self._watches]
         return [*(text for text in found if text), *self._beside.notes()]

@@ -11,6 +11,7 @@ from fairlead.clock import SystemClock
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
 from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
 
 KEY = "default/tiny"
@@ -50,7 +51,9 @@ def fleet_of(
 
 
 @asynccontextmanager
-async def running_gateway(fleet: Fleet, limits: Limits | None = None) -> AsyncIterator[Running]:
+async def running_gateway(
+    fleet: Fleet, limits: Limits | None = None, *, keys: Keys | None = None
+) -> AsyncIterator[Running]:
     """Listen on a free loopback port until the block ends."""
     loop = asyncio.get_running_loop()
     count = itertools.count(1)
@@ -60,6 +63,7 @@ async def running_gateway(fleet: Fleet, limits: Limits | None = None) -> AsyncIt
         loop=loop,
         secret=b"a secret of the test",
         new_id=lambda: f"req-{next(count)}",
+        keys=keys,
     )
     gateway.apply(fleet)
     server = await loop.create_server(gateway.listener.protocol, "127.0.0.1", 0)

@@ -11,7 +11,7 @@ from fairlead_gateway.head import Head
 _DROPPED = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
-    b"cookie forwarded via x-real-ip x-request-id x-data-parallel-rank".split()
+    b"x-api-key cookie forwarded via x-real-ip x-request-id x-data-parallel-rank".split()
 )
 _DROPPED_PREFIXES = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
 _PASSED_BACK = (

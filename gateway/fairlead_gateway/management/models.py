@@ -195,6 +195,7 @@ class Decision(_Model):
     model: str
     wall: float
     prompt_tokens: float = Field(description="The estimate that the choice was made with.")
+    caller: str | None = Field(description="The name of the API key that was shown; null where nobody asks for one.")
     choices: list[Choice]
     outcome: Outcome | None
 

@@ -77,6 +77,7 @@ def decision_json(logged: Logged) -> models.Decision:
         model=first.model_key,
         wall=first.wall,
         prompt_tokens=first.prompt_tokens,
+        caller=first.caller,
         choices=[_choice(record) for record in logged.records],
         outcome=None if logged.outcome is None else _outcome(logged.outcome),
     )
