@@ -35,15 +35,15 @@ function keep(parent, items, key, create, update) {
   for (const [id, room] of rooms) if (!seen.has(id)) { room.nodes.forEach((node) => node.remove()); rooms.delete(id); }
 }
 
-// ---- numbers for people; null is "not known" and shown as a dash, never as zero ----
+// ---- numbers for people, never broken from their unit; null is "not known" and shown as a dash, never as zero ----
 const known = (value) => value !== null && value !== undefined;
 function seconds(value) {
   if (!known(value)) return "–";
   if (value < 0.00005) return "0 ms";
-  if (value < 0.00995) return (value * 1000).toFixed(1) + " ms";
-  if (value < 0.9995) return (value * 1000).toFixed(0) + " ms";
-  if (value < 99.5) return value.toFixed(value < 9.95 ? 2 : 1) + " s";
-  return Math.round(value / 60) < 100 ? Math.floor(value / 60) + " min " + Math.round(value % 60) + " s" : long(value);
+  if (value < 0.00995) return (value * 1000).toFixed(1) + "\u00a0ms";
+  if (value < 0.9995) return (value * 1000).toFixed(0) + "\u00a0ms";
+  if (value < 99.5) return value.toFixed(value < 9.95 ? 2 : 1) + "\u00a0s";
+  return Math.round(value / 60) < 100 ? Math.floor(value / 60) + "\u00a0min " + Math.round(value % 60) + "\u00a0s" : long(value);
 }
 function long(value) {
   const minutes = Math.floor(value / 60), hours = Math.floor(minutes / 60), days = Math.floor(hours / 24);
@@ -56,7 +56,7 @@ function rate(value) { return !known(value) ? "–" : value === 0 ? "0" : value 
 function share(value) {
   if (!known(value)) return "–";
   const percent = value * 100;
-  return (percent > 99 && percent < 99.95 ? percent.toFixed(1) : percent.toFixed(0)) + " %";
+  return (percent > 99 && percent < 99.95 ? percent.toFixed(1) : percent.toFixed(0)) + "\u00a0%";
 }
 const times = (count, one, many) => `${whole(count)} ${count === 1 ? one : many}`;
 const clock = (wall) => new Date(wall * 1000).toLocaleTimeString("en-GB");
@@ -96,7 +96,7 @@ function sparkline() {
 function modelCard(model) {
   const title = make("h2", {}, make("span", { text: model.namespace + "/" }), model.name);
   const card = make("section", { class: "card model", "aria-label": `Model ${model.key}` });
-  const room = { nodes: [card], state: make("span"), preset: make("span", { class: "chip" }), objective: make("span", { class: "objective" }),
+  const room = { nodes: [card], state: make("span"), preset: make("span", { class: "chip" }), simulated: make("span", { class: "chip", text: "simulated engines", title: "Their time is a profile's, their words are made up." }), objective: make("span", { class: "objective" }),
     banner: make("div", { class: "banner bad", role: "status", hidden: "" }), tiles: [], body: make("tbody"), caption: make("caption") };
   const tiles = make("dl", { class: "tiles" });
   for (const name of TILES) {
@@ -106,14 +106,14 @@ function modelCard(model) {
     tiles.append(box);
     room.tiles.push(tile);
   }
-  const columns = make("colgroup", {}, ...["name", "state", "", "", "", "wide", "", "", "wide", "", ""].map((name) => make("col", { class: name })));
+  const columns = make("colgroup", {}, ...["name", "state", "", "", "", "wide", "", "", "wide", "", "told"].map((name) => make("col", { class: name })));
   const head = make("thead", {},
     make("tr", { class: "group" }, make("th", { colspan: "2" }), make("th", { colspan: "4", scope: "colgroup", text: "this gateway", class: "split" }),
       make("th", { colspan: "5", scope: "colgroup", text: "as the engine says", class: "split" })),
     make("tr", {}, ...[["Instance", ""], ["State", ""], ["In flight", "number split"], ["Waiting", "number"], ["Backlog", "number"], ["Share of work", "number"],
       ["Running", "number split"], ["Waiting", "number"], ["KV in use", "number"], ["Cache hits", "number"], ["Told", "number"]]
       .map(([text, name]) => make("th", { scope: "col", class: name, text }))));
-  card.append(make("div", {}, title, room.state, room.preset, room.objective), room.banner, tiles,
+  card.append(make("div", {}, title, room.state, room.preset, room.simulated, room.objective), room.banner, tiles,
     make("div", { class: "scroll", role: "region", "aria-label": `Instances of ${model.key}`, tabindex: "0" }, make("table", { class: "instances" }, room.caption, columns, head, room.body)));
   return room;
 }
@@ -140,6 +140,7 @@ function modelUpdate(room, item) {
   say(room.state, ready === 0 ? "no instance ready" : ready < all ? `${ready} of ${all} ready` : `${ready} ready`);
   mark(room.state, "pill " + (ready === 0 ? "bad" : ready < all ? "warn" : "good"));
   say(room.preset, model.preset);
+  room.simulated.hidden = !all || model.instances.some((instance) => instance.engine !== "sim");
   say(room.objective, objectiveWords(goal));
   room.banner.hidden = ready > 0;
   if (!ready) room.banner.replaceChildren(make("strong", { text: "No engine of this model is ready. " }), unreadyWords(model.instances));
@@ -150,9 +151,9 @@ function modelUpdate(room, item) {
   room.tiles[0].note.classList.toggle("bad", minute.errors > 0);
   tile(room.tiles[1], share(met), "", !known(met) ? "nothing to judge" : missed ? `below the ${share(goal.target)} wanted` : `target ${share(goal.target)}, met`,
     !known(met) ? "" : !missed ? "good" : met < goal.target - 0.05 ? "bad" : "warn");
-  tile(room.tiles[2], seconds(minute.ttft_seconds.p50), known(minute.ttft_seconds.p50) ? "p50" : "", `p90 ${seconds(minute.ttft_seconds.p90)} · p99 ${seconds(minute.ttft_seconds.p99)}`);
-  tile(room.tiles[3], seconds(minute.itl_seconds.p50), known(minute.itl_seconds.p50) ? "p50" : "", `p90 ${seconds(minute.itl_seconds.p90)} · p99 ${seconds(minute.itl_seconds.p99)}`);
-  tile(room.tiles[4], share(minute.cached_token_share), "", known(minute.predicted_cached_token_share) ? `router expected ${share(minute.predicted_cached_token_share)}` : "of prompt tokens");
+  tile(room.tiles[2], seconds(minute.ttft_seconds.p50), known(minute.ttft_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.ttft_seconds.p90)} · p99\u00a0${seconds(minute.ttft_seconds.p99)}`);
+  tile(room.tiles[3], seconds(minute.itl_seconds.p50), known(minute.itl_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.itl_seconds.p90)} · p99\u00a0${seconds(minute.itl_seconds.p99)}`);
+  tile(room.tiles[4], share(minute.cached_token_share), "", known(minute.predicted_cached_token_share) ? `router expected\u00a0${share(minute.predicted_cached_token_share)}` : "of prompt tokens");
   tile(room.tiles[5], share(minute.share_on_homes), "", known(minute.load_cov) ? `load spread ${minute.load_cov.toFixed(2)}` : "of requests");
   tile(room.tiles[6], whole(stats.in_flight), "", `${whole(stats.queue)} waiting`);
   room.tiles[0].spark.draw(past.rate);
