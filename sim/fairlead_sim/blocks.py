@@ -121,6 +121,10 @@ class BlockPool:
         references = self._references
         return sum(1 for block in blocks if not references[block])
 
+    def content(self, block: int) -> int | None:
+        """The key of what is findable in a block; None when that is nothing."""
+        return self._key_of[block]
+
     def hold(self, blocks: Sequence[int]) -> None:
         """Refer to blocks found by ``match``."""
         references, kept = self._references, self._kept

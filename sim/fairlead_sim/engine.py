@@ -66,7 +66,7 @@ class EngineCore:
         self._resident = 0  # KV tokens that the next decode step reads
         self._promised = 0  # blocks reserved for running sequences and not taken yet
         self._paused = False
-        self._computed_total = self._cached_total = self._generated_total = 0
+        self._computed_total = self._cached_total = self._pulled_total = self._generated_total = 0
         self._queries_total = self._hits_total = self._preempted_total = self._steps_total = 0
 
     # What callers ask for ------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class EngineCore:
             kv_usage=self.pool.held / self.pool.blocks,
             blocks=self.pool.blocks,
             resident_blocks=self.pool.resident,
-            prompt_tokens_total=self._computed_total + self._cached_total,
+            prompt_tokens_total=self._computed_total + self._cached_total + self._pulled_total,
             computed_prompt_tokens_total=self._computed_total,
             cached_prompt_tokens_total=self._cached_total,
             generation_tokens_total=self._generated_total,
@@ -150,6 +150,7 @@ class EngineCore:
             prefix_hits_total=self._hits_total,
             preemptions_total=self._preempted_total,
             steps_total=self._steps_total,
+            pulled_prompt_tokens_total=self._pulled_total,
         )
 
     def step(self, now: float) -> Step | None:
@@ -250,7 +251,21 @@ class EngineCore:
             if sequence.announce_hits and hits:
                 self.pool.announce(self._stored(sequence, 0, len(hits)))
         self._prefilling.append(sequence)
+        if sequence.pulled_tokens and not self._write_pulled(sequence, step):
+            return None
         return sequence
+
+    def _write_pulled(self, sequence: Sequence, step: Step) -> bool:
+        """Put KV that came from another engine into blocks of its own; the last token is always computed here."""
+        begin = len(sequence.blocks)
+        reached = min(sequence.pulled_tokens, sequence.prompt_tokens - 1)
+        for _ in range(begin, -(-reached // self.block_tokens)):
+            if not self._take(sequence, step):
+                return False
+        sequence.pulled_tokens = max(0, reached - sequence.computed)
+        sequence.computed += sequence.pulled_tokens
+        self._store(sequence, begin, sequence.computed // self.block_tokens)
+        return True
 
     def _chunk(self, sequence: Sequence, budget: int, step: Step) -> int:
         """Compute up to ``budget`` more tokens of a prompt: how many. 0 when it had to be put back itself."""
@@ -270,8 +285,9 @@ class EngineCore:
         """Prompts completed in this step give their first token and decode from the next step on."""
         for sequence in joined:
             if sequence.first_token_at is None:
-                self._computed_total += sequence.prompt_tokens - sequence.cached_tokens
+                self._computed_total += sequence.prompt_tokens - sequence.cached_tokens - sequence.pulled_tokens
                 self._cached_total += sequence.cached_tokens
+                self._pulled_total += sequence.pulled_tokens
                 sequence.first_token_at = end
                 if sequence.max_tokens:
                     step.first.append(sequence)
@@ -398,7 +414,7 @@ class EngineCore:
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the queue, where its old rank puts it before everyone who came later."""
         self._withdraw(sequence)
-        sequence.computed = 0
+        sequence.computed = sequence.pulled_tokens = 0
         sequence.preemptions += 1
         self._preempted_total += 1
         self._enqueue(sequence)

@@ -210,6 +210,7 @@ class RankMetrics:
             ("prompt_tokens_total", None, stats.prompt_tokens_total),
             ("prompt_tokens_by_source_total", "local_compute", stats.computed_prompt_tokens_total),
             ("prompt_tokens_by_source_total", "local_cache_hit", stats.cached_prompt_tokens_total),
+            ("prompt_tokens_by_source_total", "external_kv_transfer", stats.pulled_prompt_tokens_total),
             ("prompt_tokens_cached_total", None, stats.cached_prompt_tokens_total),
             ("prompt_tokens_cached_by_source_total", "device", stats.prefix_hits_total),
             ("generation_tokens_total", None, stats.generation_tokens_total),

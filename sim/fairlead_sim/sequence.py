@@ -38,6 +38,7 @@ class Sequence:
     reserve_tokens: int | None = None
     lookup: bool = True  # False = compute the whole prompt, whatever is cached
     announce_hits: bool = False  # True = tell of the blocks that were hit, too
+    pulled_tokens: int = 0  # of the prompt, that another engine computed and whose KV is here; lost when preempted
 
     state: SequenceState = SequenceState.WAITING
     cached_tokens: int = 0  # of the prompt, found when it was first admitted
@@ -97,3 +98,4 @@ class EngineStats:
     prefix_hits_total: int  # tokens found
     preemptions_total: int
     steps_total: int
+    pulled_prompt_tokens_total: int = 0  # neither computed here nor cached: KV of another engine

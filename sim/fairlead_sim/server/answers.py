@@ -36,6 +36,10 @@ class Host(Protocol):
         """Unix seconds."""
         ...
 
+    def handed_over(self, answer: "Answer") -> dict[str, object] | None:
+        """What the client must tell another engine so that it finds this prompt's KV; None = nothing is kept for it."""
+        ...
+
 
 class Choice:
     """One sequence of an answer. ``count`` tokens were delivered; ``reason`` is set when it is over."""
@@ -165,6 +169,9 @@ class Answer:
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens found in the cache; with several prompts those of the last."""
+        told = self.ask.reported_cached_tokens
+        if told is not None:
+            return told
         return self.choices[-1].sequence.cached_tokens
 
     @property

@@ -62,6 +62,8 @@ class Ask:
     announce_hits: bool = False
     rank: int | None = None
     orca: str | None = None
+    transfer: dict[str, Any] | None = None  # what the client says of KV that comes from, or goes to, another engine
+    reported_cached_tokens: int | None = None  # told instead of what was found
 
     def wish(self, prompt: Prompt, max_model_len: int) -> Wish:
         """How long the answer to one prompt may get: as asked, else to a natural end within the model's length."""
@@ -103,6 +105,9 @@ def common(fields: Fields, request: Request, request_id: str) -> Ask:
     ask.rank = int(rank) if rank.isdecimal() else None
     ask.orca = headers.get("endpoint-load-metrics-format")
     ask.forced = structured.forced_text(fields)
+    ask.transfer = fields.mapping("kv_transfer_params")
+    if body.get("bootstrap_room") is not None:
+        ask.transfer = {name: body.get(name) for name in ("bootstrap_host", "bootstrap_port", "bootstrap_room")}
     _stream_options(fields, ask)
     return ask
 

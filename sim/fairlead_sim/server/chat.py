@@ -70,7 +70,7 @@ class WholeChat(Answer):
             "prompt_logprobs": logprobs.prompt(self.host.tokenizer, prompt, asked) if asked is not None else None,
             "prompt_token_ids": prompt if ask.return_token_ids else None,
             "prompt_text": None,
-            "kv_transfer_params": None,
+            "kv_transfer_params": self.host.handed_over(self),
             "ec_transfer_params": None,
             "metrics": None,
         }

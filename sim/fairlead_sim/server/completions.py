@@ -52,7 +52,7 @@ class WholeCompletion(Answer):
             "service_tier": None,
             "system_fingerprint": self.host.fingerprint,
             "usage": self.usage(None),
-            "kv_transfer_params": None,
+            "kv_transfer_params": self.host.handed_over(self),
             "ec_transfer_params": None,
             "metrics": None,
         }

@@ -8,6 +8,7 @@ data-parallel rank, or held back while the engine is paused → settled. Everyth
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from random import Random
 
@@ -26,6 +27,7 @@ from fairlead_sim.server.faults import Fault, Faults
 from fairlead_sim.server.problems import CORE_DIED, DRAINING, Broken, Busy, Refused, Vanish
 from fairlead_sim.server.prompts import Frontend
 from fairlead_sim.server.settings import EngineSettings
+from fairlead_sim.server.transfer import WRONG_TEXT, WRONG_TOKENS, Transfer
 from fairlead_sim.tokenizer import Tokenizer
 
 
@@ -87,6 +89,9 @@ class Engine:
             leave=die,
         )
         self._die = die
+        self.transfer: Transfer | None = None
+        if settings.kv_transfer.connector != "none":
+            self.transfer = Transfer(settings, cores=cores, random=random, port=port, starter=self)
         for publisher in self.publishers:
             publisher.start()
 
@@ -123,12 +128,21 @@ class Engine:
             reply.fail(Busy())
             return
         self.answers.add(answer)
+        if self.transfer is None or not self.transfer.takes(answer):
+            self.start(answer)
+
+    def start(self, answer: Answer, *, pulled: bool = False, wrong: bool = False) -> None:
+        """Let an answer's choices run. ``pulled``: the prompt's KV came from elsewhere; ``wrong``: it was another prompt's."""
+        ask = answer.ask
         rank = self._rank(ask)
         answer.choices = [
-            self._choice(answer, at * ask.n + number, prompt, rank)
+            self._choice(answer, at * ask.n + number, prompt, rank, wrong=wrong)
             for at, prompt in enumerate(ask.prompts)
             for number in range(ask.n)
         ]
+        if pulled:
+            for choice in answer.choices:
+                choice.sequence.pulled_tokens = choice.sequence.prompt_tokens
         for choice in answer.choices:
             if answer in self.answers:  # it fails as a whole when one of its choices is refused
                 self._submit(choice)
@@ -146,13 +160,21 @@ class Engine:
             choice.rank = rank
             self._submit(choice)
 
-    def _choice(self, answer: Answer, index: int, prompt: Prompt, rank: int) -> Choice:
+    def keys(self, ask: Ask, prompt: Prompt) -> tuple[int, ...]:
+        """The keys of the prompt's full blocks."""
+        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
+        return block_keys(prompt.tokens, self.block_tokens, salt=ask.salt, adapter=name)
+
+    def _choice(self, answer: Answer, index: int, prompt: Prompt, rank: int, *, wrong: bool = False) -> Choice:
         ask = answer.ask
         name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        keys = block_keys(prompt.tokens, self.block_tokens, salt=ask.salt, adapter=name)
+        keys = self.keys(ask, prompt)
         rest = prompt.tokens[len(keys) * self.block_tokens :]
         seed = f"{self.settings.seed if ask.seed is None else ask.seed}/{keys[-1] if keys else name}/{rest}/{index}"
-        script = scripts.write(self.tokenizer, seed, ask.wish(prompt, self.settings.max_model_len))
+        wish = ask.wish(prompt, self.settings.max_model_len)
+        if wrong or (self.transfer is not None and self.transfer.spoilt(rank, keys)):
+            wish = replace(wish, forced=WRONG_TEXT * min(wish.max_tokens, WRONG_TOKENS))
+        script = scripts.write(self.tokenizer, seed, wish)
         sequence = self._sequence(ask, prompt, keys, len(script.ids))
         # The ids of the whole script at once: the core reads them by place, as far as it has come.
         sequence.tokens = prompt.tokens + script.ids
@@ -223,6 +245,10 @@ class Engine:
         """Unix seconds."""
         return int(self.clock.wall())
 
+    def handed_over(self, answer: Answer) -> dict[str, object] | None:
+        """What the client must tell the engine that is to decode; None when nothing is kept for it."""
+        return None if self.transfer is None else self.transfer.handed_over(answer)
+
     def drop(self, choice: Choice) -> None:
         """Take a choice's sequence out of its core."""
         if choice in self._held:
@@ -233,6 +259,8 @@ class Engine:
     def settled(self, answer: Answer, outcome: str) -> None:
         """An answer is over; those that were aborted here are counted, clients that left are not."""
         self.answers.discard(answer)
+        if self.transfer is not None:
+            self.transfer.settled(answer, outcome)
         if outcome == "aborted":
             for choice in answer.choices:
                 if choice.reason == "abort":
@@ -325,6 +353,8 @@ class Engine:
         """No more steps, no more events."""
         for driver in self.drivers:
             driver.stop()
+        if self.transfer is not None:
+            self.transfer.close()
         for publisher in self.publishers:
             publisher.close()
 

@@ -29,6 +29,7 @@ def state(call: Call) -> None:
         "given_up_seconds": sum(driver.given_up_seconds for driver in engine.drivers),
         "ranks": [asdict(rank) for rank in ranks],
         "faults": engine.faults.armed(),
+        "kv_transfer": None if engine.transfer is None else engine.transfer.state(),
     }
     answer(call, body)
 

@@ -10,6 +10,7 @@ import msgspec
 from fairlead.errors import BadInput, SettingsError
 from fairlead.profile import EngineProfile, preset
 from fairlead_sim.server import faults
+from fairlead_sim.server import kv_options as transfer
 from fairlead_sim.server.adapters import parse_adapter
 from fairlead_sim.server.settings import EngineSettings, KvEventsSettings, Surface
 
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-replay", metavar="ENDPOINT")
     parser.add_argument("--kv-topic")
     parser.add_argument("--kv-encoding", choices=("map", "array"), default="map")
+    transfer.add_arguments(parser)
     parser.add_argument("--shutdown-timeout", type=float, default=0.0, help="seconds that requests get at SIGTERM")
     parser.add_argument(
         "--on-sigterm",
@@ -127,6 +129,7 @@ def read(given: argparse.Namespace) -> Options:
         kv_events=KvEventsSettings(
             _endpoint(given.kv_events), _endpoint(given.kv_replay), given.kv_topic, given.kv_encoding
         ),
+        kv_transfer=transfer.read(given),
         surface=Surface(**{name: getattr(given, name) for name in _SURFACE}),
         shutdown_timeout=given.shutdown_timeout,
         on_sigterm=given.on_sigterm,

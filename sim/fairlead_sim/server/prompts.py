@@ -98,8 +98,8 @@ def conversation(fields: Fields) -> list[dict[str, Any]]:
 
 def injected_ids(fields: Fields) -> list[int] | None:
     """Token ids in ``kv_transfer_params`` that replace the rendered prompt: how a gateway hands on what it tokenised."""
-    params = fields.mapping("kv_transfer_params")
-    ids = params.get("prompt_token_ids") if params is not None else None
+    params = fields.body.get("kv_transfer_params")
+    ids = params.get("prompt_token_ids") if isinstance(params, dict) else None
     return ids if isinstance(ids, list) and ids and _is_ids(ids) else None
 
 

@@ -1,6 +1,16 @@
 """The table of everything an engine serves, in one place."""
 
-from fairlead_sim.server import control, embeddings, generating, info, inside, messages, responses, tokenizing
+from fairlead_sim.server import (
+    control,
+    embeddings,
+    generating,
+    info,
+    inside,
+    kv_side,
+    messages,
+    responses,
+    tokenizing,
+)
 from fairlead_sim.server.app import Handler, Route
 
 
@@ -53,6 +63,10 @@ def build() -> dict[str, Route]:
         "/is_paused": _get(control.is_paused, "dev_mode"),
         "/reset_prefix_cache": _post(control.reset_prefix_cache, "dev_mode"),
         "/collective_rpc": _post(control.collective_rpc, "dev_mode"),
+        "/query": _get(kv_side.query),
+        "/sim/kv/read": _post(kv_side.read),
+        "/sim/kv/take": _post(kv_side.take),
+        "/sim/kv/release": _post(kv_side.release),
         "/sim/state": _get(inside.state),
         "/sim/faults": Route(
             {"GET": inside.show_faults, "POST": inside.arm_faults, "DELETE": inside.clear_faults},
