@@ -91,8 +91,10 @@ def documents(text: str, *, file: str, limits: Limits) -> list[Node]:
         raise _error(file, 1, f"the text is longer than {limits.fleet_file_bytes:,} characters", "split the file")
     try:
         return list(_Composer(file, limits).run(text))
+    except ManifestError as error:
+        raise _or_template(text, error) from error
     except yaml.MarkedYAMLError as error:
-        raise _syntax(text, file, error) from error
+        raise _or_template(text, _syntax(text, file, error)) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         fix = "remove the control character"
@@ -232,6 +234,16 @@ def shown(value: object) -> str:
 
 def _error(file: str, line: int, message: str, fix: str) -> ManifestError:
     return ManifestError((Problem(file, line, "(file)", message, fix),))
+
+
+def _or_template(text: str, error: ManifestError) -> ManifestError:
+    """The error, or what it really is where its line still has braces of a template in it."""
+    (problem,) = error.problems
+    line = text.splitlines()[problem.line - 1 : problem.line]
+    if not line or "{{" not in line[0]:
+        return error
+    message, fix = "a template that has not been filled in", "render it first, for example with `helm template`"
+    return _error(problem.file, problem.line, message, fix)
 
 
 def _syntax(text: str, file: str, error: yaml.MarkedYAMLError) -> ManifestError:

@@ -3,6 +3,7 @@
 Pydantic's own wording speaks of Python types; ours speaks of what is written in the file.
 """
 
+import re
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any, get_args, get_origin
@@ -88,7 +89,9 @@ def _words(item: ErrorDetails, path: Path, info: FieldInfo | None) -> tuple[str,
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         bound = f"{words} {context[key]:g}"
-        return f"must be {bound}, not {shown(value)}", f"write a number that is {bound}"
+        percent = (kind, context[key]) == ("less_than_equal", 1) and 1 < value <= 100
+        fix = f"write {value / 100:g} for {value:g} %" if percent else f"write a number that is {bound}"
+        return f"must be {bound}, not {shown(value)}", fix
     if kind in ("enum", "literal_error"):
         allowed = _allowed(info, context)
         close = nearest(value, allowed, count=1) if isinstance(value, str) else []
@@ -111,6 +114,8 @@ def _wrong_type(kind: str, value: Any, example: str) -> tuple[str, str]:
         return message, "put it in quotes"
     if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type") and _needs_no_quotes(value):
         return message, "write it without quotes"
+    if kind == "model_type" and isinstance(value, int) and not isinstance(value, bool):
+        example = re.sub(r"\d+", str(value), example)  # `replicas: 3` → `replicas: {min: 3}`
     if not isinstance(value, dict | list) and kind in ("int_type", "int_from_float", "float_type", "bool_type"):
         return message, f"write {_WANTED[kind]}"
     return message, f"write it {example}" if example else "change its form"

@@ -34,6 +34,22 @@ FILE:5: spec.pools: is missing
 FILE:7: spec.pools[0].replicas.min: must be at least 0, not -2
     fix: write a number that is at least 0
 """),
+    ("replicas as in a Deployment", GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: 3}"), """\
+FILE:7: spec.pools[0].replicas: must be a mapping (fields with values), not the number 3
+    fix: write it for example `replicas: {min: 3}`
+"""),
+    ("percent", GOOD + "  objectives: {target: 99.5, ttft: 1s}\n", """\
+FILE:8: spec.objectives.target: must be at most 1, not 99.5
+    fix: write 0.995 for 99.5 %
+"""),
+    ("a chart's template", GOOD.replace("nvidia-l4", "{{ .Values.accelerator }}"), """\
+FILE:7: (file): a template that has not been filled in
+    fix: render it first, for example with `helm template`
+"""),
+    ("a chart's template with a pipe", GOOD.replace("[{accelerator: nvidia-l4}]", "{{- toYaml .Values.pools | nindent 4 }}"), """\
+FILE:7: (file): a template that has not been filled in
+    fix: render it first, for example with `helm template`
+"""),
     ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
 FILE:7: spec.pools[0].accelerator: no AcceleratorClass and no built-in one is called "nvidia-b300"
     fix: did you mean nvidia-h100?
