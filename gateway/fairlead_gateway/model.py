@@ -1,7 +1,8 @@
 """Room 2, model: from a body to the model that the client means, and to the body that an engine may get.
 
-A client names a model ``namespace/name``, or by its bare name where that is unique; an engine knows the bare name only. The
-other change that is ever made to a body is to ask for the usage of a stream, which engines tell only when asked.
+A client names a model ``namespace/name``, or by its bare name where that is unique; an engine knows the bare name only. Other
+changes that are ever made to a body: the usage of a stream is asked for, which engines tell only when asked, and fields
+with which engines hand over caches are cut out (``handoff``).
 """
 
 import heapq
@@ -18,6 +19,7 @@ from fairlead.limits import Limits
 from fairlead.names import model_name, nearest
 from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, parse, stream_options
 from fairlead_gateway.errors import BadRequest, UnknownModel
+from fairlead_gateway.handoff import without_handoff
 from fairlead_gateway.splice import splice
 
 PATHS: dict[str, type[Common]] = {
@@ -52,6 +54,7 @@ class Ask:
 def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
     """Read a request for a model. Raises BadRequest naming the field, UnknownModel naming near ones."""
     parsed = parse(PATHS[path], body, limits)
+    body = without_handoff(body)
     model = find(parsed.model, fleet)
     changes: dict[str, bytes] = {}
     if parsed.model != model.name:

@@ -1,4 +1,4 @@
-"""Changing one top-level field of a JSON body without touching a byte of the rest.
+"""Changing or cutting top-level fields of a JSON body without touching a byte of the rest.
 
 Bodies go to engines as the client wrote them: encoding them again would cost time and change numbers, key order and
 escapes. So a field that must change is cut out at its exact place and the new text put there. The walk knows strings and
@@ -7,7 +7,7 @@ does not matter which one a reader takes.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -22,7 +22,7 @@ def splice(body: bytes, changes: Mapping[str, bytes]) -> bytes:
     parts: list[bytes] = []
     done = 0
     missing = dict(changes)
-    for key, start, end in _members(body):
+    for key, _, start, end in _members(body):
         if key in changes:
             parts += (body[done:start], changes[key])
             done = end
@@ -37,8 +37,31 @@ def splice(body: bytes, changes: Mapping[str, bytes]) -> bytes:
     return text
 
 
-def _members(body: bytes) -> Iterator[tuple[str, int, int]]:
-    """Every top-level key with the span of its value."""
+def rewritten(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
+    """``body`` with every top-level value as ``change(key, value)`` says: the same, another, or None for not at all."""
+    parts: list[bytes] = []
+    done = 0
+    cut = False
+    for key, name, start, end in _members(body):
+        if cut:  # the member before went, and its comma goes with it
+            done = name
+        value = body[start:end]
+        new = change(key, value)
+        cut = new is None
+        if new is None:
+            parts.append(body[done:name])
+            done = end
+        elif new != value:
+            parts += (body[done:start], new)
+            done = end
+    if cut:  # the last one went: the comma before it has nothing left to separate
+        before = b"".join(parts).rstrip(b" \t\r\n")
+        parts = [before.removesuffix(b",")]
+    return b"".join([*parts, body[done:]])
+
+
+def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
+    """Every top-level key with where its name begins and the span of its value."""
     position = body.index(b"{") + 1
     while True:
         position = _after_space(body, position)
@@ -48,7 +71,7 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int]]:
         colon = _after_space(body, key.end())
         start = _after_space(body, colon + 1)
         end = _value_end(body, start)
-        yield msgspec.json.decode(key[0], type=str), start, end
+        yield msgspec.json.decode(key[0], type=str), key.start(), start, end
         position = _after_space(body, end)
         if body[position : position + 1] != b",":
             return
