@@ -92,7 +92,9 @@ class Limits:
     first_token_floor_seconds: float = _limit(15.0, "an engine silent to everybody this long may count as hung")
     first_token_factor: float = _limit(10.0, "and it does once it is silent this many times the predicted time")
     answer_seconds: float = _limit(600.0, "a plain answer, from the request's last byte; then 504. Streams have none")
-    keep_alive_seconds: float = _limit(15.0, "a stream silent this long gets a comment, so that nothing between closes it")
+    keep_alive_seconds: float = _limit(
+        15.0, "a stream silent this long gets a comment, so that nothing between closes it"
+    )
     quarantine: int = _limit(1_024, "fingerprints of requests that two engines broke off on")
     quarantine_seconds: float = _limit(600.0, "such a request is refused this long")
     continued_bytes: int = _limit(1024 * 1024, "of a stream, kept so that another engine can continue it")

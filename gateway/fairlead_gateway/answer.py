@@ -19,11 +19,19 @@ class Answer:
     """One engine's answer to one request; the ``Sink`` of its connection. ``ended`` is None or what went wrong."""
 
     def __init__(
-        self, *, stream: bool, strip: bool, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop
+        self,
+        *,
+        stream: bool,
+        strip: bool,
+        clock: Clock,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        silent: Callable[[], float],
     ) -> None:
         self._wanted = stream
         self._clock = clock
         self._limits = limits
+        self.silent = silent
         self._held: list[bytes] = []
         self._size = 0
         self._reply: Reply | None = None

@@ -14,7 +14,8 @@ from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
-from fairlead_gateway.errors import error_body, error_event
+from fairlead_gateway.errors import GatewayError, error_body, error_event
+from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
@@ -59,8 +60,10 @@ class Forward:
         decisions: DecisionLog,
         clock: Clock,
         limits: Limits,
+        health: Health,
     ) -> None:
         self._routes = routes
+        self._health = health
         self._pool = pool
         self._telemetry = telemetry
         self._decisions = decisions
@@ -80,10 +83,12 @@ class Forward:
             except _Moved:
                 continue
             except Failure as failure:
+                failure.where = instance.id
                 job.failures.append(failure)
+                self._health.failed(job, failure)
                 excluded |= {instance.id}
                 if not worth_retrying(job.failures, self._limits):
-                    raise as_error(job.failures) from None
+                    raise self._given_up(job) from None
 
     def _choose(self, job: Job, excluded: frozenset[str]) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
@@ -91,10 +96,10 @@ class Forward:
         decision = self._routes.choose(job.ask.key, job.route, now, excluded)
         chosen = decision.chosen
         if chosen is None:
-            raise as_error(job.failures)
+            raise self._given_up(job)
         if job.failures:
             if not job.failures[-1].free and not self.budget.take(now):
-                raise as_error(job.failures)
+                raise self._given_up(job)
             assert job.instance is not None
             self._telemetry.retried(job.ask.key, job.instance.id, job.failures[-1].why)
             decision = as_retry(decision, len(job.failures), job.failures[-1].why)
@@ -117,11 +122,17 @@ class Forward:
         )
         return instance
 
+    def _given_up(self, job: Job) -> GatewayError:
+        """What the client is told now that no engine answered."""
+        self._health.gave_up(job)
+        return as_error(job.failures)
+
     async def _attempt(self, job: Job, instance: Instance) -> None:
         """One engine: send, wait for the verdict, pass on. The ledger knows of it from here to the end."""
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
         router.dispatched(job.route, instance.id, self._clock.now())
+        self._health.breaker.sent(instance.id)
         finished = False
         try:
             finished = await self._exchange(job, instance)
@@ -140,6 +151,7 @@ class Forward:
                 router.finished(job.route.id, now)
             else:
                 router.abandoned(job.route.id, now)
+            self._health.breaker.unknown(instance.id)
 
     async def _exchange(self, job: Job, instance: Instance) -> bool:
         """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
@@ -154,30 +166,33 @@ class Forward:
             if self._routes.ready(job.ask.key, instance.id) is None:
                 self._pool.park(connection)
                 raise _Moved
+            patience = self._health.patience(job, connection.peer)
             answer = Answer(
                 stream=job.ask.stream,
                 strip=job.ask.strip_usage,
                 clock=self._clock,
                 limits=self._limits,
                 loop=self._pool.loop,
+                silent=patience.more,
             )
             job.dispatched_at = self._clock.now()
-            connection.ask(message, answer)
+            connection.ask(message, answer, patience.first())
             try:
                 broken = await answer.verdict
                 if broken is not None and broken.stale:
                     connection = None
                     continue
-                self._judge(job, answer, broken)
+                self._judge(job, answer, broken, patience.exhausted)
+                self._health.answered(job, instance.id)
                 return await self._pass(job, instance, answer, connection)
             finally:
                 if connection is not None and not answer.complete and not answer.events.done:
                     connection.abort()
 
-    def _judge(self, job: Job, answer: Answer, broken: Broken | None) -> None:
+    def _judge(self, job: Job, answer: Answer, broken: Broken | None, late: bool) -> None:
         """Raise a Failure unless the answer can be passed on."""
         if broken is not None:
-            raise Failure(broken.why, died=broken.why in ("reset", "cut"), final=broken.why == "timeout")
+            raise Failure(broken.why, died=broken.why in ("reset", "cut"), final=late)
         fault = self._fault(job, answer)
         if fault is None:
             return
@@ -245,6 +260,7 @@ class Forward:
             reply.cut()
             return False
         job.error = why
+        self._health.broke(job, instance.id, why)
         if answer.stream:
             text = f"{_WORDS.get(why, 'the engine failed')}; the answer is incomplete"
             reply.broken(error_event(text, f"stream_{why.replace('-', '_')}", job.request.id))

@@ -5,6 +5,7 @@ listen → model → prompt → route → forward → settle. ``Gateway`` is als
 
 import asyncio
 import logging
+import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,10 +15,12 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
+from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
 from fairlead_gateway.forward import Forward
 from fairlead_gateway.head import Head
+from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.listen import Listener, Request
@@ -56,7 +59,12 @@ class Gateway:
         self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
         self.problems: Callable[[], list[str]] = list
         self._keys = keys
-        self._routes = Routes(secret=secret, limits=limits)
+        breaker = Breaker(limits, random.Random(f"{clock.wall()}").random)
+        self._routes = Routes(secret=secret, limits=limits, breaker=breaker)
+        self._health = Health(
+            breaker, ready=self._routes.ready_ids, telemetry=self.telemetry, clock=clock, limits=limits
+        )
+        self.telemetry.standing = self._health.words
         self._pool = Pool(limits, loop)
         self._forward = Forward(
             routes=self._routes,
@@ -65,6 +73,7 @@ class Gateway:
             decisions=self.decisions,
             clock=clock,
             limits=limits,
+            health=self._health,
         )
         self._loop = loop
         self._new_id = new_id

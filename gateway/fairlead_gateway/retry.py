@@ -23,7 +23,7 @@ class Failure(Exception):
     """Raised when one engine failed a request before its first byte; ``why`` is one word of a closed list.
 
     ``died``: the engine had the request and broke off. ``final``: no other engine would do better. ``sent``: the request
-    reached the engine.
+    reached the engine. ``where``: the instance's id.
     """
 
     why: str
@@ -31,6 +31,7 @@ class Failure(Exception):
     final: bool = False
     overloaded: bool = False
     sent: bool = True
+    where: str = ""
 
     @property
     def free(self) -> bool:

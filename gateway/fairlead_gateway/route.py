@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fairlead.decision import Decision
+from fairlead.decision import Decision, Rejected
 from fairlead.fleet import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
+from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
 
@@ -20,9 +21,10 @@ _RETRY_AFTER_SECONDS = 2
 class Routes:
     """The routers of all models and the instances that are ready for them."""
 
-    def __init__(self, *, secret: bytes, limits: Limits) -> None:
+    def __init__(self, *, secret: bytes, limits: Limits, breaker: Breaker) -> None:
         self.secret = secret
         self._limits = limits
+        self._breaker = breaker
         self._routers: dict[str, ModelRouter] = {}
         self._ready: dict[str, dict[str, Instance]] = {}
         self.fleet = Fleet()
@@ -39,6 +41,7 @@ class Routes:
                 router = self._routers[key] = ModelRouter(secret=self.secret, seed=number, limits=self._limits)
             router.update(model, instances, fleet.membership_epoch)
             self._ready[key] = {one.id: one for one in instances if one.state is InstanceState.READY}
+        self._breaker.keep_only([one.id for ones in fleet.instances.values() for one in ones])
         self.fleet = fleet
 
     def router(self, key: str) -> ModelRouter | None:
@@ -49,14 +52,23 @@ class Routes:
         """The instance, if it may get a request right now."""
         return self._ready.get(key, {}).get(instance_id)
 
+    def ready_ids(self, key: str) -> Mapping[str, Instance]:
+        """The ready instances of a model by id."""
+        return self._ready.get(key, {})
+
     def addresses(self) -> frozenset[str]:
         """The URLs of all instances, in whatever state."""
         return frozenset(one.url for instances in self.fleet.instances.values() for one in instances)
 
     def choose(self, key: str, request: RouteRequest, now: float, excluded: frozenset[str]) -> Decision:
-        """Ask the model's router. Raises NoInstance when no instance is ready at all."""
+        """Ask the model's router, past those that sit out. Raises NoInstance when no instance is ready at all."""
         router = self._routers.get(key)
-        decision = router.decide(request, now, excluded=excluded) if router is not None else None
+        left = [item for item in self._ready.get(key, ()) if item not in excluded]
+        out = self._breaker.sitting_out(left, now)
+        decision = router.decide(request, now, excluded=excluded.union(out)) if router is not None else None
+        if decision is not None and out:
+            sitting = tuple(Rejected(item, why) for item, why in out.items())
+            decision = replace(decision, rejected=decision.rejected + sitting)
         if decision is None or (decision.chosen is None and not excluded):
             raise self.none_ready(key)
         return decision

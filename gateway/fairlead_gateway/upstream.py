@@ -27,6 +27,15 @@ class Broken(Exception):
         self.sent = sent
 
 
+class Peer:
+    """One engine's address; ``heard`` counts the times that anybody received bytes from there."""
+
+    __slots__ = ("heard",)
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+
 class Sink(Protocol):
     """Who listens to an engine's answer. Everything is called from the event loop, in order."""
 
@@ -42,6 +51,10 @@ class Sink(Protocol):
         """Nothing more will come."""
         ...
 
+    def silent(self) -> float:
+        """No part of the body has come in time: seconds more to wait, 0 to give up."""
+        ...
+
 
 class Upstream(asyncio.Protocol):
     """One connection to one engine, answering one request at a time."""
@@ -50,6 +63,7 @@ class Upstream(asyncio.Protocol):
         self._pool = pool
         self._limits = pool.limits
         self.address = address
+        self.peer = pool.peer(address)
         self.parked_at = 0.0
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._parser = httptools.HttpResponseParser(self)
@@ -63,19 +77,19 @@ class Upstream(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._status = 0
         self._head_bytes = self._unread_head = 0
-        self._heard = self._complete = self._keep = self._extra = False
+        self._heard = self._spoke = self._complete = self._keep = self._extra = False
 
     @property
     def usable(self) -> bool:
         """Another request may be written to it."""
         return self._sink is None and not self._transport.is_closing()
 
-    def ask(self, message: Sequence[bytes], sink: Sink) -> None:
-        """Write a request; its answer goes to ``sink``."""
+    def ask(self, message: Sequence[bytes], sink: Sink, first_seconds: float) -> None:
+        """Write a request; its answer goes to ``sink``, whose first part should come within ``first_seconds``."""
         self._reset()
         self._sink = sink
         self._transport.writelines(message)
-        self._deadline.set(self._limits.first_token_seconds)
+        self._deadline.set(first_seconds)
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: the client's pace becomes the engine's."""
@@ -103,6 +117,7 @@ class Upstream(asyncio.Protocol):
             return
         before = self._status
         self._heard = True
+        self.peer.heard += 1
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -115,8 +130,10 @@ class Upstream(asyncio.Protocol):
                 return
             if not self._status:
                 return
-        self._deadline.set(self._limits.stream_idle_seconds)
         pieces, self._pieces = self._pieces, []
+        if pieces:
+            self._spoke = True
+            self._deadline.set(self._limits.stream_idle_seconds)
         if self._complete:
             self._sink = None
             self._park()
@@ -184,7 +201,11 @@ class Upstream(asyncio.Protocol):
             self._transport.close()
 
     def _silent(self) -> None:
-        self._fail("timeout")
+        more = self._sink.silent() if self._sink is not None and not self._spoke else 0.0
+        if more > 0:
+            self._deadline.set(more)
+        else:
+            self._fail("timeout")
 
     def _fail(self, why: str) -> None:
         sink, self._sink = self._sink, None
@@ -200,6 +221,7 @@ class Pool:
         self.limits = limits
         self.loop = loop
         self._idle: dict[str, deque[Upstream]] = {}
+        self._peers: dict[str, Peer] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     def idle(self, address: str) -> Upstream | None:
@@ -211,6 +233,13 @@ class Pool:
                 return connection
             connection.abort()
         return None
+
+    def peer(self, address: str) -> Peer:
+        """What is known of an address."""
+        found = self._peers.get(address)
+        if found is None:
+            found = self._peers[address] = Peer()
+        return found
 
     async def connect(self, address: str) -> Upstream:
         """A new connection. Raises Broken when the engine does not accept one in time."""
@@ -247,6 +276,8 @@ class Pool:
         for address in [known for known in self._idle if known not in addresses]:
             for connection in list(self._idle.pop(address)):
                 connection.abort()
+        for address in self._peers.keys() - addresses:
+            del self._peers[address]
 
     def close(self) -> None:
         """Close every idle connection."""

@@ -67,7 +67,7 @@ def _health(app: FastAPI, view: View) -> None:
 def _api(app: FastAPI, view: View) -> None:
     @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
     async def fleet() -> models.Fleet:
-        return fleet_json(view.fleet(), view.loads(), view.clock.now())
+        return fleet_json(view.fleet(), view.loads(), view.clock.now(), view.telemetry.standing)
 
     @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
     async def stats(

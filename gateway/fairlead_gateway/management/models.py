@@ -52,6 +52,8 @@ class Instance(_Model):
     waiting: int | None = Field(description="Requests sent there that have no first token yet.")
     backlog_seconds: float | None = Field(description="Engine time of the work already sent there.")
     in_flight_tokens: float | None
+    standing: str | None = Field(description="Healthy, Ejected, Probing or WarmingUp, as this gateway saw it.")
+    standing_reason: str | None = Field(description="Why it is not Healthy, in words.")
     signals: Signals | None
 
 

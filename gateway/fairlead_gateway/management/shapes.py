@@ -1,6 +1,6 @@
 """From the gateway's values to the JSON of the API: pure functions, one for each answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fairlead import decision, fleet
 from fairlead_gateway import telemetry
@@ -8,9 +8,13 @@ from fairlead_gateway.decision_log import DecisionRecord, Logged
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import Load
 
+Standings = Callable[[str], tuple[str, str]]
 
-def fleet_json(snapshot: fleet.Fleet, loads: Mapping[str, Load], now: float) -> models.Fleet:
-    """The fleet with the gateway's own ledger beside each instance."""
+
+def fleet_json(
+    snapshot: fleet.Fleet, loads: Mapping[str, Load], now: float, standing: Standings | None = None
+) -> models.Fleet:
+    """The fleet with the gateway's own ledger and verdict beside each instance."""
     return models.Fleet(
         version=snapshot.version,
         membership_epoch=snapshot.membership_epoch,
@@ -27,7 +31,8 @@ def fleet_json(snapshot: fleet.Fleet, loads: Mapping[str, Load], now: float) -> 
                     itl_seconds=model.objectives.itl_seconds,
                 ),
                 instances=[
-                    _instance(instance, loads.get(instance.id), now) for instance in snapshot.instances.get(key, ())
+                    _instance(instance, loads.get(instance.id), now, standing)
+                    for instance in snapshot.instances.get(key, ())
                 ],
             )
             for key, model in snapshot.models.items()
@@ -35,7 +40,8 @@ def fleet_json(snapshot: fleet.Fleet, loads: Mapping[str, Load], now: float) -> 
     )
 
 
-def _instance(instance: fleet.Instance, load: Load | None, now: float) -> models.Instance:
+def _instance(instance: fleet.Instance, load: Load | None, now: float, standing: Standings | None) -> models.Instance:
+    stands, why = standing(instance.id) if standing is not None else (None, None)
     return models.Instance(
         id=instance.id,
         pool=instance.pool,
@@ -49,6 +55,8 @@ def _instance(instance: fleet.Instance, load: Load | None, now: float) -> models
         waiting=None if load is None else load.waiting,
         backlog_seconds=None if load is None else load.backlog_seconds,
         in_flight_tokens=None if load is None else load.inflight_tokens,
+        standing=stands,
+        standing_reason=why or None,
         signals=_signals(instance, now),
     )
 

@@ -37,6 +37,12 @@ FAMILIES: Final = (
     Family(
         _P + "retries_total", "counter", ("model", "reason"), "Attempts given up before the first byte and repeated."
     ),
+    Family(
+        _P + "ejections_total",
+        "counter",
+        ("model", "reason"),
+        "Instances made to sit out, by the last of the faults that led to it.",
+    ),
     Family(_P + "decisions_total", "counter", ("model", "rule"), "Choices of an instance, by the rule that decided."),
     Family(_P + "home_decisions_total", "counter", _MODEL, "Choices that fell on one of the prompt's two homes."),
     Family(_P + "prompt_tokens_total", "counter", _MODEL, "Prompt tokens, as engines reported them."),
@@ -86,6 +92,7 @@ FAMILIES: Final = (
     Family(
         _P + "instance_retried_total", "counter", _INSTANCE, "Attempts that the instance failed and another repeated."
     ),
+    Family(_P + "instance_ejections_total", "counter", _INSTANCE, "Times that the instance was made to sit out."),
     Family(
         _P + "instance_computed_tokens_total", "counter", _INSTANCE, "Prompt tokens that the instance had to compute."
     ),

@@ -52,7 +52,18 @@ MODEL_INTS: Final = OUTPUT_SIZE + TOKEN_BINS
 TTFT_SUM, ITL_SUM, TPOT_SUM, DURATION_SUM, SUMS = range(5)
 
 # Positions for one instance.
-I_ROUTED, I_FINISHED, I_ERRORS, I_RETRIED_AWAY, I_COMPUTED_TOKENS, I_OUTPUT_TOKENS, I_FIRST, I_GAPS, I_INTS = range(9)
+(
+    I_ROUTED,
+    I_FINISHED,
+    I_ERRORS,
+    I_RETRIED_AWAY,
+    I_COMPUTED_TOKENS,
+    I_OUTPUT_TOKENS,
+    I_FIRST,
+    I_GAPS,
+    I_EJECTED,
+    I_INTS,
+) = range(10)
 I_TTFT_SUM, I_ITL_SUM, I_SUMS = range(3)
 
 
@@ -87,7 +98,7 @@ class Tally:
 class ModelSeries(Tally):
     """All counts of one model; ``instances`` in the order in which they were first used."""
 
-    __slots__ = ("by_kind", "by_rule", "by_status", "instances", "retries_by_reason")
+    __slots__ = ("by_kind", "by_rule", "by_status", "ejections_by_reason", "instances", "retries_by_reason")
 
     def __init__(self) -> None:
         super().__init__(MODEL_INTS, SUMS)
@@ -95,6 +106,7 @@ class ModelSeries(Tally):
         self.by_kind: dict[tuple[int, str], int] = {}
         self.by_rule: dict[str, int] = {}
         self.retries_by_reason: dict[str, int] = {}
+        self.ejections_by_reason: dict[str, int] = {}
         self.instances: OrderedDict[str, InstanceSeries] = OrderedDict()
 
 

@@ -5,7 +5,7 @@ call of ``rejected`` (it never reached an engine) or ``finished`` (everything el
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fairlead.clock import Clock
 from fairlead.decision import Decision
@@ -33,6 +33,7 @@ class Telemetry:
         self._limits = limits or Limits()
         self.lag = lag
         self.shared: Shared | None = None
+        self.standing: Callable[[str], tuple[str, str]] | None = None
         self.started = clock.now()
         self.models: dict[str, ModelSeries] = {}
 
@@ -68,6 +69,12 @@ class Telemetry:
         series.ints[at.RETRIES] += 1
         at.count(series.retries_by_reason, why, self._limits.metric_label_values)
         self._instance(series, instance_id).ints[at.I_RETRIED_AWAY] += 1
+
+    def ejected(self, model_key: str, instance_id: str, why: str) -> None:
+        """The instance sits out for a while; ``why`` is the last fault in one word."""
+        series = self._series(model_key)
+        at.count(series.ejections_by_reason, why, self._limits.metric_label_values)
+        self._instance(series, instance_id).ints[at.I_EJECTED] += 1
 
     def first_token(self, model_key: str, instance_id: str, seconds: float) -> None:
         """The first token left for the client ``seconds`` after the request was read."""

@@ -98,6 +98,7 @@ class MadeUp:
         self._record(request_id, key, chosen, decision, attempt, prompt)
         if self.served % 37 == 0:
             self.telemetry.retried(key, chosen, "connect")
+            self.telemetry.ejected(key, chosen, "refused")
             attempt = 2
             chosen, decision = self._decide(key, prompt)
             self._record(request_id, key, chosen, decision, attempt, prompt)
