@@ -1,0 +1,54 @@
+"""Simulated engines as processes of their own, so that a test can kill, stop and continue them."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """One engine that said ``ready``."""
+
+    process: asyncio.subprocess.Process
+    url: str
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it alone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+
+@asynccontextmanager
+async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[EngineProcess]:
+    """``python -m fairlead_sim engine`` on a free port; killed at the end of the block, whatever state it is in."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0"),
+        *("--model", model, "--served-model-name", model, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
+        found = re.match(r"ready (http://\S+)", line)
+        assert found, line
+        yield EngineProcess(process, found[1])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def engine_processes(count: int, *arguments: str) -> AsyncIterator[list[EngineProcess]]:
+    """Several equal ones, started side by side."""
+    async with AsyncExitStack() as stack:
+        yield await asyncio.gather(*[stack.enter_async_context(engine_process(*arguments)) for _ in range(count)])
