@@ -20,7 +20,7 @@ price on recomputation, and candidates beyond the pair. The constants are fracti
 twice as fast decides alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fairlead.decision import Decision, Input, Rejected
 from fairlead.units import duration
@@ -60,14 +60,53 @@ def choose(
         best = min(candidates, key=lambda item: (item.ttft_seconds, costs[item.id]))
     rule, reason = _name(best, candidates, bool(feasible), scale)
     rejected = tuple(Rejected(item.id, _why_not(item, best, costs, scale)) for item in candidates if item is not best)
-    inputs: dict[str, Input] = {"mean/backlog_seconds": Input(mean_backlog_seconds)}
-    for item in candidates:
-        inputs[f"{item.id}/backlog_seconds"] = Input(item.backlog_seconds)
-        inputs[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)
-        inputs[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
-        inputs[f"{item.id}/cost_seconds"] = Input(costs[item.id])
-        inputs[f"{item.id}/home"] = Input(float(item.home))
+    inputs = _Inputs(candidates, costs, mean_backlog_seconds)
     return Decision(best.id, rule, reason, rejected, inputs, costs[best.id])
+
+
+_NUMBERS: Mapping[str, Callable[[Candidate], float]] = {
+    "backlog_seconds": lambda item: item.backlog_seconds,
+    "matched_tokens": lambda item: item.matched_tokens,
+    "predicted_ttft_seconds": lambda item: item.ttft_seconds,
+    "home": lambda item: float(item.home),
+}
+
+
+class _Inputs(Mapping[str, Input]):
+    """The numbers of a decision by name, written out only when somebody asks: most decisions are never looked at."""
+
+    __slots__ = ("_candidates", "_costs", "_mean", "_table")
+
+    def __init__(
+        self, candidates: Sequence[Candidate], costs: Mapping[str, float], mean_backlog_seconds: float
+    ) -> None:
+        self._candidates = candidates
+        self._costs = costs
+        self._mean = mean_backlog_seconds
+        self._table: dict[str, Input] | None = None
+
+    def _written(self) -> dict[str, Input]:
+        if self._table is None:
+            table = {"mean/backlog_seconds": Input(self._mean)}
+            for item in self._candidates:
+                table |= {f"{item.id}/{name}": Input(number(item)) for name, number in _NUMBERS.items()}
+                table[f"{item.id}/cost_seconds"] = Input(self._costs[item.id])
+            self._table = table
+        return self._table
+
+    def __getitem__(self, name: str) -> Input:
+        if self._table is None:
+            instance, _, number = name.rpartition("/")
+            for item in self._candidates:
+                if item.id == instance and number in _NUMBERS:
+                    return Input(_NUMBERS[number](item))
+        return self._written()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._written())
+
+    def __len__(self) -> int:
+        return len(self._written())
 
 
 def _name(best: Candidate, candidates: Sequence[Candidate], feasible: bool, objective: float) -> tuple[str, str]:

@@ -27,7 +27,9 @@ class _Flight:
 
 
 @dataclass(slots=True)
-class _Sum:
+class Tally:
+    """The running sums of one instance; read them, never change them."""
+
     inflight: int = 0
     waiting: int = 0
     backlog_seconds: float = 0.0
@@ -39,14 +41,15 @@ class Ledger:
 
     def __init__(self) -> None:
         self._flights: dict[str, _Flight] = {}
-        self._sums: dict[str, _Sum] = {}
+        self._sums: dict[str, Tally] = {}
+        self._nothing = Tally()
 
     def dispatched(self, request: str, instance: str, *, seconds: float, tokens: float) -> None:
         """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
         dispatch."""
         self.ended(request)
         self._flights[request] = _Flight(instance, seconds, tokens)
-        total = self._sums.setdefault(instance, _Sum())
+        total = self._sums.setdefault(instance, Tally())
         total.inflight += 1
         total.waiting += 1
         total.backlog_seconds += seconds
@@ -73,6 +76,10 @@ class Ledger:
         if not total.inflight:
             del self._sums[flight.instance]
         return flight.instance
+
+    def peek(self, instance: str) -> Tally:
+        """The live sums of one instance, without the cost of a copy: for a decision made at once."""
+        return self._sums.get(instance, self._nothing)
 
     def load(self, instance: str) -> InstanceLoad:
         """The present sums of one instance; zeros when nothing of ours is there."""

@@ -16,7 +16,7 @@ from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
 from fairlead_gateway.routing import dual_hash, simple
 from fairlead_gateway.routing.hotness import HotPrefixes, levels
-from fairlead_gateway.routing.ledger import InstanceLoad, Ledger
+from fairlead_gateway.routing.ledger import InstanceLoad, Ledger, Tally
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
@@ -48,6 +48,7 @@ class ModelRouter:
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
         self._requests: dict[str, RouteRequest] = {}
+        self._matched_last: tuple[RouteRequest | None, dict[str, float]] = (None, {})
         self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
 
     def update(self, model: Model, instances: Sequence[Instance], membership_epoch: int) -> None:
@@ -73,6 +74,7 @@ class ModelRouter:
             return Decision(
                 None, "none", "no instance is ready" if not self._ready else "every ready instance was tried"
             )
+        self._matched_last = (None, {})
         key = self._key(request)
         preset = self._model.preset
         if preset == "round-robin":
@@ -80,7 +82,7 @@ class ModelRouter:
             self._turn += 1
             return decision
         if preset == "least-request":
-            return simple.least_request({item: self._ledger.load(item).inflight for item in ids}, request.id)
+            return simple.least_request({item: self._ledger.peek(item).inflight for item in ids}, request.id)
         if preset == "session":
             named = request.session is not None
             digest = xxhash.xxh3_64_intdigest((request.session or "").encode(), 7) if named else key
@@ -94,6 +96,7 @@ class ModelRouter:
         profile = self._profile(instance)
         prompt = self.prompt_tokens(request)
         matched = self._matched(request).get(instance_id, 0.0)
+        self._matched_last = (None, {})
         tokens = prompt + min(request.max_tokens or OUTPUT_GUESS_TOKENS, OUTPUT_GUESS_TOKENS)
         self._ledger.dispatched(request.id, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
         self._requests[request.id] = request
@@ -164,16 +167,19 @@ class ModelRouter:
     def _matched(self, request: RouteRequest) -> dict[str, float]:
         """Tokens of the prompt that each instance holds, from bytes by the rate that this model's engines report."""
         chain = request.chain
+        known, matched = self._matched_last
+        if known is request:  # the dispatch of what has just been decided
+            return matched
         found = self._mirror.matched(chain.hashes, chain.ends)
-        if not found:
-            return {}
         prompt, rate = self.prompt_tokens(request), self._scale / BYTES_PER_TOKEN
-        return {item: min(prompt, size * rate) for item, size in found.items()}
+        matched = {item: min(prompt, size * rate) for item, size in found.items()} if found else {}
+        self._matched_last = (request, matched)
+        return matched
 
     def _dual_hash(self, request: RouteRequest, key: int, ids: list[str], excluded: frozenset[str]) -> Decision:
         homes = self._homes.pair(key, other_than=excluded)
         matched = self._matched(request)
-        loads = {item: self._ledger.load(item) for item in ids}
+        loads = {item: self._ledger.peek(item) for item in ids}
         wanted = dict.fromkeys(homes)
         longest = max((size for item, size in matched.items() if item in loads), default=0.0)
         holder = None
@@ -191,7 +197,7 @@ class ModelRouter:
         ]
         return dual_hash.choose(candidates, mean_backlog_seconds=mean, objective_seconds=limit)
 
-    def _least_busy(self, request: RouteRequest, ids: list[str], loads: Mapping[str, InstanceLoad]) -> str:
+    def _least_busy(self, request: RouteRequest, ids: list[str], loads: Mapping[str, Tally]) -> str:
         drawn = ids
         if len(ids) > SCAN_MOST:
             digest = xxhash.xxh3_64_intdigest(request.id.encode())
@@ -199,7 +205,7 @@ class ModelRouter:
         return min(drawn, key=lambda item: (loads[item].backlog_seconds, loads[item].inflight_tokens, item))
 
     def _candidate(
-        self, request: RouteRequest, item: str, load: InstanceLoad, matched: float, home: bool, holder: bool
+        self, request: RouteRequest, item: str, load: Tally, matched: float, home: bool, holder: bool
     ) -> Candidate:
         profile = self._profile(self._ready[item])
         return Candidate(
