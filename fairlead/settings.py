@@ -7,14 +7,22 @@ to one start rather than to an installation (ports, files) is a flag, not a sett
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from fairlead.errors import SettingsError
 from fairlead.names import nearest
 
 PREFIX = "FAIRLEAD_"
-TOOL_VARIABLES = frozenset({"FAIRLEAD_CACHE", "FAIRLEAD_EXAMPLES"})
-"""Read by the Makefile and the tests, not by a process of Fairlead."""
+TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
+        "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
+        "FAIRLEAD_SOAK_KILLS": "how many engines `make soak` kills",
+        "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests `make soak` sends",
+    }
+)
+"""Read by the Makefile and the tests, not by a process of Fairlead: variable → what it means."""
 
 
 def _setting(says: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
@@ -49,7 +57,13 @@ class GatewaySettings:
 class CliSettings:
     """Of ``fairlead``."""
 
-    api_key: str | None = _setting("API key that `fairlead chat` sends to the gateway", secret=True)
+    hash_secret: str | None = _setting(
+        "the same for the gateway that `fairlead up` starts; `fairlead replay` simulates the homes of a gateway that has it",
+        secret=True,
+    )
+    api_key: str | None = _setting(
+        "API key that `fairlead chat` and `fairlead replay` send to the gateway", secret=True
+    )
     manage_token: str | None = _setting("bearer token for the gateway's management API", secret=True)
 
     def __repr__(self) -> str:
@@ -107,7 +121,7 @@ def read(kind: type[_Settings], environ: Mapping[str, str]) -> _Settings:
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
     """One line for each variable with our prefix that nothing reads, naming the nearest known one."""
-    known = {row.variable for row in settings_table()} | TOOL_VARIABLES
+    known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
     lines = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:

@@ -1,4 +1,4 @@
-"""Writes what follows from the code: CRDs from the API types, reference pages from API types, limits and settings.
+"""Writes what follows from the code: CRDs from the API types, reference pages from API types, verbs, limits and settings.
 
 ``python scripts/generate.py`` writes the files, ``--check`` only compares and exits 1 naming those that are out of date.
 """
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from reference import api_page, limits_page, settings_page
+from reference import NOTE, api_page, limits_page, settings_page
+from reference_cli import cli_page
 
 from fairlead.api.crd import definition
 from fairlead.api.kinds import kinds
@@ -20,6 +21,7 @@ def outputs() -> dict[str, str]:
     """Path below the root → what it should hold."""
     pages = {
         "docs/reference/api.md": api_page(),
+        "docs/reference/cli.md": cli_page(NOTE),
         "docs/reference/limits.md": limits_page(),
         "docs/reference/settings.md": settings_page(),
     }

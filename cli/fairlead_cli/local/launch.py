@@ -18,7 +18,7 @@ from fairlead_cli.local.ports import Address, claim, parse_address
 from fairlead_cli.local.program import program
 from fairlead_cli.local.rundir import running_stacks
 from fairlead_cli.local.screen import screen_for
-from fairlead_cli.local.stack import SECRET_VARIABLE, Setup, run
+from fairlead_cli.local.stack import Setup, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,18 @@ def setup_of(wishes: Wishes) -> Setup:
     wanted = plan(load(wishes.files or (eight_engines(),)), options, installed=shutil.which)
     if wishes.logs is not None:
         wishes.logs.mkdir(parents=True, exist_ok=True)
-    secret = hash_secret(wishes.seed)
-    token = read(CliSettings, os.environ).manage_token
-    return Setup(wanted, listen, manage, secret, token, wishes.insecure, wishes.redis, wishes.logs, program())
+    settings = read(CliSettings, os.environ)
+    secret = settings.hash_secret or made_up_secret(wishes.seed)
+    return Setup(
+        wanted, listen, manage, secret, settings.manage_token, wishes.insecure, wishes.redis, wishes.logs, program()
+    )
 
 
-def hash_secret(seed: int | None) -> str:
-    """The key of the routing hashes: the environment's, one derived from a seed that was asked for, else a random one.
+def made_up_secret(seed: int | None) -> str:
+    """A key of the routing hashes: derived from a seed that was asked for, else random.
 
     It is made here, so that a gateway that is started again computes the same homes as the one before.
     """
-    if SECRET_VARIABLE in os.environ:
-        return os.environ[SECRET_VARIABLE]
     return secrets.token_hex(32) if seed is None else f"seed {seed}"
 
 

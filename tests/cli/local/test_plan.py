@@ -7,7 +7,7 @@ import pytest
 from fairlead.engines import adapter
 from fairlead.errors import BadInput
 from fairlead.manifests import Manifests, load
-from fairlead_cli.local.launch import addresses, eight_engines, hash_secret
+from fairlead_cli.local.launch import Wishes, addresses, eight_engines, made_up_secret, setup_of
 from fairlead_cli.local.plan import Options, Plan, plan
 
 TWO_MODELS = """
@@ -168,9 +168,15 @@ def test_beyond_loopback_only_when_asked_for() -> None:
     assert addresses("0.0.0.0:0", ":0", insecure=True)[0].host == "0.0.0.0"
 
 
-def test_a_seed_makes_routing_repeatable_and_none_makes_it_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FAIRLEAD_HASH_SECRET", raising=False)
-    assert hash_secret(3) == hash_secret(3) != hash_secret(4)
-    assert hash_secret(None) != hash_secret(None)
-    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "given")
-    assert hash_secret(3) == "given"
+def test_a_seed_makes_routing_repeatable_and_none_makes_it_secret() -> None:
+    assert made_up_secret(3) == made_up_secret(3) != made_up_secret(4)
+    assert made_up_secret(None) != made_up_secret(None)
+
+
+@pytest.mark.parametrize(("given", "used"), [("given", "given"), ("", "seed 3")])
+def test_the_environments_secret_comes_first_and_an_empty_one_counts_as_unset(
+    given: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", given)
+    wishes = Wishes((), ":0", ":0", 1.0, 3, None, 1, False, False, False, None, False)
+    assert setup_of(wishes).secret == used

@@ -1,0 +1,78 @@
+"""docs/reference/cli.md as text: every verb with what it takes, from the functions themselves."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from cyclopts import App
+
+from fairlead_cli.app import VERBS, build
+
+_KINDS = {"str": "TEXT", "int": "N", "float": "X", "pathlib.Path": "PATH"}
+
+
+def cli_page(note: str) -> str:
+    """The whole page."""
+    app = build()
+    intro = (
+        f"{note}# Command line\n\n"
+        "`fairlead VERB …` and `kubectl fairlead VERB …` are the same program; in a checkout it is `.venv/bin/fairlead`\n"
+        "(`make env` makes it). How the verbs are used is in the guides: [local mode](../guides/local-mode.md) and\n"
+        "[replay](../guides/replay.md).\n\n"
+        "Exit codes of all: 0 done, 1 something is wrong that the output names, 2 wrong usage, 3 nobody answers, 130 Ctrl-C.\n"
+        "Wrong usage and errors go to standard error. `fairlead --version` prints the version, `fairlead VERB --help` this.\n"
+    )
+    return "\n".join([intro, *(_verb(verb, sentence, app[verb], app) for verb, (_, sentence) in VERBS.items())])
+
+
+def _verb(verb: str, sentence: str, command: App, app: App) -> str:
+    arguments = list(command.assemble_argument_collection(default_parameter=app.default_parameter))
+    words = [one for one in arguments if not one.name.startswith("-")]
+    usage = " ".join([f"fairlead {verb}", *(_word(one) for one in words), "[OPTION …]"])
+    details = inspect.getdoc(command.default_command) or ""
+    text = f"## `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}"
+    return text + "| | default | |\n|---|---|---|\n" + "\n".join(_rows(arguments)) + "\n"
+
+
+def _rest(details: str) -> str:
+    """What the function says of itself behind its first sentence."""
+    _, _, rest = details.partition("\n\n")
+    return f"{rest.strip()}\n\n" if rest.strip() else ""
+
+
+def _word(argument: Any) -> str:
+    several = argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL
+    return f"[{argument.name.removesuffix('S') if several else argument.name}{' …' if several else ''}]"
+
+
+def _rows(arguments: list[Any]) -> Iterator[str]:
+    for one in arguments:
+        names = [f"`{name}`" for name in one.names if not name.startswith("--empty-")]
+        default = one.field_info.default
+        if default is True:
+            default = one.name
+        shown = "" if default in (None, False, inspect.Parameter.empty) else f"`{_plain(default)}`"
+        help_text = " ".join(str(one.parameter.help).split()).replace("|", "\\|")
+        yield f"| {', '.join(names)}{_value(one)} | {shown} | {help_text}{_choices(one)} |"
+
+
+def _value(argument: Any) -> str:
+    """What follows the option, if anything does."""
+    hint = str(argument.hint)
+    if not argument.name.startswith("-") or "bool" in hint or "Literal" in hint:
+        return ""
+    return next((f" {word}" for name, word in _KINDS.items() if name in hint), "")
+
+
+def _choices(argument: Any) -> str:
+    return f" One of {', '.join(f'`{one}`' for one in argument.get_choices())}." if argument.get_choices() else ""
+
+
+def _plain(default: Any) -> str:
+    return (
+        " ".join(default)
+        if isinstance(default, tuple)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )
