@@ -40,7 +40,8 @@ class Answer:
         self.paused = False
         self.status = 0
         self.fields: dict[bytes, bytes] = {}
-        self.stream = False
+        self.stream = self._live = False
+        self.opaque = False  # not read here: a stream in a language of its own is passed on as it comes
         self.events = Events(strip=strip, limit=limits.sse_event_bytes)
         self.first_at: float | None = None
         self.last_at: float | None = None
@@ -69,7 +70,9 @@ class Answer:
         self.status = status
         self.fields = fields
         kind = fields.get(b"content-type", b"").lower()
-        self.stream = self._wanted and status == 200 and kind.startswith(b"text/event-stream")
+        events = status == 200 and kind.startswith(b"text/event-stream")
+        self.stream = self._wanted and events
+        self._live = events and self.opaque
 
     def body(self, pieces: list[bytes], complete: bool) -> None:
         """Hold, or pass on."""
@@ -105,7 +108,7 @@ class Answer:
             return
         self._held += pieces
         self._size += sum(map(len, pieces))
-        if self.complete or (self._size > self._limits.answer_held_bytes and self.status == 200):
+        if self.complete or self._live or (self._size > self._limits.answer_held_bytes and self.status == 200):
             self._first(now)
 
     def _first(self, now: float) -> None:

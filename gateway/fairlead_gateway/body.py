@@ -121,8 +121,19 @@ class Embedding(Common, kw_only=True):
     dimensions: Whole = None
 
 
+class Other(Common, kw_only=True):
+    """A request for a model that is neither read nor changed any further: counts that have killed engines are bounded."""
+
+    n: Whole = None
+    best_of: Whole = None
+    max_tokens: Whole = None
+    max_completion_tokens: Whole = None
+    max_output_tokens: Whole = None
+    top_logprobs: Whole = None
+
+
 _DECODERS: dict[type[Common], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Chat, Completion, Embedding)
+    kind: msgspec.json.Decoder(kind) for kind in (Chat, Completion, Embedding, Other)
 }
 _MESSAGES = msgspec.json.Decoder(list[Message])
 _STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
@@ -162,6 +173,12 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
     elif isinstance(found, Embedding):
         _inner(_TOKENS, found.input, "input", limits)
         _in_range("dimensions", found.dimensions, 1, 1 << 20)
+    elif isinstance(found, Other):
+        for name in ("n", "best_of"):
+            _in_range(name, getattr(found, name), 0, limits.choices)
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            _in_range(name, getattr(found, name), 0, limits.max_tokens)
+        _in_range("top_logprobs", found.top_logprobs, 0, limits.logprobs)
     return found
 
 

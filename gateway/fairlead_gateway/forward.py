@@ -155,7 +155,14 @@ class Forward:
 
     async def _exchange(self, job: Job, instance: Instance) -> bool:
         """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
-        message = engine_request(instance.url, job.request.head.path, job.request.head, job.ask.body, job.request.id)
+        message = engine_request(
+            instance.url,
+            job.ask.target or job.request.head.path,
+            job.request.head,
+            job.ask.body,
+            job.request.id,
+            method=job.ask.method,
+        )
         connection = self._pool.idle(instance.url)
         while True:
             if connection is None:
@@ -175,6 +182,7 @@ class Forward:
                 loop=self._pool.loop,
                 silent=patience.more,
             )
+            answer.opaque = job.ask.opaque
             job.dispatched_at = self._clock.now()
             connection.ask(message, answer, patience.first())
             try:
@@ -213,12 +221,12 @@ class Forward:
             return None  # a 4xx is the client's business, also this one
         if status >= 400:
             return Fault(status, "")
-        if status != 200 or job.ask.stream:
+        if job.ask.stream or not (status == 200 or (job.ask.opaque and 200 < status < 300)):
             return Fault(502, "not what was asked for")
         if not answer.complete:
             return None
         job.usage, readable = _usage(answer.whole_body)
-        return None if readable else Fault(502, "not JSON")
+        return None if readable or job.ask.opaque else Fault(502, "not JSON")
 
     async def _pass(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> bool:
         """Send the answer to the client as it comes."""
@@ -246,6 +254,7 @@ class Forward:
         length = None if answer.stream else _length(answer.fields)
         reply.flow = partial(_follow_pace, answer, connection)
         reply.begin(answer.status, passed_back(answer.fields) + self.fields(job), length=length)
+        reply.pulses = reply.pulses and answer.stream
         answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
         why = await answer.ended
         reply.flow = None
@@ -271,12 +280,12 @@ class Forward:
     def _pass_whole(self, job: Job, answer: Answer) -> None:
         body = answer.whole_body
         fields = passed_back(answer.fields, but=b"content-type") + self.fields(job)
+        kind = answer.fields.get(b"content-type", b"application/json") if job.ask.opaque else b"application/json"
         if answer.status >= 400:
             job.error = "engine-refused"
             if not _is_error_object(body):
-                text = "the engine does not serve this request"
-                body = error_body(text, "invalid_request_error", None, "engine_refused", job.request.id)
-        job.reply.whole(answer.status, fields, body)
+                kind, body = b"application/json", _not_served(answer.status, job.request.id)
+        job.reply.whole(answer.status, fields, body, kind=kind.decode("latin-1"))
 
     def fields(self, job: Job) -> str:
         """The header fields that say where a request went and why, and how long that took."""
@@ -313,6 +322,15 @@ def _usage(body: bytes) -> tuple[Usage | None, bool]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, False
     return read.usage, True
+
+
+def _not_served(status: int, request_id: str) -> bytes:
+    """An error object in place of what an engine says when it has no such path (``{"detail":"Not Found"}``) or no words."""
+    if status in (404, 405):
+        text, code = "the model's engine does not serve this path", "unknown_url"
+    else:
+        text, code = "the engine does not serve this request", "engine_refused"
+    return error_body(text, "invalid_request_error", None, code, request_id)
 
 
 def _is_error_object(body: bytes) -> bool:

@@ -25,6 +25,7 @@ from fairlead_gateway.job import Job
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.listen import Listener, Request
 from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
+from fairlead_gateway.passed import METHODS, passed_on, passes
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.route import Routes
@@ -124,6 +125,9 @@ class Gateway:
             elif path == "/readyz" or path == _MODELS or path.startswith(_MODELS + "/"):
                 if _method_fits(method, ("GET", "HEAD"), reply):
                     self._answer_here(path, reply)
+            elif passes(path):
+                if _method_fits(method, METHODS, reply):
+                    self._start(request, reply)
             elif path == "*":
                 _method_fits(method, ("GET", "HEAD", "POST"), reply)
             else:
@@ -190,7 +194,10 @@ class Gateway:
         return self._read(request, fleet, unique)
 
     def _read(self, request: Request, fleet: Fleet, unique: str) -> tuple[Ask, RouteRequest]:
-        ask = understand(request.head.path, request.body, fleet, self.limits)
+        if request.head.path in PATHS:
+            ask = understand(request.head.path, request.body, fleet, self.limits)
+        else:
+            ask = passed_on(request.head, request.body, fleet, self.limits)
         return ask, route_request(ask, request.head, unique, self._routes.secret)
 
     def _failed(self, job: Job | None, error: GatewayError, reply: Reply) -> None:

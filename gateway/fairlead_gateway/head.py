@@ -34,7 +34,7 @@ _STRAY_PARTIAL = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
 @dataclass(slots=True)
 class Head:
-    """``path`` is without query and scheme, percent-decoded; ``length`` is None for a chunked body."""
+    """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body."""
 
     method: str
     path: str
@@ -43,6 +43,7 @@ class Head:
     length: int | None
     keep_alive: bool
     continues: bool
+    query: bytes = b""
 
     def get(self, name: bytes) -> bytes | None:
         """The first field of that (lower-case) name."""
@@ -114,7 +115,8 @@ def _framed(method: str, target: bytes, version: int, fields: Fields, limits: Li
     if expect is not None and expect.lower() != b"100-continue":
         raise BadExpectation("the only expectation met here is 100-continue", param="expect")
     continues = expect is not None and version == 11 and length != 0
-    return Head(method, _path(method, target), fields, version, length, keep_alive, continues)
+    query = target.partition(b"#")[0].partition(b"?")[2]
+    return Head(method, _path(method, target), fields, version, length, keep_alive, continues, query)
 
 
 def _refuse_repeats(fields: Fields) -> None:

@@ -17,7 +17,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.names import model_name, nearest
-from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, parse, stream_options
+from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, Other, parse, stream_options
 from fairlead_gateway.errors import BadRequest, UnknownModel
 from fairlead_gateway.handoff import without_handoff
 from fairlead_gateway.splice import splice
@@ -26,6 +26,9 @@ PATHS: dict[str, type[Common]] = {
     "/v1/chat/completions": Chat,
     "/v1/completions": Completion,
     "/v1/embeddings": Embedding,
+    **dict.fromkeys(("/tokenize", "/detokenize"), Other),
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), Other),
+    **dict.fromkeys(("/score", "/v1/score", "/classify", "/v1/classify"), Other),
 }
 _COMPARED_CHARACTERS = 64
 _COMPARED_NAMES = 40
@@ -33,7 +36,8 @@ _COMPARED_NAMES = 40
 
 @dataclass(slots=True)
 class Ask:
-    """A request that was understood. ``body`` goes to the engine; ``strip_usage``: the client did not ask for it."""
+    """A request that was understood. ``body`` goes to the engine; ``strip_usage``: the client did not ask for it. A
+    passed-on one has its own ``method`` and ``target``; of what is ``opaque`` the answer is not read."""
 
     parsed: Common
     key: str
@@ -41,6 +45,13 @@ class Ask:
     body: bytes
     stream: bool
     strip_usage: bool
+    method: str = "POST"
+    target: str | None = None
+
+    @property
+    def opaque(self) -> bool:
+        """Neither prompt nor answer are understood here."""
+        return isinstance(self.parsed, Other)
 
     @property
     def max_tokens(self) -> int | None:

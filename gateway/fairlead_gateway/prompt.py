@@ -18,7 +18,7 @@ _SESSION_CHARACTERS = 256
 
 def route_request(ask: Ask, head: Head, request_id: str, secret: bytes) -> RouteRequest:
     """The request as routing sees it."""
-    text = _text(ask.parsed)
+    text = _text(ask.parsed) if not ask.opaque else ask.body or (ask.target or "").encode()
     chain = prefix_chain(text, secret=secret, seed=_seed(ask))
     tokens = len(text) / BYTES_PER_TOKEN
     return RouteRequest(request_id, chain, tokens, ask.max_tokens, _session(ask.parsed, head))

@@ -24,12 +24,15 @@ _PASSED_BACK = (
 )
 
 
-def engine_request(url: str, path: str, head: Head, body: bytes, request_id: str) -> list[bytes]:
+def engine_request(
+    url: str, path: str, head: Head, body: bytes, request_id: str, *, method: str = "POST"
+) -> list[bytes]:
     """The request as an engine gets it: own framing, own Host, the body's very bytes."""
     parts = urlsplit(url)
+    framing = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if method != "GET" else ""
     lines = [
-        f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\n".encode("latin-1")
+        f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\n{framing}"
+        f"x-request-id: {request_id}\r\n".encode("latin-1")
     ]
     named = head.get(b"connection")
     hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()

@@ -338,7 +338,7 @@ def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
 
     async def use(running: Running) -> None:
         answer = await ask(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
-        assert (answer.status, answer.error["code"]) == (404, "engine_refused")
+        assert (answer.status, answer.error["code"]) == (404, "unknown_url")
 
     run(with_engines([script], use))
 
