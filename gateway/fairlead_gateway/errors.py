@@ -7,6 +7,7 @@ GatewayError
 │   └── TooSlow            408  a head or a body did not arrive in time
 ├── NoKey                  401  no API key, or one that is not known
 ├── UnknownPath            404      UnknownModel   404      WrongMethod   405
+├── Quarantined            422  engines broke off on this very request before
 ├── NoInstance             503  no engine of this model is ready
 ├── Overloaded             503  engines, or this gateway, are full
 ├── EngineFailed           502  engines were asked and failed
@@ -134,6 +135,20 @@ class WrongMethod(BadRequest):
 
     status = 405
     code = "method_not_allowed"
+
+
+class Quarantined(BadRequest):
+    """Raised when engines broke off on this very request before; ``seconds`` are left until it may be tried again."""
+
+    status = 422
+    code = "quarantined"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "two engines broke off on this request; it is not given to another one",
+            hint="change it, or ask the operator with this id",
+            fields=(("x-should-retry", "false"), ("retry-after", f"{max(1, round(seconds))}")),
+        )
 
 
 class NoInstance(GatewayError):

@@ -77,8 +77,8 @@ def worth_retrying(failures: list[Failure], limits: Limits) -> bool:
     return sum(failure.died for failure in failures) < _DEATHS
 
 
-def as_error(failures: list[Failure]) -> GatewayError:
-    """What the client is told when no engine answered."""
+def as_error(failures: list[Failure], seconds: int = 1) -> GatewayError:
+    """What the client is told when no engine answered; ``seconds`` until one that is full should have room."""
     tried = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].why}"
     if sum(failure.died for failure in failures) >= _DEATHS:
         return EngineFailed(
@@ -88,7 +88,9 @@ def as_error(failures: list[Failure]) -> GatewayError:
             fields=(("x-should-retry", "false"),),
         )
     if all(failure.overloaded for failure in failures):
-        return Overloaded(f"the engines are full ({tried})", hint="try again later", fields=(("retry-after", "1"),))
+        return Overloaded(
+            f"the engines are full ({tried})", hint="try again later", fields=(("retry-after", str(seconds)),)
+        )
     if failures[-1].why == "timeout":
         return EngineSilent(f"the engine did not answer in time ({tried})")
     return EngineFailed(f"no engine answered ({tried})", hint="try again", fields=(("retry-after", "1"),))
