@@ -8,16 +8,19 @@ Silence is judged by the engine's whole voice: one that still sends tokens to ot
 nobody has heard a byte for several times the predicted time hangs.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_gateway.breaker import Breaker, Standing
 from fairlead_gateway.job import Job
+from fairlead_gateway.patience import Patience
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Peer
 
+_LATE_SECONDS = 1.0
 _AT_ONCE = frozenset({"refused", "connect-timeout", "timeout"})
 _GUESSED_TOKEN_SECONDS = 1e-3
 _GUESSED_OUTPUT_SECONDS = 0.05
@@ -66,7 +69,17 @@ class Health:
         """A stream broke after its first byte."""
         self._fault(job, instance, why)
 
-    def patience(self, job: Job, peer: Peer) -> "Patience":
+    def late(self, job: Job) -> None:
+        """The request's own time is over. Its engine is to blame only when it has been silent to everybody for long enough."""
+        patience, instance = job.patience, job.instance
+        if patience is not None and instance is not None and patience.silence_seconds() > self._long(job):
+            self._fault(job, instance.id, "timeout")
+
+    def _long(self, job: Job) -> float:
+        predicted = _predicted(job)
+        return math.inf if predicted is None else max(_LATE_SECONDS, self._limits.first_token_factor * predicted)
+
+    def patience(self, job: Job, peer: Peer) -> Patience:
         """How long the engine that ``job`` goes to now may be silent."""
         limits = self._limits
         predicted = _predicted(job)
@@ -87,35 +100,6 @@ class Health:
     def _fault(self, job: Job, instance: str, why: str) -> None:
         if self.breaker.fault(instance, why, self._clock.now(), self._ready(job.ask.key)):
             self._telemetry.ejected(job.ask.key, instance, why)
-
-
-class Patience:
-    """One attempt's right to silence. ``soft`` seconds may pass without a byte from the engine to anybody, and the clock
-    may reach ``until`` without one for this request; without ``soft`` only the latter counts."""
-
-    __slots__ = ("_clock", "_heard", "_peer", "_soft", "_until")
-
-    def __init__(self, peer: Peer, soft: float | None, until: float, clock: Clock) -> None:
-        self._peer = peer
-        self._heard = peer.heard
-        self._soft = soft
-        self._until = until
-        self._clock = clock
-
-    def first(self) -> float:
-        """Seconds until silence is looked into."""
-        left = max(0.0, self._until - self._clock.now())
-        return left if self._soft is None else min(left, self._soft)
-
-    def more(self) -> float:
-        """Silence has lasted that long: seconds more to wait, 0 to give up."""
-        heard, self._heard = self._heard, self._peer.heard
-        return 0.0 if heard == self._heard else self.first()
-
-    @property
-    def exhausted(self) -> bool:
-        """Nobody has time for another engine."""
-        return self._clock.now() >= self._until
 
 
 def _predicted(job: Job) -> float | None:
