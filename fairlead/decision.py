@@ -1,7 +1,7 @@
 """A choice with its reason: what every deciding function of Fairlead returns.
 
 A Decision never holds a prompt or a key; ids, counts and seconds only. It is what headers, the decision log,
-``fairlead explain`` and the status page show, so it must be enough to redo the choice by hand.
+``/why`` in ``fairlead chat`` and the status page show, so it must be enough to redo the choice by hand.
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ def api_page() -> str:
     head = (
         f"{NOTE}# API reference: `{API_VERSION}`\n\n"
         "What is written in manifests. A field appears here together with the code that honours it; unknown fields are\n"
-        "errors. `fairlead lint -f FILE` checks a manifest without a cluster and names line, field and fix.\n"
+        "errors. `fairlead lint FILE` checks a manifest without a cluster and names line, field and fix.\n"
         "Durations are text with units (`800ms`, `2s`, `1m30s`). Fields in **bold** are required.\n"
     )
     return "\n".join([head, *(_kind(kind) for kind in kinds()), _accelerators(), _profiles()])

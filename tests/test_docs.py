@@ -1,0 +1,296 @@
+"""The documentation against the code: links lead somewhere, commands parse, and no name is only in one of the two."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from cyclopts import CycloptsError
+
+from fairlead.settings import TOOL_VARIABLES, settings_table
+from fairlead_cli.app import VERBS, build
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+LISTED = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+PAGES = [ROOT / name for name in LISTED if name and (ROOT / name).exists()] or sorted(
+    path for path in ROOT.rglob("*.md") if not {".venv", "out"} & set(path.parts)
+)
+SOURCES = [
+    path for folder in ("fairlead", "gateway", "kvstore", "sim", "cli") for path in (ROOT / folder).rglob("*.py")
+]
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
+FAIRLEAD = re.compile(r"(?:\.venv/bin/|kubectl )?fairlead(?: |$)")
+MODULE = re.compile(r"(?:\.venv/bin/)?(?:python3? -m (fairlead_\w+(?:\.\w+)?)|(fairlead-gateway))\b(.*)")
+FOREIGN = {
+    "--require-hashes",
+    "--universal",
+    "--generate-hashes",
+    "--no-emit-index-url",
+    "--import-mode",
+    "--strict",
+    "--index-url",
+}
+"""Options of other people's programs that the pages speak of."""
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def snippets(path: Path) -> list[str]:
+    """What a page shows as code: the lines of its blocks, continued ones joined, and its spans."""
+    text = text_of(path)
+    lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    return [*lines, *SPAN.findall(FENCE.sub("", text))]
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as repository hosts make it."""
+    plain = re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(FENCE.sub("", text_of(page))):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        place, _, anchor = target.partition("#")
+        found = (page.parent / place).resolve() if place else page
+        if not found.exists():
+            broken.append(target)
+        elif anchor and slug(anchor) not in map(slug, re.findall(r"^#+ (.*)$", text_of(found), re.MULTILINE)):
+            broken.append(f"{target}: no such heading")
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_path_of_the_repository_that_is_named_exists(page: Path) -> None:
+    tops = [
+        path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("out", ".venv", "build", "dist")
+    ]
+    inside = re.compile(rf"(?:{'|'.join(map(re.escape, tops))})/[\w./-]*\w")
+    there = [span for span in SPAN.findall(FENCE.sub("", text_of(page))) if inside.fullmatch(span)]
+    assert [span for span in there if not (ROOT / span).exists() and not (page.parent / span).exists()] == []
+
+
+# --- commands -----------------------------------------------------------------------------------------------------------
+
+
+def words_of(snippet: str) -> Iterator[list[str]]:
+    """The ``fairlead`` commands of a line: placeholders filled in, comments, pipes and redirections left out."""
+    line = re.sub(r"\s#\s.*", "", snippet.removeprefix("$ ").strip())
+    for part in re.split(r"\|(?!\|)", line):
+        if not FAIRLEAD.match(part.strip()):
+            continue
+        words = shlex.split(re.sub(r"[<>] ?\S+", "", part))
+        words = words[2:] if words[0] == "kubectl" else words[1:]
+        kept = [word for word in words if "…" not in word and "..." not in word and not word.startswith("[")]
+        yield ["1" if re.fullmatch(r"[A-Z]+", word) else word for word in kept]
+
+
+def commands(page: Path) -> list[list[str]]:
+    found = [words for snippet in snippets(page) for words in words_of(snippet)]
+    return [words for words in found if words and words[0] not in ("1", "--version", "--help")]
+
+
+@cache
+def options_of(verb: str) -> frozenset[str]:
+    app = build()
+    arguments = app[verb].assemble_argument_collection(default_parameter=app.default_parameter)
+    return frozenset(name for one in arguments for name in one.names if name.startswith("-") and "--empty-" not in name)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len([words for page in PAGES for words in commands(page)]) > 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_command_that_is_shown_parses(page: Path) -> None:
+    for words in commands(page):
+        assert words[0] in VERBS, f"fairlead {' '.join(words)}: no such verb"
+        flags = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+        assert flags - options_of(words[0]) - {"--help"} == set(), f"fairlead {' '.join(words)}"
+        try:
+            build().parse_args(words, exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            pytest.fail(f"fairlead {' '.join(words)}: {error}")
+
+
+@cache
+def help_of(module: str, *verb: str) -> str:
+    command = [sys.executable, "-m", module, *verb, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT).stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_option_of_a_process_that_is_shown_exists(page: Path) -> None:
+    for snippet in snippets(page):
+        if found := MODULE.search(re.sub(r"\s#\s.*", "", snippet)):
+            module = found[1] or "fairlead_gateway"
+            verb = ("engine",) if re.match(r" engine\b", found[3]) else ()
+            for option in re.findall(r"(?<!\S)--[a-z-]+", found[3]):
+                assert re.search(rf"{option}\b", help_of(module, *verb)), f"{module}: {option}"
+
+
+def every_option() -> set[str]:
+    modules = [
+        ("fairlead_gateway",),
+        ("fairlead_sim", "engine"),
+        ("fairlead_sim.seams",),
+        ("fairlead_sim.transcripts",),
+    ]
+    known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
+    for script in chain((ROOT / "bench").rglob("*.py"), (ROOT / "scripts").glob("*.py")):
+        known.update(re.findall(r'"(--[a-z-]+)"', text_of(script)))
+    return known.union(*map(options_of, VERBS), {"--version", "--help"})
+
+
+def test_every_option_that_is_named_anywhere_exists() -> None:
+    known = every_option() | FOREIGN
+    unknown = [
+        f"{named(page)}: {option}"
+        for page in PAGES
+        for span in SPAN.findall(FENCE.sub("", text_of(page)))
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", span)
+        if option not in known and not span.startswith(("vllm ", "git ", "curl ", "helm "))
+    ]
+    assert unknown == []
+
+
+def test_every_option_is_documented() -> None:
+    page = text_of(REFERENCE / "cli.md")
+    for verb in VERBS:
+        section = page.partition(f"## `fairlead {verb}`")[2].partition("\n## ")[0]
+        assert {name for name in options_of(verb) if f"`{name}`" not in section} == set()
+    seams = text_of(REFERENCE / "seams.md")
+    flags = set(re.findall(r"^  (--[a-z-]+)", help_of("fairlead_gateway"), re.MULTILINE))
+    assert {flag for flag in flags if f"`{flag}" not in seams} == set()
+
+
+def test_every_target_of_make_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    for page in PAGES:
+        for snippet in snippets(page):
+            if (found := re.match(r"(?:\$ )?make ([a-z0-9-]+)", snippet)) and found[1] not in targets:
+                pytest.fail(f"{named(page)}: make {found[1]}")
+
+
+def test_every_verb_that_a_message_or_a_comment_names_exists() -> None:
+    named_verbs = {verb for path in SOURCES for verb in re.findall(r"`fairlead ([a-z]+)", text_of(path))}
+    assert named_verbs - set(VERBS) == set()
+
+
+# --- names --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_variable_that_is_named_is_a_setting_and_every_setting_is_named() -> None:
+    known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
+    shown = {name for page in PAGES for name in re.findall(r"FAIRLEAD_[A-Z_]*[A-Z]", text_of(page))}
+    assert shown == known
+    read = [*SOURCES, ROOT / "Makefile", *(ROOT / "e2e").glob("*.py"), *(ROOT / "scripts").glob("*")]
+    assert {
+        name for path in read if path.is_file() for name in re.findall(r"FAIRLEAD_[A-Z_]*[A-Z]", text_of(path))
+    } <= known
+
+
+def test_every_metric_that_another_page_names_is_on_the_page_of_metrics() -> None:
+    metrics = text_of(REFERENCE / "metrics.md")
+    names = {name for page in PAGES for name in re.findall(r"fairlead_gateway_\w+_\w+", text_of(page))}
+    modules = {path.stem for path in SOURCES}
+    assert {
+        name for name in names if f"`{name.removesuffix('_bucket')}`" not in metrics and name not in modules
+    } == set()
+
+
+def column(page: str, heading: str) -> set[str]:
+    """The code spans in the first column of the first table below a heading."""
+    section = text_of(REFERENCE / page).partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    return set(chain.from_iterable(SPAN.findall(row) for row in rows))
+
+
+@cache
+def nodes(folder: str) -> list[ast.AST]:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return [node for path in paths if "management" not in path.parts for node in ast.walk(ast.parse(text_of(path)))]
+
+
+def constants(node: ast.expr | None) -> list[str]:
+    """The texts that an expression can be, as far as they stand there."""
+    if isinstance(node, ast.IfExp):
+        return constants(node.body) + constants(node.orelse)
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
+def first_texts(*functions: str, place: int = 0) -> set[str]:
+    """The texts given as one argument to any call of these functions in the gateway."""
+    found: set[str] = set()
+    for node in nodes("gateway/fairlead_gateway"):
+        if isinstance(node, ast.Call) and len(node.args) > place:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            found.update(constants(node.args[place]) if name in functions else ())
+    return found
+
+
+def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:
+    returned = {
+        text
+        for node in nodes("gateway/fairlead_gateway/routing")
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
+        for text in constants(node.value.elts[0] if node.value.elts else None)
+    }
+    rules = returned | first_texts("Decision", place=1) | {"retry-N"}
+    assert column("errors.md", "Rules") == rules
+    explained = set(SPAN.findall(text_of(ROOT / "docs" / "guides" / "routing.md")))
+    assert rules - explained - {"none"} == set()
+
+
+def test_every_error_code_is_documented_and_every_documented_code_exists() -> None:
+    codes = first_texts("error_body", place=3)
+    for node in nodes("gateway/fairlead_gateway"):
+        if isinstance(node, ast.Call):
+            codes.update(text for word in node.keywords if word.arg == "code" for text in constants(word.value))
+        if isinstance(node, ast.ClassDef):
+            for line in node.body:
+                if isinstance(line, ast.Assign) and getattr(line.targets[0], "id", "") == "code":
+                    codes.update(constants(line.value))
+    assert column("errors.md", "Errors") == codes
+
+
+def test_every_fault_of_an_engine_is_documented_and_every_end_of_a_stream_has_its_code() -> None:
+    faults = {text for text in first_texts("Broken", "Failure", "_end") if re.fullmatch(r"[a-z-]+", text)}
+    assert faults - column("errors.md", "Faults of engines") == set()
+    ends = first_texts("_end") | {"timeout", "garbage"}  # these two come from the connection, see ``Broken``
+    assert column("errors.md", "Errors within a stream") == {f"stream_{end.replace('-', '_')}" for end in ends}
+
+
+def test_every_path_of_the_management_port_is_documented() -> None:
+    app = text_of(ROOT / "gateway" / "fairlead_gateway" / "management" / "app.py")
+    served = {path.replace(":path}", "}") for path in re.findall(r'@app\.get\("([^"]+)"', app)}
+    text = text_of(REFERENCE / "management.md")
+    assert served == set(re.findall(r"^\| `(/[^`]*)` \|", text, re.MULTILINE)) - {"/openapi.json"}
+
+
+def test_every_status_of_the_gateways_errors_is_the_one_that_is_documented() -> None:
+    from fairlead_gateway import errors
+
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text_of(REFERENCE / "errors.md"), re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GatewayError)]
+    documented = {code: int(status) for code, status in rows}
+    assert {kind.code: kind.status for kind in kinds}.items() <= documented.items()
