@@ -32,6 +32,10 @@ class InstanceState(StrEnum):
     SLEEPING = "Sleeping"
 
 
+TRANSFERS = ("nixl", "mooncake", "sglang")
+"""The ways in which engines hand over KV that the gateway knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Objectives:
     """What a request should see; None = no such objective. ``target`` is the share of requests (0..1)."""
@@ -54,6 +58,8 @@ class Instance:
 
     ``signals`` is None until the engine has said something; ``received_at`` is then the receiver's monotonic time.
     ``dp_rank`` is None for an engine without data parallelism; ``kv_events`` and ``kv_replay`` are ZMQ endpoints.
+    ``transfer`` is how KV goes from a prefill to a decode instance (``TRANSFERS``); ``bootstrap`` the URL where Mooncake's
+    and SGLang's engines meet, None for the engines' usual port on the same host.
     """
 
     id: str
@@ -72,6 +78,8 @@ class Instance:
     dp_rank: int | None = None
     kv_events: str | None = None
     kv_replay: str | None = None
+    transfer: str | None = None
+    bootstrap: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

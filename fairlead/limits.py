@@ -100,6 +100,23 @@ class Limits:
     continued_bytes: int = _limit(1024 * 1024, "of a stream, kept so that another engine can continue it")
     retry_after_most_seconds: float = _limit(60.0, "longest Retry-After that is told")
 
+    handoff_least_tokens: int = _limit(
+        1_024,
+        "uncached prompt tokens from which a second engine prefills; below, two legs cost more than computing them",
+    )
+    handoff_prefill_seconds: float = _limit(20.0, "a prefill engine's whole answer; then another one, or no hand-off")
+    handoff_lease_seconds: float = _limit(
+        20.0,
+        "from a prefill's answer to the decode's start; NIXL keeps blocks 30 s, and later ones may be another prompt's",
+    )
+    handoff_first_event_seconds: float = _limit(
+        15.0, "a decode engine's first event after a hand-off; Mooncake waits 540 s, a frozen peer for ever"
+    )
+    handoff_answer_token_seconds: float = _limit(0.1, "added to that for each token of an answer that is not streamed")
+    handoff_answer_tokens: int = _limit(2_048, "tokens of such an answer when the client names no most")
+    handoff_query_seconds: float = _limit(2.0, "Mooncake's bootstrap server, asked for an engine's id")
+    handoff_suspect_seconds: float = _limit(30.0, "a prefill engine, or a pair, that failed gets no hand-off this long")
+
 
 def table() -> list[tuple[str, int | float, str]]:
     """(name, value, why) for every limit, in order."""

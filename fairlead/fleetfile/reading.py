@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from fairlead.documents import Node, documents, dotted
 from fairlead.errors import ManifestError, Problem
 from fairlead.findings import findings
-from fairlead.fleet import Fleet, Instance, Model
+from fairlead.fleet import TRANSFERS, Fleet, Instance, Model, Role
 from fairlead.fleetfile.schema import FileFleet, FileInstance, FileModel
 from fairlead.limits import Limits
 
@@ -24,7 +24,9 @@ def parse(text: str, *, file: str, limits: Limits | None = None) -> Fleet:
         content = FileFleet.model_validate(node.plain())
     except ValidationError as error:
         raise ManifestError(tuple(findings(error, FileFleet, node, file))) from error
-    problems = _duplicates(content, node, file) + _oversize(content, node, file, limits)
+    problems = (
+        _duplicates(content, node, file) + _unpaired(content, node, file) + _oversize(content, node, file, limits)
+    )
     if problems:
         raise ManifestError(tuple(problems))
     models = sorted((_model(item) for item in content.models), key=lambda model: model.key)
@@ -58,6 +60,8 @@ def _instances(item: FileModel) -> tuple[Instance, ...]:
             dp_rank=one.dp_rank,
             kv_events=one.kv_events,
             kv_replay=one.kv_replay,
+            transfer=one.kv_transfer or item.kv_transfer,
+            bootstrap=one.bootstrap,
         )
         for one in item.instances
     ]
@@ -93,6 +97,19 @@ def _duplicates(content: FileFleet, node: Node, file: str) -> list[Problem]:
                 fix = "remove one, or give each an `id:` of its own"
                 problems.append(Problem(file, line, dotted(path), message, fix))
             taken.setdefault(_id(one), line)
+    return problems
+
+
+def _unpaired(content: FileFleet, node: Node, file: str) -> list[Problem]:
+    """Prefill instances that say nothing of how they hand over: they would never get a request."""
+    problems: list[Problem] = []
+    for m, model in enumerate(content.models):
+        for i, one in enumerate(model.instances):
+            if one.role is Role.PREFILL and not (one.kv_transfer or model.kv_transfer):
+                path: tuple[str | int, ...] = ("models", m, "instances", i, "role")
+                message = "a Prefill instance hands its work over, and nothing says how"
+                fix = f"add `kvTransfer: {' | '.join(TRANSFERS)}` to the instance or its model"
+                problems.append(Problem(file, node.at(path).line, dotted(path), message, fix))
     return problems
 
 

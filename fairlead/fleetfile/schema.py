@@ -1,5 +1,6 @@
 """What a fleet file may say, as strict types. Field names are those of the file in camelCase."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -9,7 +10,7 @@ from fairlead.documents import shown
 from fairlead.endpoints import engine_url
 from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput
-from fairlead.fleet import InstanceState, Role
+from fairlead.fleet import TRANSFERS, InstanceState, Role
 from fairlead.names import DNS_LABEL, model_name
 
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"
@@ -41,11 +42,10 @@ def _checked_engine(text: str) -> str:
     return text
 
 
-def _served_role(role: Role) -> Role:
-    if role is not Role.SERVE:
-        message = f"the role {role.value} is planned, but nothing in this release splits prefill from decode"
-        raise wrong(message, "use Serve")
-    return role
+def _checked_transfer(text: str) -> str:
+    if text not in TRANSFERS:
+        raise wrong(f"must be one of {', '.join(TRANSFERS)}, not {shown(text)}", "write how the engines hand over KV")
+    return text
 
 
 def _checked_url(text: str) -> str:
@@ -53,6 +53,10 @@ def _checked_url(text: str) -> str:
         return engine_url(text)
     except BadInput as error:
         raise wrong(error.message, error.hint or "") from error
+
+
+def _optional(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
+    return lambda text: None if text is None else check(text)
 
 
 def _preset_shorthand(value: Any) -> Any:
@@ -72,13 +76,17 @@ class FileInstance(Strict):
     id: Annotated[str, AfterValidator(_checked_id)] | None = None
     pool: Annotated[str, AfterValidator(_checked_id)] = "main"
     engine: Annotated[str, AfterValidator(_checked_engine), Field(examples=["vllm"])] = "vllm"
-    role: Annotated[Role, Field(strict=False), AfterValidator(_served_role)] = Role.SERVE
+    role: Annotated[Role, Field(strict=False)] = Role.SERVE
     state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     adapters: list[Annotated[str, AfterValidator(_checked_name)]] = Field(default_factory=list)
     dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
     kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None
     kv_replay: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5558"])] = None
+    kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
+    bootstrap: Annotated[
+        str | None, AfterValidator(_optional(_checked_url)), Field(examples=["http://127.0.0.1:8998"])
+    ] = None
     profile: Annotated[FileProfile | None, BeforeValidator(_preset_shorthand), Field(examples=["910b4"])] = None
 
 
@@ -89,6 +97,7 @@ class FileModel(Strict):
     namespace: Annotated[str, AfterValidator(_checked_namespace), Field(examples=["default"])] = "default"
     objectives: Objectives = Objectives()
     routing: Routing = Routing()
+    kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
 

@@ -69,7 +69,13 @@ def _dump_instance(one: Instance) -> dict[str, Any]:
         entry["weight"] = one.weight
     if one.adapters:
         entry["adapters"] = sorted(one.adapters)
-    optional = {"dpRank": one.dp_rank, "kvEvents": one.kv_events, "kvReplay": one.kv_replay}
+    optional = {
+        "dpRank": one.dp_rank,
+        "kvEvents": one.kv_events,
+        "kvReplay": one.kv_replay,
+        "kvTransfer": one.transfer,
+        "bootstrap": one.bootstrap,
+    }
     entry.update({name: value for name, value in optional.items() if value is not None})
     if one.profile is not None:
         entry["profile"] = _dump_profile(one.profile)

@@ -17,6 +17,7 @@ from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.errors import GatewayError, error_body, error_event
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
+from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
 from fairlead_gateway.sse import Fault, Usage, engine_fault
@@ -61,8 +62,10 @@ class Forward:
         clock: Clock,
         limits: Limits,
         health: Health,
+        prefill: Prefill,
     ) -> None:
         self._routes = routes
+        self._prefill = prefill
         self._health = health
         self._pool = pool
         self._telemetry = telemetry
@@ -75,6 +78,7 @@ class Forward:
         """Get an answer for ``job`` and pass it on. Raises GatewayError when no engine gives one."""
         excluded: frozenset[str] = frozenset()
         self.budget.request(self._clock.now())
+        await self._prefill.before(job)
         while True:
             instance = self._choose(job, excluded)
             try:
@@ -84,6 +88,8 @@ class Forward:
                 continue
             except Failure as failure:
                 failure.where = instance.id
+                if self._prefill.forgives(job, failure):
+                    continue
                 job.failures.append(failure)
                 self._health.failed(job, failure)
                 excluded |= {instance.id}
@@ -93,7 +99,8 @@ class Forward:
     def _choose(self, job: Job, excluded: frozenset[str]) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
         now = self._clock.now()
-        decision = self._routes.choose(job.ask.key, job.route, now, excluded)
+        unfit = self._prefill.unfit(job, excluded)
+        decision = self._prefill.told(job, self._routes.choose(job.ask.key, job.route, now, excluded | unfit))
         chosen = decision.chosen
         if chosen is None:
             raise self._given_up(job)
@@ -155,12 +162,14 @@ class Forward:
 
     async def _exchange(self, job: Job, instance: Instance) -> bool:
         """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
+        head, body = job.request.head, self._prefill.body(job)
         message = engine_request(
             instance.url,
-            job.ask.target or job.request.head.path,
-            job.request.head,
-            job.ask.body,
+            job.ask.target or head.path,
+            head,
+            body,
             job.request.id,
+            rank=instance.dp_rank,
             method=job.ask.method,
         )
         connection = self._pool.idle(instance.url)
@@ -186,12 +195,14 @@ class Forward:
             job.dispatched_at = self._clock.now()
             connection.ask(message, answer, patience.first())
             try:
-                broken = await answer.verdict
+                with self._prefill.deadline(job, instance, answer):
+                    broken = await answer.verdict
                 if broken is not None and broken.stale:
                     connection = None
                     continue
                 self._judge(job, answer, broken, patience.exhausted)
                 self._health.answered(job, instance.id)
+                self._prefill.accepted(job)
                 return await self._pass(job, instance, answer, connection)
             finally:
                 if connection is not None and not answer.complete and not answer.events.done:

@@ -26,6 +26,7 @@ from fairlead_gateway.keys import Keys
 from fairlead_gateway.listen import Listener, Request
 from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
 from fairlead_gateway.passed import METHODS, passed_on, passes
+from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.route import Routes
@@ -60,13 +61,23 @@ class Gateway:
         self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
         self.problems: Callable[[], list[str]] = list
         self._keys = keys
-        breaker = Breaker(limits, random.Random(f"{clock.wall()}").random)
+        draw = random.Random(f"{clock.wall()}").random
+        breaker = Breaker(limits, draw)
         self._routes = Routes(secret=secret, limits=limits, breaker=breaker)
+        self._prefill_routes = Routes(secret=secret, limits=limits, breaker=breaker, prefill=True)
         self._health = Health(
             breaker, ready=self._routes.ready_ids, telemetry=self.telemetry, clock=clock, limits=limits
         )
         self.telemetry.standing = self._health.words
         self._pool = Pool(limits, loop)
+        self._prefill = Prefill(
+            decoding=self._routes,
+            prefilling=self._prefill_routes,
+            pool=self._pool,
+            clock=clock,
+            limits=limits,
+            draw=draw,
+        )
         self._forward = Forward(
             routes=self._routes,
             pool=self._pool,
@@ -75,6 +86,7 @@ class Gateway:
             clock=clock,
             limits=limits,
             health=self._health,
+            prefill=self._prefill,
         )
         self._loop = loop
         self._new_id = new_id
@@ -88,6 +100,7 @@ class Gateway:
     def apply(self, fleet: Fleet) -> None:
         """Take over a snapshot; what is in flight goes on where it is."""
         self._routes.apply(fleet)
+        self._prefill_routes.apply(fleet)
         self._pool.keep_only(self._routes.addresses())
         self._loaded = True
 
@@ -97,7 +110,7 @@ class Gateway:
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This gateway's own load by instance id."""
-        return self._routes.loads()
+        return {**self._routes.loads(), **self._prefill_routes.loads()}
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether requests are answered, and what is wrong or degraded, in words."""
@@ -154,6 +167,7 @@ class Gateway:
         self.listener.close()
         for task in self._tasks.values():
             task.cancel()
+        self._prefill.close()
         self._pool.close()
 
     # The request's way.

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
+from fairlead_gateway.handoff_plan import Handoff
 from fairlead_gateway.listen import Request
 from fairlead_gateway.model import Ask
 from fairlead_gateway.reply import Reply
@@ -34,3 +35,6 @@ class Job:
     error: str | None = None
     usage: Usage | None = None
     client_gone: bool = False
+    handoff: Handoff | None = None
+    handoff_words: str = ""
+    handed_over: bool = False

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.decision import Decision, Rejected
-from fairlead.fleet import Fleet, Instance, InstanceState
+from fairlead.fleet import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.errors import NoInstance
@@ -19,23 +19,26 @@ _RETRY_AFTER_SECONDS = 2
 
 
 class Routes:
-    """The routers of all models and the instances that are ready for them."""
+    """The routers of all models and the instances that are ready for them: those that answer, or those that only ``prefill``."""
 
-    def __init__(self, *, secret: bytes, limits: Limits, breaker: Breaker) -> None:
+    def __init__(self, *, secret: bytes, limits: Limits, breaker: Breaker, prefill: bool = False) -> None:
         self.secret = secret
+        self._prefill = prefill
         self._limits = limits
         self._breaker = breaker
         self._routers: dict[str, ModelRouter] = {}
         self._ready: dict[str, dict[str, Instance]] = {}
+        self._any: dict[str, bool] = {}
         self.fleet = Fleet()
 
     def apply(self, fleet: Fleet) -> None:
         """Take over a snapshot, whole."""
         for gone in self._routers.keys() - fleet.models.keys():
             del self._routers[gone]
-        self._ready = {}
+        self._ready, self._any = {}, {}
         for number, (key, model) in enumerate(fleet.models.items()):
-            instances = fleet.instances.get(key, ())
+            instances = [one for one in fleet.instances.get(key, ()) if (one.role is Role.PREFILL) is self._prefill]
+            self._any[key] = bool(instances)
             router = self._routers.get(key)
             if router is None:
                 router = self._routers[key] = ModelRouter(secret=self.secret, seed=number, limits=self._limits)
@@ -51,6 +54,10 @@ class Routes:
     def ready(self, key: str, instance_id: str) -> Instance | None:
         """The instance, if it may get a request right now."""
         return self._ready.get(key, {}).get(instance_id)
+
+    def has(self, key: str) -> bool:
+        """Whether the model has any instance of this kind, ready or not."""
+        return self._any.get(key, False)
 
     def ready_ids(self, key: str) -> Mapping[str, Instance]:
         """The ready instances of a model by id."""

@@ -38,7 +38,7 @@ def settle(job: Job, *, clock: Clock, telemetry: Telemetry, decisions: DecisionL
         ttft_seconds=ttft,
         itl_mean_seconds=itl,
         prompt_tokens=prompt,
-        cached_tokens=usage.cached_tokens if usage is not None else None,
+        cached_tokens=usage.cached_tokens if usage is not None and not job.handed_over else None,  # says nothing then
         predicted_cached_tokens=_predicted(job),
         output_tokens=output,
         within_objective=within.both if judged else None,

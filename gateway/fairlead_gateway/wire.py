@@ -25,9 +25,9 @@ _PASSED_BACK = (
 
 
 def engine_request(
-    url: str, path: str, head: Head, body: bytes, request_id: str, *, method: str = "POST"
+    url: str, path: str, head: Head, body: bytes, request_id: str, *, method: str = "POST", rank: int | None = None
 ) -> list[bytes]:
-    """The request as an engine gets it: own framing, own Host, the body's very bytes."""
+    """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one."""
     parts = urlsplit(url)
     framing = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if method != "GET" else ""
     lines = [
@@ -40,6 +40,8 @@ def engine_request(
         if name in _DROPPED or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
             continue
         lines += (name, b": ", value, b"\r\n")
+    if rank is not None:
+        lines.append(b"x-data-parallel-rank: %d\r\n" % rank)
     lines.append(b"\r\n")
     message = b"".join(lines)
     return [message + body] if len(body) < 65_536 else [message, body]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import ManifestError, Problem
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives, Role
+from fairlead.fleet import TRANSFERS, Fleet, Instance, InstanceState, Model, Objectives, Role
 from fairlead.fleetfile import dump, parse, write_atomic
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset, presets
@@ -116,7 +116,10 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
         ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",
          'must be one of Starting, Ready, Draining, Sleeping, not "ready"', "did you mean Ready?"),
         ("engine: vllm", "role: Prefill", 6, "models[0].instances[0].role",
-         "the role Prefill is planned, but nothing in this release splits prefill from decode", "use Serve"),
+         "a Prefill instance hands its work over, and nothing says how",
+         "add `kvTransfer: nixl | mooncake | sglang` to the instance or its model"),
+        ("engine: vllm", "kvTransfer: telepathy", 6, "models[0].instances[0].kvTransfer",
+         'must be one of nixl, mooncake, sglang, not "telepathy"', "write how the engines hand over KV"),
         ("engine: vllm", "weight: 0", 6, "models[0].instances[0].weight", "must be more than 0, not 0",
          "write a number that is more than 0"),
         ("engine: vllm", "weight: .nan", 6, "models[0].instances[0].weight", "must be a finite number, not nan",
@@ -231,6 +234,9 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 profile=draw(st.none() | PROFILES),
                 dp_rank=draw(st.none() | st.integers(0, 9)),
                 kv_events=draw(st.none() | st.just("tcp://10.0.0.1:5557")),
+                role=draw(st.sampled_from(Role)),
+                transfer=draw(st.sampled_from(TRANSFERS)),
+                bootstrap=draw(st.none() | st.just("http://10.0.0.1:8998")),
             )
             for port in sorted(draw(st.sets(st.integers(1000, 9999), max_size=3)))
         )

@@ -140,6 +140,11 @@ class ModelRouter:
         self._ledger.ended(request_id)
         self._requests.pop(request_id, None)
 
+    def uncached(self, request: RouteRequest) -> float:
+        """Tokens of the prompt that even the instance that holds most of it would have to compute."""
+        held = max((size for item, size in self._matched(request).items() if item in self._ready), default=0.0)
+        return self.prompt_tokens(request) - held
+
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This gateway's own load on every ready instance."""
         return {item: self._ledger.load(item) for item in self._ready}

@@ -1,0 +1,74 @@
+"""A model whose prefill and decode are split over real processes of the simulated engine."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
+
+KEY = "default/tiny"
+
+
+@dataclass(slots=True)
+class Engine:
+    """One engine process."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop it where it is."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+
+@contextmanager
+def engine(*arguments: str) -> Iterator[Engine]:
+    """A simulated engine on a free port, gone at the end of the block."""
+    command = [sys.executable, "-m", "fairlead_sim", "engine", "--served-model-name", "tiny", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("ready http://"), line
+            yield Engine(line.split()[1], process)
+        finally:
+            process.kill()
+
+
+@dataclass(slots=True)
+class Split:
+    """Engines by what they do."""
+
+    prefill: Sequence[Engine]
+    decode: Sequence[Engine]
+    transfer: str = "nixl"
+    serve: Sequence[Engine] = field(default_factory=list)
+
+    def fleet(self) -> Fleet:
+        """One model; ids are ``prefill-0``, ``decode-0``, ``serve-0`` and so on."""
+        groups = ((Role.PREFILL, self.prefill), (Role.DECODE, self.decode), (Role.SERVE, self.serve))
+        found = tuple(
+            Instance(
+                f"{role.value.lower()}-{number}",
+                "default",
+                "tiny",
+                role.value.lower(),
+                one.url,
+                role=role,
+                state=InstanceState.READY,
+                transfer=None if role is Role.SERVE else self.transfer,
+                bootstrap=one.url if role is Role.PREFILL and self.transfer != "nixl" else None,
+            )
+            for role, group in groups
+            for number, one in enumerate(group)
+        )
+        return Fleet(1, 1, {KEY: Model("default", "tiny")}, {KEY: found})

@@ -1,0 +1,162 @@
+"""Whether a prompt is worth two engines, and what each of them is told: the pure part of the hand-off from prefill to decode.
+
+A prompt is computed by a prefill engine, and another one, which decodes, fetches the result. That costs a second leg, so it is
+done only where enough of the prompt is uncached on every engine that could decode. Three ways of telling are known:
+
+- ``nixl``: the prefill engine answers with an object that goes to the decode engine unchanged. Engines check nothing in it: a
+  field that is missing hangs the request and kills the engine, so an object that is not whole is never passed on.
+- ``mooncake``: the gateway names the transfer and tells the decode engine whom to ask.
+- ``sglang``: both engines get the same body at once, and meet in a room with a number that the gateway draws.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fairlead.fleet import Instance
+from fairlead.limits import Limits
+from fairlead_gateway.body import Chat, Common, Completion, Generation
+from fairlead_gateway.splice import splice
+
+_PARAMS = "kv_transfer_params"
+_PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+_PROMPT_ASKED = (b'"prompt_logprobs"', b'"echo"')
+
+
+@dataclass(slots=True)
+class Handoff:
+    """One prompt that was prefilled for one attempt at decoding. ``until`` is when it is too late to begin that."""
+
+    prefill: Instance
+    fields: Mapping[str, bytes]
+    until: float
+    words: str
+    decode: str | None = None
+
+
+class _Nixl(msgspec.Struct):
+    """What must be there, with the types that it must have; everything else is the engines' business."""
+
+    do_remote_prefill: bool
+    remote_block_ids: list[list[int]]
+    remote_engine_id: str
+    remote_request_id: str
+    remote_host: str
+    remote_port: int
+    tp_size: int
+
+
+class _Answer(msgspec.Struct):
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_NIXL = msgspec.json.Decoder(_Nixl)
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def why_not(parsed: Common, body: bytes, uncached_tokens: float, limits: Limits) -> str | None:
+    """Why one engine should do it all, in words; None when two should."""
+    if not isinstance(parsed, Generation):
+        return "nothing is generated"
+    if isinstance(parsed, Completion) and not _one_prompt(bytes(parsed.prompt)):
+        return "several prompts in one request"
+    if any(mark in body for mark in _PROMPT_ASKED):
+        return "the prompt's own probabilities or text are asked for"
+    if uncached_tokens < limits.handoff_least_tokens:
+        return f"about {uncached_tokens:.0f} tokens to compute, under {limits.handoff_least_tokens}"
+    return None
+
+
+def prefill_body(parsed: Common, body: bytes, fields: Mapping[str, bytes]) -> bytes:
+    """The client's body for the prefill engine: one token, whole and not as a stream, everything else as it is."""
+    changes = {"max_tokens": b"1", "min_tokens": b"1", "stream": b"false", **fields}
+    if isinstance(parsed, Chat) and parsed.max_completion_tokens is not None:
+        changes["max_completion_tokens"] = b"1"
+    if isinstance(parsed, Generation) and parsed.n is not None:
+        changes["n"] = b"1"
+    if b'"stream_options"' in body:
+        changes["stream_options"] = b"null"  # refused where nothing is streamed; null is as good as absent
+    return splice(body, changes)
+
+
+def nixl_prefill() -> dict[str, bytes]:
+    """What makes an engine keep what it computed."""
+    return {_PARAMS: msgspec.json.encode(_PREFILL)}
+
+
+def nixl_decode(answer: bytes) -> dict[str, bytes] | None:
+    """The prefill's object for the decode engine, byte for byte; None unless all of it is there."""
+    try:
+        raw = bytes(_ANSWER.decode(answer).kv_transfer_params)
+        found = _NIXL.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    whole = (
+        found.do_remote_prefill
+        and bool(found.remote_block_ids)
+        and all(found.remote_block_ids)
+        and found.remote_engine_id
+        and found.remote_request_id
+        and found.remote_host
+        and 0 < found.remote_port < 65_536
+        and found.tp_size > 0
+    )
+    return {_PARAMS: raw} if whole else None
+
+
+def mooncake_prefill(transfer_id: str) -> dict[str, bytes]:
+    """The same, under a name."""
+    return {_PARAMS: msgspec.json.encode({**_PREFILL, "transfer_id": transfer_id})}
+
+
+def mooncake_decode(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, bytes]:
+    """Whom to ask for it."""
+    told = {
+        "do_remote_prefill": True,
+        "do_remote_decode": False,
+        "remote_engine_id": engine_id,
+        "remote_bootstrap_addr": bootstrap,
+        "transfer_id": transfer_id,
+    }
+    return {_PARAMS: msgspec.json.encode(told)}
+
+
+def mooncake_engine(answer: bytes, rank: int) -> str | None:
+    """The engine's id from its bootstrap server's answer; None when it is not there."""
+    try:
+        ranks = msgspec.json.decode(answer, type=dict[str, dict[str, msgspec.Raw]])
+        engine_id = msgspec.json.decode(ranks[str(rank)]["engine_id"], type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return None
+    return engine_id or None
+
+
+def sglang_fields(bootstrap: str, room: int) -> dict[str, bytes]:
+    """Where both engines meet."""
+    parts = urlsplit(bootstrap)
+    meeting = {"bootstrap_host": parts.hostname, "bootstrap_port": parts.port, "bootstrap_room": room}
+    return {name: msgspec.json.encode(value) for name, value in meeting.items()}
+
+
+def bootstrap_of(instance: Instance) -> str:
+    """The bootstrap server of a prefill instance: as given, else the engines' default port on its host."""
+    if instance.bootstrap is not None:
+        return instance.bootstrap
+    host = urlsplit(instance.url).hostname or ""
+    return f"http://[{host}]:8998" if ":" in host else f"http://{host}:8998"
+
+
+def patience_seconds(stream: bool, max_tokens: float | None, limits: Limits) -> float:
+    """How long a decode engine may take until its first event; a whole answer takes the time of its tokens, too."""
+    if stream:
+        return limits.handoff_first_event_seconds
+    tokens = limits.handoff_answer_tokens if max_tokens is None else max_tokens
+    return limits.handoff_first_event_seconds + tokens * limits.handoff_answer_token_seconds
+
+
+def _one_prompt(raw: bytes) -> bool:
+    """Text, or token ids; a list of texts or of lists is several prompts."""
+    inner = raw.lstrip()
+    return inner[:1] != b"[" or inner[1:].lstrip()[:1] not in (b'"', b"[")

@@ -1,0 +1,257 @@
+"""The leg before forward: where a model's engines are split, another engine computes the prompt first.
+
+The prefill engine is asked for one token within its own time limit, and that token is dropped; then the engine that decodes is
+chosen, as late as possible, and told where the result lies. The hand-off is bound to one attempt and to the time that the
+prefill engine keeps the blocks. When anything of it fails, the request goes on as a plain one: another prefill engine is tried
+once, and a decode that failed or said nothing in time is asked again without the hand-off, since it was not its fault.
+Prefill engines and pairs that failed are left alone for a while.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from fairlead.clock import Clock
+from fairlead.decision import Decision
+from fairlead.fleet import Instance
+from fairlead.limits import Limits
+from fairlead_gateway import handoff_plan as plan
+from fairlead_gateway.answer import Answer
+from fairlead_gateway.errors import NoInstance
+from fairlead_gateway.handoff_plan import Handoff
+from fairlead_gateway.job import Job
+from fairlead_gateway.leg import LegFailed, leg
+from fairlead_gateway.retry import Failure
+from fairlead_gateway.route import Routes
+from fairlead_gateway.splice import splice
+from fairlead_gateway.upstream import Broken, Pool
+from fairlead_gateway.wire import engine_request
+
+_PREFILLS = 2
+_ROOMS = 1 << 63
+
+
+class Prefill:
+    """``decoding`` and ``prefilling`` are the routers of the two groups; ``draw`` gives numbers from 0 to 1."""
+
+    def __init__(
+        self,
+        *,
+        decoding: Routes,
+        prefilling: Routes,
+        pool: Pool,
+        clock: Clock,
+        limits: Limits,
+        draw: Callable[[], float],
+    ) -> None:
+        self._decoding = decoding
+        self._prefilling = prefilling
+        self._pool = pool
+        self._clock = clock
+        self._limits = limits
+        self._draw = draw
+        self._suspects: dict[tuple[str, str | None], float] = {}
+        self._engines: dict[str, str] = {}
+        self._rooms: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Cut the prefills whose answers nobody waits for."""
+        for task in self._rooms:
+            task.cancel()
+
+    async def before(self, job: Job) -> None:
+        """Have the prompt prefilled elsewhere, if that is worth it and works; ``job`` says afterwards what happened."""
+        key = job.ask.key
+        if not self._prefilling.has(key):
+            return
+        router = self._decoding.router(key)
+        if router is None:
+            return
+        uncached = router.uncached(job.route)
+        why = plan.why_not(job.ask.parsed, job.ask.body, uncached, self._limits)
+        if why is not None:
+            job.handoff_words = f"no hand-off: {why}"
+            return
+        now = self._clock.now()
+        excluded = frozenset(one for one in self._prefilling.ready_ids(key) if self._suspect(one, None, now))
+        why = "no prefill instance is ready and trusted"
+        for _ in range(_PREFILLS):
+            try:
+                decision = self._prefilling.choose(key, job.route, self._clock.now(), excluded)
+            except NoInstance:
+                break
+            instance = self._prefilling.ready(key, decision.chosen) if decision.chosen is not None else None
+            if instance is None:
+                break
+            excluded |= {instance.id}
+            try:
+                job.handoff = await self._on(job, instance, decision)
+                job.handoff_words = job.handoff.words
+                return
+            except LegFailed as failure:
+                why = f"{instance.id} did not prefill: {failure.why}"
+                if failure.suspicious:
+                    self._suspects[instance.id, None] = self._clock.now() + self._limits.handoff_suspect_seconds
+                    self._engines.pop(instance.id, None)
+        job.handoff_words = f"no hand-off: {why}"
+
+    def unfit(self, job: Job, excluded: frozenset[str]) -> frozenset[str]:
+        """The instances that cannot take this hand-off; where none could, the hand-off is given up instead."""
+        handoff = job.handoff
+        if handoff is None:
+            return frozenset()
+        now = self._clock.now()
+        ready = self._decoding.ready_ids(job.ask.key)
+        unfit = frozenset(one for one, found in ready.items() if not self._pair(handoff.prefill, found, now))
+        if now < handoff.until and not ready.keys() <= unfit | excluded:
+            return unfit
+        self._give_up(job, "no instance can take it" if now < handoff.until else "the blocks are not kept any longer")
+        return frozenset()
+
+    def told(self, job: Job, decision: Decision) -> Decision:
+        """The decision with both legs in its reason."""
+        if not job.handoff_words:
+            return decision
+        return replace(decision, reason=f"{job.handoff_words}; {decision.reason}")
+
+    def body(self, job: Job) -> bytes:
+        """The body of this attempt."""
+        handoff = job.handoff
+        if handoff is None:
+            return job.ask.body
+        if self._clock.now() >= handoff.until:
+            self._give_up(job, "the blocks are not kept any longer")
+            return job.ask.body
+        return splice(job.ask.body, handoff.fields)
+
+    @contextmanager
+    def deadline(self, job: Job, instance: Instance, answer: Answer) -> Iterator[None]:
+        """While the first event of a hand-off is awaited: seconds, and not for ever."""
+        handoff = job.handoff
+        if handoff is None:
+            yield
+            return
+        handoff.decode = instance.id
+        job.handed_over = True
+        if handoff.prefill.transfer == "sglang":
+            self._send_too(job, handoff)
+        seconds = plan.patience_seconds(job.ask.stream, job.ask.max_tokens, self._limits)
+        timer = self._pool.loop.call_later(seconds, _expire, answer)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def accepted(self, job: Job) -> None:
+        """The decode engine answers: the hand-off has served its one attempt."""
+        job.handoff = None
+
+    def forgives(self, job: Job, failure: Failure) -> bool:
+        """Whether an attempt failed over the hand-off: then the same request goes again without it, there or elsewhere."""
+        handoff = job.handoff
+        if handoff is None or handoff.decode is None:
+            return False
+        job.handoff, job.handed_over = None, False
+        until = self._clock.now() + self._limits.handoff_suspect_seconds
+        self._suspects[handoff.prefill.id, handoff.decode] = until
+        self._engines.pop(handoff.prefill.id, None)
+        job.handoff_words = (
+            f"the hand-off from {handoff.prefill.id} failed on {handoff.decode} ({failure.why}), plain now"
+        )
+        return not failure.died and failure.sent and not failure.overloaded
+
+    # One prefill ---------------------------------------------------------------------------------------------------------
+
+    async def _on(self, job: Job, instance: Instance, decision: Decision) -> Handoff:
+        """Prefill on one instance. Raises LegFailed."""
+        words = f"prefill on {instance.id} ({decision.rule}: {decision.reason})"
+        if instance.transfer == "sglang":
+            room = int(self._draw() * _ROOMS)
+            fields = plan.sglang_fields(plan.bootstrap_of(instance), room)
+            return Handoff(instance, fields, self._clock.now() + self._limits.handoff_lease_seconds, f"{words} at once")
+        if instance.transfer == "mooncake":
+            transfer_id = f"xfer-{job.id}-{int(self._draw() * _ROOMS):x}"
+            engine_id = await self._engine_id(instance)
+            asked = plan.mooncake_prefill(transfer_id)
+            began = self._clock.now()
+            await self._leg(job, instance, asked)
+            found: Mapping[str, bytes] | None = plan.mooncake_decode(
+                transfer_id, engine_id, plan.bootstrap_of(instance)
+            )
+        else:
+            began = self._clock.now()
+            found = plan.nixl_decode(await self._leg(job, instance, plan.nixl_prefill()))
+        if found is None:
+            raise LegFailed("its answer does not say where the blocks are", suspicious=False)
+        now = self._clock.now()
+        words += f" in {(now - began) * 1e3:.0f} ms"
+        return Handoff(instance, found, now + self._limits.handoff_lease_seconds, words)
+
+    async def _leg(self, job: Job, instance: Instance, fields: Mapping[str, bytes]) -> bytes:
+        """Ask for the prefill and wait for its end: the answer's body. The router knows of it meanwhile."""
+        body = plan.prefill_body(job.ask.parsed, job.ask.body, fields)
+        message = engine_request(
+            instance.url, job.request.head.path, job.request.head, body, job.request.id, rank=instance.dp_rank
+        )
+        router = self._prefilling.router(job.ask.key)
+        if router is None:
+            raise LegFailed("the model has left", suspicious=False)
+        router.dispatched(job.route, instance.id, self._clock.now())
+        done = False
+        try:
+            found = await leg(self._pool, instance.url, message, self._limits.handoff_prefill_seconds, self._limits)
+            done = True
+            return found
+        finally:
+            (router.finished if done else router.abandoned)(job.route.id, self._clock.now())
+
+    def _send_too(self, job: Job, handoff: Handoff) -> None:
+        """SGLang's prefill runs beside the decode; ending it early would abort the room, so it runs to its end."""
+
+        async def prefill() -> None:
+            try:
+                await self._leg(job, handoff.prefill, handoff.fields)
+            except LegFailed as failure:
+                if failure.suspicious:
+                    until = self._clock.now() + self._limits.handoff_suspect_seconds
+                    self._suspects[handoff.prefill.id, None] = until
+
+        task = self._pool.loop.create_task(prefill())
+        self._rooms.add(task)
+        task.add_done_callback(self._rooms.discard)
+
+    async def _engine_id(self, instance: Instance) -> str:
+        """Mooncake's name for an engine, asked once for each start of it. Raises LegFailed."""
+        known = self._engines.get(instance.id)
+        if known is not None:
+            return known
+        address = plan.bootstrap_of(instance)
+        message = [f"GET /query HTTP/1.1\r\nhost: {address.partition('://')[2]}\r\n\r\n".encode("latin-1")]
+        answer = await leg(self._pool, address, message, self._limits.handoff_query_seconds, self._limits)
+        engine_id = plan.mooncake_engine(answer, instance.dp_rank or 0)
+        if engine_id is None:
+            raise LegFailed("its bootstrap server names no engine", suspicious=True)
+        self._engines[instance.id] = engine_id
+        return engine_id
+
+    # Trust ---------------------------------------------------------------------------------------------------------------
+
+    def _pair(self, prefill: Instance, decode: Instance, now: float) -> bool:
+        """Whether one can hand over to the other."""
+        return decode.transfer == prefill.transfer and not self._suspect(prefill.id, decode.id, now)
+
+    def _suspect(self, prefill: str, decode: str | None, now: float) -> bool:
+        until = self._suspects.get((prefill, decode))
+        if until is not None and until <= now:
+            del self._suspects[prefill, decode]
+            until = None
+        return until is not None
+
+    def _give_up(self, job: Job, why: str) -> None:
+        job.handoff_words = f"no hand-off after all: {why}"
+        job.handoff = None
+
+
+def _expire(answer: Answer) -> None:
+    answer.broken(Broken("timeout"))
