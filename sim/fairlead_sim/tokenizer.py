@@ -60,9 +60,10 @@ class Tokenizer:
         piece = self._pieces[token]
         return piece if token < _BYTES_AT else "".join(_printable(ord(char)) for char in piece)
 
-    def chat_tokens(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+    def chat_tokens(self, messages: Iterable[Mapping[str, Any]], *, unfinished: bool = False) -> list[int]:
         """The fixed chat template: begin, then role, content and end of each message, then the assistant's turn.
 
+        ``unfinished``: the last message stays open, and what follows is its rest.
         ``content`` is a string, None, or a list of parts of which the ``text`` ones are read.
         """
         line = self.encode("\n")
@@ -75,7 +76,13 @@ class Tokenizer:
             tokens += self.encode(_content(message.get("content")))
             tokens.append(self.eos)
             tokens += line
+        if unfinished:
+            return tokens[: -1 - len(line)]
         return [*tokens, self.assistant, *line]
+
+    def word(self, value: int) -> int:
+        """The word token that a 16-bit number picks."""
+        return self._drawn[value]
 
     def tokens_of(self, n_tokens: int, seed: int | str) -> list[int]:
         """``n_tokens`` word tokens drawn from ``seed``; a shorter draw is the beginning of a longer one."""

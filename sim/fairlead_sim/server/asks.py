@@ -48,6 +48,7 @@ class Ask:
     keep_stop: bool = False
     forced: str | None = None
     seed: int | None = None
+    greedy: bool = False
     logprobs: int | None = None  # alternatives a token; 0 = the token alone
     prompt_logprobs: int | None = None
     echo: bool = False
@@ -126,6 +127,7 @@ def sound(fields: Fields, ask: Ask) -> None:
     """Check the sampling values. Raises Refused with the engine's words for the first that is out of range."""
     fields.check()
     numbers = {name: fields.number(name) for name in _RANGES}
+    ask.greedy = numbers["temperature"] == 0
     fields.check()
     if ask.n < 1:
         raise Refused.value(f"n must be at least 1, got {ask.n}.", "n", ask.n)

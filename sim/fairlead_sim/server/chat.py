@@ -8,7 +8,7 @@ from fairlead_sim.server.asks import Ask, Prompt
 from fairlead_sim.server.connection import Reply, Request
 from fairlead_sim.server.fields import Fields
 from fairlead_sim.server.heads import chunk
-from fairlead_sim.server.problems import Refused
+from fairlead_sim.server.problems import Malformed, Refused
 from fairlead_sim.server.prompts import Frontend, conversation, injected_ids
 from fairlead_sim.server.streams import DONE, StreamAnswer, quoted
 
@@ -22,6 +22,7 @@ def read(fields: Fields, request: Request, request_id: str, frontend: Frontend) 
     ask.max_tokens = older if latest is None else latest
     wanted, top = fields.flag("logprobs"), fields.integer("top_logprobs")
     messages = conversation(fields)
+    unfinished = _unfinished(fields, messages)
     injected = injected_ids(fields)
     fields.check()
     frontend.resolve(ask)
@@ -31,8 +32,16 @@ def read(fields: Fields, request: Request, request_id: str, frontend: Frontend) 
     ask.lookup = ask.prompt_logprobs is None
     _tools(fields, auto=frontend.auto_tools)
     asks.sound(fields, ask)
-    ask.prompts = [frontend.chat(messages) if injected is None else Prompt(injected, given=True)]
+    ask.prompts = [frontend.chat(messages, unfinished=unfinished) if injected is None else Prompt(injected, given=True)]
     return ask
+
+
+def _unfinished(fields: Fields, messages: list[dict[str, Any]]) -> bool:
+    """Whether the last message goes on. Raises Malformed when the next turn is asked for as well."""
+    wanted = fields.flag("continue_final_message")
+    if wanted and fields.flag("add_generation_prompt", True):
+        raise Malformed(["Value error, Cannot set both `continue_final_message` and `add_generation_prompt` to True."])
+    return wanted and bool(messages)
 
 
 def _tools(fields: Fields, *, auto: bool) -> None:

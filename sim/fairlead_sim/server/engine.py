@@ -9,13 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from random import Random
 
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.lag import LoopLag
-from fairlead_sim.blocks import block_keys
+from fairlead_sim.blocks import block_keys, chain_root
 from fairlead_sim.engine import QueueFull, Sequence
 from fairlead_sim.server import parts, scripts
 from fairlead_sim.server.adapters import Models
@@ -24,6 +25,7 @@ from fairlead_sim.server.asks import Ask, Prompt, fits
 from fairlead_sim.server.connection import Reply
 from fairlead_sim.server.driver import Driver
 from fairlead_sim.server.faults import Fault, Faults
+from fairlead_sim.server.greedy import go_on
 from fairlead_sim.server.problems import CORE_DIED, DRAINING, Broken, Busy, Refused, Vanish
 from fairlead_sim.server.prompts import Frontend
 from fairlead_sim.server.settings import EngineSettings
@@ -174,6 +176,8 @@ class Engine:
         wish = ask.wish(prompt, self.settings.max_model_len)
         if wrong or (self.transfer is not None and self.transfer.spoilt(rank, keys)):
             wish = replace(wish, forced=WRONG_TEXT * min(wish.max_tokens, WRONG_TOKENS))
+        if ask.greedy:
+            wish = replace(wish, greedy=self._greedy(ask, keys, rest))
         script = scripts.write(self.tokenizer, seed, wish)
         sequence = self._sequence(ask, prompt, keys, len(script.ids))
         # The ids of the whole script at once: the core reads them by place, as far as it has come.
@@ -181,6 +185,12 @@ class Engine:
         choice = answer.choice_kind(answer, index, prompt, script, sequence)
         choice.rank = rank
         return choice
+
+    def _greedy(self, ask: Ask, keys: tuple[int, ...], rest: list[int]) -> Callable[..., tuple[list[int], bool]]:
+        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
+        root = chain_root(salt=ask.salt, adapter=name)
+        say = partial(go_on, self.tokenizer, keys, rest, block_tokens=self.block_tokens, root=root)
+        return lambda count, least: say(count, seed=self.settings.seed, least=least)
 
     def _sequence(self, ask: Ask, prompt: Prompt, keys: tuple[int, ...], max_tokens: int) -> Sequence:
         return Sequence(

@@ -27,10 +27,10 @@ class Frontend:
         self._bounded(len(text))
         return Prompt(self.tokenizer.encode(text), text)
 
-    def chat(self, messages: list[dict[str, Any]]) -> Prompt:
-        """A prompt of a conversation. Raises Refused as ``text`` does."""
+    def chat(self, messages: list[dict[str, Any]], *, unfinished: bool = False) -> Prompt:
+        """A prompt of a conversation; ``unfinished``: its last message goes on. Raises Refused as ``text`` does."""
         self._bounded(sum(_characters(message.get("content")) for message in messages))
-        return Prompt(self.tokenizer.chat_tokens(messages))
+        return Prompt(self.tokenizer.chat_tokens(messages, unfinished=unfinished))
 
     def _bounded(self, characters: int) -> None:
         least = -(-characters // PIECE)

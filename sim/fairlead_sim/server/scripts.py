@@ -7,6 +7,7 @@ the script; the scheduler core then sees nothing but a number of tokens.
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -20,7 +21,8 @@ NATURAL_LONGEST = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How long an answer may be and what ends it. ``natural``: it may also end by itself."""
+    """How long an answer may be and what ends it. ``natural``: it may also end by itself.
+    ``greedy`` says the tokens instead of a seed (see ``greedy.go_on``)."""
 
     max_tokens: int
     min_tokens: int = 0
@@ -29,6 +31,7 @@ class Wish:
     stop_token_ids: frozenset[int] = frozenset()
     keep_stop: bool = False
     forced: str | None = None
+    greedy: Callable[[int, int | None], tuple[list[int], bool]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,7 @@ def write(tokenizer: Tokenizer, seed: str, wish: Wish) -> Script:
     """The answer to one wish; the same seed and wish give the same answer."""
     if wish.forced is not None:
         return _recite(tokenizer, wish.forced, wish.max_tokens)
-    natural = max(natural_length(seed), wish.min_tokens + 1) if wish.natural else wish.max_tokens
-    ends_itself = natural < wish.max_tokens
-    spoken = natural - 1 if ends_itself else wish.max_tokens
-    ids = tokenizer.tokens_of(spoken, seed)
-    text = tokenizer.text_of(spoken, seed)
+    ids, text, ends_itself = _spoken(tokenizer, seed, wish)
     held = 0 if wish.keep_stop else max((len(string) for string in wish.stop), default=1) - 1
 
     token_at = _first_token(ids, wish)
@@ -95,6 +94,17 @@ def write(tokenizer: Tokenizer, seed: str, wish: Wish) -> Script:
     if ends_itself:
         return Script([*ids, tokenizer.eos], text.encode(), "stop", None, held)
     return Script(ids, text.encode(), "length", None, held)
+
+
+def _spoken(tokenizer: Tokenizer, seed: str, wish: Wish) -> tuple[list[int], str, bool]:
+    """Tokens and text as far as nothing stops them, and whether they end by themselves."""
+    if wish.greedy is not None:
+        ids, ends_itself = wish.greedy(wish.max_tokens, wish.min_tokens if wish.natural else None)
+        return ids, tokenizer.decode(ids), ends_itself
+    natural = max(natural_length(seed), wish.min_tokens + 1) if wish.natural else wish.max_tokens
+    ends_itself = natural < wish.max_tokens
+    spoken = natural - 1 if ends_itself else wish.max_tokens
+    return tokenizer.tokens_of(spoken, seed), tokenizer.text_of(spoken, seed), ends_itself
 
 
 def _recite(tokenizer: Tokenizer, text: str, max_tokens: int) -> Script:
