@@ -32,6 +32,8 @@ class Answer:
         self._clock = clock
         self._limits = limits
         self.silent = silent
+        self.rewrite: Callable[[list[bytes]], list[bytes]] | None = None
+        self.told: Callable[[list[bytes]], None] | None = None
         self._held: list[bytes] = []
         self._size = 0
         self._reply: Reply | None = None
@@ -108,7 +110,10 @@ class Answer:
             return
         self._held += pieces
         self._size += sum(map(len, pieces))
-        if self.complete or self._live or (self._size > self._limits.answer_held_bytes and self.status == 200):
+        if self._size > self._limits.answer_held_bytes and self.status != 200:
+            self._held = []
+            self.broken(Broken("garbage"))  # no error is that long, and what is held must have an end
+        elif self.complete or self._live or self._size > self._limits.answer_held_bytes:
             self._first(now)
 
     def _first(self, now: float) -> None:
@@ -125,6 +130,10 @@ class Answer:
     def _send_events(self, events: list[bytes]) -> None:
         assert self._reply is not None
         state = self.events
+        if self.rewrite is not None:
+            events = self.rewrite(events)
+        if self.told is not None:
+            self.told(events)
         if state.done:
             self._reply.pieces(events, last=True)
             self._end(None)

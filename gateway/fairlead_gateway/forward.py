@@ -5,6 +5,7 @@ as far as ``retry`` allows. A client that leaves cancels the task, and with it t
 at once. After the first byte there is no second try: a stream that breaks ends with an error event and without ``[DONE]``.
 """
 
+import asyncio
 from functools import partial
 
 import msgspec
@@ -13,11 +14,16 @@ from fairlead.clock import Clock
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.answer import Answer
+from fairlead_gateway.continuation import Said, continuable
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
-from fairlead_gateway.errors import GatewayError, error_body, error_event
+from fairlead_gateway.errors import GatewayError, Quarantined, error_body, error_event
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
+from fairlead_gateway.keepalive import KeepAlive
+from fairlead_gateway.lateness import FIELD, allowed, passed_on, too_late
 from fairlead_gateway.prefill import Prefill
+from fairlead_gateway.quarantine import Quarantine
+from fairlead_gateway.resume import Resume
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
 from fairlead_gateway.sse import Fault, Usage, engine_fault
@@ -62,20 +68,59 @@ class Forward:
         clock: Clock,
         limits: Limits,
         health: Health,
+        quarantine: Quarantine,
         prefill: Prefill,
     ) -> None:
         self._routes = routes
         self._prefill = prefill
         self._health = health
+        self._quarantine = quarantine
         self._pool = pool
         self._telemetry = telemetry
         self._decisions = decisions
         self._clock = clock
         self._limits = limits
         self.budget = RetryBudget(limits)
+        self._resume = Resume(
+            routes=routes,
+            pool=pool,
+            telemetry=telemetry,
+            decisions=decisions,
+            clock=clock,
+            limits=limits,
+            health=health,
+            budget=self.budget,
+            follow=_follow_pace,
+        )
 
     async def carry(self, job: Job) -> None:
-        """Get an answer for ``job`` and pass it on. Raises GatewayError when no engine gives one."""
+        """Get an answer for ``job`` and pass it on, in the time that it may take. Raises GatewayError when none comes."""
+        seconds = allowed(job.request.head, job.ask.stream, self._limits)
+        if seconds is None:
+            await self._carry(job)
+            return
+        job.until = job.request.received + seconds
+        try:
+            async with asyncio.timeout(job.until - self._clock.now()):
+                await self._carry(job)
+        except TimeoutError:
+            self._late(job, too_late(job.request.head, seconds))
+
+    def _late(self, job: Job, error: GatewayError) -> None:
+        """The time is over: raise the error, or say it in the stream that has begun."""
+        self._health.late(job)
+        if not job.reply.begun:
+            raise error
+        job.error = error.code
+        if job.ask.stream:
+            job.reply.broken(error_event(f"{error}; the answer is incomplete", error.code, job.request.id))
+        else:
+            job.reply.cut()
+
+    async def _carry(self, job: Job) -> None:
+        left = self._quarantine.seconds_left(job.ask.body, self._clock.now())
+        if left is not None:
+            raise Quarantined(left)
         excluded: frozenset[str] = frozenset()
         self.budget.request(self._clock.now())
         await self._prefill.before(job)
@@ -92,6 +137,8 @@ class Forward:
                     continue
                 job.failures.append(failure)
                 self._health.failed(job, failure)
+                if failure.died:
+                    self._quarantine.died(job.ask.body, instance.id, self._clock.now())
                 excluded |= {instance.id}
                 if not worth_retrying(job.failures, self._limits):
                     raise self._given_up(job) from None
@@ -112,7 +159,7 @@ class Forward:
             decision = as_retry(decision, len(job.failures), job.failures[-1].why)
         instance = self._routes.ready(job.ask.key, chosen)
         if instance is None:
-            raise self._routes.none_ready(job.ask.key)
+            raise self._routes.none_ready(job.ask.key, now)
         job.attempt = len(job.failures) + 1
         job.instance, job.decision = instance, decision
         self._telemetry.routed(job.ask.key, instance.id, decision)
@@ -132,7 +179,7 @@ class Forward:
     def _given_up(self, job: Job) -> GatewayError:
         """What the client is told now that no engine answered."""
         self._health.gave_up(job)
-        return as_error(job.failures)
+        return as_error(job.failures, self._routes.drain_seconds(job.ask.key))
 
     async def _attempt(self, job: Job, instance: Instance) -> None:
         """One engine: send, wait for the verdict, pass on. The ledger knows of it from here to the end."""
@@ -143,6 +190,8 @@ class Forward:
         finished = False
         try:
             finished = await self._exchange(job, instance)
+            if finished:
+                self._quarantine.answered(job.ask.body)
         finally:
             now = self._clock.now()
             usage = job.usage
@@ -169,8 +218,9 @@ class Forward:
             head,
             body,
             job.request.id,
-            rank=instance.dp_rank,
             method=job.ask.method,
+            rank=instance.dp_rank,
+            more=self._remaining(job),
         )
         connection = self._pool.idle(instance.url)
         while True:
@@ -182,7 +232,7 @@ class Forward:
             if self._routes.ready(job.ask.key, instance.id) is None:
                 self._pool.park(connection)
                 raise _Moved
-            patience = self._health.patience(job, connection.peer)
+            patience = job.patience = self._health.patience(job, connection.peer)
             answer = Answer(
                 stream=job.ask.stream,
                 strip=job.ask.strip_usage,
@@ -207,6 +257,12 @@ class Forward:
             finally:
                 if connection is not None and not answer.complete and not answer.events.done:
                     connection.abort()
+
+    def _remaining(self, job: Job) -> str:
+        """What is left of the request's time, as a header field for the engine."""
+        if job.until is None or job.request.head.get(FIELD) is None:
+            return ""
+        return passed_on(job.until - self._clock.now())
 
     def _judge(self, job: Job, answer: Answer, broken: Broken | None, late: bool) -> None:
         """Raise a Failure unless the answer can be passed on."""
@@ -266,11 +322,10 @@ class Forward:
         reply.flow = partial(_follow_pace, answer, connection)
         reply.begin(answer.status, passed_back(answer.fields) + self.fields(job), length=length)
         reply.pulses = reply.pulses and answer.stream
+        job.said = Said(self._limits.continued_bytes) if answer.stream and continuable(job.ask) else None
+        answer.told = job.said.add if job.said is not None else None
         answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
-        why = await answer.ended
-        reply.flow = None
-        job.last_at, job.events = answer.last_at, answer.events.count
-        job.usage = answer.events.usage
+        why = await self._passed_on(job, instance, answer, connection)
         if why is None:
             return True
         if why == "timeout" and answer.paused:
@@ -280,13 +335,34 @@ class Forward:
             reply.cut()
             return False
         job.error = why
-        self._health.broke(job, instance.id, why)
         if answer.stream:
             text = f"{_WORDS.get(why, 'the engine failed')}; the answer is incomplete"
             reply.broken(error_event(text, f"stream_{why.replace('-', '_')}", job.request.id))
         else:
             reply.cut()
         return False
+
+    async def _passed_on(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> str | None:
+        """Wait until the answer has been sent, perhaps its rest by another engine; None or what went wrong."""
+        kept = KeepAlive(job.reply, self._limits.keep_alive_seconds, self._pool.loop)
+        try:
+            if answer.stream:
+                kept.begin(answer)
+            why = await answer.ended
+            job.last_at, job.events, job.usage = answer.last_at, answer.events.count, answer.events.usage
+            if why is None or (why == "timeout" and answer.paused):
+                return why
+            self._health.broke(job, instance.id, why)
+            if why == "cut":
+                self._quarantine.died(job.ask.body, instance.id, self._clock.now())
+            if job.said is None:
+                return why
+            if not answer.complete:
+                connection.abort()
+            return await self._resume.rest(job, job.said, why, kept)
+        finally:
+            kept.end()
+            job.reply.flow = None
 
     def _pass_whole(self, job: Job, answer: Answer) -> None:
         body = answer.whole_body

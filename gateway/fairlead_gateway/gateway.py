@@ -28,6 +28,7 @@ from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
 from fairlead_gateway.passed import METHODS, passed_on, passes
 from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.prompt import route_request
+from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, RouteRequest
@@ -86,6 +87,7 @@ class Gateway:
             clock=clock,
             limits=limits,
             health=self._health,
+            quarantine=Quarantine(secret, limits),
             prefill=self._prefill,
         )
         self._loop = loop
@@ -99,8 +101,8 @@ class Gateway:
 
     def apply(self, fleet: Fleet) -> None:
         """Take over a snapshot; what is in flight goes on where it is."""
-        self._routes.apply(fleet)
-        self._prefill_routes.apply(fleet)
+        self._routes.apply(fleet, self.clock.now())
+        self._prefill_routes.apply(fleet, self.clock.now())
         self._pool.keep_only(self._routes.addresses())
         self._loaded = True
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
+from fairlead_gateway.continuation import Said
 from fairlead_gateway.handoff_plan import Handoff
 from fairlead_gateway.listen import Request
 from fairlead_gateway.model import Ask
+from fairlead_gateway.patience import Patience
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.routing import ModelRouter, RouteRequest
@@ -35,6 +37,9 @@ class Job:
     error: str | None = None
     usage: Usage | None = None
     client_gone: bool = False
+    until: float | None = None
+    patience: Patience | None = None
+    said: Said | None = None
     handoff: Handoff | None = None
     handoff_words: str = ""
     handed_over: bool = False

@@ -12,10 +12,9 @@ from fairlead.decision import Decision, Rejected
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.breaker import Breaker
+from fairlead_gateway.comeback import Starts, drained
 from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
-
-_RETRY_AFTER_SECONDS = 2
 
 
 class Routes:
@@ -26,13 +25,15 @@ class Routes:
         self._prefill = prefill
         self._limits = limits
         self._breaker = breaker
+        self._starts = Starts(limits)
         self._routers: dict[str, ModelRouter] = {}
         self._ready: dict[str, dict[str, Instance]] = {}
         self._any: dict[str, bool] = {}
         self.fleet = Fleet()
 
-    def apply(self, fleet: Fleet) -> None:
+    def apply(self, fleet: Fleet, now: float) -> None:
         """Take over a snapshot, whole."""
+        self._starts.seen(fleet, now)
         for gone in self._routers.keys() - fleet.models.keys():
             del self._routers[gone]
         self._ready, self._any = {}, {}
@@ -77,7 +78,7 @@ class Routes:
             sitting = tuple(Rejected(item, why) for item, why in out.items())
             decision = replace(decision, rejected=decision.rejected + sitting)
         if decision is None or (decision.chosen is None and not excluded):
-            raise self.none_ready(key)
+            raise self.none_ready(key, now)
         return decision
 
     def prompt_tokens(self, key: str, request: RouteRequest) -> float:
@@ -85,15 +86,20 @@ class Routes:
         router = self._routers.get(key)
         return request.prompt_tokens if router is None else router.prompt_tokens(request)
 
-    def none_ready(self, key: str) -> NoInstance:
+    def none_ready(self, key: str, now: float) -> NoInstance:
         """Why nobody can take a request for this model."""
         states = Counter(one.state for one in self.fleet.instances.get(key, ()))
         counted = ", ".join(f"{count} {state.value.lower()}" for state, count in sorted(states.items()))
         return NoInstance(
             f"no instance of the model is ready ({counted or 'it has none'})",
             hint="try again in a moment",
-            fields=(("retry-after", str(_RETRY_AFTER_SECONDS)),),
+            fields=(("retry-after", str(self._starts.retry_after(self.fleet, key, now))),),
         )
+
+    def drain_seconds(self, key: str) -> int:
+        """When the least busy ready instance of a model should have done what it was sent."""
+        router = self._routers.get(key)
+        return drained(router.loads().values() if router is not None else (), self._limits)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This gateway's own load by instance id."""

@@ -11,7 +11,7 @@ from fairlead_gateway.head import Head
 _DROPPED = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
-    b"x-api-key cookie forwarded via x-real-ip x-request-id x-data-parallel-rank".split()
+    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank".split()
 )
 _DROPPED_PREFIXES = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
 _PASSED_BACK = (
@@ -25,14 +25,24 @@ _PASSED_BACK = (
 
 
 def engine_request(
-    url: str, path: str, head: Head, body: bytes, request_id: str, *, method: str = "POST", rank: int | None = None
+    url: str,
+    path: str,
+    head: Head,
+    body: bytes,
+    request_id: str,
+    *,
+    method: str = "POST",
+    rank: int | None = None,
+    more: str = "",
 ) -> list[bytes]:
-    """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one."""
+    """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one.
+
+    ``more`` is ready header text."""
     parts = urlsplit(url)
     framing = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if method != "GET" else ""
     lines = [
         f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\n{framing}"
-        f"x-request-id: {request_id}\r\n".encode("latin-1")
+        f"x-request-id: {request_id}\r\n{more}".encode("latin-1")
     ]
     named = head.get(b"connection")
     hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()

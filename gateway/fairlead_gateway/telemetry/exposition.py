@@ -289,6 +289,7 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "errors_total": _counter(at.ERRORS),
     _P + "aborts_total": _counter(at.ABORTS),
     _P + "retries_total": _by("reason", lambda series: series.retries_by_reason),
+    _P + "continued_total": _by("result", lambda series: series.continued),
     _P + "ejections_total": _by("reason", lambda series: series.ejections_by_reason),
     _P + "decisions_total": _by("rule", lambda series: series.by_rule),
     _P + "home_decisions_total": _counter(at.ON_HOME),

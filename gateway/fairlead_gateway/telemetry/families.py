@@ -38,6 +38,12 @@ FAMILIES: Final = (
         _P + "retries_total", "counter", ("model", "reason"), "Attempts given up before the first byte and repeated."
     ),
     Family(
+        _P + "continued_total",
+        "counter",
+        ("model", "result"),
+        "Streams whose rest another engine was asked for: whole, or broken again.",
+    ),
+    Family(
         _P + "ejections_total",
         "counter",
         ("model", "reason"),

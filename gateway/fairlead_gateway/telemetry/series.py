@@ -98,7 +98,15 @@ class Tally:
 class ModelSeries(Tally):
     """All counts of one model; ``instances`` in the order in which they were first used."""
 
-    __slots__ = ("by_kind", "by_rule", "by_status", "ejections_by_reason", "instances", "retries_by_reason")
+    __slots__ = (
+        "by_kind",
+        "by_rule",
+        "by_status",
+        "continued",
+        "ejections_by_reason",
+        "instances",
+        "retries_by_reason",
+    )
 
     def __init__(self) -> None:
         super().__init__(MODEL_INTS, SUMS)
@@ -107,6 +115,7 @@ class ModelSeries(Tally):
         self.by_rule: dict[str, int] = {}
         self.retries_by_reason: dict[str, int] = {}
         self.ejections_by_reason: dict[str, int] = {}
+        self.continued: dict[str, int] = {}
         self.instances: OrderedDict[str, InstanceSeries] = OrderedDict()
 
 

@@ -76,6 +76,10 @@ class Telemetry:
         at.count(series.ejections_by_reason, why, self._limits.metric_label_values)
         self._instance(series, instance_id).ints[at.I_EJECTED] += 1
 
+    def continued(self, model_key: str, how: str) -> None:
+        """Another engine was asked for the rest of a stream that broke: ``whole``, or ``broken`` again."""
+        at.count(self._series(model_key).continued, how, self._limits.metric_label_values)
+
     def first_token(self, model_key: str, instance_id: str, seconds: float) -> None:
         """The first token left for the client ``seconds`` after the request was read."""
         series = self._series(model_key)

@@ -99,6 +99,7 @@ class MadeUp:
         if self.served % 37 == 0:
             self.telemetry.retried(key, chosen, "connect")
             self.telemetry.ejected(key, chosen, "refused")
+            self.telemetry.continued(key, "whole")
             attempt = 2
             chosen, decision = self._decide(key, prompt)
             self._record(request_id, key, chosen, decision, attempt, prompt)

@@ -1,0 +1,165 @@
+"""Continuing a stream that broke: which request allows it, what another engine is asked, and how its answer fits on.
+
+The other engine gets the prompt with everything that the client has already: a chat's unfinished answer as its last message
+(``continue_final_message``), a completion's text behind its prompt. That gives what the first engine would have said when the
+request is greedy, and an equally good answer when it has a seed. Not where more than text decides what comes next:
+several choices, tools, grammars, stop strings, penalties, log-probabilities, or a prompt of token ids.
+
+What comes back is made part of the same answer: the same id, model and time, no second role, the usage of the whole.
+Tokens already sent are counted by their events, one each; an engine that put several into one event makes that count small.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from fairlead_gateway.body import Chat, Completion, Generation
+from fairlead_gateway.model import Ask
+from fairlead_gateway.splice import splice
+from fairlead_gateway.sse import Usage
+
+_MORE_THAN_TEXT = (b'"continue_final_message"', b'"return_token_ids"', b'"prompt_logprobs"', b'"use_beam_search"')
+_KNOWN_DELTA = frozenset(
+    {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
+)
+
+
+def continuable(ask: Ask) -> bool:
+    """Whether this request may go on elsewhere in the middle of its answer."""
+    parsed = ask.parsed
+    if not isinstance(parsed, Generation) or not ask.stream:
+        return False
+    steady = parsed.temperature == 0 or parsed.seed is not None
+    one = (parsed.n or 1) == 1
+    plain = not parsed.stop and not parsed.min_tokens and not parsed.logit_bias
+    unpunished = not parsed.frequency_penalty and not parsed.presence_penalty and parsed.repetition_penalty in (None, 1)
+    free = parsed.response_format is msgspec.UNSET and parsed.structured_outputs is msgspec.UNSET
+    if not (steady and one and plain and unpunished and free) or any(name in ask.body for name in _MORE_THAN_TEXT):
+        return False
+    if isinstance(parsed, Chat):
+        return not parsed.tools and not parsed.logprobs and b"continuous_usage_stats" not in ask.body
+    if isinstance(parsed, Completion):
+        text = bytes(parsed.prompt)[:1] == b'"' and not parsed.echo and not parsed.suffix and parsed.logprobs is None
+        return text and (parsed.best_of or 1) == 1 and b"continuous_usage_stats" not in ask.body
+    return False
+
+
+class Said:
+    """What a client has of a stream, kept as bytes and read only when it is needed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._events: list[bytes] = []
+        self._size = 0
+        self.text = ""
+        self.tokens = 0
+        self.same: dict[str, Any] = {}
+
+    def add(self, events: Iterable[bytes]) -> None:
+        """Events on their way to the client."""
+        for event in events:
+            self._size += len(event)
+            if self._size <= self._limit:
+                self._events.append(event)
+
+    def read(self) -> bool:
+        """Fill ``text``, ``tokens`` and ``same``; whether that is all that the client has, and nothing but text."""
+        if self._size > self._limit:
+            return False
+        try:
+            objects = list(_objects(b"".join(self._events)))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        texts: list[str] = []
+        for found in objects:
+            self.same = self.same or {name: found[name] for name in ("id", "created", "model") if name in found}
+            choices = found.get("choices")
+            if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+                return False
+            said = _text(choices[0])
+            if said is None or choices[0].get("finish_reason") is not None:
+                return False
+            texts.append(said)
+            self.tokens += bool(said)
+        self.text = "".join(texts)
+        return bool(self.same)
+
+
+def continued_body(ask: Ask, said: Said) -> bytes | None:
+    """The request that another engine gets; None when there is nothing left to say."""
+    parsed = ask.parsed
+    changes: dict[str, bytes] = {}
+    for name in ("max_tokens", "max_completion_tokens"):
+        most = getattr(parsed, name, None)
+        if most is not None:
+            if most <= said.tokens:
+                return None
+            changes[name] = b"%d" % (most - said.tokens)
+    if isinstance(parsed, Completion):
+        prompt = msgspec.json.decode(parsed.prompt, type=str)
+        changes["prompt"] = msgspec.json.encode(prompt + said.text)
+    elif isinstance(parsed, Chat) and said.text:
+        message = msgspec.json.encode({"role": "assistant", "content": said.text})
+        changes["messages"] = bytes(parsed.messages).rstrip()[:-1] + b"," + message + b"]"
+        changes["continue_final_message"] = b"true"
+        changes["add_generation_prompt"] = b"false"
+    return splice(ask.body, changes)
+
+
+def fitted(events: Iterable[bytes], said: Said) -> list[bytes]:
+    """Another engine's events as part of the stream that the client has."""
+    out: list[bytes] = []
+    for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
+        data = event[5:].strip() if event.startswith(b"data:") else b""
+        if data[:1] != b"{":
+            out += [event + b"\n\n"] if event else []
+            continue
+        try:
+            found = msgspec.json.decode(data, type=dict)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            out.append(event + b"\n\n")
+            continue
+        found.update(said.same)
+        usage = found.get("usage")
+        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+            usage["completion_tokens"] += said.tokens
+            if isinstance(usage.get("prompt_tokens"), int):
+                usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - said.tokens)
+        choices = found.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+            delta = choices[0].get("delta")
+            opens = isinstance(delta, dict) and delta.pop("role", None) is not None and not delta.get("content")
+            if opens and choices[0].get("finish_reason") is None:
+                continue
+        out.append(b"data: " + msgspec.json.encode(found) + b"\n\n")
+    return out
+
+
+def whole_usage(usage: Usage | None, said: Said) -> Usage | None:
+    """What both engines counted, as one answer."""
+    if usage is None or usage.completion_tokens is None:
+        return usage
+    prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - said.tokens)
+    return Usage(prompt, usage.completion_tokens + said.tokens, usage.prompt_tokens_details)
+
+
+def _objects(stream: bytes) -> Iterable[dict[str, Any]]:
+    for line in stream.splitlines():
+        data = line[5:].strip() if line.startswith(b"data:") else b""
+        if data[:1] == b"{":
+            yield msgspec.json.decode(data, type=dict)
+
+
+def _text(choice: dict[str, Any]) -> str | None:
+    """The text of one event; None when there is more in it than text."""
+    if "delta" not in choice:
+        text = choice.get("text")
+        return text if isinstance(text, str) else None
+    delta = choice["delta"]
+    if not isinstance(delta, dict):
+        return None
+    if delta.keys() - _KNOWN_DELTA or any(delta.get(name) for name in _KNOWN_DELTA - {"role", "content"}):
+        return None
+    content = delta.get("content")
+    return content if isinstance(content, str) else "" if content is None else None

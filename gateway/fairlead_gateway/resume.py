@@ -1,0 +1,145 @@
+"""After the first byte: another engine says the rest of a stream that broke, when the request allows that. Once, not again."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from fairlead.clock import Clock
+from fairlead.fleet import Instance
+from fairlead.limits import Limits
+from fairlead_gateway.answer import Answer
+from fairlead_gateway.continuation import Said, continued_body, fitted, whole_usage
+from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.errors import NoInstance
+from fairlead_gateway.health import Health
+from fairlead_gateway.job import Job
+from fairlead_gateway.keepalive import KeepAlive
+from fairlead_gateway.retry import RetryBudget
+from fairlead_gateway.route import Routes
+from fairlead_gateway.telemetry import Telemetry
+from fairlead_gateway.upstream import Broken, Pool, Upstream
+from fairlead_gateway.wire import engine_request
+
+
+class Resume:
+    """Continues streams. One object serves all requests of a gateway."""
+
+    def __init__(
+        self,
+        *,
+        routes: Routes,
+        pool: Pool,
+        telemetry: Telemetry,
+        decisions: DecisionLog,
+        clock: Clock,
+        limits: Limits,
+        health: Health,
+        budget: RetryBudget,
+        follow: Callable[[Answer, Upstream, bool], None],
+    ) -> None:
+        self._routes = routes
+        self._pool = pool
+        self._telemetry = telemetry
+        self._decisions = decisions
+        self._clock = clock
+        self._limits = limits
+        self._health = health
+        self._budget = budget
+        self._follow = follow
+
+    async def rest(self, job: Job, said: Said, why: str, kept: KeepAlive) -> str | None:
+        """The rest of the answer from another instance: None when it is complete now, else what went wrong."""
+        if not said.read():
+            return why
+        body = continued_body(job.ask, said)
+        instance = self._choose(job, why) if body is not None else None
+        if body is None or instance is None:
+            return why
+        key, breaker = job.ask.key, self._health.breaker
+        connection: Upstream | None = None
+        answer: Answer | None = None
+        breaker.sent(instance.id)
+        try:
+            connection = self._pool.idle(instance.url) or await self._pool.connect(instance.url)
+            answer = self._ask(job, instance, body, said, connection)
+            broken = await answer.verdict
+            if broken is not None or not answer.stream or answer.events.fault is not None or answer.events.aborted:
+                return why
+            breaker.good(instance.id, self._clock.now())
+            return await self._pass(job, instance, answer, connection, said, kept)
+        except Broken as error:
+            self._health.broke(job, instance.id, error.why)
+            return why
+        finally:
+            breaker.unknown(instance.id)
+            done = answer is not None and answer.ended.done() and answer.ended.result() is None
+            if connection is not None and answer is not None and not answer.complete and not answer.events.done:
+                connection.abort()
+            self._telemetry.continued(key, "whole" if done else "broken")
+
+    def _choose(self, job: Job, why: str) -> Instance | None:
+        now = self._clock.now()
+        assert job.instance is not None
+        if why != "cut" and not self._budget.take(now):
+            return None
+        try:
+            decision = self._routes.choose(job.ask.key, job.route, now, frozenset({job.instance.id}))
+        except NoInstance:
+            return None
+        instance = self._routes.ready(job.ask.key, decision.chosen) if decision.chosen is not None else None
+        if instance is None:
+            return None
+        decision = replace(
+            decision, rule="continue-1", reason=f"continued after {why}; {decision.rule}: {decision.reason}"
+        )
+        job.attempt += 1
+        job.instance, job.decision = instance, decision
+        self._telemetry.routed(job.ask.key, instance.id, decision)
+        self._decisions.append(
+            DecisionRecord(
+                job.id,
+                job.request.wall,
+                job.ask.key,
+                decision,
+                job.attempt,
+                round(self._routes.prompt_tokens(job.ask.key, job.route)),
+                job.request.caller,
+            )
+        )
+        return instance
+
+    def _ask(self, job: Job, instance: Instance, body: bytes, said: Said, connection: Upstream) -> Answer:
+        head = job.request.head
+        message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank)
+        patience = job.patience = self._health.patience(job, connection.peer)
+        answer = Answer(
+            stream=True,
+            strip=job.ask.strip_usage,
+            clock=self._clock,
+            limits=self._limits,
+            loop=self._pool.loop,
+            silent=patience.more,
+        )
+        answer.rewrite = partial(fitted, said=said)
+        if job.router is not None:
+            job.router.dispatched(job.route, instance.id, self._clock.now())
+        connection.ask(message, answer, self._limits.stream_idle_seconds)
+        return answer
+
+    async def _pass(
+        self, job: Job, instance: Instance, answer: Answer, connection: Upstream, said: Said, kept: KeepAlive
+    ) -> str | None:
+        now, key, name, telemetry = self._clock.now(), job.ask.key, instance.id, self._telemetry
+        if job.router is not None:
+            job.router.first_token(job.route.id, now)
+        if job.last_at is not None:
+            telemetry.inter_token(key, name, now - job.last_at)
+        job.reply.flow = partial(self._follow, answer, connection)
+        kept.begin(answer)
+        answer.pass_to(job.reply, lambda seconds: telemetry.inter_token(key, name, seconds))
+        why = await answer.ended
+        job.last_at, job.events = answer.last_at, job.events + answer.events.count
+        job.usage = whole_usage(answer.events.usage, said)
+        if why is not None:
+            self._health.broke(job, name, why)
+        return why

@@ -1,0 +1,220 @@
+"""Engines that die in the middle of a stream: another one says the rest where the request allows it, and only there."""
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead.testing.engine import Call, Hangup, Script, event, scripted_engine, token, usage
+from fairlead.testing.raw_http import Answer, Connection, ask, post
+from fairlead.testing.sim_engine import engine_processes
+from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "tell me a story"}],
+    "max_tokens": 60,
+    "temperature": 0,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+TEXT: dict[str, Any] = {**CHAT, "prompt": "once upon a time"}
+del TEXT["messages"]
+
+
+def said(events: list[str]) -> str:
+    """The text of a stream."""
+    parts = []
+    for data in events:
+        for choice in [] if data == "[DONE]" else json.loads(data).get("choices", []):
+            parts.append(choice["text"] if "text" in choice else choice["delta"].get("content") or "")
+    return "".join(parts)
+
+
+async def broken_by_a_kill(running: Running, engines: list[Any], body: dict[str, Any], path: str) -> Answer:
+    """The answer to a request whose engine is killed once some of it has come."""
+    connection = await Connection.to(running.url)
+    await connection.send(post(body, path=path))
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
+    got = b""
+    for _ in range(8):
+        got += await connection.reader.readuntil(b"\n\n\r\n")
+    engines[int(used.split(b"e-")[1][:1])].send(signal.SIGKILL)
+    raw = asyncio.StreamReader()
+    raw.feed_data(head + got + await connection.reader.read())
+    raw.feed_eof()
+    answer = await Connection(raw, connection.writer).answer()
+    await connection.close()
+    return answer
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_lives(
+    path: str, body: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with (
+            engine_processes(2, "--speed", "0.5") as engines,
+            running_gateway(fleet_of([one.url for one in engines])) as running,
+        ):
+            whole = await ask(running.url, body, path=path)
+            broken = await broken_by_a_kill(running, engines, body, path)
+            assert broken.complete
+            assert broken.events[-1] == "[DONE]"
+            assert said(broken.events) == said(whole.events)
+            shown = [json.loads(data) for data in broken.events[:-1]]
+            assert len({(one["id"], one["created"], one["model"]) for one in shown}) == 1
+            counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
+            assert counted["completion_tokens"] == expected["completion_tokens"] == 60
+            assert counted["prompt_tokens"] == expected["prompt_tokens"]
+            assert counted["total_tokens"] == expected["total_tokens"]
+            logged = running.gateway.decisions.last(1)[0]
+            assert [one.decision.rule for one in logged.records][-1] == "continue-1"
+            assert logged.outcome is not None
+            assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
+            assert running.gateway.telemetry.models[KEY].continued == {"whole": 1}
+            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+
+    run(main())
+
+
+def breaks_then_goes_on(met: list[Call]) -> Script:
+    """Says two tokens and breaks off; the next engine says two more."""
+
+    async def script(call: Call) -> None:
+        met.append(call)
+        await call.begin()
+        named = {"id": f"chatcmpl-{len(met)}", "created": len(met), "model": "tiny"}
+        opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+        await call.event({**named, **opening})
+        if len(met) == 1:
+            await call.event({**named, **token("one ")})
+            await call.event({**named, **token("two ")})
+            raise Hangup
+        await call.event({**named, **token("three ")})
+        await call.event({**named, **token("four", "stop")})
+        await call.event({**named, **usage(9, 4, 2)})
+        await call.finish()
+
+    return script
+
+
+def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens() -> None:
+    met: list[Call] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await ask(running.url, CHAT)
+            assert said(answer.events) == "one two three four"
+            assert answer.events[-1] == "[DONE]"
+            first, second = met[0].json, met[1].json
+            assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
+            assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
+            assert second["max_tokens"] == 58
+            roles = [data for data in answer.events if '"role"' in data]
+            assert len(roles) == 1
+            assert json.loads(answer.events[-2])["usage"]["completion_tokens"] == 4
+            assert json.loads(answer.events[-2])["usage"]["prompt_tokens"] == 7
+            assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 0.7},
+        {"n": 2},
+        {"stop": ["x"]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"logprobs": True},
+        {"response_format": {"type": "json_object"}},
+        {"frequency_penalty": 0.5},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"continue_final_message": True, "add_generation_prompt": False},
+        {"max_tokens": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: dict[str, Any]) -> None:
+    met: list[Call] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await ask(running.url, {**CHAT, **change})
+            assert '"code":"stream_cut"' in answer.events[-1]
+            assert "[DONE]" not in answer.events
+            assert len(met) == 1
+
+    run(main())
+
+
+def test_a_seed_allows_it_too() -> None:
+    met: list[Call] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await ask(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
+            assert answer.events[-1] == "[DONE]"
+
+    run(main())
+
+
+def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_third_engine() -> None:
+    met: list[Call] = []
+
+    async def script(call: Call) -> None:
+        met.append(call)
+        await call.begin()
+        await call.chunk(event({"id": "x", **token("a ")}))
+        raise Hangup
+
+    async def main() -> None:
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            scripted_engine(script) as three,
+            running_gateway(fleet_of([one.url, two.url, three.url])) as running,
+        ):
+            answer = await ask(running.url, CHAT)
+            assert said(answer.events[:-1]) == "a a "
+            assert '"code":"stream_cut"' in answer.events[-1]
+            assert len(met) == 2
+            assert running.gateway.telemetry.models[KEY].continued == {"broken": 1}
+
+    run(main())
+
+
+def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
+    met: list[Call] = []
+
+    async def main() -> None:
+        script = breaks_then_goes_on(met)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url]), Limits(continued_bytes=50)) as running,
+        ):
+            assert "[DONE]" not in (await ask(running.url, CHAT)).events
+            assert len(met) == 1
+
+    run(main())

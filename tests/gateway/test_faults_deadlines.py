@@ -1,0 +1,199 @@
+"""Deadlines of clients, of first tokens and of silences; comments in silent streams; poison; when to come back."""
+
+import asyncio
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead.testing.engine import Call, Hangup, honest, scripted_engine, token
+from fairlead.testing.raw_http import Connection, ask, post
+from fairlead.testing.waiting import until
+from fairlead_gateway.breaker import Standing
+from fairlead_gateway.testing import KEY, fleet_of, run, running_gateway
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = GOOD | {"stream": True}
+
+
+async def mute(call: Call) -> None:
+    await call.gone()
+
+
+async def stops_after_one(call: Call) -> None:
+    await call.begin()
+    await call.event(token("a"))
+    await call.gone()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "abc", "5 parsecs", "nan", "inf", "1e999", "", "9" * 40, "1m30"])
+def test_a_timeout_that_is_none_is_named(text: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            answer = await ask(running.url, GOOD, more=f"x-request-timeout: {text}\r\n")
+            assert (answer.status, answer.error["param"]) == (400, "x-request-timeout")
+            assert not engine.calls
+
+    run(main())
+
+
+@pytest.mark.parametrize(("text", "most"), [("30", 30.0), ("1m30s", 90.0), ("2500ms", 2.5)])
+def test_an_engine_is_told_what_is_left_of_the_time(text: str, most: float) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            assert (await ask(running.url, GOOD, more=f"x-request-timeout: {text}\r\n")).status == 200
+            told = engine.calls[0].header("x-request-timeout")
+            assert told is not None
+            assert 0 < float(told) <= most
+
+    run(main())
+
+
+@pytest.mark.parametrize("body", [GOOD, STREAM])
+def test_a_client_deadline_before_the_first_byte_is_a_504_that_says_so(body: dict[str, object]) -> None:
+    async def main() -> None:
+        async with scripted_engine(mute) as engine, running_gateway(fleet_of([engine.url])) as running:
+            answer = await ask(running.url, body, more="x-request-timeout: 0.2\r\n")
+            assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+            await until(lambda: not engine.open)
+            outcome = running.gateway.decisions.last(1)[0].outcome
+            assert outcome is not None
+            assert (outcome.status, outcome.client_gone) == (504, False)
+            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+
+    run(main())
+
+
+def test_a_client_deadline_in_a_stream_ends_it_with_an_error_event_and_without_done() -> None:
+    async def main() -> None:
+        async with scripted_engine(stops_after_one) as engine, running_gateway(fleet_of([engine.url])) as running:
+            answer = await ask(running.url, STREAM, more="x-request-timeout: 0.5\r\n")
+            assert answer.status == 200
+            assert answer.complete
+            assert '"code":"deadline_exceeded"' in answer.events[-1]
+            assert "[DONE]" not in answer.events
+            await until(lambda: not engine.open)
+            assert running.gateway._health.words("e-0/0/0")[0] is Standing.HEALTHY
+
+    run(main())
+
+
+def test_a_plain_answer_has_a_deadline_of_its_own_and_a_stream_has_none() -> None:
+    async def slow_stream(call: Call) -> None:
+        if not call.json.get("stream"):
+            await call.gone()
+        await call.begin()
+        for _ in range(8):
+            await call.event(token("a"))
+            await asyncio.sleep(0.05)
+        await call.finish()
+
+    async def main() -> None:
+        limits = Limits(answer_seconds=0.2)
+        async with scripted_engine(slow_stream) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            answer = await ask(running.url, GOOD)
+            assert (answer.status, answer.error["code"]) == (504, "answer_timeout")
+            assert (await ask(running.url, STREAM)).events[-1] == "[DONE]"
+
+    run(main())
+
+
+def test_a_silent_stream_is_broken_off_with_its_reason() -> None:
+    async def main() -> None:
+        limits = Limits(stream_idle_seconds=0.2)
+        async with (
+            scripted_engine(stops_after_one) as engine,
+            running_gateway(fleet_of([engine.url]), limits) as running,
+        ):
+            answer = await ask(running.url, STREAM)
+            assert '"code":"stream_timeout"' in answer.events[-1]
+            assert "[DONE]" not in answer.events
+
+    run(main())
+
+
+def test_a_first_token_that_does_not_come_is_asked_for_elsewhere() -> None:
+    met: list[Call] = []
+
+    async def first_mute(call: Call) -> None:
+        met.append(call)
+        await (mute if len(met) == 1 else honest)(call)
+
+    async def main() -> None:
+        limits = Limits(first_token_floor_seconds=0.2, first_token_factor=0.0)
+        async with scripted_engine(first_mute) as one, scripted_engine(first_mute) as two:  # noqa: SIM117
+            async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
+                answer = await ask(running.url, STREAM)
+                assert answer.events[-1] == "[DONE]"
+                assert answer.fields["x-fairlead-reason"] == "retry-1"
+                assert running.gateway.telemetry.models[KEY].retries_by_reason == {"timeout": 1}
+
+    run(main())
+
+
+def test_a_stream_that_is_silent_gets_comments_between_its_events() -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.event(token("a"))
+        await call.chunk(b'data: {"choices":[{"index":0,"del')
+        await go_on.wait()
+        await call.chunk(b'ta":{"content":"b"},"finish_reason":"stop"}]}\n\n')
+        await call.finish()
+
+    async def main() -> None:
+        limits = Limits(keep_alive_seconds=0.05)
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            connection = await Connection.to(running.url)
+            await connection.send(post(STREAM))
+            head = await connection.reader.readuntil(b": keep-alive\n\n")
+            assert head.count(b"data: ") == 1
+            go_on.set()
+            rest = await connection.reader.read()
+            events = [part for part in rest.split(b"\n\n") if b"data: " in part]
+            assert len(events) == 2
+            assert b'"content":"b"' in events[0]
+            assert events[1].endswith(b"data: [DONE]")
+            await connection.close()
+
+    run(main())
+
+
+def test_a_request_that_two_engines_died_of_never_meets_a_third_and_is_refused_from_then_on() -> None:
+    async def script(call: Call) -> None:
+        if b"poison" in call.body:
+            raise Hangup
+        await honest(call)
+
+    async def main() -> None:
+        poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
+        async with scripted_engine(script) as a, scripted_engine(script) as b, scripted_engine(script) as c:
+            engines = [a, b, c]
+            async with running_gateway(fleet_of([one.url for one in engines])) as running:
+                assert (await ask(running.url, poison)).error["code"] == "engines_broke_off"
+                for _ in range(5):
+                    answer = await ask(running.url, poison)
+                    assert (answer.status, answer.error["code"]) == (422, "quarantined")
+                    assert answer.fields["x-should-retry"] == "false"
+                assert sum(len(one.calls) for one in engines) == 2
+                for number in range(20):
+                    good = GOOD | {"messages": [{"role": "user", "content": f"{number}"}]}
+                    assert (await ask(running.url, good)).status == 200
+
+    run(main())
+
+
+def test_a_request_that_kills_engines_in_its_stream_is_found_too() -> None:
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.event(token("a"))
+        raise Hangup
+
+    async def main() -> None:
+        async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
+            async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
+                for _ in range(2):
+                    assert '"code":"stream_cut"' in (await ask(running.url, STREAM)).events[-1]
+                assert (await ask(running.url, STREAM)).status == 422
+
+    run(main())
