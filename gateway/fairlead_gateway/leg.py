@@ -9,12 +9,16 @@ from fairlead_gateway.upstream import Broken, Pool
 
 
 class LegFailed(FairleadError):
-    """Raised when no usable answer came; ``suspicious``: the engine should be left alone for a while."""
+    """Raised when no usable answer came; ``suspicious``: the engine should be left alone for a while.
 
-    def __init__(self, why: str, *, suspicious: bool) -> None:
+    ``final``: the request is at fault, and no other engine would take it.
+    """
+
+    def __init__(self, why: str, *, suspicious: bool, final: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.suspicious = suspicious
+        self.final = final
 
 
 class _Whole:
@@ -90,5 +94,7 @@ async def _asked(pool: Pool, address: str, message: Sequence[bytes], seconds: fl
         if broken is not None:
             raise broken
         if answer.status != 200:
-            raise LegFailed(f"status {answer.status}", suspicious=answer.status >= 500 and answer.status != 503)
+            status = answer.status
+            refused = 400 <= status < 500 and status != 429
+            raise LegFailed(f"status {status}", suspicious=status >= 500 and status != 503, final=refused)
         return answer.content

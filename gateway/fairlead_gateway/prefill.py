@@ -73,8 +73,7 @@ class Prefill:
         if why is not None:
             job.handoff_words = f"no hand-off: {why}"
             return
-        now = self._clock.now()
-        excluded = frozenset(one for one in self._prefilling.ready_ids(key) if self._suspect(one, None, now))
+        excluded = self._useless(key)
         why = "no prefill instance is ready and trusted"
         for _ in range(_PREFILLS):
             try:
@@ -92,8 +91,9 @@ class Prefill:
             except LegFailed as failure:
                 why = f"{instance.id} did not prefill: {failure.why}"
                 if failure.suspicious:
-                    self._suspects[instance.id, None] = self._clock.now() + self._limits.handoff_suspect_seconds
-                    self._engines.pop(instance.id, None)
+                    self._distrust(instance.id, None)
+                if failure.final:
+                    break
         job.handoff_words = f"no hand-off: {why}"
 
     def unfit(self, job: Job, excluded: frozenset[str]) -> frozenset[str]:
@@ -153,9 +153,7 @@ class Prefill:
         if handoff is None or handoff.decode is None:
             return False
         job.handoff, job.handed_over = None, False
-        until = self._clock.now() + self._limits.handoff_suspect_seconds
-        self._suspects[handoff.prefill.id, handoff.decode] = until
-        self._engines.pop(handoff.prefill.id, None)
+        self._distrust(handoff.prefill.id, handoff.decode)
         job.handoff_words = (
             f"the hand-off from {handoff.prefill.id} failed on {handoff.decode} ({failure.why}), plain now"
         )
@@ -214,8 +212,7 @@ class Prefill:
                 await self._leg(job, handoff.prefill, handoff.fields)
             except LegFailed as failure:
                 if failure.suspicious:
-                    until = self._clock.now() + self._limits.handoff_suspect_seconds
-                    self._suspects[handoff.prefill.id, None] = until
+                    self._distrust(handoff.prefill.id, None)
 
         task = self._pool.loop.create_task(prefill())
         self._rooms.add(task)
@@ -237,16 +234,29 @@ class Prefill:
 
     # Trust ---------------------------------------------------------------------------------------------------------------
 
+    def _useless(self, key: str) -> frozenset[str]:
+        """Prefill instances that are suspect, or whose work no ready instance could take."""
+        now = self._clock.now()
+        decodes = self._decoding.ready_ids(key).values()
+        return frozenset(
+            one
+            for one, found in self._prefilling.ready_ids(key).items()
+            if self._suspect(one, None, now) or not any(self._pair(found, decode, now) for decode in decodes)
+        )
+
+    def _distrust(self, prefill: str, decode: str | None) -> None:
+        """Leave an instance or a pair alone for a while; what an engine is called is asked anew, it may have been restarted."""
+        now = self._clock.now()
+        self._suspects = {pair: until for pair, until in self._suspects.items() if until > now}
+        self._suspects[prefill, decode] = now + self._limits.handoff_suspect_seconds
+        self._engines.pop(prefill, None)
+
     def _pair(self, prefill: Instance, decode: Instance, now: float) -> bool:
         """Whether one can hand over to the other."""
         return decode.transfer == prefill.transfer and not self._suspect(prefill.id, decode.id, now)
 
     def _suspect(self, prefill: str, decode: str | None, now: float) -> bool:
-        until = self._suspects.get((prefill, decode))
-        if until is not None and until <= now:
-            del self._suspects[prefill, decode]
-            until = None
-        return until is not None
+        return self._suspects.get((prefill, decode), now) > now
 
     def _give_up(self, job: Job, why: str) -> None:
         job.handoff_words = f"no hand-off after all: {why}"

@@ -162,6 +162,19 @@ def test_rule_2_another_prefill_engine_is_asked_once() -> None:
     run(check())
 
 
+def test_rule_2_a_request_that_a_prefill_engine_refuses_is_answered_by_one_that_serves() -> None:
+    async def refusing(call: Call) -> None:
+        await call.plain({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
+
+    async def check() -> None:
+        async with scene([refusing, refusing], [refusing]) as found:
+            assert (await found.ask()).status == 400
+            assert sum(len(one.calls) for one in found.prefill) == 1
+            assert len(found.decode[0].calls) == 1
+
+    run(check())
+
+
 BROKEN: list[Any] = [
     *({name: value for name, value in OBJECT.items() if name != missing} for missing in list(OBJECT)[2:8]),
     OBJECT | {"remote_host": None},
@@ -243,6 +256,17 @@ def test_rule_9_a_pair_that_failed_is_left_alone_and_another_one_is_not() -> Non
                 assert complete(await found.ask(chat(f"{number} {LONG}")))
             assert params(found.decode[0]).count(OBJECT) <= 1
             assert params(found.decode[1]).count(OBJECT) >= 10
+
+    run(check())
+
+
+def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
+    async def check() -> None:
+        async with scene([prefilling()], [with_params(failing)]) as found:
+            for number in range(3):
+                assert complete(await found.ask(chat(f"{number} {LONG}")))
+            assert len(found.prefill[0].calls) == 1
+            assert "no prefill instance is ready and trusted" in found.reasons[0]
 
     run(check())
 
