@@ -12,6 +12,7 @@ from fairlead.api.v1alpha1 import ModelDeployment, Pool
 from fairlead.engines import Launch, Replica, adapter
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives, Role
+from fairlead.limits import Limits
 from fairlead.manifests import Manifests, fleet_model
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.pool import PoolPlan
@@ -57,8 +58,9 @@ def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], s
             found, ignored = _pool(manifests, deployment, pool, model, options, seed)
             seed += found.replicas
             pools.append(found)
-            for argument in ignored:
-                notes[f"{deployment.metadata.name}: the simulated engine has no use for {argument}"] = None
+            if ignored:
+                shown = " ".join(ignored).replace(" --", ", --")
+                notes[f"{deployment.metadata.name}: no effect on simulated engines: {shown}"] = None
     if not any(pool.replicas for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
     several = len(manifests.models) > 1
@@ -88,8 +90,9 @@ def _check(options: Options, installed: Callable[[str], str | None]) -> None:
         raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
     if not SPEED_LEAST <= options.speed <= SPEED_MOST:  # NaN too
         raise BadInput(f"--speed must be from {SPEED_LEAST} to {SPEED_MOST}, not {options.speed:g}", field="--speed")
-    if options.engines_per_process < 1:
-        raise BadInput("--engines-per-process must be at least 1", field="--engines-per-process")
+    most = Limits().sim_engines_per_process
+    if not 1 <= options.engines_per_process <= most:
+        raise BadInput(f"--engines-per-process must be from 1 to {most}", field="--engines-per-process")
     if options.real and options.speed != 1.0:
         raise BadInput("--speed is for simulated engines; real ones run as fast as they do", field="--speed")
     if options.real and options.engines_per_process != 1:

@@ -7,6 +7,7 @@ import pytest
 from fairlead.engines import adapter
 from fairlead.errors import BadInput
 from fairlead.manifests import Manifests, load
+from fairlead.testing.stack import SMALL
 from fairlead_cli.local.launch import Wishes, addresses, eight_engines, made_up_secret, setup_of
 from fairlead_cli.local.plan import Options, Plan, plan
 
@@ -74,7 +75,14 @@ def test_engines_are_simulated_whatever_kind_the_manifest_names(tmp_path: Path) 
 def test_arguments_that_only_a_real_engine_understands_are_noted(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert "--max-model-len=4096" in found.pools[0].command((9001,), 0).argv
-    assert found.notes == ("a: the simulated engine has no use for --tensor-parallel-size=8",)
+    assert found.notes == ("a: no effect on simulated engines: --tensor-parallel-size=8",)
+
+
+def test_several_of_them_make_one_note_and_keep_their_values(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text(SMALL.replace("  pools:", '  engine: {args: ["--dtype", "bfloat16", "--enforce-eager"]}\n  pools:'))
+    found = plan(load([file]), Options(), installed=nowhere)
+    assert found.notes == ("tiny: no effect on simulated engines: --dtype bfloat16, --enforce-eager",)
 
 
 def test_every_engine_has_a_seed_of_its_own(tmp_path: Path) -> None:
@@ -119,6 +127,7 @@ def test_grouped_engines_fill_processes_in_order(tmp_path: Path) -> None:
         ({"speed": float("inf")}, "--speed"),
         ({"speed": 1e9}, "--speed"),
         ({"engines_per_process": 0}, "--engines-per-process"),
+        ({"engines_per_process": 257}, "--engines-per-process"),
         ({"preset": "random"}, "--preset"),
         ({"real": True}, "--real"),
         ({"real": True, "speed": 2.0}, "--speed"),
