@@ -4,31 +4,32 @@ from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput
 
-_FIX = "write it like http://127.0.0.1:8000 or http://[::1]:8000"
+_FIX = "write it like http://127.0.0.1:8000, http://[::1]:8000 or https://engine.example:8443"
+_PORTS = {"http": 80, "https": 443}
 
 
 def engine_url(text: str, *, field: str = "url") -> str:
-    """``http://host:port`` with the port written out and no trailing slash. Raises BadInput for anything else."""
-    host, port, why = _parts(text)
+    """``http(s)://host:port`` with the port written out and no trailing slash. Raises BadInput for anything else."""
+    scheme, host, port, why = _parts(text)
     if why:
         raise BadInput(f"not an engine's URL: {why}", field=field, hint=_FIX)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _parts(text: str) -> tuple[str, int, str]:
-    """(host, port, what is wrong with it)."""
+def _parts(text: str) -> tuple[str, str, int, str]:
+    """(scheme, host, port, what is wrong with it)."""
     if not text.isascii() or not text.isprintable() or " " in text:
-        return "", 0, "it holds characters that a URL cannot hold"
+        return "", "", 0, "it holds characters that a URL cannot hold"
     try:
         parts = urlsplit(text)
-        port = 80 if parts.port is None else parts.port
+        port = _PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
     except ValueError as error:
-        return "", 0, str(error)
+        return "", "", 0, str(error)
     wrong = (
-        (parts.scheme != "http", "only http:// is spoken to engines"),
+        (parts.scheme not in _PORTS, "only http:// and https:// are spoken to engines"),
         (parts.username is not None or parts.password is not None, "no user or password"),
         (not parts.hostname, "the host is missing"),
         (parts.path not in ("", "/") or "?" in text or "#" in text, "nothing may follow the port"),
         (port == 0, "port 0 is no port"),
     )
-    return parts.hostname or "", port, next((why for found, why in wrong if found), "")
+    return parts.scheme, parts.hostname or "", port, next((why for found, why in wrong if found), "")

@@ -53,6 +53,20 @@ class Objectives:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Where the secrets lie that reaching an engine takes: whose certificates it shows, and what holds its bearer token."""
+
+    ca_file: str | None = None
+    token_env: str | None = None
+    token_file: str | None = None
+
+    @property
+    def shows_token(self) -> bool:
+        """The engine is to be shown a token."""
+        return self.token_env is not None or self.token_file is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One routable engine endpoint; ``id`` is ``<pod-uid>/<port>/<rank>`` (locally ``<pool>-<n>/<port>/<rank>``).
 
@@ -80,6 +94,7 @@ class Instance:
     kv_replay: str | None = None
     transfer: str | None = None
     bootstrap: str | None = None
+    access: Access = Access()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from fairlead.documents import Node, documents, dotted
 from fairlead.errors import ManifestError, Problem
 from fairlead.findings import findings
-from fairlead.fleet import TRANSFERS, Fleet, Instance, Model, Role
+from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, Model, Role
 from fairlead.fleetfile.schema import FileFleet, FileInstance, FileModel
 from fairlead.limits import Limits
 
@@ -62,17 +62,28 @@ def _instances(item: FileModel) -> tuple[Instance, ...]:
             kv_replay=one.kv_replay,
             transfer=one.kv_transfer or item.kv_transfer,
             bootstrap=one.bootstrap,
+            access=_access(item, one),
         )
         for one in item.instances
     ]
     return tuple(sorted(values, key=lambda instance: instance.id))
 
 
+def _access(item: FileModel, one: FileInstance) -> Access:
+    """What the instance says, else what its model says, each of the two on its own."""
+    tls, auth = one.tls or item.tls, one.auth or item.auth
+    return Access(
+        ca_file=tls.ca_file if tls is not None else None,
+        token_env=auth.token_env if auth is not None else None,
+        token_file=auth.token_file if auth is not None else None,
+    )
+
+
 def _id(one: FileInstance) -> str:
     """The id given, else ``<host>/<port>/<rank>``: it does not change when other lines of the file do."""
     if one.id is not None:
         return one.id
-    host, port = one.url.removeprefix("http://").rsplit(":", 1)
+    host, port = one.url.partition("://")[2].rsplit(":", 1)
     return f"{host.strip('[]')}/{port}/{one.dp_rank or 0}"
 
 

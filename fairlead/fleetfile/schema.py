@@ -1,9 +1,10 @@
 """What a fleet file may say, as strict types. Field names are those of the file in camelCase."""
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fairlead.api.base import Objectives, Profile, Routing, Strict, wrong
 from fairlead.documents import shown
@@ -12,7 +13,9 @@ from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet import TRANSFERS, InstanceState, Role
 from fairlead.names import DNS_LABEL, model_name
+from fairlead.settings import PREFIX
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"
 
 
@@ -63,6 +66,39 @@ def _preset_shorthand(value: Any) -> Any:
     return {"preset": value} if isinstance(value, str) else value
 
 
+def _checked_path(text: str) -> str:
+    if not text.startswith("/") or not text.isprintable():
+        raise wrong(f"{shown(text)} is not an absolute path", "write it from the root, like /etc/fairlead/ca.pem")
+    return text
+
+
+def _checked_variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise wrong(f"{shown(text)} is not an environment variable", "write it like ENGINE_TOKEN")
+    if text.startswith(PREFIX):
+        raise wrong(f"{shown(text)} belongs to Fairlead itself", "put the engine's token into a variable of its own")
+    return text
+
+
+class FileTls(Strict):
+    """Whom an engine's certificate must come from."""
+
+    ca_file: Annotated[str, AfterValidator(_checked_path), Field(examples=["/etc/fairlead/ca.pem"])]
+
+
+class FileAuth(Strict):
+    """Where the bearer token is that an engine wants to see."""
+
+    token_env: Annotated[str, AfterValidator(_checked_variable), Field(examples=["ENGINE_TOKEN"])] | None = None
+    token_file: Annotated[str, AfterValidator(_checked_path), Field(examples=["/run/secrets/token"])] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.token_env is None) == (self.token_file is None):
+            raise wrong("exactly one place holds the token", "write either tokenEnv or tokenFile")
+        return self
+
+
 class FileProfile(Profile):
     """As in an AcceleratorClass, with a name of its own."""
 
@@ -87,6 +123,8 @@ class FileInstance(Strict):
     bootstrap: Annotated[
         str | None, AfterValidator(_optional(_checked_url)), Field(examples=["http://127.0.0.1:8998"])
     ] = None
+    tls: FileTls | None = None
+    auth: FileAuth | None = None
     profile: Annotated[FileProfile | None, BeforeValidator(_preset_shorthand), Field(examples=["910b4"])] = None
 
 
@@ -98,6 +136,8 @@ class FileModel(Strict):
     objectives: Objectives = Objectives()
     routing: Routing = Routing()
     kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
+    tls: FileTls | None = None
+    auth: FileAuth | None = None
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
 

@@ -77,6 +77,11 @@ def _dump_instance(one: Instance) -> dict[str, Any]:
         "bootstrap": one.bootstrap,
     }
     entry.update({name: value for name, value in optional.items() if value is not None})
+    if one.access.ca_file is not None:
+        entry["tls"] = {"caFile": one.access.ca_file}
+    auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}
+    if any(auth.values()):
+        entry["auth"] = {name: value for name, value in auth.items() if value is not None}
     if one.profile is not None:
         entry["profile"] = _dump_profile(one.profile)
     return entry

@@ -7,6 +7,7 @@ returns, the connection waits for its next request.
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -132,7 +133,9 @@ async def honest(call: Call) -> None:
 
 
 @asynccontextmanager
-async def scripted_engine(script: Script = honest) -> AsyncIterator[ScriptedEngine]:
+async def scripted_engine(
+    script: Script = honest, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[ScriptedEngine]:
     """Listen on a free loopback port and answer every request with ``script``."""
     engine = ScriptedEngine()
     handlers: set[asyncio.Task[None]] = set()
@@ -142,8 +145,9 @@ async def scripted_engine(script: Script = honest) -> AsyncIterator[ScriptedEngi
         handlers.add(task)
         task.add_done_callback(handlers.discard)
 
-    engine.server = await asyncio.start_server(_accept, "127.0.0.1", 0)
-    engine.url = f"http://127.0.0.1:{engine.server.sockets[0].getsockname()[1]}"
+    engine.server = await asyncio.start_server(_accept, host, 0, ssl=tls)
+    shown = f"[{host}]" if ":" in host else host
+    engine.url = f"http{'s' if tls else ''}://{shown}:{engine.server.sockets[0].getsockname()[1]}"
     try:
         yield engine
     finally:

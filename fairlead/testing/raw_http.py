@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,10 +52,10 @@ class Connection:
         self.writer = writer
 
     @classmethod
-    async def to(cls, url: str) -> "Connection":
-        """Connect."""
+    async def to(cls, url: str, tls: ssl.SSLContext | None = None) -> "Connection":
+        """Connect; an https URL needs ``tls``."""
         parts = urlsplit(url)
-        return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24))
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24, ssl=tls))
 
     async def send(self, data: bytes) -> None:
         """Write bytes as they are; a server that has closed already is no surprise."""
@@ -129,9 +130,9 @@ def get(path: str, *, more: str = "", close: bool = True, method: str = "GET") -
     return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{more}{last}\r\n".encode()
 
 
-async def send(url: str, data: bytes) -> list[Answer]:
+async def send(url: str, data: bytes, tls: ssl.SSLContext | None = None) -> list[Answer]:
     """Send bytes over a new connection and read every answer until the server closes it."""
-    connection = await Connection.to(url)
+    connection = await Connection.to(url, tls)
     try:
         await connection.send(data)
         return await connection.rest()

@@ -24,6 +24,7 @@ from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.server import Address, Server
+from fairlead_gateway.tls import Certificate
 from fairlead_gateway.watch import Watch
 
 
@@ -68,17 +69,25 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
         secret=secret,
         new_id=lambda: f"req-{prefix}-{next(count):x}",
         keys=keys,
+        environ=os.environ,
     )
     source = FileFleetSource(Path(options.fleet), clock, limits=limits)
     redis = options.redis or settings.redis_url
-    beside = Beside(gateway, limits, gateway_id=f"{socket.gethostname()}-{os.getpid()}", redis=redis)
+    beside = Beside(
+        gateway, limits, gateway_id=f"{socket.gethostname()}-{os.getpid()}", redis=redis, reach=gateway.reach
+    )
+    watches = [Watch("the keys file", [keys.path], keys.load)] if keys is not None else []
+    certificate = _certificate(options.tls_cert, options.tls_key)
+    if certificate is not None:
+        watches.append(Watch("the certificate", certificate.files, certificate.load))
     server = Server(
         gateway,
         source,
         listen=listen,
         manage=manage,
         beside=beside,
-        watches=[Watch("the keys file", [keys.path], keys.load)] if keys is not None else [],
+        watches=watches,
+        certificate=certificate,
         token=settings.manage_token,
         hosts=options.manage_host,
         announce=_say,
@@ -110,6 +119,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="who may call: digests of API keys, under FAIRLEAD_KEY_PEPPER; edits apply at once",
     )
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM certificate chain of the public port; followed")
+    parser.add_argument("--tls-key", metavar="FILE", help="its PEM key, without a passphrase; followed")
     parser.add_argument(
         "--insecure", action="store_true", help="allow listening beyond loopback without keys: anyone may call"
     )
@@ -147,6 +158,16 @@ def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> Keys |
             hint="set it to the secret under which the digests were made",
         )
     return Keys(Path(path), settings.key_pepper.encode(), limits)
+
+
+def _certificate(certificate: str | None, key: str | None) -> Certificate | None:
+    """What ``--tls-cert`` and ``--tls-key`` name; it is read when the server starts."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        missing = "--tls-cert" if certificate is None else "--tls-key"
+        raise SettingsError(f"{missing}: a certificate and its key go together", field=missing, hint="give both files")
+    return Certificate(Path(certificate), Path(key))
 
 
 def _more_files() -> None:

@@ -13,6 +13,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.management import View
 from fairlead_gateway.management.scrape import Scraper
+from fairlead_gateway.reach import Reach
 from fairlead_gateway.telemetry import Load, Telemetry
 from fairlead_kvstore.board import Board
 
@@ -20,10 +21,12 @@ from fairlead_kvstore.board import Board
 class Beside:
     """Start and stop it on the gateway's loop; ``redis`` is a URL, or None to stay alone."""
 
-    def __init__(self, gateway: View, limits: Limits, *, gateway_id: str, redis: str | None = None) -> None:
+    def __init__(
+        self, gateway: View, limits: Limits, *, gateway_id: str, redis: str | None = None, reach: Reach | None = None
+    ) -> None:
         self._gateway = gateway
         self._limits = limits
-        self.scraper = Scraper(gateway.fleet, gateway.clock, limits)
+        self.scraper = Scraper(gateway.fleet, gateway.clock, limits, reach)
         self.board: Board | None = None
         if redis is not None:
             self.board = Board(redis, gateway_id, gateway.clock, loads=self._loads_by_model, limits=limits)

@@ -286,6 +286,8 @@ class Forward:
         status = answer.status
         if status == 429:
             return None  # a 4xx is the client's business, also this one
+        if status == 401 and job.instance is not None and job.instance.access.shows_token:
+            return Fault(502, "the engine wants another token")
         if status >= 400:
             return Fault(status, "")
         if job.ask.stream or not (status == 200 or (job.ask.opaque and 200 < status < 300)):

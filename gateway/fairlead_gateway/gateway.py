@@ -8,6 +8,7 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -29,6 +30,7 @@ from fairlead_gateway.passed import METHODS, passed_on, passes
 from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.quarantine import Quarantine
+from fairlead_gateway.reach import Reach
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, RouteRequest
@@ -42,7 +44,8 @@ _log = logging.getLogger("fairlead.gateway")
 
 
 class Gateway:
-    """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call."""
+    """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
+    ``environ`` holds the tokens of engines."""
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Gateway:
         secret: bytes,
         new_id: Callable[[], str],
         keys: Keys | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.clock = clock
         self.limits = limits
@@ -70,7 +74,8 @@ class Gateway:
             breaker, ready=self._routes.ready_ids, telemetry=self.telemetry, clock=clock, limits=limits
         )
         self.telemetry.standing = self._health.words
-        self._pool = Pool(limits, loop)
+        self.reach = Reach(environ, clock.now)
+        self._pool = Pool(limits, loop, self.reach)
         self._prefill = Prefill(
             decoding=self._routes,
             prefilling=self._prefill_routes,
@@ -103,6 +108,7 @@ class Gateway:
         """Take over a snapshot; what is in flight goes on where it is."""
         self._routes.apply(fleet, self.clock.now())
         self._prefill_routes.apply(fleet, self.clock.now())
+        self.reach.apply(fleet)
         self._pool.keep_only(self._routes.addresses())
         self._loaded = True
 
@@ -116,7 +122,7 @@ class Gateway:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether requests are answered, and what is wrong or degraded, in words."""
-        notes = self.problems()
+        notes = [*self.problems(), *self.reach.problems()]
         if self._draining:
             return False, ["draining", *notes]
         if not self._loaded:

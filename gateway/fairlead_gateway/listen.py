@@ -127,13 +127,14 @@ class Downstream(asyncio.Protocol):
         self._body_until = 0.0
         self._reply: Reply | None = None
         self._half: HalfClosed | None = None
-        self._advancing = self._paused = self._clogged = False
+        self._advancing = self._paused = self._clogged = self._secure = False
         self._eof = self._promised = self._begun = False
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._secure = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
         self._listener.connections.add(self)
         if len(self._listener.connections) > self._limits.connections:
@@ -152,6 +153,8 @@ class Downstream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._eof = True
+        if self._secure:
+            return False  # TLS knows no half-closed connection: who says goodbye has gone
         if self._state is _State.BUSY:
             self._probe()
             return True
@@ -321,13 +324,14 @@ class Downstream(asyncio.Protocol):
     def _linger(self) -> None:
         """Close our side; read and forget the other's until it closes too or patience ends."""
         self._state = _State.LINGER
-        if self._eof:
+        if self._eof or (self._secure and self._reader.empty):
             self._transport.close()
             return
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        self._transport.write_eof()
+        if not self._secure:
+            self._transport.write_eof()
         self._deadline.set(_LINGER_SECONDS)
 
     def _probe(self) -> None:

@@ -18,11 +18,13 @@ from fairlead.fleet import Fleet, FleetSource
 from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.management import management_app
+from fairlead_gateway.tls import Certificate
 from fairlead_gateway.watch import Watch
 
 _BACKLOG = 4096
 _DRAIN_POLL_SECONDS = 0.02
 _KNOCKED_SECONDS = 0.05  # connections that the kernel has accepted already are served too
+_GOODBYE_SECONDS = 2.0  # for a TLS client to say goodbye too
 _QUIET_SECONDS = 1.0  # for clients to read their last bytes, or to learn on their next request that this is the end
 
 
@@ -39,10 +41,10 @@ class Address:
         return socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
 
 
-def url(bound: socket.socket) -> str:
+def url(bound: socket.socket, *, secure: bool = False) -> str:
     """The URL of a listening socket."""
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class _Management(uvicorn.Server):
@@ -64,7 +66,7 @@ class _Management(uvicorn.Server):
 
 class Server:
     """Runs one gateway; ``token`` guards its management API, which is reached under ``hosts`` too. ``watches`` are loaded
-    before the first request and followed.
+    before the first request and followed; one of them holds the ``certificate`` that the public port shows.
 
     ``announce`` gets the line that says where it listens.
     """
@@ -78,6 +80,7 @@ class Server:
         manage: Address,
         beside: Beside,
         watches: Sequence[Watch] = (),
+        certificate: Certificate | None = None,
         token: str | None,
         hosts: Sequence[str] = (),
         announce: Callable[[str], None],
@@ -88,6 +91,7 @@ class Server:
         self._manage = manage
         self._beside = beside
         self._watches = watches
+        self._certificate = certificate
         self._token = token
         self._hosts = hosts
         self._announce = announce
@@ -111,7 +115,15 @@ class Server:
         loop = asyncio.get_running_loop()
         gateway.lag.start()
         public, private = self._listen.bind(), self._manage.bind()
-        server = await loop.create_server(gateway.listener.protocol, sock=public, backlog=_BACKLOG)
+        secure = self._certificate.context if self._certificate is not None else None
+        server = await loop.create_server(
+            gateway.listener.protocol,
+            sock=public,
+            backlog=_BACKLOG,
+            ssl=secure,
+            ssl_handshake_timeout=gateway.limits.header_deadline_seconds if secure is not None else None,
+            ssl_shutdown_timeout=_GOODBYE_SECONDS if secure is not None else None,
+        )
         config = uvicorn.Config(
             management_app(self._beside, token=self._token, hosts=self._hosts),
             lifespan="off",
@@ -130,7 +142,7 @@ class Server:
             await management.up.wait()
             gc.freeze()
             gc.set_threshold(50_000, 50, 100)
-            self._announce(f"ready {url(public)} manage {url(private)}")
+            self._announce(f"ready {url(public, secure=secure is not None)} manage {url(private)}")
             await stop.wait()
             gateway.drain()
             await asyncio.sleep(_KNOCKED_SECONDS)

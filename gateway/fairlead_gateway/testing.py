@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
+from fairlead_gateway.server import url
 
 KEY = "default/tiny"
 T = TypeVar("T")
@@ -52,7 +54,13 @@ def fleet_of(
 
 @asynccontextmanager
 async def running_gateway(
-    fleet: Fleet, limits: Limits | None = None, *, keys: Keys | None = None
+    fleet: Fleet,
+    limits: Limits | None = None,
+    *,
+    keys: Keys | None = None,
+    environ: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Running]:
     """Listen on a free loopback port until the block ends."""
     loop = asyncio.get_running_loop()
@@ -64,11 +72,12 @@ async def running_gateway(
         secret=b"a secret of the test",
         new_id=lambda: f"req-{next(count)}",
         keys=keys,
+        environ=environ or {},
     )
     gateway.apply(fleet)
-    server = await loop.create_server(gateway.listener.protocol, "127.0.0.1", 0)
+    server = await loop.create_server(gateway.listener.protocol, host, 0, ssl=tls)
     try:
-        yield Running(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", gateway)
+        yield Running(url(server.sockets[0], secure=tls is not None), gateway)
     finally:
         server.close()
         gateway.close()

@@ -6,6 +6,7 @@ are dropped before the engine's own keep-alive ends, so the race stays rare.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -15,6 +16,7 @@ import httptools
 
 from fairlead.limits import Limits
 from fairlead_gateway.deadline import Deadline
+from fairlead_gateway.reach import Reach
 
 
 class Broken(Exception):
@@ -88,7 +90,8 @@ class Upstream(asyncio.Protocol):
         """Write a request; its answer goes to ``sink``, whose first part should come within ``first_seconds``."""
         self._reset()
         self._sink = sink
-        self._transport.writelines(message)
+        shown = self._pool.reach.authorization(self._pool.reach.of(self.address))
+        self._transport.writelines(_with(shown, message) if shown else message)
         self._deadline.set(first_seconds)
 
     def pause(self, paused: bool) -> None:
@@ -214,10 +217,17 @@ class Upstream(asyncio.Protocol):
             sink.broken(Broken(why))
 
 
+def _with(field: bytes, message: Sequence[bytes]) -> list[bytes]:
+    """A request with one more header field, behind its first line."""
+    line, _, rest = message[0].partition(b"\r\n")
+    return [b"%b\r\n%b%b" % (line, field, rest), *message[1:]]
+
+
 class Pool:
     """Idle connections by engine address, newest used first; new ones where there is none."""
 
-    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, reach: Reach) -> None:
+        self.reach = reach
         self.limits = limits
         self.loop = loop
         self._idle: dict[str, deque[Upstream]] = {}
@@ -245,12 +255,15 @@ class Pool:
         """A new connection. Raises Broken when the engine does not accept one in time."""
         url = urlsplit(address)
         try:
+            secure = self.reach.context(self.reach.of(address)) if url.scheme == "https" else None
             async with asyncio.timeout(self.limits.connect_seconds):
                 _, connection = await self.loop.create_connection(
-                    lambda: Upstream(self, address), url.hostname or "", url.port or 80
+                    lambda: Upstream(self, address), url.hostname or "", url.port or 80, ssl=secure
                 )
         except TimeoutError:
             raise Broken("connect-timeout", sent=False) from None
+        except ssl.SSLError:
+            raise Broken("tls", sent=False) from None
         except OSError:
             raise Broken("refused", sent=False) from None
         return connection

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import ManifestError, Problem
-from fairlead.fleet import TRANSFERS, Fleet, Instance, InstanceState, Model, Objectives, Role
+from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, InstanceState, Model, Objectives, Role
 from fairlead.fleetfile import dump, parse, write_atomic
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset, presets
@@ -65,6 +65,33 @@ def test_a_profile_may_be_a_preset_with_changes_or_all_its_own() -> None:
     assert instance.profile == EngineProfile("mine", 1e-4)
 
 
+ENGINE = '{url: "https://a:1"'
+
+
+def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> None:
+    model = "models:\n  - name: tiny\n    tls: {caFile: /ca}\n    auth: {tokenEnv: TOKEN}\n    instances:\n"
+    more = ["}", ", id: b, tls: {caFile: /b}}", ", id: c, auth: {tokenFile: /t}}"]
+    found = parse(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances["default/tiny"]
+    assert [one.access for one in found] == [Access("/ca", "TOKEN"), Access("/b", "TOKEN"), Access("/ca", None, "/t")]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ("tls: {caFile: ca.pem}", "tls.caFile"),
+        ("tls: {}", "tls.caFile"),
+        ("auth: {}", "auth"),
+        ("auth: {tokenEnv: A, tokenFile: /t}", "auth"),
+        ("auth: {tokenEnv: a b}", "auth.tokenEnv"),
+        ("auth: {tokenEnv: FAIRLEAD_KEY_PEPPER}", "auth.tokenEnv"),
+        ("auth: {tokenFile: t}", "auth.tokenFile"),
+    ],
+)
+def test_an_access_that_cannot_be_is_named(more: str, field: str) -> None:
+    text = f"models:\n  - name: tiny\n    instances:\n      - {ENGINE}, {more}}}\n"
+    assert one(text)[:2] == (4, f"models[0].instances[0].{field}")
+
+
 def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> None:
     before = parse(SEAM, file="fleet.yaml").instances["default/tiny"]
     text = SEAM.replace("    instances:\n", '    instances:\n      - {url: "http://127.0.0.1:9000"}\n')
@@ -76,6 +103,8 @@ def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> Non
     [
         ("http://[::1]:8000/", "http://[::1]:8000", "::1/8000/0"),
         ("http://engine.example", "http://engine.example:80", "engine.example/80/0"),
+        ("https://[::1]/", "https://[::1]:443", "::1/443/0"),
+        ("https://engine.example:8443", "https://engine.example:8443", "engine.example/8443/0"),
         ("HTTP://Engine:1", "http://engine:1", "engine/1/0"),
     ],
 )
@@ -86,7 +115,7 @@ def test_urls_are_kept_in_one_form(url: str, kept: str, id: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:9001", "ftp://a:1", "https://a:1", "http://", "http://:80", "http://a:0", "http://a:99999",
+    ["", "127.0.0.1:9001", "ftp://a:1", "unix://a:1", "http://", "http://:80", "http://a:0", "http://a:99999",
      "http://u:p@a:1", "http://a:1/v1", "http://a:1?x", "http://a:1#x", "http://a b:1", "http://é:1", "http://[::1", "http://a:x"],
 )  # fmt: skip
 def test_urls_that_are_no_engine_are_refused(url: str) -> None:
@@ -200,6 +229,12 @@ PROFILES = st.sampled_from(sorted(presets())).map(preset) | st.builds(
 )
 
 
+PLACES = st.sampled_from(["/etc/ca: 1.pem", "/a/b"])
+ACCESS = st.builds(Access, st.none() | PLACES, st.sampled_from([None, "TOKEN", "t_2"])) | st.builds(
+    Access, token_file=PLACES
+)
+
+
 @st.composite
 def fleets(draw: st.DrawFn) -> Fleet:
     """Fleets of up to three models with up to three instances each."""
@@ -237,6 +272,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 role=draw(st.sampled_from(Role)),
                 transfer=draw(st.sampled_from(TRANSFERS)),
                 bootstrap=draw(st.none() | st.just("http://10.0.0.1:8998")),
+                access=draw(ACCESS),
             )
             for port in sorted(draw(st.sets(st.integers(1000, 9999), max_size=3)))
         )

@@ -71,8 +71,8 @@ FILE:1: (document): the file is empty
     fix: begin with `apiVersion: serving.fairlead.io/v1alpha1`
 """),
     ("a fleet file", "models:\n  - name: tiny\n    instances: [{url: 'http://127.0.0.1'}, {url: ftp}]\n", """\
-FILE:3: models[0].instances[1].url: not an engine's URL: only http:// is spoken to engines
-    fix: write it like http://127.0.0.1:8000 or http://[::1]:8000
+FILE:3: models[0].instances[1].url: not an engine's URL: only http:// and https:// are spoken to engines
+    fix: write it like http://127.0.0.1:8000, http://[::1]:8000 or https://engine.example:8443
 """),
     ("several documents", GOOD + "---\n" + GOOD, """\
 FILE:12: metadata.name: the ModelDeployment default/qwen3-8b is already given in FILE:4

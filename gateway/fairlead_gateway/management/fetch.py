@@ -6,7 +6,7 @@ what engines send (Content-Length, chunked or until close), refuses what is too 
 
 import asyncio
 import ssl
-from functools import cache
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,29 +17,41 @@ from fairlead.errors import Unavailable
 _READ_BYTES: Final = 256 * 1024
 
 
-async def get(url: str, *, deadline_seconds: float, most_bytes: int) -> bytes:
-    """The body of a 200 answer. Raises Unavailable, saying in a few words why there is none."""
+async def get(
+    url: str,
+    *,
+    deadline_seconds: float,
+    most_bytes: int,
+    trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    more: bytes = b"",
+) -> bytes:
+    """The body of a 200 answer. Raises Unavailable, saying in a few words why there is none.
+
+    ``trust`` says whose certificates an https server may show; ``more`` is ready header text.
+    """
     try:
         async with asyncio.timeout(deadline_seconds):
-            return await _get(url, most_bytes)
+            return await _get(url, most_bytes, trust, more)
     except TimeoutError:
         raise Unavailable(f"no answer within {deadline_seconds:g} s") from None
     except (OSError, ValueError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         raise Unavailable(f"{type(error).__name__}: {error}") from error
 
 
-async def _get(url: str, most_bytes: int) -> bytes:
+async def _get(url: str, most_bytes: int, trust: Callable[[], ssl.SSLContext], more: bytes) -> bytes:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Unavailable(f"{parts.scheme or 'no'} scheme: only http and https are asked")
     secure = parts.scheme == "https"
     reader, writer = await asyncio.open_connection(
-        parts.hostname, parts.port or (443 if secure else 80), ssl=_trust() if secure else None
+        parts.hostname, parts.port or (443 if secure else 80), ssl=trust() if secure else None
     )
     try:
         path = parts.path or "/"
         writer.write(
-            f"GET {path} HTTP/1.1\r\nhost: {parts.netloc}\r\naccept: text/plain\r\nconnection: close\r\n\r\n".encode()
+            f"GET {path} HTTP/1.1\r\nhost: {parts.netloc}\r\naccept: text/plain\r\nconnection: close\r\n".encode()
+            + more
+            + b"\r\n"
         )
         page = _Page()
         parser = httptools.HttpResponseParser(page)
@@ -83,8 +95,3 @@ class _Page:
 
     def on_message_complete(self) -> None:
         self.complete = True
-
-
-@cache
-def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()

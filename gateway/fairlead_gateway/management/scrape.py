@@ -8,6 +8,7 @@ so that a large fleet is a steady trickle and not a burst.
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 from fairlead.clock import Clock
@@ -18,6 +19,7 @@ from fairlead.limits import Limits
 from fairlead.signals import EngineSignals
 from fairlead.tasks import ended
 from fairlead_gateway.management.fetch import get
+from fairlead_gateway.reach import Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,14 @@ class Reading:
 class Scraper:
     """Asks every instance of the present fleet; ``readings`` and ``problems`` are by instance id."""
 
-    def __init__(self, fleet: Callable[[], Fleet], clock: Clock, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Callable[[], Fleet],
+        clock: Clock,
+        limits: Limits | None = None,
+        reach: Reach | None = None,
+    ) -> None:
+        self._reach = reach or Reach({}, clock.now)
         self._fleet = fleet
         self._clock = clock
         self._limits = limits or Limits()
@@ -100,7 +109,11 @@ class Scraper:
         url = instances[0].url.rstrip("/") + engine.metrics_path
         try:
             page = await get(
-                url, deadline_seconds=self._limits.scrape_deadline_seconds, most_bytes=self._limits.scrape_bytes
+                url,
+                deadline_seconds=self._limits.scrape_deadline_seconds,
+                most_bytes=self._limits.scrape_bytes,
+                trust=partial(self._reach.context, instances[0].access),
+                more=self._reach.authorization(instances[0].access),
             )
         except Unavailable as error:
             for instance in instances:

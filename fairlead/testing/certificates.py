@@ -1,0 +1,74 @@
+"""Certificates made on the spot by the ``openssl`` command: an authority, and servers that it vouches for."""
+
+import shutil
+import ssl
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = "IP:127.0.0.1,IP:::1,DNS:localhost"
+_CONFIG = """
+[req]
+distinguished_name = name
+prompt = no
+[name]
+CN = {name}
+[authority]
+basicConstraints = critical,CA:TRUE
+keyUsage = critical,keyCertSign
+subjectKeyIdentifier = hash
+[server]
+basicConstraints = critical,CA:FALSE
+subjectAltName = {names}
+"""
+
+
+def possible() -> bool:
+    """Is there an ``openssl`` command?"""
+    return shutil.which("openssl") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate and its key, as PEM files."""
+
+    certificate: Path
+    key: Path
+
+    def serving(self) -> ssl.SSLContext:
+        """A context for a server that shows it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+class Authority:
+    """A certificate authority of one test; its files lie in ``folder``."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self.own = self._make(name, "authority", HERE, "ec", None)
+
+    @property
+    def file(self) -> Path:
+        """What a client trusts."""
+        return self.own.certificate
+
+    def issue(self, name: str, *, names: str = HERE, kind: str = "ec") -> Issued:
+        """A server's certificate; ``kind`` of its key is ``ec`` or ``rsa``."""
+        return self._make(name, "server", names, kind, self.own)
+
+    def trusting(self) -> ssl.SSLContext:
+        """A context for a client that trusts this authority alone."""
+        return ssl.create_default_context(cafile=str(self.file))
+
+    def _make(self, name: str, section: str, names: str, kind: str, signer: Issued | None) -> Issued:
+        made = Issued(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        config = self._folder / f"{name}.cnf"
+        config.write_text(_CONFIG.format(name=name, names=names))
+        curve = ["-pkeyopt", "ec_paramgen_curve:prime256v1"] if kind == "ec" else []
+        signed = ["-CA", str(signer.certificate), "-CAkey", str(signer.key)] if signer is not None else []
+        command = ["openssl", "req", "-x509", "-config", str(config), "-extensions", section, "-nodes", "-days", "2"]
+        files = ["-keyout", str(made.key), "-out", str(made.certificate)]
+        subprocess.run([*command, "-newkey", kind, *curve, *signed, *files], check=True, capture_output=True)
+        return made
