@@ -128,7 +128,7 @@ class Downstream(asyncio.Protocol):
         self._reply: Reply | None = None
         self._half: HalfClosed | None = None
         self._advancing = self._paused = self._clogged = self._secure = False
-        self._eof = self._promised = self._begun = False
+        self._eof = self._promised = self._begun = self._refused = False
 
     # What asyncio calls.
 
@@ -307,6 +307,7 @@ class Downstream(asyncio.Protocol):
     def _refuse(self, error: GatewayError) -> None:
         """Answer what is not a request, and close."""
         self._state = _State.BUSY
+        self._refused = True
         self._reply = reply = Reply(self, None, self._listener.new_id())
         self._listener.handler.refused(error, reply)
 
@@ -324,7 +325,7 @@ class Downstream(asyncio.Protocol):
     def _linger(self) -> None:
         """Close our side; read and forget the other's until it closes too or patience ends."""
         self._state = _State.LINGER
-        if self._eof or (self._secure and self._reader.empty):
+        if self._eof or (self._secure and not self._refused):
             self._transport.close()
             return
         if self._paused:
