@@ -153,6 +153,39 @@ def test_a_prefill_engine_that_freezes_between_the_legs_costs_the_deadline_and_n
     run(check())
 
 
+def test_fifty_prompts_at_once_are_answered_as_by_one_engine() -> None:
+    burst("none", "nixl", [20 + at * 97 % 1480 for at in range(49)] + [3900])
+
+
+@pytest.mark.parametrize("transfer", ["nixl", "mooncake", "sglang"])
+@pytest.mark.parametrize("fault", ["prefill killed", "prefill frozen", "decode killed"])
+def test_under_load_every_request_ends_right_whatever_happens_to_an_engine(transfer: str, fault: str) -> None:
+    burst(fault, transfer, [20 + at * 97 % 480 for at in range(20)])
+
+
+def burst(fault: str, transfer: str, lengths: list[int]) -> None:
+    """Prompts all at once; the fault comes with the first answer, and all answers are right."""
+
+    async def check() -> None:
+        async with split(transfer=transfer, prefills=2, decodes=2) as (gateway, engines):
+            prompts = [
+                prompt_of(length, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10 % 5]}z")
+                for at, length in enumerate(lengths)
+            ]
+            expected = [text(await alone(engines, body(one))) for one in prompts]
+            asked = [asyncio.create_task(ask(gateway.url, body(one), path=PATH)) for one in prompts]
+            await asked[0]
+            if fault == "prefill killed":
+                engines.prefill[0].kill()
+            elif fault == "prefill frozen":
+                engines.prefill[0].freeze()
+            elif fault == "decode killed":
+                engines.decode[0].kill()
+            assert [text(one) for one in await asyncio.gather(*asked)] == expected
+
+    run(check())
+
+
 def test_the_other_prefill_engine_takes_over_from_a_dead_one() -> None:
     async def check() -> None:
         async with split(prefills=2) as (gateway, engines):
