@@ -6,6 +6,7 @@ at once. After the first byte there is no second try: a stream that breaks ends 
 """
 
 import asyncio
+import re
 from functools import partial
 
 import msgspec
@@ -20,7 +21,7 @@ from fairlead_gateway.errors import GatewayError, Quarantined, error_body, error
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.keepalive import KeepAlive
-from fairlead_gateway.lateness import FIELD, allowed, passed_on, too_late
+from fairlead_gateway.lateness import allowed, remaining, too_late
 from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.resume import Resume
@@ -48,6 +49,7 @@ class _Body(msgspec.Struct):
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"')
 _BODY = msgspec.json.Decoder(_Body)
 
 
@@ -220,15 +222,17 @@ class Forward:
             job.request.id,
             method=job.ask.method,
             rank=instance.dp_rank,
-            more=self._remaining(job),
+            more=remaining(head, job.until, self._clock.now()),
         )
         connection = self._pool.idle(instance.url)
+        stale = False
         while True:
             if connection is None:
                 try:
                     connection = await self._pool.connect(instance.url)
                 except Broken as error:
-                    raise Failure(error.why, sent=False) from None
+                    # Gone between two connections: what closed the first one may be this very request.
+                    raise Failure("reset" if stale else error.why, died=stale, sent=stale) from None
             if self._routes.ready(job.ask.key, instance.id) is None:
                 self._pool.park(connection)
                 raise _Moved
@@ -248,7 +252,7 @@ class Forward:
                 with self._prefill.deadline(job, instance, answer):
                     broken = await answer.verdict
                 if broken is not None and broken.stale:
-                    connection = None
+                    connection, stale = None, True
                     continue
                 self._judge(job, answer, broken, patience.exhausted)
                 self._health.answered(job, instance.id)
@@ -258,16 +262,12 @@ class Forward:
                 if connection is not None and not answer.complete and not answer.events.done:
                     connection.abort()
 
-    def _remaining(self, job: Job) -> str:
-        """What is left of the request's time, as a header field for the engine."""
-        if job.until is None or job.request.head.get(FIELD) is None:
-            return ""
-        return passed_on(job.until - self._clock.now())
-
     def _judge(self, job: Job, answer: Answer, broken: Broken | None, late: bool) -> None:
         """Raise a Failure unless the answer can be passed on."""
         if broken is not None:
             raise Failure(broken.why, died=broken.why in ("reset", "cut"), final=late)
+        if answer.status == 404 and answer.complete and _is_wrong_model(answer.whole_body):
+            raise Failure("wrong-model")  # the address belongs to somebody else now
         fault = self._fault(job, answer)
         if fault is None:
             return
@@ -420,6 +420,11 @@ def _not_served(status: int, request_id: str) -> bytes:
     else:
         text, code = "the engine does not serve this request", "engine_refused"
     return error_body(text, "invalid_request_error", None, code, request_id)
+
+
+def _is_wrong_model(body: bytes) -> bool:
+    """Whether an engine says that it does not serve the model that the fleet says it serves."""
+    return len(body) < _TAIL_BYTES and b'"NotFoundError"' in body and _WRONG_MODEL.search(body) is not None
 
 
 def _is_error_object(body: bytes) -> bool:

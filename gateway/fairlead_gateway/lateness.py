@@ -45,9 +45,11 @@ def allowed(head: Head, stream: bool, limits: Limits) -> float | None:
     return limits.answer_seconds if told is None else min(told, limits.answer_seconds)
 
 
-def passed_on(left: float) -> str:
-    """The field as an engine gets it, as header text."""
-    return f"{FIELD.decode()}: {max(0.001, left):.3f}\r\n"
+def remaining(head: Head, until: float | None, now: float) -> str:
+    """What is left of the client's time, as the header text that an engine gets."""
+    if until is None or head.get(FIELD) is None:
+        return ""
+    return f"{FIELD.decode()}: {max(0.001, until - now):.3f}\r\n"
 
 
 def too_late(head: Head, taken: float) -> GatewayError:

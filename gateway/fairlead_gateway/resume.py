@@ -14,6 +14,7 @@ from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.keepalive import KeepAlive
+from fairlead_gateway.lateness import remaining
 from fairlead_gateway.retry import RetryBudget
 from fairlead_gateway.route import Routes
 from fairlead_gateway.telemetry import Telemetry
@@ -110,7 +111,8 @@ class Resume:
 
     def _ask(self, job: Job, instance: Instance, body: bytes, said: Said, connection: Upstream) -> Answer:
         head = job.request.head
-        message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank)
+        more = remaining(head, job.until, self._clock.now())
+        message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank, more=more)
         patience = job.patience = self._health.patience(job, connection.peer)
         answer = Answer(
             stream=True,
@@ -123,7 +125,7 @@ class Resume:
         answer.rewrite = partial(fitted, said=said)
         if job.router is not None:
             job.router.dispatched(job.route, instance.id, self._clock.now())
-        connection.ask(message, answer, self._limits.stream_idle_seconds)
+        connection.ask(message, answer, min(patience.first(), self._limits.stream_idle_seconds))
         return answer
 
     async def _pass(
