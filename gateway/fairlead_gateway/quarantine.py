@@ -36,7 +36,9 @@ class Quarantine:
         return suspect.until - now
 
     def died(self, body: bytes, instance: str, now: float) -> None:
-        """An instance broke off while it had this body."""
+        """An instance broke off while it had this body. Without one there is nothing to know the request by."""
+        if not body:
+            return
         print_ = self._print(body)
         suspect = self._suspects.pop(print_, None)
         if suspect is None or suspect.until <= now:

@@ -45,3 +45,11 @@ def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
     assert len(one) == 3
     one.died(b"last", "a", 10_000.0)
     assert len(one) == 1
+
+
+def test_requests_without_a_body_are_never_held_since_they_all_look_alike() -> None:
+    one = held()
+    one.died(b"", "a", 0.0)
+    one.died(b"", "b", 0.0)
+    assert one.seconds_left(b"", 0.0) is None
+    assert len(one) == 0
