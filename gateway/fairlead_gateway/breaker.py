@@ -62,6 +62,11 @@ class Breaker:
         self._records: dict[str, _Record] = {}
         self._out: set[str] = set()
 
+    @property
+    def watching(self) -> bool:
+        """Whether any instance is not simply healthy."""
+        return bool(self._out)
+
     def keep_only(self, ids: Collection[str]) -> None:
         """Forget instances that have left the fleet."""
         for gone in self._records.keys() - set(ids):

@@ -71,9 +71,14 @@ class Routes:
     def choose(self, key: str, request: RouteRequest, now: float, excluded: frozenset[str]) -> Decision:
         """Ask the model's router, past those that sit out. Raises NoInstance when no instance is ready at all."""
         router = self._routers.get(key)
-        left = [item for item in self._ready.get(key, ()) if item not in excluded]
-        out = self._breaker.sitting_out(left, now)
-        decision = router.decide(request, now, excluded=excluded.union(out)) if router is not None else None
+        out: Mapping[str, str] = {}
+        if self._breaker.watching:
+            out = self._breaker.sitting_out([item for item in self._ready.get(key, ()) if item not in excluded], now)
+        decision = (
+            router.decide(request, now, excluded=excluded.union(out) if out else excluded)
+            if router is not None
+            else None
+        )
         if decision is not None and out:
             sitting = tuple(Rejected(item, why) for item, why in out.items())
             decision = replace(decision, rejected=decision.rejected + sitting)
