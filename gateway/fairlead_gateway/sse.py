@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 _ENDS = (b"\n\n", b"\r\n\r\n")
+_LONGEST_END = 4
+_MOST_TOKENS = 1 << 40
 _EVENT_STARTS = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
@@ -27,10 +29,15 @@ class Usage(msgspec.Struct):
     completion_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
 
+    def __post_init__(self) -> None:
+        """A count that cannot be one is not known."""
+        self.prompt_tokens = _count(self.prompt_tokens)
+        self.completion_tokens = _count(self.completion_tokens)
+
     @property
     def cached_tokens(self) -> int | None:
         """Prompt tokens that the engine found in its cache; None when it does not tell."""
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+        return _count(self.prompt_tokens_details.cached_tokens) if self.prompt_tokens_details else None
 
 
 class Event(msgspec.Struct):
@@ -67,7 +74,7 @@ class Events:
     __slots__ = ("_held", "_limit", "aborted", "count", "done", "fault", "strip", "usage")
 
     def __init__(self, *, strip: bool, limit: int) -> None:
-        self._held = b""
+        self._held = bytearray()
         self._limit = limit
         self.strip = strip
         self.usage: Usage | None = None
@@ -81,10 +88,11 @@ class Events:
         out: list[bytes] = []
         for piece in pieces:
             if self._held or piece[-2:] != b"\n\n":
-                whole = self._whole(piece)
-                if not whole:
+                piece = self._whole(piece)
+                if not piece:
+                    if self.fault is not None:
+                        break
                     continue
-                piece = whole
             if (
                 b'"usage"' in piece
                 or b'"error"' in piece
@@ -108,12 +116,17 @@ class Events:
 
     def _whole(self, piece: bytes) -> bytes:
         """Everything up to the last event boundary; the rest is held for the next piece."""
-        data = self._held + piece
-        cut = max(data.rfind(end) + len(end) if end in data else 0 for end in _ENDS)
-        self._held = data[cut:]
-        if len(self._held) > self._limit:
+        held = self._held
+        new = max(0, len(held) - _LONGEST_END + 1)  # before that, no boundary: it would have been cut there
+        held += piece
+        whole = b""
+        if b"\n" in piece:
+            cut = max(at + len(end) if (at := held.rfind(end, new)) >= 0 else 0 for end in _ENDS)
+            whole = bytes(held[:cut])
+            del held[:cut]
+        if len(held) > self._limit:
             self.fault = Fault(502, "an event of the engine's stream is too long")
-        return data[:cut]
+        return whole
 
     def _look(self, piece: bytes) -> bytes:
         """Go through the events of a piece one by one."""
@@ -154,10 +167,16 @@ class Events:
         return True
 
 
+def _count(told: int | None) -> int | None:
+    return told if told is not None and 0 <= told <= _MOST_TOKENS else None
+
+
 def first_event(events: Events, pieces: Iterable[bytes]) -> list[bytes]:
     """Pass the beginning of a stream with every event looked into, so that nothing that is not a stream gets through."""
     out: list[bytes] = []
     for piece in pieces:
+        if events.ended:
+            break
         whole = events._whole(piece)
         kept = events._look(whole) if whole and not events.ended else b""
         if kept:

@@ -18,6 +18,8 @@ from fairlead.limits import Limits
 from fairlead_gateway.deadline import Deadline
 from fairlead_gateway.reach import Reach
 
+_TURN_BYTES = 64 * 1024  # read at once, they let others have a turn before the next
+
 
 class Broken(Exception):
     """Raised when an engine cannot be reached, breaks off or speaks no HTTP; ``why`` is one word of a closed list."""
@@ -79,6 +81,7 @@ class Upstream(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._status = 0
         self._head_bytes = self._unread_head = 0
+        self._paused = False
         self._heard = self._spoke = self._complete = self._keep = self._extra = False
 
     @property
@@ -96,6 +99,7 @@ class Upstream(asyncio.Protocol):
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: the client's pace becomes the engine's."""
+        self._paused = paused
         if not self._transport.is_closing():
             if paused:
                 self._transport.pause_reading()
@@ -143,12 +147,16 @@ class Upstream(asyncio.Protocol):
             sink.body(pieces, True)
         elif pieces:
             sink.body(pieces, False)
+        if len(data) >= _TURN_BYTES and self._sink is not None and not self._transport.is_closing():
+            self._transport.pause_reading()  # an engine that floods would be read from again and again
+            self._pool.loop.call_soon(self._go_on)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
+        self._parser = cast(httptools.HttpResponseParser, None)  # it knows us, and nobody should wait for the collector
         self._pool.forget(self)
         sink, self._sink = self._sink, None
         if sink is None:
@@ -159,6 +167,10 @@ class Upstream(asyncio.Protocol):
             return
         stale = self._served > 0 and not self._heard
         sink.broken(Broken("cut" if self._heard else "reset", stale=stale))
+
+    def _go_on(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # What llhttp calls.
 
@@ -175,6 +187,8 @@ class Upstream(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole; interim answers (1xx) are passed over."""
         status = self._parser.get_status_code()
+        if status < 100:
+            raise ValueError  # llhttp makes a parser error of it: there is no such status
         if status < 200:
             self._fields = {}
         elif not self._status and self._sink is not None:

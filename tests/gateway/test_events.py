@@ -49,6 +49,22 @@ def test_however_the_stream_is_cut_the_same_bytes_come_out(
     assert (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens) == (9, 8, 7)
 
 
+def test_an_event_in_the_smallest_pieces_is_put_together_and_one_without_an_end_is_refused() -> None:
+    shown = event(token("x" * 100_000))
+    out, events = through([shown[n : n + 1] for n in range(len(shown))])
+    assert (out, events.fault) == (shown, None)
+    _, events = through([b"data: ", *[b"a"] * (LIMIT + 1), event("[DONE]")])
+    assert events.fault is not None
+    assert not events.done
+
+
+def test_counts_that_cannot_be_are_not_known() -> None:
+    _, events = through([event(usage(-5, -1, 2**62)), event("[DONE]")])
+    assert events.usage is not None
+    counts = (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens)
+    assert counts == (None, None, None)
+
+
 def test_what_models_write_is_never_mistaken_for_what_engines_say() -> None:
     out, events = through([event(token(TRICKY)), event(token('{"error":{"code":500}}'))])
     assert out == event(token(TRICKY)) + event(token('{"error":{"code":500}}'))
