@@ -41,6 +41,19 @@ class Function(Struct):
     arguments: str | dict[str, Raw] | None = None
 
 
+class ToolFunction(Struct):
+    """What a tool is."""
+
+    name: str
+
+
+class Tool(Struct):
+    """One thing that the model may call."""
+
+    type: Text = None
+    function: ToolFunction | None = None
+
+
 class ToolCall(Struct):
     """A call that the assistant made."""
 
@@ -87,8 +100,9 @@ class Generation(Common, kw_only=True):
     repetition_penalty: Number = None
     min_tokens: Whole = None
     seed: Whole = None
-    stop: str | list[str] | None = None
-    logit_bias: dict[str, float] | None = None
+    prompt_logprobs: Whole = None
+    stop: Raw | UnsetType = UNSET
+    logit_bias: Raw | UnsetType = UNSET
     response_format: Raw | UnsetType = UNSET
     structured_outputs: Raw | UnsetType = UNSET
 
@@ -100,7 +114,7 @@ class Chat(Generation, kw_only=True):
     max_completion_tokens: Whole = None
     logprobs: bool | None = None
     top_logprobs: Whole = None
-    tools: list[Raw] | None = None
+    tools: Raw | UnsetType = UNSET
     tool_choice: str | dict[str, Raw] | None = None
 
 
@@ -138,11 +152,17 @@ _DECODERS: dict[type[Common], msgspec.json.Decoder[Any]] = {
 _MESSAGES = msgspec.json.Decoder(list[Message])
 _STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 _TOKENS = msgspec.json.Decoder(Tokens)
+_STOP = msgspec.json.Decoder(str | list[str] | None)
+_LOGIT_BIAS = msgspec.json.Decoder(dict[str, float] | None)
+_TOOLS = msgspec.json.Decoder(list[Tool] | None)
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
+_SLICE_BYTES = 65_536
+_INT_32 = (1 << 31) - 1
+_INT_64 = (1 << 63) - 1
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -152,6 +172,7 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
         raise BadRequest("the body is empty: a JSON object is expected", code="invalid_json")
     try:
         str(body, "utf-8")
+        _check_values(body, limits)
         found: Common = _DECODERS[kind].decode(body)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8 (byte {error.start})", code="invalid_json") from None
@@ -162,6 +183,7 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
     _check_depth(body, limits)
+    _in_range("priority", found.priority, -_INT_64 - 1, _INT_64)
     if isinstance(found, Generation):
         _check_generation(found, limits)
     if isinstance(found, Chat):
@@ -169,9 +191,9 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
         if not messages:
             raise BadRequest("messages: at least one message is needed", param="messages")
     elif isinstance(found, Completion):
-        _inner(_TOKENS, found.prompt, "prompt", limits)
+        _check_prompts("prompt", found.prompt, max(found.n or 1, found.best_of or 1), limits)
     elif isinstance(found, Embedding):
-        _inner(_TOKENS, found.input, "input", limits)
+        _check_prompts("input", found.input, 1, limits)
         _in_range("dimensions", found.dimensions, 1, 1 << 20)
     elif isinstance(found, Other):
         for name in ("n", "best_of"):
@@ -216,6 +238,12 @@ def _too_deep(limits: Limits) -> BadRequest:
     return BadRequest(f"the body is nested deeper than {limits.json_depth} levels", code="invalid_json")
 
 
+def _check_values(body: bytes, limits: Limits) -> None:
+    """Bound how many values a parser can meet, before it meets them."""
+    if len(body) > limits.json_values and body.count(b",") > limits.json_values:
+        raise BadRequest(f"the body holds more than {limits.json_values} values", code="invalid_json")
+
+
 def _check_depth(body: bytes, limits: Limits) -> None:
     """Bound nesting, also inside fields that nobody here reads. Cheap when there are few brackets at all."""
     opened = len(body.translate(None, _NOT_OPENING))
@@ -223,30 +251,77 @@ def _check_depth(body: bytes, limits: Limits) -> None:
         return
     bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
     marks = _PLAIN_STRING.sub(b"", bare.translate(None, _NOT_STRUCTURE))
-    if len(marks) > 2 * limits.json_containers:
-        raise BadRequest(f"the body holds more than {limits.json_containers} arrays and objects", code="invalid_json")
-    if max(accumulate(map(_STEP.__getitem__, marks)), default=0) > limits.json_depth:
+    depth = deepest = count = 0
+    inside = False
+    for start in range(0, len(marks), _SLICE_BYTES):  # no step of this may keep other threads waiting
+        part = (b'"' if inside else b"") + marks[start : start + _SLICE_BYTES]
+        inside = part.count(b'"') % 2 == 1
+        part = _PLAIN_STRING.sub(b"", part + b'"' if inside else part)
+        levels = list(accumulate(map(_STEP.__getitem__, part), initial=depth))
+        depth, deepest, count = levels[-1], max(deepest, max(levels)), count + len(part)
+        if count > 2 * limits.json_containers:
+            what = f"the body holds more than {limits.json_containers} arrays and objects"
+            raise BadRequest(what, code="invalid_json")
+    if deepest > limits.json_depth:
         raise _too_deep(limits)
+
+
+def _check_prompts(field: str, raw: Raw, each: int, limits: Limits) -> None:
+    """One prompt or several, as text or as tokens, but not mixed."""
+    given = _inner(_TOKENS, raw, field, limits)
+    if isinstance(given, str):
+        return
+    kinds = set(map(type, given))
+    if len(kinds) > 1:
+        raise BadRequest(f"{field}: texts and tokens cannot be mixed", param=field, code="invalid_type")
+    if kinds != {int} and len(given) * each > limits.prompts:
+        times = " times n" if each > 1 else ""
+        message = f"{field}: at most {limits.prompts} prompts{times} are accepted"
+        raise BadRequest(message, param=field, code="out_of_range")
 
 
 def _check_generation(found: Generation, limits: Limits) -> None:
     stream_options(found, limits)
     _in_range("n", found.n, 1, limits.choices)
     _in_range("max_tokens", found.max_tokens, 1, limits.max_tokens)
+    _in_range("min_tokens", found.min_tokens, 0, limits.max_tokens)
+    _in_range("prompt_logprobs", found.prompt_logprobs, -1, limits.logprobs)
+    _in_range("seed", found.seed, -_INT_64 - 1, _INT_64)
+    _in_range("top_k", found.top_k, -_INT_32 - 1, _INT_32)
     if isinstance(found, Chat):
         _in_range("max_completion_tokens", found.max_completion_tokens, 1, limits.max_tokens)
         _in_range("top_logprobs", found.top_logprobs, 0, limits.logprobs)
-        if found.tools is not None and len(found.tools) > limits.tools:
-            raise BadRequest(f"tools: at most {limits.tools} are accepted", param="tools")
+        _check_tools(found.tools, limits)
     elif isinstance(found, Completion):
         _in_range("best_of", found.best_of, 1, limits.choices)
         _in_range("logprobs", found.logprobs, 0, limits.logprobs)
-    if isinstance(found.stop, list) and len(found.stop) > limits.stop_strings:
+    stop = _bounded(_STOP, found.stop, "stop", limits.stop_bytes, limits)
+    if isinstance(stop, list) and len(stop) > limits.stop_strings:
         raise BadRequest(f"stop: at most {limits.stop_strings} strings are accepted", param="stop")
+    _bounded(_LOGIT_BIAS, found.logit_bias, "logit_bias", limits.schema_bytes, limits)
     for name in ("response_format", "structured_outputs"):
-        raw = getattr(found, name)
-        if raw is not UNSET and len(bytes(raw)) > limits.schema_bytes:
-            raise BadRequest(f"{name}: longer than {limits.schema_bytes} bytes", param=name)
+        _bounded(None, getattr(found, name), name, limits.schema_bytes, limits)
+
+
+def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
+    tools: list[Tool] = _bounded(_TOOLS, raw, "tools", limits.tools_bytes, limits) or []
+    if len(tools) > limits.tools:
+        raise BadRequest(f"tools: at most {limits.tools} are accepted", param="tools")
+    for number, tool in enumerate(tools):
+        if tool.function is None and tool.type in (None, "function"):
+            path = f"tools[{number}].function"
+            raise BadRequest(f"{path}: this field is required", param=path, code="missing_field")
+
+
+def _bounded(
+    decoder: "msgspec.json.Decoder[Any] | None", raw: Raw | UnsetType, field: str, most: int, limits: Limits
+) -> Any:
+    """A field's value, None when absent or not to be decoded; its length is checked first. Raises BadRequest."""
+    if raw is UNSET:
+        return None
+    if memoryview(raw).nbytes > most:
+        raise BadRequest(f"{field}: longer than {most} bytes", param=field, code="out_of_range")
+    return _inner(decoder, raw, field, limits) if decoder is not None else None
 
 
 def _in_range(name: str, value: int | None, low: int, high: int) -> None:

@@ -8,6 +8,7 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import msgspec
@@ -38,7 +39,7 @@ from fairlead_gateway.settle import settle
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Pool
 
-_IN_A_THREAD_BYTES = 1024 * 1024
+_IN_A_THREAD_BYTES = 256 * 1024
 _MODELS = "/v1/models"
 _log = logging.getLogger("fairlead.gateway")
 
@@ -96,6 +97,8 @@ class Gateway:
             prefill=self._prefill,
         )
         self._loop = loop
+        # One thread: more would not be faster, and each would make the loop wait longer for its turn.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._new_id = new_id
         self._started_wall = int(clock.wall())
         self._loaded = False
@@ -177,6 +180,7 @@ class Gateway:
             task.cancel()
         self._prefill.close()
         self._pool.close()
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     # The request's way.
 
@@ -212,7 +216,7 @@ class Gateway:
         """Rooms 2 and 3; large bodies are read in a thread, so that other requests get their turn."""
         fleet = self._routes.fleet
         if len(request.body) > _IN_A_THREAD_BYTES:
-            return await self._loop.run_in_executor(None, self._read, request, fleet, unique)
+            return await self._loop.run_in_executor(self._reader, self._read, request, fleet, unique)
         return self._read(request, fleet, unique)
 
     def _read(self, request: Request, fleet: Fleet, unique: str) -> tuple[Ask, RouteRequest]:

@@ -5,18 +5,16 @@ vLLM engine; copied ones fetch another tenant's cache. vLLM takes them at the to
 the same place, so both are looked into. A key counts as what it means, however it is escaped, and however often it is given.
 """
 
-import re
-
 from fairlead_gateway.splice import rewritten
 
 FIELDS = frozenset({"kv_transfer_params", "ec_transfer_params"})
 _LAID_OVER = "vllm_xargs"
-_SUSPECT = re.compile(rb"transfer_params|\\u00[567]")  # the names, or letters of theirs as escapes
+_SUSPECT = (b"transfer_params", b"u005", b"u006", b"u007")  # the names, or letters of theirs as escapes
 
 
 def without_handoff(body: bytes) -> bytes:
     """A JSON object without hand-off fields; every other byte stays. Bodies that cannot hold one are not walked at all."""
-    return rewritten(body, _top) if _SUSPECT.search(body) else body
+    return rewritten(body, _top) if any(text in body for text in _SUSPECT) else body
 
 
 def _top(key: str, value: bytes) -> bytes | None:

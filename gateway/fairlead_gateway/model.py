@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import msgspec
+from msgspec import UNSET
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Model
@@ -20,7 +21,7 @@ from fairlead.names import model_name, nearest
 from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, Other, parse, stream_options
 from fairlead_gateway.errors import BadRequest, UnknownModel
 from fairlead_gateway.handoff import without_handoff
-from fairlead_gateway.splice import splice
+from fairlead_gateway.splice import added, splice
 
 PATHS: dict[str, type[Common]] = {
     "/v1/chat/completions": Chat,
@@ -68,6 +69,7 @@ def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
     body = without_handoff(body)
     model = find(parsed.model, fleet)
     changes: dict[str, bytes] = {}
+    new: dict[str, bytes] = {}
     if parsed.model != model.name:
         changes["model"] = msgspec.json.encode(model.name)
     stream = isinstance(parsed, Generation) and bool(parsed.stream)
@@ -78,8 +80,10 @@ def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
         strip = options is None or not (options.include_usage or options.continuous_usage_stats)
         if strip:
             given = bytes(parsed.stream_options) if options is not None and parsed.stream_options else b"{}"
-            changes["stream_options"] = splice(given, {"include_usage": b"true"})
-    return Ask(parsed, model.key, model, splice(body, changes) if changes else body, stream, strip)
+            asking = splice(given, {"include_usage": b"true"})
+            (new if parsed.stream_options is UNSET else changes)["stream_options"] = asking
+    body = splice(body, changes) if changes else body
+    return Ask(parsed, model.key, model, added(body, new) if new else body, stream, strip)
 
 
 def find(name: str, fleet: Fleet) -> Model:

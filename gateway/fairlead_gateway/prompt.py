@@ -14,6 +14,7 @@ from fairlead_gateway.routing import RouteRequest, prefix_chain
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
 
 _SESSION_CHARACTERS = 256
+_NO_TOOLS = (b"null", b"[]")
 
 
 def route_request(ask: Ask, head: Head, request_id: str, secret: bytes) -> RouteRequest:
@@ -41,8 +42,8 @@ def _seed(ask: Ask) -> bytes:
     parts = [ask.key.encode()]
     if parsed.cache_salt:
         parts.append(b"salt" + parsed.cache_salt.encode())
-    if isinstance(parsed, Chat) and parsed.tools:
-        parts.append(b"tools" + b",".join(bytes(tool) for tool in parsed.tools))
+    if isinstance(parsed, Chat) and parsed.tools is not msgspec.UNSET and bytes(parsed.tools) not in _NO_TOOLS:
+        parts.append(b"tools" + bytes(parsed.tools))
     if isinstance(parsed, Generation) and parsed.response_format is not msgspec.UNSET:
         parts.append(b"format" + bytes(parsed.response_format))
     if len(parts) == 1:

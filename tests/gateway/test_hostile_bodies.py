@@ -105,11 +105,26 @@ BAD: dict[str, tuple[bytes, str | None]] = {
     "stop with a number": (chat(stop=["a", 5]), "stop[1]"),
     "stop with 1,000 strings": (chat(stop=["a"] * 1_000), "stop"),
     "user a number": (chat(user=5), "user"),
+    "stop strings of 1 MiB": (chat(stop="x" * 1_048_576), "stop"),
+    "seed beyond 64 bits": (chat(seed=2**63), "seed"),
+    "top_k beyond 32 bits": (chat(top_k=10**30), "top_k"),
+    "priority beyond 64 bits": (chat(priority=-(10**30)), "priority"),
+    "min_tokens of a billion": (chat(min_tokens=10**9), "min_tokens"),
+    "prompt_logprobs of a million": (chat(prompt_logprobs=10**6), "prompt_logprobs"),
     "seed a string": (chat(seed="x"), "seed"),
     "tools an object": (chat(tools={}), "tools"),
-    "10,000 tools": (chat(tools=[{}] * 10_000), "tools"),
+    "10,000 tools": (chat(tools=[{"function": {"name": "f"}}] * 10_000), "tools"),
+    "a tool a number": (chat(tools=[1]), "tools[0]"),
+    "a tool null": (chat(tools=[None]), "tools[0]"),
+    "a tool without a function": (chat(tools=[{"type": "function"}]), "tools[0].function"),
+    "a function without a name": (chat(tools=[{"type": "function", "function": {}}]), "tools[0].function.name"),
+    "tools of 5 MiB": (chat(tools=[{"function": {"name": "f" * 5_242_880}}]), "tools"),
     "a schema of 1 MiB": (chat(response_format={"x": "y" * 1_048_576}), "response_format"),
     "logit_bias a list": (chat(logit_bias=[1]), "logit_bias"),
+    "logit_bias with a text": (chat(logit_bias={"5": "x"}), "logit_bias[...]"),
+    "logit_bias of 1 MiB": (chat(logit_bias={str(n): 1 for n in range(100_000)}), "logit_bias"),
+    "three million values": (raw("[" + "1," * 3_000_000 + "1]"), None),
+    "three million tools": (b'{"model":"tiny","messages":[{"role":"u"}],"tools":[' + b"0," * 3_000_000 + b"0]}", None),
     "300,000 objects": (raw("[" + ",".join(["{}"] * 300_000) + "]"), None),
 }
 
@@ -141,11 +156,16 @@ def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
         ("/v1/completions", {"model": "tiny", "prompt": {"a": 1}}, "prompt"),
         ("/v1/completions", {"model": "tiny", "prompt": [1, 2.5]}, "prompt[1]"),
         ("/v1/completions", {"model": "tiny", "prompt": [["a"]]}, "prompt[0][0]"),
+        ("/v1/completions", {"model": "tiny", "prompt": ["a", 5]}, "prompt"),
+        ("/v1/completions", {"model": "tiny", "prompt": [[1], "a"]}, "prompt"),
+        ("/v1/completions", {"model": "tiny", "prompt": ["a"] * 3_000}, "prompt"),
+        ("/v1/completions", {"model": "tiny", "prompt": ["a"] * 100, "n": 100}, "prompt"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "best_of": 10**9}, "best_of"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": 10**6}, "logprobs"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": -1}, "logprobs"),
         ("/v1/embeddings", {"model": "tiny"}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": 7}, "input"),
+        ("/v1/embeddings", {"model": "tiny", "input": [[1]] * 3_000}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": "x", "dimensions": 0}, "dimensions"),
     ],
 )
@@ -175,6 +195,9 @@ GOOD_ONES = {
     "fields that are null": chat(n=None, stop=None, stream=None, temperature=None, user=None, tools=None),
     "a whole number as temperature": chat(temperature=1),
     "one stop string": chat(stop="x"),
+    "tools": chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}, {"type": "other"}]),
+    "a bias": chat(logit_bias={"5": -100, "6": 0.5}),
+    "the largest seed": chat(seed=2**63 - 1, top_k=-1, priority=-5, prompt_logprobs=-1),
     "a prompt of 2 MiB": chat(messages=[{"role": "user", "content": "x" * 2_097_152}]),
 }
 
@@ -218,6 +241,20 @@ def test_a_million_keys_do_not_hold_up_other_requests() -> None:
             assert len(engine.calls[0].body) == len(body)
             await heavy.close()
             await light.close()
+
+    run(main())
+
+
+def test_a_body_that_is_changed_has_a_bounded_number_of_fields() -> None:
+    body = (
+        b"{" + b",".join(b'"k%d":1' % n for n in range(5_000)) + b',"model":"default/tiny","messages":[{"role":"u"}]}'
+    )
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            answer = await ask(running.url, body)
+            assert (answer.status, answer.error["code"]) == (400, "invalid_json")
+            assert (await ask(running.url, body.replace(b"default/", b""))).status == 200
 
     run(main())
 

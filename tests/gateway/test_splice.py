@@ -2,10 +2,11 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.splice import splice
+from fairlead_gateway.splice import added, splice
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -30,6 +31,23 @@ def test_a_spliced_object_is_the_object_with_that_field_set(
 def test_a_key_that_is_given_twice_is_replaced_twice() -> None:
     text = b'{"model":"a","x":{"model":"b"},"mod\\u0065l" : "c"}'
     assert splice(text, {"model": b"1"}) == b'{"model":1,"x":{"model":"b"},"mod\\u0065l" : 1}'
+
+
+@given(OBJECTS, VALUES, st.sampled_from([None, 2]))
+def test_a_field_that_is_not_there_is_added_without_looking_at_the_others(
+    before: dict[str, object], value: object, indent: int | None
+) -> None:
+    before.pop("model", None)
+    text = json.dumps(before, indent=indent).encode()
+    assert json.loads(added(text, {"model": json.dumps(value).encode()})) == before | {"model": value}
+
+
+@pytest.mark.parametrize("long", [b'"' + b"x" * 3_000_000 + b'"', b'"' + rb"\"" * 1_500_000 + b'"', b"1" * 3_000_000])
+@pytest.mark.parametrize("shift", range(4))
+def test_values_longer_than_a_slice_are_passed_over_whole(long: bytes, shift: int) -> None:
+    for value in (long, b'["", {"a": ' + long + b"}, []]"):
+        text = b'{"x":' + b" " * shift + value + b',"model":"a", "y":' + value + b"}"
+        assert splice(text, {"model": b'"b"'}) == text.replace(b'"model":"a"', b'"model":"b"')
 
 
 def test_into_an_empty_object_and_before_others() -> None:
