@@ -34,8 +34,9 @@ class Deadline:
         self._due = None
 
     def cancel(self) -> None:
-        """No deadline ever again, and no timer left behind."""
+        """No deadline ever again, and no timer left behind; whom it would have called is let go."""
         self._due = None
+        self._passed = _nothing
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -50,3 +51,7 @@ class Deadline:
             return
         self._due = None
         self._passed()
+
+
+def _nothing() -> None:
+    """Nobody waits any more."""

@@ -27,6 +27,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _FIELDS = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
 _HOST = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
+_AUTHORITY = re.compile(rb"([^/?#]+)(.*)")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _STRAY_PARTIAL = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
@@ -144,10 +145,10 @@ def _path(method: str, target: bytes) -> str:
         return "*"
     scheme, found, rest = target.partition(b"://")
     if found and scheme.lower() in (b"http", b"https"):
-        authority, slash, rest = rest.partition(b"/")
-        if not authority or b"@" in authority or _HOST.fullmatch(authority.partition(b"?")[0]) is None:
+        parts = _AUTHORITY.fullmatch(rest)
+        if parts is None or b"@" in parts[1] or _HOST.fullmatch(parts[1]) is None:
             raise BadRequest("the request target is malformed", code="malformed_http")
-        target = slash + rest or b"/"
+        target = parts[2] if parts[2].startswith(b"/") else b"/" + parts[2]
     if not target.startswith(b"/"):
         raise BadRequest("the request target must be a path or an absolute URL", code="malformed_http")
     path = target.partition(b"?")[0].partition(b"#")[0]

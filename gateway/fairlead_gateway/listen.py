@@ -23,6 +23,8 @@ from fairlead_gateway.reader import RequestReader, Waiting
 from fairlead_gateway.reply import Reply
 
 _LINGER_SECONDS = 2.0
+_TURN_BYTES = 64 * 1024  # read at once, they let others have a turn before the next
+_LIGHT_BYTES = 64 * 1024  # a body of at most this is not weighed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROMISE = b"HTTP/1.1 "
 _PULSE = b"3\r\n:\n\n\r\n"
@@ -78,6 +80,7 @@ class Listener:
         self.new_id = new_id
         self.connections: set[Downstream] = set()
         self.draining = False
+        self.held_bytes = 0
         self._date = (0, "")
 
     def protocol(self) -> "Downstream":
@@ -125,6 +128,7 @@ class Downstream(asyncio.Protocol):
         self._state = _State.READING
         self._waiting = Waiting.NOTHING_YET
         self._body_until = 0.0
+        self._body_bytes = self._weight = self._unsent = 0
         self._reply: Reply | None = None
         self._half: HalfClosed | None = None
         self._advancing = self._paused = self._clogged = self._secure = False
@@ -146,6 +150,10 @@ class Downstream(asyncio.Protocol):
         if self._state is _State.READING:
             self._reader.feed(data)
             self._advance()
+            self._weigh()
+            if len(data) >= _TURN_BYTES and self._state is _State.READING and not self._paused:
+                self._pause()  # a sender that never pauses would be read from again and again
+                self._listener.loop.call_soon(self._advance)
         elif self._state is _State.BUSY:
             self._reader.feed(data)
             if self._reader.full:
@@ -168,6 +176,9 @@ class Downstream(asyncio.Protocol):
         self._deadline.cancel()
         self._listener.connections.discard(self)
         self._stop_probe()
+        self._drop_unread()
+        self._body_bytes = 0
+        self._weigh()
         reply, self._reply = self._reply, None
         if reply is not None:
             reply.lost()
@@ -197,6 +208,8 @@ class Downstream(asyncio.Protocol):
     def replied(self, keep: bool) -> None:
         """The answer is complete: take the next request, or close."""
         self._reply = None
+        self._body_bytes = 0
+        self._weigh()
         self._begun = False
         self._stop_probe()
         if self._state is not _State.BUSY:
@@ -231,8 +244,10 @@ class Downstream(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """A request is being read or answered."""
-        return self._state is _State.BUSY or (self._state is _State.READING and not self._reader.empty)
+        """A request is being read or answered, or an answer is still on its way to a slow client."""
+        if self._state is _State.BUSY or (self._state is _State.READING and not self._reader.empty):
+            return True
+        return self._state is not _State.CLOSED and self._transport.get_write_buffer_size() > 0
 
     # Reading requests.
 
@@ -288,10 +303,13 @@ class Downstream(asyncio.Protocol):
         if not self._paused:
             self._paused = True
             self._transport.pause_reading()
+            if self._state is _State.BUSY:
+                self._watch()
 
     def _dispatch(self, head: Head, body: bytes) -> None:
         listener = self._listener
         self._state = _State.BUSY
+        self._body_bytes = len(body)
         self._deadline.clear()
         given = head.get(b"x-request-id")
         if given is not None and 0 < len(given) <= _ID_BYTES and _ID_CHARS.issuperset(given):
@@ -301,6 +319,30 @@ class Downstream(asyncio.Protocol):
         self._reply = reply = Reply(self, head, request_id)
         request = Request(head, body, request_id, listener.clock.now(), listener.clock.wall())
         listener.handler.handle(request, reply)
+        if self._state is _State.BUSY:
+            self._weigh()
+            if self._eof:
+                self._probe()
+            elif self._paused:
+                self._watch()
+
+    def _weigh(self) -> None:
+        """Tell the listener what this connection holds. When all together hold too much, a large body is not read on."""
+        held = self._reader.held + self._body_bytes
+        if held <= _LIGHT_BYTES:
+            held = 0
+        if held == self._weight:
+            return
+        listener = self._listener
+        listener.held_bytes += held - self._weight
+        self._weight = held
+        if held and listener.held_bytes > self._limits.bodies_bytes and self._state is _State.READING:
+            hint = "try again later, or send a shorter body"
+            self._refuse(Overloaded("too many large bodies at once", hint=hint, fields=(("retry-after", "1"),)))
+
+    def _drop_unread(self) -> None:
+        """Let go what was read and will not be used."""
+        self._reader = RequestReader(self._limits)
 
     # Ends.
 
@@ -308,13 +350,19 @@ class Downstream(asyncio.Protocol):
         """Answer what is not a request, and close."""
         self._state = _State.BUSY
         self._refused = True
+        self._drop_unread()
         self._reply = reply = Reply(self, None, self._listener.new_id())
         self._listener.handler.refused(error, reply)
 
     def _late(self) -> None:
         """The deadline of what is awaited has passed."""
         if self._state is _State.LINGER:
-            self._transport.abort()
+            unsent = self._transport.get_write_buffer_size()
+            if 0 < unsent < self._unsent:  # slow, but reading
+                self._unsent = unsent
+                self._deadline.set(self._limits.body_idle_seconds)
+            else:
+                self._transport.abort()
         elif self._state is _State.READING:
             what = {Waiting.BODY_END: "body", Waiting.HEAD_END: "request head"}.get(self._waiting)
             if what is None:
@@ -331,18 +379,25 @@ class Downstream(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
+        self._unsent = self._transport.get_write_buffer_size()
         if not self._secure:
             self._transport.write_eof()
-        self._deadline.set(_LINGER_SECONDS)
+        self._deadline.set(self._limits.body_idle_seconds if self._unsent else _LINGER_SECONDS)
 
     def _probe(self) -> None:
         """The client closed its sending side while it is being answered: find out whether it is still there."""
+        self._stop_probe()
         if not self._begun:
             self._promised = True
             self._transport.write(_PROMISE)
         elif self._reply is not None and self._reply.pulses:
             self._transport.write(_PULSE)
         self._half = HalfClosed(self._listener.loop, self._transport, self._transport.abort)
+
+    def _watch(self) -> None:
+        """Nothing is read while the answer is made: ask the system whether the client leaves."""
+        self._stop_probe()
+        self._half = HalfClosed(self._listener.loop, self._transport, self._transport.abort, self._probe)
 
     def _stop_probe(self) -> None:
         if self._half is not None:

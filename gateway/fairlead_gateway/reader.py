@@ -4,12 +4,16 @@ It reads one request at a time: ``next`` never looks behind the end of the reque
 bytes until their turn comes.
 """
 
+import re
 from enum import Enum
 
 from fairlead.limits import Limits
 from fairlead_gateway.chunked import ChunkedBody
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.head import Head, check_partial, read_head
+
+_EMPTY_LINES = 16
+_EMPTY = re.compile(rb"(?:\r\n){0,%d}" % (_EMPTY_LINES + 1))
 
 
 class Waiting(Enum):
@@ -23,12 +27,13 @@ class Waiting(Enum):
 class RequestReader:
     """``feed`` it what arrives, take requests with ``next`` until it says None."""
 
-    __slots__ = ("_ahead", "_checked", "_chunked", "_head", "_limits", "_missing", "_parts")
+    __slots__ = ("_ahead", "_checked", "_chunked", "_empty", "_head", "_limits", "_missing", "_parts")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._ahead: bytes | bytearray = b""
         self._checked = 0
+        self._empty = 0
         self._head: Head | None = None
         self._chunked: ChunkedBody | None = None
         self._parts: list[bytes] = []
@@ -63,6 +68,14 @@ class RequestReader:
         )
 
     @property
+    def held(self) -> int:
+        """Bytes kept: of an unfinished body, and read ahead."""
+        head = self._head
+        if head is None:
+            return len(self._ahead)
+        return len(self._chunked) if self._chunked is not None else (head.length or 0) - self._missing
+
+    @property
     def empty(self) -> bool:
         """Nothing of a further request is here."""
         return self._head is None and not self._ahead
@@ -95,7 +108,7 @@ class RequestReader:
     def _next_head(self) -> Head | None:
         ahead = self._ahead
         if not self._checked and ahead[:1] in (b"\r", b"\n"):
-            ahead = self._ahead = _without_empty_lines(ahead)
+            ahead = self._ahead = self._without_empty_lines(ahead)
         if not ahead or ahead == b"\r":
             return None
         end = ahead.find(b"\r\n\r\n", max(0, self._checked - 3))
@@ -103,7 +116,7 @@ class RequestReader:
             check_partial(ahead, self._checked, self._limits)
             self._checked = len(ahead)
             return None
-        self._checked = 0
+        self._checked = self._empty = 0
         head = read_head(bytes(ahead[:end]), self._limits)
         self._ahead = bytes(ahead[end + 4 :])
         self._head = head
@@ -133,10 +146,11 @@ class RequestReader:
             self._parts = []
         return body
 
-
-def _without_empty_lines(data: bytes | bytearray) -> bytes:
-    """Empty lines before a request line are passed over (RFC 9112, 2.2); a lone CR or LF is not one."""
-    start = 0
-    while data[start : start + 2] == b"\r\n":
-        start += 2
-    return bytes(data[start:])
+    def _without_empty_lines(self, data: bytes | bytearray) -> bytes:
+        """A few empty lines before a request line are passed over (RFC 9112, 2.2); a lone CR or LF is not one."""
+        found = _EMPTY.match(data)
+        skipped = found.end() if found else 0
+        self._empty += skipped // 2
+        if self._empty > _EMPTY_LINES:
+            raise BadRequest("too many empty lines before the request", code="malformed_http")
+        return bytes(data[skipped:])
