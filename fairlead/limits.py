@@ -104,10 +104,13 @@ class Limits:
         512 * 1024 * 1024, "request bodies being read or answered, all together; then larger ones than 64 KiB get 503"
     )
     json_values: int = _limit(
-        2_097_152, "commas in one request body: each value costs memory, and as text each is a token; no context has more"
+        2_097_152,
+        "commas in one request body: each value costs memory, and as text each is a token; no context has more",
     )
     json_fields: int = _limit(4_096, "top-level fields of a body that is changed on its way; each is walked over")
-    prompts: int = _limit(2_048, "prompts or inputs of one request, times n; each is a request of its own to the engine")
+    prompts: int = _limit(
+        2_048, "prompts or inputs of one request, times n; each is a request of its own to the engine"
+    )
     stop_bytes: int = _limit(65_536, "all stop strings of one request; each is searched after every token")
     tools_bytes: int = _limit(4 * 1024 * 1024, "tools of one request, as JSON text")
 
