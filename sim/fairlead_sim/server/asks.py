@@ -10,6 +10,7 @@ from fairlead_sim.server.problems import Malformed, Refused
 from fairlead_sim.server.scripts import Wish
 
 MAX_LOGPROBS = 20
+MAX_SEQUENCES = 16_384
 COMPLETION_TOKENS = 16
 
 
@@ -131,6 +132,10 @@ def sound(fields: Fields, ask: Ask) -> None:
     fields.check()
     if ask.n < 1:
         raise Refused.value(f"n must be at least 1, got {ask.n}.", "n", ask.n)
+    if ask.n > MAX_SEQUENCES:
+        message = f"n must be at most {MAX_SEQUENCES}, got {ask.n}. "
+        message += "To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable."
+        raise Refused.value(message, "n", ask.n)
     for name, value in numbers.items():
         if value is not None and not _RANGES[name][0](value):
             raise Refused.value(f"{name} {_RANGES[name][1]}, got {value}.", name, value)

@@ -68,6 +68,7 @@ def test_several_wrong_fields_are_named_together() -> None:
     ("body", "words"),
     [
         ({"n": 0}, "n must be at least 1"),
+        ({"n": 10**9}, "n must be at most 16384"),
         ({"top_p": 0}, "top_p must be in (0, 1], got 0.0."),
         ({"presence_penalty": 3}, "presence_penalty must be in [-2, 2], got 3.0."),
         ({"max_tokens": 0}, "max_tokens must be at least 1, got 0."),
