@@ -7,14 +7,16 @@ A value that is not known has no line at all: missing is not zero. Histograms ar
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from fairlead.fleet import Fleet, Instance, InstanceState
 from fairlead.lag import LoopLag
 from fairlead.signals import EngineSignals
+from fairlead_gateway.errors import NoKey, Quarantined
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.families import FAMILIES
-from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.series import ModelSeries
 
@@ -22,12 +24,14 @@ Parts: TypeAlias = Iterator[bytes]
 Line: TypeAlias = str
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_MODEL: Final = 'model="{}"'
 _UNSAFE: Final = re.compile(r'[\\"\n]')
 _ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 _EXPORTED_SECONDS: Final = tuple(
     (index, f"{SECONDS_BOUNDS[index]:.6g}") for index in range(0, len(SECONDS_BOUNDS), FINE_PER_DOUBLING)
 )
 _EXPORTED_TOKENS: Final = tuple((index, f"{bound:.0f}") for index, bound in enumerate(TOKEN_BOUNDS))
+_EXPORTED_OVERHEAD: Final = tuple((index, f"{bound:.6g}") for index, bound in enumerate(OVERHEAD_BOUNDS))
 
 
 def escape(value: str) -> str:
@@ -46,6 +50,7 @@ class _Scrape:
     shared: Shared | None
     now: float
     uptime_seconds: float
+    own: Mapping[str, int]
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
         for key, instances in self.fleet.instances.items():
@@ -62,9 +67,10 @@ def parts(
     shared: Shared | None,
     now: float,
     uptime_seconds: float,
+    own: Mapping[str, int] = MappingProxyType({}),
 ) -> Parts:
-    """One piece of text per family; a family without a value keeps its HELP and TYPE lines."""
-    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds)
+    """One piece of text per family; a family without a value keeps its HELP and TYPE lines. ``own`` belongs to no model."""
+    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own)
     for family in FAMILIES:
         lines = _RENDERERS[family.name](family.name, scrape)
         yield (family.head + "".join(lines)).encode()
@@ -104,19 +110,28 @@ def _instance_labels(key: str, instance_id: str) -> str:
     return f'{{model="{escape(key)}",instance="{escape(instance_id)}"}}'
 
 
-def _histogram(start: int, total: int | None, labels: str = 'model="{}"') -> _Renderer:
-    """``total`` is the position of the sum of seconds; None = tokens, whose sum is one of the counters."""
-    seconds = total is not None
-    bins = at.SECONDS_BINS if seconds else at.TOKEN_BINS
-    exported = _EXPORTED_SECONDS if seconds else _EXPORTED_TOKENS
-    tokens = at.PROMPT_TOKENS if start == at.INPUT_SIZE else at.OUTPUT_TOKENS
+def _histogram(start: int, total: int, labels: str = _MODEL) -> _Renderer:
+    """Seconds; ``total`` is the position of their sum."""
+    return _drawn(start, at.SECONDS_BINS, _EXPORTED_SECONDS, lambda series: f"{series.sums[total]:.9g}", labels)
 
+
+def _tokens(start: int, total: int, labels: str = _MODEL) -> _Renderer:
+    """Tokens; their sum is one of the counters."""
+    return _drawn(start, at.TOKEN_BINS, _EXPORTED_TOKENS, lambda series: str(series.ints[total]), labels)
+
+
+def _overhead(start: int, total: int) -> _Renderer:
+    return _drawn(start, at.OVERHEAD_BINS, _EXPORTED_OVERHEAD, lambda series: f"{series.sums[total]:.9g}", _MODEL)
+
+
+def _drawn(
+    start: int, bins: int, exported: Sequence[tuple[int, str]], total: Callable[[ModelSeries], str], labels: str
+) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
-            counts = series.ints[start : start + bins]
-            value = f"{series.sums[total]:.9g}" if total is not None else str(series.ints[tokens])
             escaped = escape(key)
-            yield histogram_text(name, labels.format(escaped, escaped), counts, exported, value)
+            counts = series.ints[start : start + bins]
+            yield histogram_text(name, labels.format(escaped, escaped), counts, exported, total(series))
 
     return lines
 
@@ -149,6 +164,33 @@ def _kinds(name: str, scrape: _Scrape) -> Iterator[Line]:
             yield f'{name}{{model="{escape(key)}",status="{status}",kind="{escape(kind)}"}} {value}\n'
 
 
+def _pairs(first: str, second: str, table: Callable[[ModelSeries], Mapping[tuple[str, str], int]]) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, series in scrape.models.items():
+            for (one, other), value in sorted(table(series).items()):
+                labels = f'model="{escape(key)}",{first}="{escape(one)}",{second}="{escape(other)}"'
+                yield f"{name}{{{labels}}} {value}\n"
+
+    return lines
+
+
+def _of_kind(series: ModelSeries, code: str) -> int:
+    return sum(value for (_, kind), value in series.by_kind.items() if kind == code)
+
+
+def _keys_refused(name: str, scrape: _Scrape) -> Iterator[Line]:
+    yield f"{name} {sum(_of_kind(series, NoKey.code) for series in scrape.models.values())}\n"
+
+
+def _quarantined(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        yield f'{name}{{model="{escape(key)}"}} {_of_kind(series, Quarantined.code)}\n'
+
+
+def _own(key: str) -> _Renderer:
+    return lambda name, scrape: [f"{name} {scrape.own[key]}\n"] if key in scrape.own else []
+
+
 def _by(label: str, table: Callable[[ModelSeries], Mapping[str, int]]) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
@@ -167,12 +209,12 @@ def _objective(ttft: int, itl: int, both: int) -> _Renderer:
     return lines
 
 
-def _model_load(read: Callable[[Load], int], label: str = "model") -> _Renderer:
+def _model_load(read: Callable[[Load], int], labels: str = _MODEL) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key in scrape.fleet.models:
             ids = (instance.id for instance in scrape.fleet.instances.get(key, ()))
             total = sum(read(scrape.loads[instance_id]) for instance_id in ids if instance_id in scrape.loads)
-            yield f'{name}{{{label}="{escape(key)}"}} {total}\n'
+            yield f"{name}{{{labels.format(escape(key), escape(key))}}} {total}\n"
 
     return lines
 
@@ -231,8 +273,8 @@ def _lag(name: str, scrape: _Scrape) -> Iterator[Line]:
 
 
 def _token_usage(name: str, scrape: _Scrape) -> Iterator[Line]:
-    for kind, start in (("input", at.INPUT_SIZE), ("output", at.OUTPUT_SIZE)):
-        yield from _histogram(start, None, f'{_GENAI},gen_ai_token_type="{kind}"')(name, scrape)
+    for kind, start, total in (("input", *_INPUT), ("output", *_OUTPUT)):
+        yield from _tokens(start, total, f'{_GENAI},gen_ai_token_type="{kind}"')(name, scrape)
 
 
 def _objective_requests(name: str, scrape: _Scrape) -> Iterator[Line]:
@@ -272,16 +314,22 @@ def _pool_ready(name: str, scrape: _Scrape) -> Iterator[Line]:
         yield f"{name}{{{labels}}} {sum(instance.state is InstanceState.READY for instance in instances)}\n"
 
 
-def _pool_queues(name: str, scrape: _Scrape) -> Iterator[Line]:
-    for labels, instances in _pools(scrape).items():
-        for instance in instances:
-            if instance.signals is not None and instance.signals.waiting is not None:
-                yield f'{name}{{{labels},model_server_pod="{escape(instance.id)}"}} {instance.signals.waiting:.9g}\n'
+def _pool_queues(label: str) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for labels, instances in _pools(scrape).items():
+            for instance in instances:
+                if instance.signals is not None and instance.signals.waiting is not None:
+                    yield f'{name}{{{labels},{label}="{escape(instance.id)}"}} {instance.signals.waiting:.9g}\n'
+
+    return lines
 
 
 _GENAI: Final = 'gen_ai_provider_name="fairlead",gen_ai_request_model="{}"'
 _OBJECTIVE: Final = 'model_name="{}",target_model_name="{}"'
+_INPUT: Final = (at.INPUT_SIZE, at.PROMPT_TOKENS)
+_OUTPUT: Final = (at.OUTPUT_SIZE, at.OUTPUT_TOKENS)
 _P: Final = "fairlead_gateway_"
+_E: Final = "llm_d_epp_"
 _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "received_total": _counter(at.RECEIVED),
     _P + "requests_total": _statuses,
@@ -290,6 +338,12 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "aborts_total": _counter(at.ABORTS),
     _P + "retries_total": _by("reason", lambda series: series.retries_by_reason),
     _P + "continued_total": _by("result", lambda series: series.continued),
+    _P + "failed_total": _by("error", lambda series: series.failed),
+    _P + "quarantine_refused_total": _quarantined,
+    _P + "handoffs_total": _pairs("outcome", "reason", lambda series: series.handoffs),
+    _P + "prefill_legs_total": _by("result", lambda series: series.prefill_legs),
+    _P + "prefill_seconds": _histogram(at.PREFILL, at.PREFILL_SUM),
+    _P + "overhead_seconds": _overhead(at.OVERHEAD, at.OVERHEAD_SUM),
     _P + "ejections_total": _by("reason", lambda series: series.ejections_by_reason),
     _P + "decisions_total": _by("rule", lambda series: series.by_rule),
     _P + "home_decisions_total": _counter(at.ON_HOME),
@@ -306,8 +360,8 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "itl_seconds": _histogram(at.ITL, at.ITL_SUM),
     _P + "tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM),
     _P + "duration_seconds": _histogram(at.DURATION, at.DURATION_SUM),
-    _P + "request_prompt_tokens": _histogram(at.INPUT_SIZE, None),
-    _P + "request_output_tokens": _histogram(at.OUTPUT_SIZE, None),
+    _P + "request_prompt_tokens": _tokens(*_INPUT),
+    _P + "request_output_tokens": _tokens(*_OUTPUT),
     _P + "in_flight": _model_load(lambda load: load.inflight),
     _P + "queue": _model_load(lambda load: load.waiting),
     _P + "instances": _states,
@@ -338,6 +392,10 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "membership_epoch": _plain(lambda scrape: scrape.fleet.membership_epoch),
     _P + "loop_lag_seconds": _lag,
     _P + "uptime_seconds": _plain(lambda scrape: scrape.uptime_seconds),
+    _P + "keys_refused_total": _keys_refused,
+    _P + "access_log_dropped_total": _own("access_log_dropped_total"),
+    _P + "spans_exported_total": _own("spans_exported_total"),
+    _P + "spans_dropped_total": _own("spans_dropped_total"),
     _P + "redis_connected": _shared(lambda shared: float(shared.connected)),
     _P + "redis_published_total": _shared(lambda shared: shared.published),
     _P + "redis_dropped_total": _shared(lambda shared: shared.dropped),
@@ -349,11 +407,25 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     "inference_objective_request_total": _objective_requests,
     "inference_objective_request_error_total": _objective_errors,
     "inference_objective_request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _OBJECTIVE),
-    "inference_objective_input_tokens": _histogram(at.INPUT_SIZE, None, _OBJECTIVE),
-    "inference_objective_output_tokens": _histogram(at.OUTPUT_SIZE, None, _OBJECTIVE),
-    "inference_objective_running_requests": _model_load(lambda load: load.inflight, "model_name"),
+    "inference_objective_input_tokens": _tokens(*_INPUT, _OBJECTIVE),
+    "inference_objective_output_tokens": _tokens(*_OUTPUT, _OBJECTIVE),
+    "inference_objective_running_requests": _model_load(lambda load: load.inflight, 'model_name="{}"'),
     "inference_pool_average_kv_cache_utilization": _pool_mean(lambda signals: signals.kv_usage),
     "inference_pool_average_queue_size": _pool_mean(lambda signals: signals.waiting),
-    "inference_pool_per_pod_queue_size": _pool_queues,
+    "inference_pool_per_pod_queue_size": _pool_queues("model_server_pod"),
     "inference_pool_ready_pods": _pool_ready,
+    _E + "request_total": _objective_requests,
+    _E + "request_error_total": _objective_errors,
+    _E + "request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _OBJECTIVE),
+    _E + "request_ttft_seconds": _histogram(at.TTFT, at.TTFT_SUM, f'{_OBJECTIVE},streaming="true"'),
+    _E + "request_streaming_tpot_seconds": _histogram(at.TPOT, at.TPOT_SUM, _OBJECTIVE),
+    _E + "request_streaming_itl_seconds": _histogram(at.ITL, at.ITL_SUM, _OBJECTIVE),
+    _E + "request_input_tokens": _tokens(*_INPUT, _OBJECTIVE),
+    _E + "request_output_tokens": _tokens(*_OUTPUT, _OBJECTIVE),
+    _E + "request_running": _model_load(lambda load: load.inflight, _OBJECTIVE),
+    _E + "average_kv_cache_utilization": _pool_mean(lambda signals: signals.kv_usage),
+    _E + "average_queue_size": _pool_mean(lambda signals: signals.waiting),
+    _E + "average_running_requests": _pool_mean(lambda signals: signals.running),
+    _E + "per_endpoint_queue_size": _pool_queues("model_server_endpoint"),
+    _E + "ready_endpoints": _pool_ready,
 }

@@ -27,6 +27,8 @@ _OBJECTIVE: Final = ("model_name", "target_model_name")
 _POOL: Final = ("name", "namespace")
 
 _P: Final = "fairlead_gateway_"
+_E: Final = "llm_d_epp_"
+_IS: Final = "The endpoint picker's name"
 
 FAMILIES: Final = (
     Family(_P + "received_total", "counter", _MODEL, "Requests read whole for a model that exists."),
@@ -48,6 +50,29 @@ FAMILIES: Final = (
         "counter",
         ("model", "reason"),
         "Instances made to sit out, by the last of the faults that led to it.",
+    ),
+    Family(
+        _P + "failed_total", "counter", ("model", "error"), "Those of errors_total that reached an engine, by error."
+    ),
+    Family(
+        _P + "quarantine_refused_total",
+        "counter",
+        _MODEL,
+        "Requests refused because two engines broke off on them before.",
+    ),
+    Family(
+        _P + "handoffs_total",
+        "counter",
+        ("model", "outcome", "reason"),
+        "Requests of a model with prefill engines: done, bypassed (one engine did it all), or failed and went on as plain ones.",
+    ),
+    Family(_P + "prefill_legs_total", "counter", ("model", "result"), "Prefill engines asked: ok, or what went wrong."),
+    Family(_P + "prefill_seconds", "histogram", _MODEL, "A prefill engine's answer, from asked to whole."),
+    Family(
+        _P + "overhead_seconds",
+        "histogram",
+        _MODEL,
+        "Request read to sent to its engine, the prefill leg not counted; requests whose first engine took them.",
     ),
     Family(_P + "decisions_total", "counter", ("model", "rule"), "Choices of an instance, by the rule that decided."),
     Family(_P + "home_decisions_total", "counter", _MODEL, "Choices that fell on one of the prompt's two homes."),
@@ -121,6 +146,15 @@ FAMILIES: Final = (
     Family(_P + "membership_epoch", "gauge", (), "Changes of the set of instances that homes are computed over."),
     Family(_P + "loop_lag_seconds", "gauge", ("quantile",), "How late the event loop wakes."),
     Family(_P + "uptime_seconds", "gauge", (), "Time since the gateway's counters began."),
+    Family(_P + "keys_refused_total", "counter", (), "Requests whose API key was missing or unknown."),
+    Family(
+        _P + "access_log_dropped_total",
+        "counter",
+        (),
+        "Lines that the access log could not take in time; absent while it is off.",
+    ),
+    Family(_P + "spans_exported_total", "counter", (), "Spans that the collector took; absent while tracing is off."),
+    Family(_P + "spans_dropped_total", "counter", (), "Spans that it did not take, or not in time."),
     Family(_P + "redis_connected", "gauge", (), "1 while Redis answers; absent when none is configured."),
     Family(_P + "redis_published_total", "counter", (), "Decisions told to other gateways."),
     Family(_P + "redis_dropped_total", "counter", (), "Decisions dropped because too many waited for Redis."),
@@ -181,5 +215,26 @@ FAMILIES: Final = (
         "The queue of one engine, as it says.",
     ),
     Family("inference_pool_ready_pods", "gauge", _POOL, "Ready instances of the pool."),
+    Family(_E + "request_total", "counter", _OBJECTIVE, f"{_IS}: requests ended."),
+    Family(_E + "request_error_total", "counter", (*_OBJECTIVE, "error_code"), f"{_IS}: requests answered 4xx or 5xx."),
+    Family(_E + "request_duration_seconds", "histogram", _OBJECTIVE, f"{_IS} of duration_seconds."),
+    Family(
+        _E + "request_ttft_seconds",
+        "histogram",
+        (*_OBJECTIVE, "streaming"),
+        f"{_IS} of ttft_seconds, which only streams have.",
+    ),
+    Family(_E + "request_streaming_tpot_seconds", "histogram", _OBJECTIVE, f"{_IS} of tpot_seconds."),
+    Family(_E + "request_streaming_itl_seconds", "histogram", _OBJECTIVE, f"{_IS} of itl_seconds."),
+    Family(_E + "request_input_tokens", "histogram", _OBJECTIVE, f"{_IS} of request_prompt_tokens."),
+    Family(_E + "request_output_tokens", "histogram", _OBJECTIVE, f"{_IS} of request_output_tokens."),
+    Family(_E + "request_running", "gauge", _OBJECTIVE, f"{_IS} of in_flight."),
+    Family(_E + "average_kv_cache_utilization", "gauge", _POOL, f"{_IS}: mean KV usage of the pool's instances."),
+    Family(_E + "average_queue_size", "gauge", _POOL, f"{_IS}: mean of the engines' own queues."),
+    Family(_E + "average_running_requests", "gauge", _POOL, f"{_IS}: mean of the engines' own batches."),
+    Family(
+        _E + "per_endpoint_queue_size", "gauge", (*_POOL, "model_server_endpoint"), f"{_IS}: the queue of one engine."
+    ),
+    Family(_E + "ready_endpoints", "gauge", _POOL, f"{_IS}: ready instances of the pool."),
 )
 """In the order in which a scrape shows them."""

@@ -14,6 +14,9 @@ SECONDS_BOUNDS: Final = tuple(0.00025 * 2.0 ** (step / FINE_PER_DOUBLING) for st
 TOKEN_BOUNDS: Final = tuple(float(4**power) for power in range(14))
 """Upper bounds from 1 to 67,108,864 tokens, the ones OpenTelemetry suggests."""
 
+OVERHEAD_BOUNDS: Final = tuple(0.00001 * 2.0**step for step in range(18))
+"""Upper bounds from 10 µs to 1.3 s, one per doubling: what the gateway itself takes is far below the bounds of engines."""
+
 
 def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> float | None:
     """The value that ``share`` of the observations stayed below, interpolated in its bucket; None without any."""

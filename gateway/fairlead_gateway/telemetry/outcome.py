@@ -11,6 +11,8 @@ class Outcome:
 
     ``status`` is what the client was (or would have been) told, ``error`` the kind of failure in one word.
     ``within_objective`` is None when the model has no objective; the two parts may be given beside it.
+    ``overhead_seconds`` is the gateway's own time: from the request's last byte to its dispatch, without the prefill leg; None
+    where that cannot be told apart from a failed attempt. ``failures`` are (instance, why) of attempts before the one that stood.
     """
 
     request_id: str
@@ -31,6 +33,8 @@ class Outcome:
     client_gone: bool = False
     within_ttft: bool | None = None
     within_itl: bool | None = None
+    overhead_seconds: float | None = None
+    failures: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

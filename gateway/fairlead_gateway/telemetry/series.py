@@ -8,7 +8,7 @@ once, and only the first event of a second pays for the copy (about 1 µs).
 from collections import OrderedDict, deque
 from typing import Final
 
-from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
 
 WINDOW_SECONDS: Final = 60
 
@@ -40,16 +40,19 @@ WINDOW_SECONDS: Final = 60
 ) = range(23)
 SECONDS_BINS: Final = len(SECONDS_BOUNDS) + 1
 TOKEN_BINS: Final = len(TOKEN_BOUNDS) + 1
+OVERHEAD_BINS: Final = len(OVERHEAD_BOUNDS) + 1
 TTFT: Final = COUNTERS
 ITL: Final = TTFT + SECONDS_BINS
 TPOT: Final = ITL + SECONDS_BINS
 DURATION: Final = TPOT + SECONDS_BINS
 INPUT_SIZE: Final = DURATION + SECONDS_BINS
 OUTPUT_SIZE: Final = INPUT_SIZE + TOKEN_BINS
-MODEL_INTS: Final = OUTPUT_SIZE + TOKEN_BINS
+PREFILL: Final = OUTPUT_SIZE + TOKEN_BINS
+OVERHEAD: Final = PREFILL + SECONDS_BINS
+MODEL_INTS: Final = OVERHEAD + OVERHEAD_BINS
 
 # Positions in the list of sums (seconds).
-TTFT_SUM, ITL_SUM, TPOT_SUM, DURATION_SUM, SUMS = range(5)
+TTFT_SUM, ITL_SUM, TPOT_SUM, DURATION_SUM, PREFILL_SUM, OVERHEAD_SUM, SUMS = range(7)
 
 # Positions for one instance.
 (
@@ -104,7 +107,10 @@ class ModelSeries(Tally):
         "by_status",
         "continued",
         "ejections_by_reason",
+        "failed",
+        "handoffs",
         "instances",
+        "prefill_legs",
         "retries_by_reason",
     )
 
@@ -116,6 +122,9 @@ class ModelSeries(Tally):
         self.retries_by_reason: dict[str, int] = {}
         self.ejections_by_reason: dict[str, int] = {}
         self.continued: dict[str, int] = {}
+        self.failed: dict[str, int] = {}
+        self.handoffs: dict[tuple[str, str], int] = {}
+        self.prefill_legs: dict[str, int] = {}
         self.instances: OrderedDict[str, InstanceSeries] = OrderedDict()
 
 
@@ -134,3 +143,11 @@ def count(table: dict[str, int], name: str, limit: int) -> None:
     if name not in table and len(table) >= limit:
         name = "other"
     table[name] = table.get(name, 0) + 1
+
+
+def count_pair(table: dict[tuple[str, str], int], first: str, second: str, limit: int) -> None:
+    """The same for a pair, of which the second word becomes ``other``."""
+    pair = (first, second)
+    if pair not in table and len(table) >= limit:
+        pair = (first, "other")
+    table[pair] = table.get(pair, 0) + 1

@@ -14,13 +14,14 @@ from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import exposition
 from fairlead_gateway.telemetry import series as at
-from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.outcome import Outcome
 from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
 
 OTHER = "other"
 UNKNOWN = "unknown"
+OK = "ok"
 HOME_RULES = frozenset({"affinity", "session", "only-one"})
 """Rules that choose a home by their nature; the others say it in the decision's inputs."""
 
@@ -36,6 +37,7 @@ class Telemetry:
         self.standing: Callable[[str], tuple[str, str]] | None = None
         self.started = clock.now()
         self.models: dict[str, ModelSeries] = {}
+        self.own: dict[str, int] = {}  # what belongs to no model, by the metric's name without its prefix
 
     def received(self, model_key: str) -> None:
         """A request for a model that exists has been read whole."""
@@ -80,6 +82,23 @@ class Telemetry:
         """Another engine was asked for the rest of a stream that broke: ``whole``, or ``broken`` again."""
         at.count(self._series(model_key).continued, how, self._limits.metric_label_values)
 
+    def handoff(self, model_key: str, outcome: str, reason: str) -> None:
+        """What became of one prompt's way from prefill to decode: ``done``, ``bypassed`` or ``failed``; ``reason`` is one word."""
+        at.count_pair(self._series(model_key).handoffs, outcome, reason, self._limits.metric_label_values)
+
+    def prefilled(self, model_key: str, instance_id: str, seconds: float, result: str) -> None:
+        """A prefill engine was asked, and ended in ``seconds`` with ``ok`` or one word for what went wrong."""
+        series = self._series(model_key)
+        at.count(series.prefill_legs, result, self._limits.metric_label_values)
+        instance = self._instance(series, instance_id)
+        instance.ints[at.I_ROUTED] += 1
+        instance.ints[at.I_FINISHED] += 1
+        if result != OK:
+            instance.ints[at.I_ERRORS] += 1
+            return
+        series.ints[at.PREFILL + bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        series.sums[at.PREFILL_SUM] += seconds
+
     def first_token(self, model_key: str, instance_id: str, seconds: float) -> None:
         """The first token left for the client ``seconds`` after the request was read."""
         series = self._series(model_key)
@@ -112,12 +131,16 @@ class Telemetry:
             ints[at.ABORTS] += 1
         elif failed:
             ints[at.ERRORS] += 1
+            at.count(series.failed, outcome.error or f"status-{outcome.status}", self._limits.metric_label_values)
         self._status(series, outcome.status)
         ints[at.DURATION + bisect_left(SECONDS_BOUNDS, outcome.duration_seconds)] += 1
         sums[at.DURATION_SUM] += outcome.duration_seconds
         if outcome.itl_mean_seconds is not None:
             ints[at.TPOT + bisect_left(SECONDS_BOUNDS, outcome.itl_mean_seconds)] += 1
             sums[at.TPOT_SUM] += outcome.itl_mean_seconds
+        if outcome.overhead_seconds is not None:
+            ints[at.OVERHEAD + bisect_left(OVERHEAD_BOUNDS, outcome.overhead_seconds)] += 1
+            sums[at.OVERHEAD_SUM] += outcome.overhead_seconds
         computed = _tokens(ints, outcome)
         _objectives(ints, outcome)
         if outcome.instance_id is not None:
@@ -136,7 +159,14 @@ class Telemetry:
         """The same text in pieces of bounded work, so that a scrape of many models need not hold the loop."""
         self._forget(fleet, now)
         return exposition.parts(
-            self.models, fleet, loads, lag=self.lag, shared=self.shared, now=now, uptime_seconds=now - self.started
+            self.models,
+            fleet,
+            loads,
+            lag=self.lag,
+            shared=self.shared,
+            now=now,
+            uptime_seconds=now - self.started,
+            own=self.own,
         )
 
     def _series(self, key: str) -> ModelSeries:

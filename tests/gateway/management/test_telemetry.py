@@ -77,6 +77,66 @@ def test_one_request_is_counted_once_everywhere() -> None:
     assert seen["inference_objective_request_total", f"model_name={KEY},target_model_name={KEY}"] == 1
 
 
+def test_hand_offs_and_prefill_legs_are_counted_with_their_reasons() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    telemetry.handoff(KEY, "bypassed", "short")
+    telemetry.handoff(KEY, "done", "none")
+    telemetry.handoff(KEY, "done", "none")
+    telemetry.prefilled(KEY, HERE, 0.25, "ok")
+    telemetry.prefilled(KEY, HERE, 20.0, "timeout")
+    seen = _samples(telemetry)
+    model, instance = f"model={KEY}", f"instance={HERE},model={KEY}"
+    assert seen["fairlead_gateway_handoffs_total", f"{model},outcome=bypassed,reason=short"] == 1
+    assert seen["fairlead_gateway_handoffs_total", f"{model},outcome=done,reason=none"] == 2
+    assert seen["fairlead_gateway_prefill_legs_total", f"{model},result=ok"] == 1
+    assert seen["fairlead_gateway_prefill_legs_total", f"{model},result=timeout"] == 1
+    assert seen["fairlead_gateway_prefill_seconds_sum", model] == 0.25
+    assert seen["fairlead_gateway_prefill_seconds_count", model] == 1
+    assert seen["fairlead_gateway_instance_requests_total", instance] == 2
+    assert seen["fairlead_gateway_instance_errors_total", instance] == 1
+
+
+def test_reasons_of_hand_offs_are_bounded() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0), replace(Limits(), metric_label_values=2))
+    for number in range(5):
+        telemetry.handoff(KEY, "failed", f"reason-{number}")
+    assert telemetry.models[KEY].handoffs[("failed", "other")] == 3
+
+
+def test_the_gateways_own_time_has_buckets_of_microseconds() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    for seconds in (0.000_015, 0.000_070, 9.0):
+        telemetry.finished(replace(ENDED, overhead_seconds=seconds))
+    telemetry.finished(ENDED)
+    seen = _samples(telemetry)
+    name = "fairlead_gateway_overhead_seconds_bucket"
+    assert [seen[name, f"le={bound},model={KEY}"] for bound in ("1e-05", "2e-05", "8e-05", "+Inf")] == [0, 1, 2, 3]
+
+
+def test_failures_are_counted_by_what_the_client_was_told() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    telemetry.finished(replace(ENDED, status=502, error="engines_broke_off"))
+    telemetry.finished(replace(ENDED, status=502, error="engines_broke_off", client_gone=True))
+    assert _samples(telemetry)["fairlead_gateway_failed_total", f"error=engines_broke_off,model={KEY}"] == 1
+
+
+def test_keys_and_bodies_that_were_refused_have_counters_of_their_own() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    telemetry.rejected(None, 401, "invalid_api_key")
+    telemetry.rejected(KEY, 422, "quarantined")
+    telemetry.rejected(KEY, 404, "model_not_found")
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_keys_refused_total", ""] == 1
+    assert seen["fairlead_gateway_quarantine_refused_total", f"model={KEY}"] == 1
+
+
+def test_what_belongs_to_no_model_is_absent_until_something_counts_it() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    assert ("fairlead_gateway_access_log_dropped_total", "") not in _samples(telemetry)
+    telemetry.own["access_log_dropped_total"] = 0
+    assert _samples(telemetry)["fairlead_gateway_access_log_dropped_total", ""] == 0
+
+
 def test_a_client_that_left_is_an_abort_and_no_error() -> None:
     telemetry = Telemetry(ManualClock())
     telemetry.finished(replace(ENDED, status=499, error="client-gone", client_gone=True))
