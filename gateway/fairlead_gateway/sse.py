@@ -5,6 +5,7 @@ end; the rest is told apart by a few substring searches, because a stream is tho
 quote is always escaped, so ``"usage":`` with plain quotes can only be a key.)
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import msgspec
 _ENDS = (b"\n\n", b"\r\n\r\n")
 _LONGEST_END = 4
 _MOST_TOKENS = 1 << 40
+_ANY_EVENT = re.compile(rb".*?(?:\n\n|\r\n\r\n)[\r\n]*", re.DOTALL)
 _EVENT_STARTS = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
@@ -141,7 +143,8 @@ class Events:
     def _keep(self, event: bytes) -> bool:
         data = _data(event)
         if data is None:
-            if not event.lstrip().startswith(_EVENT_STARTS):
+            said = event.lstrip()
+            if said and not said.startswith(_EVENT_STARTS):
                 self.fault = Fault(502, "the engine's stream is not an event stream")
                 return False
             return True
@@ -197,9 +200,9 @@ def engine_fault(raw: bytes, status: int) -> Fault:
 
 
 def _split(piece: bytes) -> list[bytes]:
-    """The events of a piece, each with its empty line."""
-    if b"\r\n\r\n" in piece:
-        return [part + b"\r\n\r\n" for part in piece.split(b"\r\n\r\n") if part]
+    """The events of a piece, each with its empty lines."""
+    if b"\r" in piece or b"\n\n\n" in piece:
+        return _ANY_EVENT.findall(piece)
     return [part + b"\n\n" for part in piece.split(b"\n\n") if part]
 
 

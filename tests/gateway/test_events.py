@@ -95,6 +95,18 @@ def test_an_error_ends_the_stream_and_says_which_status_it_meant() -> None:
     assert (events.fault.status, events.fault.message) == (503, "full")
 
 
+def test_more_empty_lines_than_one_and_both_kinds_of_line_ends_are_an_event_stream() -> None:
+    shown = event(token("a")).replace(b"\n", b"\r\n") + event(token("b")) + b"\n"
+    for pieces in (
+        [shown + event(usage(9, 8, 7)) + event("[DONE]")],
+        [shown[:9], shown[9:], event(usage(9, 8, 7)), event("[DONE]")],
+    ):
+        out, events = through(pieces, whole_first=True)
+        assert out == shown + event("[DONE]")
+        assert (events.fault, events.done) == (None, True)
+        assert events.usage is not None
+
+
 def test_an_event_that_never_ends_is_a_fault() -> None:
     _, events = through([b"data: " + b"x" * 600_000, b"x" * 600_000])
     assert events.fault is not None
