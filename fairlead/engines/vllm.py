@@ -5,6 +5,7 @@ parsed: each wanted series is looked for by its name at the start of a line, whi
 """
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 
 from fairlead.engines.base import Launch, Replica
 from fairlead.errors import BadInput
@@ -82,7 +83,7 @@ def _samples(page: bytes, name: bytes, rank: int | None) -> Iterator[tuple[bytes
             value = float(number)
         except ValueError:
             continue
-        if value == value:  # NaN is no reading
+        if isfinite(value):  # neither NaN nor infinity is a reading
             yield labels, value
 
 
@@ -96,12 +97,14 @@ def _values(page: bytes, names: tuple[bytes, ...], rank: int | None) -> list[flo
 
 def _total(page: bytes, names: tuple[bytes, ...], rank: int | None) -> float | None:
     values = _values(page, names, rank)
-    return sum(values) if values else None
+    found = sum(values)
+    return found if values and isfinite(found) else None
 
 
 def _mean(page: bytes, names: tuple[bytes, ...], rank: int | None) -> float | None:
     values = _values(page, names, rank)
-    return sum(values) / len(values) if values else None
+    found = sum(values)
+    return found / len(values) if values and isfinite(found) else None
 
 
 def _sleeping(page: bytes, rank: int | None) -> bool | None:

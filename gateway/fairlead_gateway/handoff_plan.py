@@ -90,6 +90,7 @@ def nixl_decode(answer: bytes) -> dict[str, bytes] | None:
     """The prefill's object for the decode engine, byte for byte; None unless all of it is there."""
     try:
         raw = bytes(_ANSWER.decode(answer).kv_transfer_params)
+        str(raw, "utf-8")  # fields that nobody here reads, too: the decode engine would refuse the whole request
         found = _NIXL.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

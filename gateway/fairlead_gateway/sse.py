@@ -194,7 +194,7 @@ def engine_fault(raw: bytes, status: int) -> Fault:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Fault(status, "")
     code = found.code
-    if isinstance(code, str) and code.isdigit():
+    if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
     return Fault(code if isinstance(code, int) and 400 <= code <= 599 else status, found.message)
 
