@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fairlead.decision import Decision
+from fairlead_gateway.handoff_story import HandoffStory
 from fairlead_gateway.telemetry import Outcome
+
+CONTINUED = "continue-1"
+"""The rule of a choice that was made for the rest of a stream that had begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """One choice of an instance; ``attempt`` counts from 1, ``prompt_tokens`` is the estimate it was made with, ``caller``
-    the name of the API key that was shown."""
+    the name of the API key that was shown, ``story`` what becomes of the hand-off where prefill and decode are split."""
 
     request_id: str
     wall: float
@@ -24,6 +28,7 @@ class DecisionRecord:
     attempt: int
     prompt_tokens: float
     caller: str | None = None
+    story: HandoffStory | None = None
 
 
 @dataclass(slots=True)

@@ -174,6 +174,7 @@ class Forward:
                 job.attempt,
                 round(self._routes.prompt_tokens(job.ask.key, job.route)),
                 job.request.caller,
+                job.story,
             )
         )
         return instance

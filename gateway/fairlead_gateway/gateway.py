@@ -81,6 +81,7 @@ class Gateway:
             decoding=self._routes,
             prefilling=self._prefill_routes,
             pool=self._pool,
+            telemetry=self.telemetry,
             clock=clock,
             limits=limits,
             draw=draw,

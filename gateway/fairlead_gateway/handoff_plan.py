@@ -56,16 +56,16 @@ _NIXL = msgspec.json.Decoder(_Nixl)
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-def why_not(parsed: Common, body: bytes, uncached_tokens: float, limits: Limits) -> str | None:
-    """Why one engine should do it all, in words; None when two should."""
+def why_not(parsed: Common, body: bytes, uncached_tokens: float, limits: Limits) -> tuple[str, str] | None:
+    """Why one engine should do it all, in one word and in several; None when two should."""
     if not isinstance(parsed, Generation):
-        return "nothing is generated"
+        return "not-generation", "nothing is generated"
     if isinstance(parsed, Completion) and not _one_prompt(bytes(parsed.prompt)):
-        return "several prompts in one request"
+        return "several-prompts", "several prompts in one request"
     if any(mark in body for mark in _PROMPT_ASKED):
-        return "the prompt's own probabilities or text are asked for"
+        return "prompt-asked", "the prompt's own probabilities or text are asked for"
     if uncached_tokens < limits.handoff_least_tokens:
-        return f"about {uncached_tokens:.0f} tokens to compute, under {limits.handoff_least_tokens}"
+        return "short", f"about {uncached_tokens:.0f} tokens to compute, under {limits.handoff_least_tokens}"
     return None
 
 

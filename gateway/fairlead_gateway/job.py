@@ -6,6 +6,7 @@ from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead_gateway.continuation import Said
 from fairlead_gateway.handoff_plan import Handoff
+from fairlead_gateway.handoff_story import HandoffStory
 from fairlead_gateway.listen import Request
 from fairlead_gateway.model import Ask
 from fairlead_gateway.patience import Patience
@@ -41,5 +42,5 @@ class Job:
     patience: Patience | None = None
     said: Said | None = None
     handoff: Handoff | None = None
-    handoff_words: str = ""
+    story: HandoffStory | None = None
     handed_over: bool = False

@@ -11,12 +11,13 @@ from fairlead_gateway.upstream import Broken, Pool
 class LegFailed(FairleadError):
     """Raised when no usable answer came; ``suspicious``: the engine should be left alone for a while.
 
-    ``final``: the request is at fault, and no other engine would take it.
+    ``final``: the request is at fault, and no other engine would take it. ``word`` is ``why`` in one word of a closed list.
     """
 
-    def __init__(self, why: str, *, suspicious: bool, final: bool = False) -> None:
+    def __init__(self, why: str, *, word: str, suspicious: bool, final: bool = False) -> None:
         super().__init__(why)
         self.why = why
+        self.word = word
         self.suspicious = suspicious
         self.final = final
 
@@ -71,9 +72,9 @@ async def leg(pool: Pool, address: str, message: Sequence[bytes], seconds: float
         async with asyncio.timeout(seconds):
             return await _asked(pool, address, message, seconds, limits)
     except TimeoutError:
-        raise LegFailed(f"no answer within {seconds:g} s", suspicious=True) from None
+        raise LegFailed(f"no answer within {seconds:g} s", word="timeout", suspicious=True) from None
     except Broken as error:
-        raise LegFailed(error.why, suspicious=True) from None
+        raise LegFailed(error.why, word=error.why.replace(" ", "-"), suspicious=True) from None
 
 
 async def _asked(pool: Pool, address: str, message: Sequence[bytes], seconds: float, limits: Limits) -> bytes:
@@ -96,5 +97,6 @@ async def _asked(pool: Pool, address: str, message: Sequence[bytes], seconds: fl
         if answer.status != 200:
             status = answer.status
             refused = 400 <= status < 500 and status != 429
-            raise LegFailed(f"status {status}", suspicious=status >= 500 and status != 503, final=refused)
+            suspicious = status >= 500 and status != 503
+            raise LegFailed(f"status {status}", word=f"status-{status}", suspicious=suspicious, final=refused)
         return answer.content

@@ -20,16 +20,19 @@ from fairlead_gateway import handoff_plan as plan
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.handoff_plan import Handoff
+from fairlead_gateway.handoff_story import BYPASSED, DONE, FAILED, HandoffStory, PrefillLeg
 from fairlead_gateway.job import Job
 from fairlead_gateway.leg import LegFailed, leg
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.route import Routes
 from fairlead_gateway.splice import splice
+from fairlead_gateway.telemetry import OK, Telemetry
 from fairlead_gateway.upstream import Broken, Pool
 from fairlead_gateway.wire import engine_request
 
 _PREFILLS = 2
 _ROOMS = 1 << 63
+_EXPIRED = ("expired", "the blocks are not kept any longer")
 
 
 class Prefill:
@@ -41,6 +44,7 @@ class Prefill:
         decoding: Routes,
         prefilling: Routes,
         pool: Pool,
+        telemetry: Telemetry,
         clock: Clock,
         limits: Limits,
         draw: Callable[[], float],
@@ -48,6 +52,7 @@ class Prefill:
         self._decoding = decoding
         self._prefilling = prefilling
         self._pool = pool
+        self._telemetry = telemetry
         self._clock = clock
         self._limits = limits
         self._draw = draw
@@ -68,13 +73,24 @@ class Prefill:
         router = self._decoding.router(key)
         if router is None:
             return
-        uncached = router.uncached(job.route)
-        why = plan.why_not(job.ask.parsed, job.ask.body, uncached, self._limits)
-        if why is not None:
-            job.handoff_words = f"no hand-off: {why}"
+        story = job.story = HandoffStory()
+        against = plan.why_not(job.ask.parsed, job.ask.body, router.uncached(job.route), self._limits)
+        if against is not None:
+            self._ended(job, BYPASSED, against[0], f"no hand-off: {against[1]}")
             return
+        began = self._clock.now()
+        word, why = await self._prefilled(job, story)
+        story.waited_seconds = self._clock.now() - began
+        if job.handoff is None:
+            self._ended(job, FAILED, word, f"no hand-off: {why}")
+        else:
+            story.words = job.handoff.words
+
+    async def _prefilled(self, job: Job, story: HandoffStory) -> tuple[str, str]:
+        """Fill ``job.handoff``, or say in one word and in several why not."""
+        key = job.ask.key
         excluded = self._useless(key)
-        why = "no prefill instance is ready and trusted"
+        word, why = "no-prefill-instance", "no prefill instance is ready and trusted"
         for _ in range(_PREFILLS):
             try:
                 decision = self._prefilling.choose(key, job.route, self._clock.now(), excluded)
@@ -84,17 +100,19 @@ class Prefill:
             if instance is None:
                 break
             excluded |= {instance.id}
+            made = PrefillLeg(instance.id, decision, self._clock.now())
+            story.legs.append(made)
             try:
-                job.handoff = await self._on(job, instance, decision)
-                job.handoff_words = job.handoff.words
-                return
+                job.handoff = await self._on(job, instance, made)
+                break
             except LegFailed as failure:
-                why = f"{instance.id} did not prefill: {failure.why}"
+                word, why = f"prefill-{failure.word}", f"{instance.id} did not prefill: {failure.why}"
+                self._leg_ended(job, made, failure.word)
                 if failure.suspicious:
                     self._distrust(instance.id, None)
                 if failure.final:
                     break
-        job.handoff_words = f"no hand-off: {why}"
+        return word, why
 
     def unfit(self, job: Job, excluded: frozenset[str]) -> frozenset[str]:
         """The instances that cannot take this hand-off; where none could, the hand-off is given up instead."""
@@ -106,14 +124,17 @@ class Prefill:
         unfit = frozenset(one for one, found in ready.items() if not self._pair(handoff.prefill, found, now))
         if now < handoff.until and not ready.keys() <= unfit | excluded:
             return unfit
-        self._give_up(job, "no instance can take it" if now < handoff.until else "the blocks are not kept any longer")
+        if now < handoff.until:
+            self._give_up(job, "no-decode-instance", "no instance can take it")
+        else:
+            self._give_up(job, *_EXPIRED)
         return frozenset()
 
     def told(self, job: Job, decision: Decision) -> Decision:
         """The decision with both legs in its reason."""
-        if not job.handoff_words:
+        if job.story is None:
             return decision
-        return replace(decision, reason=f"{job.handoff_words}; {decision.reason}")
+        return replace(decision, reason=f"{job.story.words}; {decision.reason}")
 
     def body(self, job: Job) -> bytes:
         """The body of this attempt."""
@@ -121,7 +142,7 @@ class Prefill:
         if handoff is None:
             return job.ask.body
         if self._clock.now() >= handoff.until:
-            self._give_up(job, "the blocks are not kept any longer")
+            self._give_up(job, *_EXPIRED)
             return job.ask.body
         return splice(job.ask.body, handoff.fields)
 
@@ -145,7 +166,10 @@ class Prefill:
 
     def accepted(self, job: Job) -> None:
         """The decode engine answers: the hand-off has served its one attempt."""
-        job.handoff = None
+        if job.handoff is not None:
+            assert job.story is not None
+            self._ended(job, DONE, "none", job.story.words)
+            job.handoff = None
 
     def forgives(self, job: Job, failure: Failure) -> bool:
         """Whether an attempt failed over the hand-off: then the same request goes again without it, there or elsewhere."""
@@ -154,16 +178,15 @@ class Prefill:
             return False
         job.handoff, job.handed_over = None, False
         self._distrust(handoff.prefill.id, handoff.decode)
-        job.handoff_words = (
-            f"the hand-off from {handoff.prefill.id} failed on {handoff.decode} ({failure.why}), plain now"
-        )
+        words = f"the hand-off from {handoff.prefill.id} failed on {handoff.decode} ({failure.why}), plain now"
+        self._ended(job, FAILED, f"decode-{failure.why}", words)
         return not failure.died and failure.sent and not failure.overloaded
 
     # One prefill ---------------------------------------------------------------------------------------------------------
 
-    async def _on(self, job: Job, instance: Instance, decision: Decision) -> Handoff:
+    async def _on(self, job: Job, instance: Instance, made: PrefillLeg) -> Handoff:
         """Prefill on one instance. Raises LegFailed."""
-        words = f"prefill on {instance.id} ({decision.rule}: {decision.reason})"
+        words = f"prefill on {instance.id} ({made.decision.rule}: {made.decision.reason})"
         if instance.transfer == "sglang":
             room = int(self._draw() * _ROOMS)
             fields = plan.sglang_fields(plan.bootstrap_of(instance), room)
@@ -172,18 +195,18 @@ class Prefill:
             transfer_id = f"xfer-{job.id}-{int(self._draw() * _ROOMS):x}"
             engine_id = await self._engine_id(instance)
             asked = plan.mooncake_prefill(transfer_id)
-            began = self._clock.now()
+            made.began = self._clock.now()
             await self._leg(job, instance, asked)
             found: Mapping[str, bytes] | None = plan.mooncake_decode(
                 transfer_id, engine_id, plan.bootstrap_of(instance)
             )
         else:
-            began = self._clock.now()
             found = plan.nixl_decode(await self._leg(job, instance, plan.nixl_prefill()))
         if found is None:
-            raise LegFailed("its answer does not say where the blocks are", suspicious=False)
+            raise LegFailed("its answer does not say where the blocks are", word="no-blocks", suspicious=False)
         now = self._clock.now()
-        words += f" in {(now - began) * 1e3:.0f} ms"
+        self._leg_ended(job, made, OK)
+        words += f" in {(now - made.began) * 1e3:.0f} ms"
         return Handoff(instance, found, now + self._limits.handoff_lease_seconds, words)
 
     async def _leg(self, job: Job, instance: Instance, fields: Mapping[str, bytes]) -> bytes:
@@ -194,7 +217,7 @@ class Prefill:
         )
         router = self._prefilling.router(job.ask.key)
         if router is None:
-            raise LegFailed("the model has left", suspicious=False)
+            raise LegFailed("the model has left", word="model-left", suspicious=False)
         router.dispatched(job.route, instance.id, self._clock.now())
         done = False
         try:
@@ -207,10 +230,16 @@ class Prefill:
     def _send_too(self, job: Job, handoff: Handoff) -> None:
         """SGLang's prefill runs beside the decode; ending it early would abort the room, so it runs to its end."""
 
+        assert job.story is not None
+        made = job.story.legs[-1]
+        made.began = self._clock.now()
+
         async def prefill() -> None:
             try:
                 await self._leg(job, handoff.prefill, handoff.fields)
+                self._leg_ended(job, made, OK)
             except LegFailed as failure:
+                self._leg_ended(job, made, failure.word)
                 if failure.suspicious:
                     self._distrust(handoff.prefill.id, None)
 
@@ -228,7 +257,7 @@ class Prefill:
         answer = await leg(self._pool, address, message, self._limits.handoff_query_seconds, self._limits)
         engine_id = plan.mooncake_engine(answer, instance.dp_rank or 0)
         if engine_id is None:
-            raise LegFailed("its bootstrap server names no engine", suspicious=True)
+            raise LegFailed("its bootstrap server names no engine", word="no-engine-name", suspicious=True)
         self._engines[instance.id] = engine_id
         return engine_id
 
@@ -258,9 +287,20 @@ class Prefill:
     def _suspect(self, prefill: str, decode: str | None, now: float) -> bool:
         return self._suspects.get((prefill, decode), now) > now
 
-    def _give_up(self, job: Job, why: str) -> None:
-        job.handoff_words = f"no hand-off after all: {why}"
+    # What became of it ---------------------------------------------------------------------------------------------------
+
+    def _give_up(self, job: Job, word: str, why: str) -> None:
+        self._ended(job, FAILED, word, f"no hand-off after all: {why}")
         job.handoff = None
+
+    def _ended(self, job: Job, outcome: str, reason: str, words: str) -> None:
+        assert job.story is not None
+        job.story.outcome, job.story.reason, job.story.words = outcome, reason, words
+        self._telemetry.handoff(job.ask.key, outcome, reason)
+
+    def _leg_ended(self, job: Job, made: PrefillLeg, result: str) -> None:
+        made.seconds, made.result = self._clock.now() - made.began, result
+        self._telemetry.prefilled(job.ask.key, made.instance_id, made.seconds, result)
 
 
 def _expire(answer: Answer) -> None:

@@ -9,7 +9,7 @@ from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.continuation import Said, continued_body, fitted, whole_usage
-from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.decision_log import CONTINUED, DecisionLog, DecisionRecord
 from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
@@ -91,7 +91,7 @@ class Resume:
         if instance is None:
             return None
         decision = replace(
-            decision, rule="continue-1", reason=f"continued after {why}; {decision.rule}: {decision.reason}"
+            decision, rule=CONTINUED, reason=f"continued after {why}; {decision.rule}: {decision.reason}"
         )
         job.attempt += 1
         job.instance, job.decision = instance, decision
@@ -105,6 +105,7 @@ class Resume:
                 job.attempt,
                 round(self._routes.prompt_tokens(job.ask.key, job.route)),
                 job.request.caller,
+                job.story,
             )
         )
         return instance

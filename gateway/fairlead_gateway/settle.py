@@ -2,6 +2,7 @@
 
 from fairlead.clock import Clock
 from fairlead_gateway.decision_log import DecisionLog
+from fairlead_gateway.handoff_story import FAILED
 from fairlead_gateway.job import Job
 from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 
@@ -46,9 +47,21 @@ def settle(job: Job, *, clock: Clock, telemetry: Telemetry, decisions: DecisionL
         client_gone=job.client_gone,
         within_ttft=within.ttft if judged else None,
         within_itl=within.itl if judged else None,
+        overhead_seconds=_overhead(job),
+        failures=tuple((failure.where, failure.why) for failure in job.failures) if job.failures else (),
     )
     telemetry.finished(outcome)
     decisions.settle(outcome)
+
+
+def _overhead(job: Job) -> float | None:
+    """The gateway's own time; None where it cannot be told apart from an engine's, as behind a failed attempt."""
+    if job.dispatched_at is None or job.failures:
+        return None
+    spent = job.dispatched_at - job.request.received
+    if job.story is None:
+        return spent
+    return spent - job.story.waited_seconds if job.story.outcome != FAILED else None
 
 
 def _itl(job: Job, tokens: int) -> float | None:

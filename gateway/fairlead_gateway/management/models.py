@@ -173,6 +173,13 @@ class Choice(_Model):
     inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
 
 
+class Failure(_Model):
+    """An attempt that ended before the client had a byte."""
+
+    instance: str
+    why: str = Field(description="One word of a closed list.")
+
+
 class Outcome(_Model):
     """How the request ended."""
 
@@ -188,6 +195,34 @@ class Outcome(_Model):
     predicted_cached_tokens: int | None
     output_tokens: int | None
     within_objective: bool | None
+    overhead_seconds: float | None = Field(
+        description="The gateway's own time until the dispatch; null behind a failure."
+    )
+    failures: list[Failure] = Field(description="Attempts that ended before the client had a byte, oldest first.")
+    continued: bool = Field(description="Another engine was asked for the rest of a stream that broke.")
+
+
+class PrefillLeg(_Model):
+    """One prefill engine that was asked."""
+
+    instance: str
+    rule: str
+    reason: str
+    cost_seconds: float | None
+    candidates: list[Candidate]
+    inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
+    seconds: float | None = Field(description="From asked to answered; null while it runs.")
+    result: str = Field(description="pending, ok, or one word for what went wrong.")
+
+
+class Handoff(_Model):
+    """What became of the prompt's way from prefill to decode."""
+
+    outcome: str = Field(description="pending, done, bypassed or failed; the latter two went on on one engine.")
+    reason: str = Field(description="One word of a closed list; none where it was done.")
+    words: str
+    waited_seconds: float = Field(description="Passed before a decode engine could be chosen.")
+    legs: list[PrefillLeg] = Field(description="Prefill engines asked, oldest first.")
 
 
 class Decision(_Model):
@@ -198,6 +233,7 @@ class Decision(_Model):
     wall: float
     prompt_tokens: float = Field(description="The estimate that the choice was made with.")
     caller: str | None = Field(description="The name of the API key that was shown; null where nobody asks for one.")
+    handoff: Handoff | None = Field(description="Null unless the model has prefill engines.")
     choices: list[Choice]
     outcome: Outcome | None
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from fairlead import decision, fleet
-from fairlead_gateway import telemetry
-from fairlead_gateway.decision_log import DecisionRecord, Logged
+from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
+from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import Load
 
@@ -86,19 +86,15 @@ def decision_json(logged: Logged) -> models.Decision:
         wall=first.wall,
         prompt_tokens=first.prompt_tokens,
         caller=first.caller,
+        handoff=None if first.story is None else _handoff(first.story),
         choices=[_choice(record) for record in logged.records],
-        outcome=None if logged.outcome is None else _outcome(logged.outcome),
+        outcome=None if logged.outcome is None else _outcome(logged),
     )
 
 
 def _choice(record: DecisionRecord) -> models.Choice:
     made = record.decision
-    ids = [] if made.chosen is None else [made.chosen]
-    ids += [item.id for item in made.rejected if item.id != made.chosen]
-    of_candidate, of_all = _split(made.inputs, ids)
-    why = {item.id: item.why for item in made.rejected}
-    if made.chosen is not None:
-        why[made.chosen] = made.reason
+    candidates, inputs = _candidates(made)
     return models.Choice(
         attempt=record.attempt,
         wall=record.wall,
@@ -106,11 +102,46 @@ def _choice(record: DecisionRecord) -> models.Choice:
         rule=made.rule,
         reason=made.reason,
         cost_seconds=made.cost_seconds,
-        candidates=[
-            models.Candidate(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item])
-            for item in ids
-        ],
-        inputs=of_all,
+        candidates=candidates,
+        inputs=inputs,
+    )
+
+
+def _candidates(made: decision.Decision) -> tuple[list[models.Candidate], dict[str, models.Number]]:
+    """Everyone who was looked at, the chosen one first, and the inputs that belong to none of them."""
+    ids = [] if made.chosen is None else [made.chosen]
+    ids += [item.id for item in made.rejected if item.id != made.chosen]
+    of_candidate, of_all = _split(made.inputs, ids)
+    why = {item.id: item.why for item in made.rejected}
+    if made.chosen is not None:
+        why[made.chosen] = made.reason
+    found = [
+        models.Candidate(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item]) for item in ids
+    ]
+    return found, of_all
+
+
+def _handoff(story: HandoffStory) -> models.Handoff:
+    return models.Handoff(
+        outcome=story.outcome,
+        reason=story.reason,
+        words=story.words,
+        waited_seconds=story.waited_seconds,
+        legs=[_leg(leg) for leg in story.legs],
+    )
+
+
+def _leg(leg: PrefillLeg) -> models.PrefillLeg:
+    candidates, inputs = _candidates(leg.decision)
+    return models.PrefillLeg(
+        instance=leg.instance_id,
+        rule=leg.decision.rule,
+        reason=leg.decision.reason,
+        cost_seconds=leg.decision.cost_seconds,
+        candidates=candidates,
+        inputs=inputs,
+        seconds=leg.seconds,
+        result=leg.result,
     )
 
 
@@ -130,7 +161,9 @@ def _split(
     return of_candidate, of_all
 
 
-def _outcome(ended: telemetry.Outcome) -> models.Outcome:
+def _outcome(logged: Logged) -> models.Outcome:
+    ended = logged.outcome
+    assert ended is not None
     return models.Outcome(
         status=ended.status,
         error=ended.error,
@@ -144,4 +177,7 @@ def _outcome(ended: telemetry.Outcome) -> models.Outcome:
         predicted_cached_tokens=ended.predicted_cached_tokens,
         output_tokens=ended.output_tokens,
         within_objective=ended.within_objective,
+        overhead_seconds=ended.overhead_seconds,
+        failures=[models.Failure(instance=instance, why=why) for instance, why in ended.failures],
+        continued=any(record.decision.rule == CONTINUED for record in logged.records),
     )

@@ -2,6 +2,6 @@
 
 from fairlead_gateway.telemetry.load import Load
 from fairlead_gateway.telemetry.outcome import Attainment, Outcome, attainment
-from fairlead_gateway.telemetry.telemetry import UNKNOWN, Telemetry
+from fairlead_gateway.telemetry.telemetry import OK, UNKNOWN, Telemetry
 
-__all__ = ["UNKNOWN", "Attainment", "Load", "Outcome", "Telemetry", "attainment"]
+__all__ = ["OK", "UNKNOWN", "Attainment", "Load", "Outcome", "Telemetry", "attainment"]

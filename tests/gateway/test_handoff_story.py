@@ -1,0 +1,188 @@
+"""Every hand-off is told in one word and counted once, whatever became of it; explaining it needs no log file."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.fleet import Fleet, Instance, Model, Role
+from fairlead.limits import Limits
+from fairlead.testing.engine import Call, Hangup, honest, scripted_engine
+from fairlead.testing.raw_http import Connection, ask, post
+from fairlead_gateway.handoff_story import HandoffStory
+from fairlead_gateway.management.shapes import decision_json
+from fairlead_gateway.testing import KEY, Running, run, running_gateway
+
+Script = Callable[[Call], Awaitable[None]]
+LIMITS = Limits(handoff_least_tokens=16, handoff_prefill_seconds=0.5, handoff_first_event_seconds=0.5)
+LONG = "tell me everything about everything " * 20
+OBJECT = {
+    "do_remote_prefill": True,
+    "remote_block_ids": [[1]],
+    "remote_engine_id": "e",
+    "remote_request_id": "r",
+    "remote_host": "127.0.0.1",
+    "remote_port": 5801,
+    "tp_size": 1,
+}
+
+
+async def prefilling(call: Call) -> None:
+    await call.plain({"choices": [{"index": 0}], "kv_transfer_params": OBJECT})
+
+
+async def no_blocks(call: Call) -> None:
+    await call.plain({"choices": [{"index": 0}]})
+
+
+async def failing(call: Call) -> None:
+    await call.plain({"error": {"message": "no"}}, "500 Internal Server Error")
+
+
+async def silent(call: Call) -> None:
+    await call.gone()
+    raise Hangup
+
+
+async def failing_to_pull(call: Call) -> None:
+    await (failing if call.json.get("kv_transfer_params") else honest)(call)
+
+
+@asynccontextmanager
+async def split(prefill: list[Script], decode: list[Script], limits: Limits = LIMITS) -> AsyncIterator[Running]:
+    async with AsyncExitStack() as stack:
+        found = []
+        for role, scripts in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
+            for number, script in enumerate(scripts):
+                engine = await stack.enter_async_context(scripted_engine(script))
+                name = f"{role.value[0]}{number}"
+                found.append(Instance(name, "default", "tiny", role.value, engine.url, role=role, transfer="nixl"))
+        fleet = Fleet(1, 1, {KEY: Model("default", "tiny")}, {KEY: tuple(found)})
+        yield await stack.enter_async_context(running_gateway(fleet, limits))
+
+
+def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": True, **more}
+
+
+def story(running: Running) -> HandoffStory:
+    found = running.gateway.decisions.last(1)[0].last.story
+    assert found is not None
+    return found
+
+
+SHORT, LEASE = chat("hi"), replace(LIMITS, handoff_lease_seconds=0.0)
+BATCH = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 3}
+CASES = [
+    ("done", "none", [("P0", "ok")], [prefilling], honest, chat(), LIMITS),
+    ("bypassed", "short", [], [prefilling], honest, SHORT, LIMITS),
+    ("bypassed", "several-prompts", [], [prefilling], honest, BATCH, LIMITS),
+    ("bypassed", "prompt-asked", [], [prefilling], honest, chat(prompt_logprobs=1), LIMITS),
+    ("failed", "prefill-no-blocks", [("P0", "no-blocks")], [no_blocks], honest, chat(), LIMITS),
+    ("failed", "prefill-status-500", [("P0", "status-500")], [failing], honest, chat(), LIMITS),
+    ("failed", "prefill-timeout", [("P0", "timeout")], [silent], honest, chat(), LIMITS),
+    ("failed", "expired", [("P0", "ok")], [prefilling], honest, chat(), LEASE),
+    ("failed", "decode-status-500", [("P0", "ok")], [prefilling], failing_to_pull, chat(), LIMITS),
+]
+
+
+@pytest.mark.parametrize(("outcome", "reason", "legs", "prefill", "decode", "body", "limits"), CASES)
+def test_every_end_has_its_word_and_is_counted_once(
+    outcome: str,
+    reason: str,
+    legs: list[tuple[str, str]],
+    prefill: list[Script],
+    decode: Script,
+    body: dict[str, Any],
+    limits: Limits,
+) -> None:
+    async def main() -> None:
+        async with split(prefill, [decode], limits) as running:
+            path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+            assert (await ask(running.url, body, path=path)).status == 200
+            told = story(running)
+            assert (told.outcome, told.reason) == (outcome, reason)
+            assert [(leg.instance_id, leg.result) for leg in told.legs] == legs
+            series = running.gateway.telemetry.models[KEY]
+            assert series.handoffs == {(outcome, reason): 1}
+            assert series.prefill_legs == {result: 1 for _, result in legs}
+
+    run(main())
+
+
+def test_the_gateways_own_time_does_not_hold_the_prefill_leg() -> None:
+    async def main() -> None:
+        async with split([prefilling], [honest]) as running:
+            assert (await ask(running.url, chat())).status == 200
+            logged = running.gateway.decisions.last(1)[0]
+            assert logged.outcome is not None
+            overhead, waited = logged.outcome.overhead_seconds, story(running).waited_seconds
+            assert overhead is not None
+            assert waited > 0
+            assert 0 < overhead < overhead + waited < logged.outcome.duration_seconds
+
+    run(main())
+
+
+def test_behind_a_failed_hand_off_the_gateways_own_time_is_not_known() -> None:
+    async def main() -> None:
+        async with split([prefilling], [failing_to_pull]) as running:
+            assert (await ask(running.url, chat())).status == 200
+            outcome = running.gateway.decisions.last(1)[0].outcome
+            assert outcome is not None
+            assert outcome.overhead_seconds is None
+
+    run(main())
+
+
+def test_the_management_api_shows_both_legs_with_the_numbers_behind_them() -> None:
+    async def main() -> None:
+        async with split([failing, prefilling], [honest]) as running:
+            assert (await ask(running.url, chat())).status == 200
+            shown = decision_json(running.gateway.decisions.last(1)[0])
+            assert shown.handoff is not None
+            assert shown.handoff.outcome == "done"
+            leg = shown.handoff.legs[-1]
+            assert (leg.instance, leg.result, leg.rule) == ("P1", "ok", leg.rule)
+            assert leg.seconds is not None
+            assert leg.candidates[0].id == "P1"
+            assert "backlog_seconds" in leg.candidates[0].inputs
+            assert shown.choices[0].instance == "D0"
+            assert shown.outcome is not None
+            assert (shown.outcome.failures, shown.outcome.continued) == ([], False)
+
+    run(main())
+
+
+def test_failed_attempts_are_in_the_outcome() -> None:
+    async def main() -> None:
+        async with split([], [failing, honest]) as running:
+            for number in range(8):
+                assert (await ask(running.url, chat(f"{number} {LONG}"))).status == 200
+            logged = [decision_json(one) for one in running.gateway.decisions.last(8)]
+            retried = [one for one in logged if len(one.choices) == 2]
+            assert retried
+            for one in retried:
+                assert one.outcome is not None
+                assert [(failure.instance, failure.why) for failure in one.outcome.failures] == [("D0", "status-500")]
+                assert one.handoff is None
+
+    run(main())
+
+
+def test_a_hand_off_whose_client_left_is_never_counted_as_done() -> None:
+    async def main() -> None:
+        async with split([silent], [honest]) as running:
+            leaving = await Connection.to(running.url)
+            await leaving.send(post(chat()))
+            while not running.gateway.in_flight():  # noqa: ASYNC110 - the request is on its way
+                await asyncio.sleep(0)
+            await leaving.close()
+            while running.gateway.in_flight():  # noqa: ASYNC110 - and gone
+                await asyncio.sleep(0)
+            assert running.gateway.telemetry.models[KEY].handoffs == {}
+
+    run(main())
