@@ -1,0 +1,6 @@
+"""The fuzzers' own modules are found beside this file: test folders are no packages."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

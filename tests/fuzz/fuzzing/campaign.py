@@ -1,0 +1,120 @@
+"""Running a target: so many inputs from one seed, what was found made small, kept in a file, and the command that repeats it."""
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fuzzing.mutate import Mutator
+from fuzzing.target import Target
+
+_FINDINGS_MOST = 10
+_SHRINKS = 4_000
+
+
+@dataclass(slots=True)
+class Finding:
+    """One way in which a property broke: where, the smallest input, its file."""
+
+    target: str
+    where: str
+    data: bytes
+    file: str = ""
+
+    @property
+    def replay(self) -> str:
+        """The command that repeats it."""
+        return f".venv/bin/python scripts/nightly.py --replay {self.target} {self.file}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did; ``kinds`` are the different ways in which the inputs were answered."""
+
+    target: str
+    seed: str
+    inputs: int = 0
+    kinds: int = 0
+    seconds: float = 0.0
+    findings: list[Finding] = field(default_factory=list)
+
+
+def campaign(
+    target: Target, seed: str, inputs: int, out: Path | None = None, told: Callable[[int], None] | None = None
+) -> Report:
+    """Try ``inputs``; the target's own seeds come first. Findings lie in ``out`` afterwards."""
+    report = Report(target.name, seed)
+    mutator = Mutator(f"{target.name} {seed}", target.seeds, target.words, target.pieces, target.grow)
+    kinds: set[int] = set()
+    places: set[str] = set()
+    begun = time.monotonic()
+    check, make, seeds = target.check, mutator.next, iter(target.seeds)
+    for number in range(inputs):
+        data = next(seeds, None) or make()
+        try:
+            kind = hash(check(data))
+        except Exception as error:  # noqa: BLE001 - an exception is what is looked for
+            place = where(error)
+            if place not in places and len(places) < _FINDINGS_MOST:
+                places.add(place)
+                report.findings.append(found(target, place, data, out))
+            continue
+        if kind not in kinds and len(kinds) < 100_000:
+            kinds.add(kind)
+            mutator.keep(data)
+        if told is not None and not number % 100_000:
+            told(number)
+    report.inputs, report.kinds = inputs, len(kinds)
+    report.seconds = time.monotonic() - begun
+    return report
+
+
+def where(error: BaseException) -> str:
+    """The place that an exception came from, and its kind: what makes two findings the same."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    own = [one for one in traceback.extract_tb(error.__traceback__) if "fuzzing" in one.filename][-1]
+    text = str(error).splitlines()[0][:100] if str(error) else ""
+    return (
+        f"{type(error).__name__} {Path(own.filename).name}:{own.lineno} {Path(frame.filename).name}:{frame.name} {text}"
+    )
+
+
+def found(target: Target, place: str, data: bytes, out: Path | None) -> Finding:
+    """Make an input as small as goes while it breaks the same property, and keep it."""
+    head = place.split(" ")[:2]
+
+    def same(smaller: bytes) -> bool:
+        try:
+            target.check(smaller)
+        except Exception as error:  # noqa: BLE001 - see above
+            return where(error).split(" ")[:2] == head
+        return False
+
+    small = shrunk(data, same)
+    finding = Finding(target.name, place, small)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        name = out / f"{target.name}-{hashlib.sha256(small).hexdigest()[:12]}.bin"
+        name.write_bytes(small)
+        finding.file = str(name)
+    return finding
+
+
+def shrunk(data: bytes, same: Callable[[bytes], bool]) -> bytes:
+    """Leave out ever smaller parts as long as ``same`` holds."""
+    tries = 0
+    size = max(1, len(data) // 2)
+    while size and tries < _SHRINKS:
+        at, before = 0, len(data)
+        while at < len(data) and tries < _SHRINKS:
+            tries += 1
+            smaller = data[:at] + data[at + size :]
+            if same(smaller):
+                data = smaller
+            else:
+                at += size
+        if len(data) == before or size > 1:
+            size = min(size // 2, max(1, len(data) // 2)) if size > 1 else 0
+    return data

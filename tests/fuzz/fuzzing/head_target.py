@@ -1,0 +1,232 @@
+"""The bytes of a client's connection: however they come, the same requests, and a second reader sees the same ones.
+
+The second reader is llhttp, which engines and other servers use. Where both accept, method, body and what follows must be the same,
+else a request could be hidden in another. What Fairlead then writes to an engine is read by llhttp once more: one request, framed
+by its length, with nothing of the client's own framing.
+"""
+
+import re
+from collections.abc import Hashable
+from zlib import crc32
+
+import httptools
+from fuzzing.splice_target import FLEET
+from fuzzing.target import CANARY, Target, cuttings, refused
+
+from fairlead.limits import Limits
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.head import Head
+from fairlead_gateway.lateness import allowed
+from fairlead_gateway.passed import passed_on, passes
+from fairlead_gateway.reader import RequestReader
+from fairlead_gateway.wire import engine_request
+
+LIMITS = Limits()
+TIGHT = Limits(
+    request_line_bytes=64, header_bytes=200, headers_count=6, body_bytes=64, trailer_bytes=48, body_wire_factor=3
+)
+_HOPS = frozenset(
+    {b"transfer-encoding", b"te", b"trailer", b"upgrade", b"keep-alive", b"expect", b"cookie", b"authorization"}
+)
+_TARGET = re.compile(r"[!-~]+")
+_OURS = frozenset({b"host", b"content-length", b"content-type", b"x-request-id", b"x-data-parallel-rank"})
+_URL = "http://10.0.0.1:8000"
+Requests = list[tuple[Head, bytes]]
+
+
+def judged(pieces: list[bytes], limits: Limits) -> tuple[Requests, GatewayError | None]:
+    """The requests that these pieces hold, and the refusal behind them."""
+    reader = RequestReader(limits)
+    found: Requests = []
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            while (request := reader.next()) is not None:
+                found.append(request)
+        reader.ended()
+    except GatewayError as error:
+        return found, refused(error)
+    return found, None
+
+
+def check(data: bytes) -> Hashable:
+    """The same whole and cut, the same for llhttp, and framed anew for engines."""
+    found, refusal = judged([data], LIMITS)
+    for pieces in cuttings(data):
+        again, refusal_again = judged(pieces, LIMITS)
+        assert told(again) == told(found), "cut otherwise, other requests"
+        assert said(refusal_again) == said(refusal), "cut otherwise, another refusal"
+    tight, _ = judged(next(cuttings(data)), TIGHT)
+    assert told(tight) == told(found)[: len(tight)], "limits change what a request is"
+    second(data, found, refusal)
+    for head, body in found[:2]:
+        forwarded(head, body)
+    code = said(refusal)
+    return (
+        code,
+        len(found),
+        tuple((one.method, one.version, one.length is None, one.keep_alive, len(one.fields)) for one, _ in found[:3]),
+    )
+
+
+def told(found: Requests) -> list[tuple[object, ...]]:
+    """What each request is."""
+    return [
+        (one.method, one.path, one.query, one.version, one.length, one.keep_alive, tuple(one.fields), body)
+        for one, body in found
+    ]
+
+
+def said(refusal: GatewayError | None) -> tuple[int, str] | None:
+    """A refusal without its words."""
+    return (refusal.status, refusal.code) if refusal is not None else None
+
+
+class _Second:
+    """What llhttp sees."""
+
+    def __init__(self) -> None:
+        self.whole: list[tuple[str, bytes, bool, bytes, list[tuple[bytes, bytes]]]] = []
+        self.upgraded = False
+        self.on_message_begin()
+
+    def on_message_begin(self) -> None:
+        """Another request."""
+        self.url = b""
+        self.parts: list[bytes] = []
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.in_head = True
+
+    def on_url(self, part: bytes) -> None:
+        """A piece of the target."""
+        self.url += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field; trailers come behind the body."""
+        if self.in_head:
+            self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head's end."""
+        self.in_head = False
+
+    def on_body(self, part: bytes) -> None:
+        """A piece of the body."""
+        self.parts.append(part)
+
+    def on_message_complete(self) -> None:
+        """A request's end."""
+        method = self.parser.get_method().decode()
+        self.whole.append((method, self.url, self.parser.should_keep_alive(), b"".join(self.parts), self.fields))
+
+    def read(self, data: bytes) -> bool:
+        """Whether llhttp takes all of it."""
+        self.parser = httptools.HttpRequestParser(self)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.upgraded = True
+        except httptools.HttpParserError:
+            return False
+        return True
+
+
+def second(data: bytes, found: Requests, refusal: GatewayError | None) -> None:
+    """What llhttp completes before it refuses or stops is what we took for requests."""
+    if not found:
+        return
+    other = _Second()
+    other.read(data)
+    for (head, body), (method, target, keep, body_other, _) in zip(found, other.whole, strict=False):
+        if method == "CONNECT" or head.get(b"upgrade") is not None:
+            return  # llhttp leaves HTTP behind here; Fairlead serves none of it
+        assert (head.method, body) == (method, body_other), "llhttp sees another request"
+        assert target.isascii()
+        if not head.keep_alive or not keep:
+            return  # what follows is read by nobody
+    if refusal is None and not other.upgraded:
+        assert len(other.whole) <= len(found), "llhttp sees more requests"
+
+
+def forwarded(head: Head, body: bytes) -> None:
+    """An engine reads one request, of the very body, framed by length."""
+    target, method = head.path, "POST"
+    try:
+        allowed(head, bool(len(body) % 2), LIMITS)
+    except GatewayError as error:
+        refused(error)
+    if passes(head.path):
+        try:
+            ask = passed_on(head, body, FLEET, LIMITS)
+            target, method, body = ask.target or head.path, ask.method, ask.body
+        except GatewayError as error:
+            refused(error)
+    else:
+        target = "/v1/completions"
+    assert _TARGET.fullmatch(target), target
+    message = b"".join(engine_request(_URL, target, head, body, "req-1", method=method, rank=crc32(body) % 4))
+    engine = _Second()
+    assert engine.read(message), "llhttp refuses what engines get"
+    ((method_read, target_read, keep, body_read, fields),) = engine.whole
+    names = [name.lower() for name, _ in fields]
+    assert (method_read, target_read, keep, body_read) == (method, target.encode(), True, body)
+    assert not _HOPS.intersection(names), "a field of the client's connection is passed on"
+    assert not any(b"_" in name for name in names)
+    assert names.count(b"host") == 1
+    assert names.count(b"content-length") == (method != "GET")
+    assert names.count(b"x-request-id") == names.count(b"x-data-parallel-rank") == 1
+    named = head.get(b"connection") or b""
+    for hop in named.split(b","):
+        assert hop.strip(b" \t").lower() not in set(names) - _OURS
+
+
+WORDS = [
+    b"\r\n", b"\r", b"\n", b"\r\n\r\n", b" ", b"\t", b":", b": ", b"\0", b"\x7f", b"\xff", b",", b";", b"=", b'"',
+    b"0\r\n\r\n", b"5\r\nhello\r\n",
+    b"3;a=b\r\nabc\r\n", b"0\r\nTrailer: x\r\n\r\n", b"0\r\nContent-Length: 3\r\n\r\n",
+    b"00000000000000005\r\nhello\r\n", b"fffffffffffffff\r\n",
+    b"GET / HTTP/1.1\r\n", b"GET /v1/models?model=tiny HTTP/1.1\r\n", b"POST /v1/completions HTTP/1.1\r\n",
+    b"POST /v1/odd?a=b%20c&model=tiny HTTP/1.1\r\n",
+    b"GET /v1/odd?model=tiny&kv_transfer_params=x HTTP/1.1\r\n", b"GET http://x:1/v1/a%2fb HTTP/1.1\r\n",
+    b"OPTIONS * HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n",
+    b"CONNECT x:1 HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"Host: x\r\n", b"host: [::1]:80\r\n",
+    b"Host : x\r\n", b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n", b"content-length:5\r\n", b"Content-Length: +5\r\n", b"Content-Length: 5, 5\r\n",
+    b"Content_Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n", b"transfer-encoding:\tChunked \r\n",
+    b"Transfer-Encoding: chunked, chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n",
+    b"Transfer-Encoding : chunked\r\n", b"Transfer-Encoding: \x0bchunked\r\n", b"Connection: close\r\n",
+    b"Connection: keep-alive, x-a\r\n", b"X-A: b\r\n",
+    b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"Content-Encoding: identity\r\n",
+    b"Content-Type: application/json\r\n",
+    b"X-Fairlead-Instance: x\r\n", b"X-Request-Id: a\r\n", b"Cookie: a\r\n", b"Authorization: Bearer a\r\n",
+    b" folded\r\n", b"\tfolded\r\n", b"X: \xe4\r\n", b"X-Request-Timeout: 2.5\r\n",
+    b"X-Request-Timeout: \xb2\r\n", b"X-Request-Timeout: 1e400\r\n", b"X-Request-Timeout: 1m30s\r\n",
+    b"X-Request-Timeout: nan\r\n",
+    b"hello", b'{"model":"tiny"}', b"Content-Length: 16\r\n", CANARY, b"X-" + CANARY + b": " + CANARY + b"\r\n",
+]  # fmt: skip
+PIECES = re.compile(rb"[^\r\n]*\r\n|[^\r\n]+|[\r\n]")
+_PLAIN = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+_CHUNKED = (
+    b"POST /v1/odd HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n"
+    b"3;a=b\r\n\r\n\r\r\n4\r\n\n\r\n\r\r\n0\r\nTrailer: x\r\n\r\n"
+)
+_GET = b"GET /v1/odd?model=tiny&x=%20 HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, x-a\r\nX-A: c\r\nX_B: d\r\n\r\n"
+_JSON = (
+    b'POST /v1/odd HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\nContent-Type: application/json\r\n\r\n{"model":"tiny"}'
+)
+_OLD = b"POST /a%20b HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n{}"
+SEEDS = [
+    _PLAIN,
+    _CHUNKED,
+    _GET,
+    _JSON,
+    _OLD,
+    _PLAIN + _CHUNKED + b"\r\n" + _GET,
+    _CHUNKED + _PLAIN,
+    _GET + _GET + _JSON,
+    b"\r\n\r\n" + _PLAIN,
+]
+HEAD = Target(
+    "head", "client bytes: head, chunked body, pipelining; framing for engines", check, SEEDS, WORDS, PIECES, 0.35
+)

@@ -1,0 +1,197 @@
+"""Streams of engines: however the bytes are cut, the same goes to the client, and nothing of an engine's fault passes as an answer.
+
+The second reader is the event-stream grammar itself with the standard library's JSON parser behind it. The scanner looks into few
+events of a stream, which is its point; so of a stream with events that are no JSON, or whose keys are written in escapes, only
+this is asked: no exception, no event that the engine did not send, nothing behind the end.
+"""
+
+import json
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import msgspec
+from fuzzing.target import Target, cuttings
+
+from fairlead_gateway.sse import Event, Events, first_event
+
+LIMIT = 1 << 20
+_LINES = re.compile(rb"\r\n|\n|\r")
+_KNOWN = (b"data:", b":", b"event:", b"id:", b"retry:")
+
+
+def through(pieces: list[bytes], strip: bool, looked: int) -> tuple[bytes, Events]:
+    """What the client gets; the first ``looked`` pieces pass as the beginning of a stream does."""
+    events = Events(strip=strip, limit=LIMIT)
+    out = first_event(events, pieces[:looked]) if looked else []
+    if not events.ended:
+        out += events.passing(pieces[looked:])
+    return b"".join(out), events
+
+
+def seen(events: Events) -> tuple[object, ...]:
+    """What a scanner learned of a stream."""
+    usage, fault = events.usage, events.fault
+    counts = None if usage is None else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    return counts, None if fault is None else (fault.status, fault.message), events.aborted, events.done
+
+
+def check(data: bytes) -> Hashable:
+    """The same whole and cut; what passes is what the engine said, up to its end."""
+    strip = bool(len(data) % 2)
+    spaced = b"\n\n\n" in data or b"\n\r\n\r\n" in data or data.startswith((b"\n", b"\r"))
+    out, events = through([data], strip, 1)
+    learned, sent = seen(events), told(data)
+    proper = well_formed(data, sent)
+    examine(out, events, sent, proper)
+    for pieces in cuttings(data):
+        again, events_again = through(pieces, strip, 1)
+        if proper:
+            assert again == out or (spaced and told(again) == told(out)), "cut otherwise, other bytes"
+            assert seen(events_again) == learned, "cut otherwise, something else learned"
+        else:
+            examine(again, events_again, sent, proper)
+    if proper:
+        assert (learned[0], [event for event in sent if event in told(out)]) == meant(sent, strip), (
+            "understood otherwise"
+        )
+    return proper, learned[1:], len(sent), len(out) == len(data), events.usage is None
+
+
+def examine(out: bytes, events: Events, sent: list[bytes], proper: bool) -> None:
+    """What holds however malformed the stream is, and what holds when it is not."""
+    assert events.done + events.aborted + (events.fault is not None) <= 1
+    shown = told(out)
+    assert subsequence(shown, sent), "events that no engine sent"
+    assert (b"[DONE]" in shown) <= events.done, "an end that was not noticed"
+    assert b"[DONE]" not in shown[:-1], "something behind the end"
+    if events.done:
+        assert shown[-1] == b"[DONE]"
+    if not proper:
+        return
+    for event in shown:
+        if event != b"[DONE]":
+            found = parsed(event)
+            assert isinstance(found, dict)
+            assert found.get("error") is None, "an error passes as an answer"
+            assert b'"finish_reason":"abort"' not in event, "an abort passes as an answer"
+
+
+def well_formed(data: bytes, sent: list[bytes]) -> bool:
+    """Whole lines that the grammar knows, events that an OpenAI stream may hold, keys written plainly."""
+    if b"\\u00" in data or b"\r" in data.replace(b"\r\n", b"") or not data.endswith((b"\n\n", b"\r\n\r\n")):
+        return False
+    if b"\n\r\n" in data.replace(b"\r\n\r\n", b"") or b"\r\n\n" in data:
+        return False  # an empty line ended otherwise than the line before it: the scanner waits for more
+    if not all(not line or line.startswith(_KNOWN) for line in _LINES.split(data)):
+        return False
+    return all(event == b"[DONE]" or _event(event) for event in sent)
+
+
+def _event(data: bytes) -> bool:
+    found = parsed(data)
+    if not isinstance(found, dict):
+        return False
+    try:
+        msgspec.json.decode(data, type=Event)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
+    """What a stream says of its usage, and the events of it that are the client's, read one by one."""
+    usage: tuple[object, ...] | None = None
+    kept: list[bytes] = []
+    for event in sent:
+        if event == b"[DONE]":
+            kept.append(event)
+            break
+        found = parsed(event)
+        if found.get("error") is not None:
+            break
+        told_usage = found.get("usage")
+        if told_usage is not None:
+            details = told_usage.get("prompt_tokens_details") or {}
+            values = (
+                told_usage.get("prompt_tokens"),
+                told_usage.get("completion_tokens"),
+                details.get("cached_tokens"),
+            )
+            usage = tuple(one if one is not None and 0 <= one <= 1 << 40 else None for one in values)
+            if strip and not found.get("choices"):
+                continue
+        if b'"finish_reason":"abort"' in event:
+            break
+        kept.append(event)
+    return usage, [event for event in sent if event in kept]
+
+
+def told(stream: bytes) -> list[bytes]:
+    """The data of every whole event, as the grammar has it."""
+    found: list[bytes] = []
+    lines: list[bytes] = []
+    parts = _LINES.split(stream)
+    for line in parts[:-1]:
+        if line:
+            if line.startswith(b"data:"):
+                lines.append(line[5:].strip())
+        else:
+            if lines:
+                found.append(b"\n".join(lines))
+            lines = []
+    return found
+
+
+def parsed(event: bytes) -> Any:
+    """An event's JSON, None when it is none."""
+    try:
+        return json.loads(event)
+    except (ValueError, RecursionError):
+        return None
+
+
+def subsequence(some: list[bytes], all_of_them: list[bytes]) -> bool:
+    """Whether ``some`` stand in ``all_of_them`` in that order."""
+    rest = iter(all_of_them)
+    return all(any(one == other for other in rest) for one in some)
+
+
+WORDS = [
+    b"data: ", b"data:", b"data", b"\n\n", b"\n", b"\r\n", b"\r\n\r\n", b"\r", b": keep-alive\n\n", b":\n\n",
+    b"event: x\n", b"id: 1\n", b"retry: 5\n\n",
+    b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n", b"data: {}\n\n",
+    b'data: {"error":{"message":"m","code":503}}\n\n',
+    b'data: {"error":null}\n\n', b'data: {"error":"x"}\n\n', b'data: {"usage":null,"choices":[]}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":5}}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":-5,"completion_tokens":1e3}}\n\n',
+    b'data: {"choices":[{"finish_reason":"abort"}]}\n\n',
+    b'"finish_reason":"abort"',
+    b'"usage":{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}', b'"error"',
+    b'"usage"',
+    b'"err\\u006fr":{"code":500}', b"\\n", b'\\"', b"\\u2028", b"\xe2\x80\xa8", b"\xc2\x85", b"\x0b", b"\x0c",
+    b"\x1c", b"{", b"}", b",", b":", b'"', b"[DONE]",
+    b"\xff", b"\0", b"null", b"1", b"x",
+]  # fmt: skip
+PIECES = re.compile(rb"[^\n]*\n\r?\n?|[^\n]+")
+_TOKEN = b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
+_USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":8,"prompt_tokens_details":{"cached_tokens":7}}}\n\n'
+_DONE = b"data: [DONE]\n\n"
+_ERROR = b'data: {"error":{"message":"full","type":"x","param":null,"code":503}}\n\n'
+_TRICKY = _TOKEN % rb"she said \"usage\":{} and \"error\" and [DONE] data: \n\n \"finish_reason\":\"abort\""
+SEEDS = [
+    _TOKEN % b"a" + _TOKEN % b"b" + _USAGE + _DONE,
+    (_TOKEN % b"a" + _TRICKY + _USAGE + _DONE).replace(b"\n", b"\r\n"),
+    _TOKEN % b"a" + _ERROR + _DONE,
+    b": ping\n\n"
+    + _TRICKY
+    + b"event: x\nid: 7\n"
+    + _TOKEN % b""
+    + b'data: {"choices":[{"finish_reason":"abort"}]}\n\n'
+    + _DONE,
+    _TOKEN % b"a"
+    + b'data: {"choices":[{"delta":{"content":"b"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    + _DONE,
+    b'data: {"a":\ndata: 1}\n\n' + _DONE,
+]
+SSE = Target("sse", "an engine's event stream on its way to the client", check, SEEDS, WORDS, PIECES, 0.2)

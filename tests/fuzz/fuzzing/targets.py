@@ -1,0 +1,9 @@
+"""All targets by name."""
+
+from fuzzing.engine_target import ENGINE
+from fuzzing.head_target import HEAD
+from fuzzing.splice_target import SPLICE
+from fuzzing.sse_target import SSE
+from fuzzing.target import Target
+
+TARGETS: dict[str, Target] = {target.name: target for target in (SPLICE, HEAD, SSE, ENGINE)}

@@ -1,0 +1,11 @@
+"""20,000 event streams and 10,000 metrics pages in ``make test``; ``make nightly`` tries millions more with another seed."""
+
+from fuzzing.ci import holds
+
+
+def test_event_streams() -> None:
+    holds("sse", 20_000)
+
+
+def test_what_engines_tell_of_themselves() -> None:
+    holds("engine", 10_000)

@@ -1,0 +1,83 @@
+"""The fuzzers themselves: inputs that once broke something, hostile inputs of other tests, and that a broken property is noticed."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from fuzzing.campaign import campaign
+from fuzzing.mutate import Mutator
+from fuzzing.target import cuttings
+from fuzzing.targets import TARGETS
+
+HERE = Path(__file__).parent
+REGRESSIONS = sorted(path for path in (HERE / "regressions").glob("*/*"))
+LONGEST = 20_000
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_once_broke_a_property_does_not_any_more(path: Path) -> None:
+    TARGETS[path.parent.name].check(path.read_bytes())
+
+
+def _other(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"corpus_{name}", HERE.parent / "gateway" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def corpora() -> Iterator[tuple[str, str, bytes]]:
+    """(target, name, bytes) of what other tests send."""
+    wire, bodies = _other("test_hostile_bytes"), _other("test_hostile_bodies")
+    for table in (wire.MALFORMED, wire.LEGAL):
+        yield from (("head", name, data) for name, data in table.items())
+    yield from (("splice", name, body) for name, (body, _) in bodies.BAD.items())
+    yield from (("splice", name, body) for name, body in bodies.GOOD_ONES.items())
+
+
+def test_the_hostile_inputs_of_other_tests_break_no_property_and_neither_do_their_mutations() -> None:
+    for name, target in TARGETS.items():
+        known = [data for of, _, data in corpora() if of == name and len(data) <= LONGEST]
+        for data in known:
+            target.check(data)
+        if known:
+            mutator = Mutator("corpora", known, target.words, target.pieces)
+            for _ in range(3_000):
+                target.check(mutator.next())
+
+
+def test_the_same_seed_gives_the_same_inputs_and_another_one_others() -> None:
+    target = TARGETS["head"]
+
+    def some(seed: str) -> list[bytes]:
+        mutator = Mutator(seed, target.seeds, target.words, target.pieces, target.grow)
+        return [mutator.next() for _ in range(200)]
+
+    assert some("a") == some("a") != some("b")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 300])
+def test_cut_bytes_are_the_bytes(size: int) -> None:
+    for number in range(64):
+        data = bytes((number + n) % 251 for n in range(size))
+        assert all(b"".join(pieces) == data for pieces in cuttings(data))
+
+
+def test_a_broken_property_is_found_made_small_kept_and_can_be_repeated(tmp_path: Path) -> None:
+    def check(data: bytes) -> str:
+        assert b"chunked" not in data or b"close" not in data, "both"
+        return "fine"
+
+    broken = replace(TARGETS["head"], check=check)
+    report = campaign(broken, "1", 5_000, tmp_path)
+    (finding,) = report.findings
+    assert sorted(re.findall(rb"chunked|close", finding.data)) == [b"chunked", b"close"]
+    assert len(finding.data) == len(b"chunkedclose")
+    assert Path(finding.file).read_bytes() == finding.data
+    assert finding.file in finding.replay
