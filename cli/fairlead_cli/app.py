@@ -8,6 +8,10 @@ VERBS = {
     "up": ("fairlead_cli.up:up", "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it."),
     "chat": ("fairlead_cli.chat:chat", "Talk to a model in the terminal; /why says where the answer came from."),
     "status": ("fairlead_cli.status:status", "Models, pools, instances, last decisions, and what to do next."),
+    "explain": (
+        "fairlead_cli.explain:explain",
+        "Why a request went where it went: every attempt with its candidates, and what came of it.",
+    ),
     "lint": ("fairlead_cli.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."),
     "replay": (
         "fairlead_cli.replay:replay",

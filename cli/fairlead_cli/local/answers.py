@@ -127,6 +127,36 @@ class Choice(Struct, frozen=True):
     reason: str = ""
     cost_seconds: float | None = None
     candidates: list[Candidate] = field(default_factory=list)
+    inputs: dict[str, Number] = field(default_factory=dict)
+
+
+class PrefillLeg(Struct, frozen=True):
+    """One prefill engine that was asked."""
+
+    instance: str
+    rule: str = ""
+    reason: str = ""
+    candidates: list[Candidate] = field(default_factory=list)
+    inputs: dict[str, Number] = field(default_factory=dict)
+    seconds: float | None = None
+    result: str = ""
+
+
+class Handoff(Struct, frozen=True):
+    """What became of the prompt's way from prefill to decode."""
+
+    outcome: str = ""
+    reason: str = ""
+    words: str = ""
+    waited_seconds: float = 0.0
+    legs: list[PrefillLeg] = field(default_factory=list)
+
+
+class Failure(Struct, frozen=True):
+    """An attempt that ended before the client had a byte."""
+
+    instance: str = ""
+    why: str = ""
 
 
 class Outcome(Struct, frozen=True):
@@ -142,6 +172,11 @@ class Outcome(Struct, frozen=True):
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    predicted_cached_tokens: int | None = None
+    within_objective: bool | None = None
+    overhead_seconds: float | None = None
+    failures: list[Failure] = field(default_factory=list)
+    continued: bool = False
 
 
 class Decision(Struct, frozen=True):
@@ -153,6 +188,8 @@ class Decision(Struct, frozen=True):
     prompt_tokens: float = 0.0
     choices: list[Choice] = field(default_factory=list)
     outcome: Outcome | None = None
+    caller: str | None = None
+    handoff: Handoff | None = None
 
 
 class Decisions(Struct, frozen=True):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -64,10 +65,15 @@ class Management:
 
     async def decision(self, request_id: str) -> answers.Decision:
         """Everything about one request. Raises LookupError when the gateway has forgotten it."""
-        found = await self._ask(f"/api/decisions/{request_id}")
-        if found.status_code == 404:
+        return msgspec.json.decode(await self.decision_text(request_id), type=answers.Decision)
+
+    async def decision_text(self, request_id: str) -> bytes:
+        """The same as it came, and known to be a decision."""
+        found = await self._ask(f"/api/decisions/{quote(request_id, safe='')}")
+        if found.status_code == 404 and b'"error"' in found.content:
             raise LookupError(request_id)
-        return self._read(found, answers.Decision)
+        self._read(found, answers.Decision)
+        return found.content
 
     async def snapshot(self, decisions: int, model: str | None = None) -> Snapshot:
         """All that a view of the stack shows."""

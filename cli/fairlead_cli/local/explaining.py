@@ -1,0 +1,190 @@
+"""``fairlead explain``, from its arguments to its exit code, and a whole decision as text."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from fairlead.settings import CliSettings, read
+from fairlead.units import duration
+from fairlead_cli.local import answers, words
+from fairlead_cli.local.errors import NoStack
+from fairlead_cli.local.management import Management
+from fairlead_cli.local.ports import service_url
+from fairlead_cli.local.rundir import newest_stack
+
+OK, PROBLEM, UNREACHABLE = 0, 1, 3
+_SHOWN: Final[Mapping[str, str]] = {
+    "cost_seconds": "cost",
+    "predicted_ttft_seconds": "first token",
+    "backlog_seconds": "backlog",
+    "matched_tokens": "cached",
+    "inflight": "in flight",
+    "home": "home",
+}
+"""Names of inputs → heads of columns, in the order of the columns; others follow under their own names."""
+
+
+def run(request_id: str | None, manage: str | None, as_json: bool) -> int:
+    """Ask and print; the exit code."""
+    try:
+        address = service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
+        content = asyncio.run(_ask(address, read(CliSettings, os.environ).manage_token, request_id))
+    except NoStack as error:
+        print(f"fairlead explain: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except LookupError as error:
+        print(f"fairlead explain: {error.args[0]}", file=sys.stderr)
+        return PROBLEM
+    if as_json:
+        print(msgspec.json.format(content, indent=2).decode())
+    else:
+        print("\n".join(told(msgspec.json.decode(content, type=answers.Decision))))
+    return OK
+
+
+async def _ask(address: str, token: str | None, request_id: str | None) -> bytes:
+    """The answer as it came. Raises NoStack, and LookupError with words for the user."""
+    async with Management(address, token) as management:
+        if request_id is None:
+            last = (await management.decisions(1)).decisions
+            if not last:
+                raise LookupError(f"{address} has routed no request yet")
+            request_id = last[0].request_id
+        try:
+            return await management.decision_text(request_id)
+        except LookupError:
+            raise LookupError(
+                f"{address} does not know request {request_id!r}: it was answered by another gateway, never reached an engine, "
+                "or has left the log, which keeps the last few thousand (the id is in the header x-fairlead-decision)"
+            ) from None
+
+
+def told(decision: answers.Decision) -> list[str]:
+    """Everything about one request."""
+    head = [decision.request_id, f"to {decision.model}", f"about {decision.prompt_tokens:,.0f} prompt tokens"]
+    if decision.caller is not None:
+        head.append(f"key {decision.caller}")
+    if decision.wall:
+        head.append(datetime.fromtimestamp(decision.wall, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
+    lines = ["request " + " · ".join(head)]
+    if decision.handoff is not None:
+        lines += _handoff(decision.handoff)
+    lines += _attempts(decision)
+    lines += ["", *_outcome(decision)]
+    return lines
+
+
+def _handoff(handoff: answers.Handoff) -> Iterator[str]:
+    why = "" if handoff.reason in ("", "none") else f" ({handoff.reason})"
+    waited = f", {duration(handoff.waited_seconds)} before a decode engine was chosen" if handoff.legs else ""
+    yield ""
+    yield f"prefill → decode: {handoff.outcome}{why}{waited}"
+    if handoff.words and not handoff.legs:
+        yield f"  {handoff.words}"
+    for leg in handoff.legs:
+        took = "" if leg.seconds is None else f" after {duration(leg.seconds)}"
+        yield f"  prefill on {answers.short(leg.instance)} by the rule {leg.rule}: {leg.result}{took}"
+        yield f"     {leg.reason}"
+        yield from _table(leg.candidates, leg.inputs)
+
+
+def _attempts(decision: answers.Decision) -> Iterator[str]:
+    """The choices in order, each with how it ended where that was not the end of all."""
+    ends = list(decision.outcome.failures) if decision.outcome is not None else []
+    for choice in decision.choices:
+        where = f"→ {answers.short(choice.instance)}" if choice.instance else "→ nowhere"
+        told_above = f"{decision.handoff.words}; " if decision.handoff is not None else ""
+        yield ""
+        yield f"attempt {choice.attempt} {where} by the rule {choice.rule}"
+        yield f"     {choice.reason.removeprefix(told_above)}"
+        yield from _table(choice.candidates, choice.inputs)
+        if ends and ends[0].instance == choice.instance:
+            yield f"     ended before its first byte: {ends.pop(0).why}"
+
+
+def _table(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.Number]) -> Iterator[str]:
+    """Candidates in rows, their numbers in columns, and what is said of those that were not taken behind them."""
+    seen = {name for candidate in candidates for name in candidate.inputs}
+    names = [name for name in _SHOWN if name in seen] + sorted(seen - _SHOWN.keys())
+    rows = [["", "", *(_SHOWN.get(name, name) for name in names)]] if names else []
+    for candidate in candidates:
+        cells = [_cell(name, candidate.inputs.get(name)) for name in names]
+        rows.append(["√" if candidate.chosen else "·", answers.short(candidate.id), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    remarks = ([""] if names else []) + ["" if one.chosen else one.why for one in candidates]
+    for row, remark in zip(rows, remarks, strict=True):
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        yield ("     " + " ".join(left) + "".join(f"  {cell}" for cell in right) + f"  {remark}").rstrip()
+    yield from _of_all(candidates, inputs)
+
+
+def _of_all(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.Number]) -> Iterator[str]:
+    """The numbers that belong to no single candidate, and how old all of them were."""
+    told = []
+    for name, number in sorted(inputs.items()):
+        place, _, what = name.rpartition("/")
+        told.append(f"{place} {_SHOWN.get(what, what)} {_cell(what, number)}".strip())
+    numbers = [*inputs.values(), *(number for one in candidates for number in one.inputs.values())]
+    if numbers and all(number.age_seconds is None for number in numbers):
+        told.append("all numbers as of that moment")
+    if told:
+        yield f"     {'; '.join(told)}"
+
+
+def _cell(name: str, number: answers.Number | None) -> str:
+    if number is None or number.value is None:
+        return words.UNKNOWN
+    if name == "home":
+        shown = "yes" if number.value else "no"
+    elif name.endswith("_seconds"):
+        shown = words.time(number.value)
+    else:
+        shown = words.count(number.value)
+    return shown if number.age_seconds is None else f"{shown} ({duration(number.age_seconds)} ago)"
+
+
+def _outcome(decision: answers.Decision) -> Iterable[str]:
+    outcome = decision.outcome
+    if outcome is None:
+        return ["outcome: it is still running"]
+    first = [f"status {outcome.status}" + (f" ({outcome.error})" if outcome.error else "")]
+    if outcome.client_gone:
+        first.append("the client left")
+    if outcome.duration_seconds is not None:
+        first.append(f"after {duration(outcome.duration_seconds)}")
+    if outcome.attempts > 1:
+        first.append(f"{outcome.attempts} attempts")
+    if outcome.continued:
+        first.append("the rest of the stream came from another engine")
+    lines = ["outcome: " + ", ".join(first)]
+    times = []
+    if outcome.ttft_seconds is not None:
+        times.append(f"first token after {words.time(outcome.ttft_seconds)}")
+    if outcome.itl_mean_seconds is not None:
+        times.append(f"{duration(outcome.itl_mean_seconds)} between tokens")
+    if outcome.overhead_seconds is not None:
+        times.append(f"the gateway itself took {duration(max(0.0, outcome.overhead_seconds))}")
+    lines += ["     " + ", ".join(times)] if times else []
+    tokens = _tokens(outcome)
+    lines += ["     " + ", ".join(tokens)] if tokens else []
+    if outcome.within_objective is not None:
+        lines.append(f"     objectives {'met' if outcome.within_objective else 'missed'}")
+    return lines
+
+
+def _tokens(outcome: answers.Outcome) -> list[str]:
+    said = []
+    if outcome.prompt_tokens is not None:
+        cached = "" if outcome.cached_tokens is None else f", {outcome.cached_tokens:,} of them cached"
+        expected = outcome.predicted_cached_tokens
+        guess = "" if expected is None or not cached else f" ({expected:,} expected)"
+        said.append(f"{words.plural(outcome.prompt_tokens, 'prompt token')}{cached}{guess}")
+    if outcome.output_tokens is not None:
+        said.append(f"{words.plural(outcome.output_tokens, 'token')} written")
+    return said

@@ -1,0 +1,204 @@
+"""`fairlead explain` as a command, and one decision of each kind as text."""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from fairlead.decision import Decision, Input, Rejected
+from fairlead.testing.canned import Answer, CannedServer
+from fairlead_cli.local import answers
+from fairlead_cli.local.explaining import told
+from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
+from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
+from fairlead_gateway.management.shapes import decision_json
+from fairlead_gateway.telemetry import Outcome
+
+HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
+NOT_KNOWN = Answer([b'{"error": {"message": "not in the log"}}'], 404)
+
+
+def decided(chosen: str, rule: str, reason: str, age: float | None = None) -> Decision:
+    inputs = {
+        "mean/backlog_seconds": Input(0.31, age),
+        f"{HOME}/cost_seconds": Input(0.5, age),
+        f"{HOME}/matched_tokens": Input(3_100.0, age),
+        f"{HOME}/home": Input(1.0),
+        f"{OTHER}/cost_seconds": Input(2.5, age),
+        f"{OTHER}/backlog_seconds": Input(None, age),
+    }
+    other = OTHER if chosen == HOME else HOME
+    return Decision(chosen, rule, reason, (Rejected(other, "costs 2.5s against 500ms"),), inputs, 0.5)
+
+
+def record(attempt: int, decision: Decision, story: HandoffStory | None = None) -> DecisionRecord:
+    return DecisionRecord("req-1", 1_800_000_000.0, "chat/llama", decision, attempt, 4_100.0, "team-a", story)
+
+
+def ended(**changes: object) -> Outcome:
+    known = {"duration_seconds": 1.5, "ttft_seconds": 0.41, "itl_mean_seconds": 0.02, "overhead_seconds": 8.4e-5}
+    return Outcome(
+        "req-1", "chat/llama", HOME, **{"status": 200, "error": None, "started_wall": 0.0, **known, **changes}
+    )  # type: ignore[arg-type]  # a test's shorthand
+
+
+def text(*records: DecisionRecord, outcome: Outcome | None) -> list[str]:
+    """As the command prints what the management API answers."""
+    shown = decision_json(Logged(list(records), outcome)).model_dump_json().encode()
+    return told(msgspec.json.decode(shown, type=answers.Decision))
+
+
+def test_one_attempt_is_told_with_its_candidates_their_numbers_and_what_came_of_it() -> None:
+    outcome = ended(
+        prompt_tokens=4_096, cached_tokens=3_072, predicted_cached_tokens=3_100, output_tokens=50, within_objective=True
+    )
+    assert text(record(1, decided(HOME, "affinity", "a home")), outcome=outcome) == [
+        "request req-1 · to chat/llama · about 4,100 prompt tokens · key team-a · 2027-01-15 08:00:00 UTC",
+        "",
+        "attempt 1 → main-0 by the rule affinity",
+        "     a home",
+        "                cost  backlog  cached  home",
+        "     √ main-0  500ms        –    3.1k   yes",
+        "     · main-1   2.5s        –       –     –  costs 2.5s against 500ms",
+        "     mean backlog 310ms; all numbers as of that moment",
+        "",
+        "outcome: status 200, after 1.5s",
+        "     first token after 410ms, 20ms between tokens, the gateway itself took 84us",
+        "     4,096 prompt tokens, 3,072 of them cached (3,100 expected), 50 tokens written",
+        "     objectives met",
+    ]
+
+
+def test_ages_stand_beside_the_numbers_that_have_one() -> None:
+    lines = text(record(1, decided(HOME, "affinity", "a home", age=0.8)), outcome=None)
+    assert any("500ms (800ms ago)" in line for line in lines)
+    assert lines[-3] == "     mean backlog 310ms (800ms ago)"
+    assert lines[-1] == "outcome: it is still running"
+
+
+def test_a_retry_names_what_the_first_engine_did() -> None:
+    lines = text(
+        record(1, decided(HOME, "affinity", "a home")),
+        record(2, decided(OTHER, "retry-1", "refused; then affinity: a home")),
+        outcome=ended(attempts=2, failures=((HOME, "refused"),), overhead_seconds=None),
+    )
+    assert "     ended before its first byte: refused" in lines
+    assert lines.index("     ended before its first byte: refused") < lines.index(
+        "attempt 2 → main-1 by the rule retry-1"
+    )
+    assert "outcome: status 200, after 1.5s, 2 attempts" in lines
+
+
+def test_a_continued_stream_says_so() -> None:
+    lines = text(
+        record(1, decided(HOME, "affinity", "a home")),
+        record(2, decided(OTHER, CONTINUED, "continued after cut; affinity: a home")),
+        outcome=ended(attempts=2),
+    )
+    assert "outcome: status 200, after 1.5s, 2 attempts, the rest of the stream came from another engine" in lines
+
+
+def test_both_legs_of_a_hand_off_are_told_once() -> None:
+    leg = PrefillLeg(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
+    words = "prefill on main-0 (affinity: a home for prefill) in 84 ms"
+    story = HandoffStory("done", "none", words, 0.085, [leg])
+    lines = text(record(1, decided(OTHER, "load", f"{words}; cheaper"), story), outcome=ended())
+    assert lines[2:5] == [
+        "prefill → decode: done, 85ms before a decode engine was chosen",
+        "  prefill on main-0 by the rule affinity: ok after 84ms",
+        "     a home for prefill",
+    ]
+    assert lines[lines.index("attempt 1 → main-1 by the rule load") + 1] == "     cheaper"
+
+
+def test_a_bypassed_hand_off_says_why() -> None:
+    story = HandoffStory("bypassed", "short", "no hand-off: about 7 tokens to compute, under 1024")
+    lines = text(record(1, decided(HOME, "affinity", "a home"), story), outcome=ended(status=502, error="cut"))
+    assert lines[2:4] == [
+        "prefill → decode: bypassed (short)",
+        "  no hand-off: about 7 tokens to compute, under 1024",
+    ]
+    assert "outcome: status 502 (cut), after 1.5s" in lines
+
+
+def test_a_client_that_left_and_a_request_that_went_nowhere() -> None:
+    nowhere = Decision(None, "none", "every ready instance was tried")
+    lines = text(record(1, nowhere), outcome=ended(status=499, error="client-gone", client_gone=True))
+    assert "attempt 1 → nowhere by the rule none" in lines
+    assert "outcome: status 499 (client-gone), the client left, after 1.5s" in lines
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def explain(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", "explain", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def gateway() -> CannedServer:
+    shown = decision_json(Logged([record(1, decided(HOME, "affinity", "a home"))], ended())).model_dump_json()
+    return CannedServer(
+        {
+            "/api/decisions": Answer([f'{{"decisions": [{shown}]}}'.encode()]),
+            "/api/decisions/req-1": Answer([shown.encode()]),
+            "/api/decisions/nobody": NOT_KNOWN,
+            "/api/decisions/a%2Fb%3Fc": NOT_KNOWN,
+        }
+    )
+
+
+@pytest.mark.parametrize("named", [("req-1",), ()])
+def test_a_request_is_explained_by_its_id_and_the_last_one_without(named: tuple[str, ...]) -> None:
+    with gateway() as server:
+        done = explain(*named, "--manage", server.url, FAIRLEAD_MANAGE_TOKEN="secret")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("request req-1 · to chat/llama")
+    assert "√ main-0" in done.stdout
+    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer secret"}
+
+
+def test_json_is_what_the_management_api_says() -> None:
+    with gateway() as server:
+        done = explain("req-1", "--manage", server.url, "--json")
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["choices"][0]["rule"] == "affinity"
+
+
+@pytest.mark.parametrize("request_id", ["nobody", "a/b?c"])
+def test_a_request_that_is_not_known_exits_1_and_says_what_that_can_mean(request_id: str) -> None:
+    with gateway() as server:
+        done = explain(request_id, "--manage", server.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"does not know request {request_id!r}" in done.stderr
+    assert "x-fairlead-decision" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_gateway_without_any_request_says_so() -> None:
+    with CannedServer({"/api/decisions": Answer([b'{"decisions": []}'])}) as server:
+        done = explain("--manage", server.url)
+    assert done.returncode == 1
+    assert "has routed no request yet" in done.stderr
+
+
+def test_an_address_where_nobody_listens_exits_3() -> None:
+    with gateway() as server:
+        gone = server.url
+    done = explain("req-1", "--manage", gone)
+    assert done.returncode == 3
+    assert "does not answer" in done.stderr
+
+
+def test_a_page_that_is_no_management_api_is_not_taken_for_a_forgotten_request() -> None:
+    with CannedServer({"/api/decisions/req-1": Answer([b"<html>not found</html>"], 404)}) as server:
+        done = explain("req-1", "--manage", server.url)
+    assert done.returncode == 3
+    assert "is not Fairlead's management API" in done.stderr
