@@ -28,6 +28,7 @@ _LIGHT_BYTES = 64 * 1024  # a body of at most this is not weighed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROMISE = b"HTTP/1.1 "
 _PULSE = b"3\r\n:\n\n\r\n"
+_ZERO = b"0"  # the size of a chunk may begin with any number of them
 _ID_BYTES = 128
 _ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
 
@@ -392,6 +393,8 @@ class Downstream(asyncio.Protocol):
             self._transport.write(_PROMISE)
         elif self._reply is not None and self._reply.pulses:
             self._transport.write(_PULSE)
+        elif self._reply is not None and self._reply.between_chunks:
+            self._transport.write(_ZERO)
         self._half = HalfClosed(self._listener.loop, self._transport, self._transport.abort)
 
     def _watch(self) -> None:

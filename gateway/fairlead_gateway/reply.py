@@ -69,6 +69,11 @@ class Reply:
         self.gone: Callable[[], object] | None = None
         self.flow: Callable[[bool], None] | None = None
 
+    @property
+    def between_chunks(self) -> bool:
+        """What is written next is the size of a chunk, the last one included."""
+        return self._chunked and not self.ended
+
     def whole(self, status: int, fields: str, body: bytes, *, kind: str = "application/json") -> None:
         """Answer with one message. ``fields`` is ready header text, each line with its CRLF."""
         if self.ended or self.begun:

@@ -126,6 +126,58 @@ def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
     run(main())
 
 
+PASSED_ON = "/v1/responses"
+
+
+async def _foreign(call: Call, go_on: asyncio.Event) -> None:
+    """The events of a language that nobody reads here, with a silence between two of them."""
+    await call.begin()
+    await call.chunk(b"event: a\ndata: {}\n\n")
+    await go_on.wait()
+    await call.chunk(b"event: b\ndata: {}\n\n")
+    await call.chunk(b"")
+
+
+@pytest.mark.parametrize("leave", [_close, _kill])
+def test_a_client_that_leaves_a_stream_that_is_only_passed_on_frees_its_silent_engine(
+    leave: Callable[[Connection], None],
+) -> None:
+    async def main() -> None:
+        async def script(call: Call) -> None:
+            silence = asyncio.create_task(_foreign(call, asyncio.Event()))
+            await call.gone()
+            silence.cancel()
+
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await Connection.to(running.url)
+            await connection.send(post({"model": "tiny"}, path=PASSED_ON, close=False))
+            await connection.reader.readuntil(b"data: {}\n\n\r\n")
+            leave(connection)
+            await _freed(running, engine)
+
+    run(main())
+
+
+def test_a_half_closed_client_gets_a_stream_that_is_only_passed_on_to_its_end() -> None:
+    go_on = asyncio.Event()
+
+    async def main() -> None:
+        async def script(call: Call) -> None:
+            await _foreign(call, go_on)
+
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await Connection.to(running.url)
+            await connection.send(post({"model": "tiny"}, path=PASSED_ON, close=False))
+            assert b"event: a" in await connection.reader.readuntil(b"data: {}\n\n\r\n")
+            connection.writer.write_eof()
+            assert await connection.reader.readexactly(1) == b"0"
+            go_on.set()
+            assert await connection.reader.read() == b"13\r\nevent: b\ndata: {}\n\n\r\n0\r\n\r\n"
+            await connection.close()
+
+    run(main())
+
+
 def test_a_storm_of_leaving_clients_leaves_nothing_running() -> None:
     async def main() -> None:
         async with scripted_engine(_tokens_forever) as engine, running_gateway(fleet_of([engine.url])) as running:
