@@ -114,6 +114,14 @@ class Limits:
     stop_bytes: int = _limit(65_536, "all stop strings of one request; each is searched after every token")
     tools_bytes: int = _limit(4 * 1024 * 1024, "tools of one request, as JSON text")
 
+    memory_high_share: float = _limit(
+        0.9, "of the memory limit; above it bodies over 64 KiB are answered 503 with Retry-After"
+    )
+    memory_full_share: float = _limit(0.95, "of the memory limit; above it every body is")
+    memory_look_seconds: float = _limit(0.25, "how often the process looks at its memory")
+    log_lines_waiting: int = _limit(4_096, "log lines that wait for a sink that takes none; the next are dropped")
+    log_line_bytes: int = _limit(16_384, "one line or traceback of the log; the rest is cut off")
+
     handoff_least_tokens: int = _limit(
         1_024,
         "uncached prompt tokens from which a second engine prefills; below, two legs cost more than computing them",

@@ -49,6 +49,15 @@ class GatewaySettings:
         "the secret under which `--keys` holds the digests of API keys; without it `--keys` does not start", secret=True
     )
 
+    log_level: str | None = _setting(
+        "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",
+        default="info",
+    )
+    memory_limit: str | None = _setting(
+        "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
+        "the container's limit counts, for all its processes together; where there is none, nothing is refused"
+    )
+
     def __repr__(self) -> str:
         return masked(self)
 

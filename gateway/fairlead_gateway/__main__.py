@@ -21,6 +21,7 @@ from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleetfile import FileFleetSource
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read, unknown
+from fairlead_gateway import memory, quiet_log
 from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
@@ -36,11 +37,11 @@ _LARGE_BLOCK_BYTES = 64 * 1024
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 2 when it cannot start."""
     options = _options(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _more_files()
     _large_blocks_go_back()
     try:
         settings = read(GatewaySettings, os.environ)
+        quiet_log.start(settings.log_level)
         keyed, tokened = options.keys is not None, settings.manage_token is not None
         listen = _address(options.listen, "--listen", open_to_all=not keyed and not options.insecure, fix="--keys FILE")
         manage = _address(
@@ -64,6 +65,7 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.set_exception_handler(quiet_log.loop_defect)
     clock, limits = SystemClock(), Limits()
     keys = _keys(options.keys, settings, limits)
     secret = settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32)
@@ -76,6 +78,7 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
         new_id=lambda: f"req-{prefix}-{next(count):x}",
         keys=keys,
         environ=os.environ,
+        memory=memory.reader(settings.memory_limit),
     )
     source = FileFleetSource(Path(options.fleet), clock, limits=limits)
     redis = options.redis or settings.redis_url

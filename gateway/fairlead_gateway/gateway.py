@@ -17,6 +17,7 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
+from fairlead_gateway import quiet_log
 from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
@@ -26,6 +27,7 @@ from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.listen import Listener, Request
+from fairlead_gateway.memory import Memory, Share
 from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
 from fairlead_gateway.passed import METHODS, passed_on, passes
 from fairlead_gateway.prefill import Prefill
@@ -46,7 +48,7 @@ _log = logging.getLogger("fairlead.gateway")
 
 class Gateway:
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
-    ``environ`` holds the tokens of engines."""
+    ``environ`` holds the tokens of engines; ``memory`` says how full it is."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Gateway:
         new_id: Callable[[], str],
         keys: Keys | None = None,
         environ: Mapping[str, str] = MappingProxyType({}),
+        memory: Share | None = None,
     ) -> None:
         self.clock = clock
         self.limits = limits
@@ -65,6 +68,8 @@ class Gateway:
         self.telemetry = Telemetry(clock, limits, self.lag)
         self.decisions = DecisionLog(limits.decision_log)
         self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
+        self.memory = Memory(limits, memory, self.listener.memory_short)
+        self.memory.watch(loop)
         self.problems: Callable[[], list[str]] = list
         self._keys = keys
         draw = random.Random(f"{clock.wall()}").random
@@ -126,7 +131,7 @@ class Gateway:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether requests are answered, and what is wrong or degraded, in words."""
-        notes = [*self.problems(), *self.reach.problems()]
+        notes = [*self.problems(), *self.reach.problems(), *self.memory.problems(), *quiet_log.problems()]
         if self._draining:
             return False, ["draining", *notes]
         if not self._loaded:
@@ -137,12 +142,17 @@ class Gateway:
 
     def admit(self, head: Head) -> str | None:
         """The name of the key that a request shows, None where nobody is asked for one. Raises NoKey."""
-        return None if self._keys is None or head.path == "/readyz" else self._keys.caller(head)
+        caller = None if self._keys is None or head.path == "/readyz" else self._keys.caller(head)
+        if self.memory.body_most is not None:
+            self.memory.admit(head.length or 0)
+        return caller
 
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer now what needs no engine; start a task for the rest."""
         try:
             request.caller = self.admit(request.head)
+            if self.memory.body_most is not None:
+                self.memory.admit(len(request.body))
             path, method = request.head.path, request.head.method
             if path in PATHS:
                 if _method_fits(method, ("POST",), reply):
@@ -181,6 +191,7 @@ class Gateway:
             task.cancel()
         self._prefill.close()
         self._pool.close()
+        self.memory.close()
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     # The request's way.

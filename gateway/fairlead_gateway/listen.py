@@ -82,11 +82,16 @@ class Listener:
         self.connections: set[Downstream] = set()
         self.draining = False
         self.held_bytes = 0
+        self.short = False
         self._date = (0, "")
 
     def protocol(self) -> "Downstream":
         """One more connection."""
         return Downstream(self)
+
+    def memory_short(self, short: bool) -> None:
+        """From now on large bodies are not read on, or are again."""
+        self.short = short
 
     def date(self) -> str:
         """The Date header's value, made once a second."""
@@ -337,7 +342,8 @@ class Downstream(asyncio.Protocol):
         listener = self._listener
         listener.held_bytes += held - self._weight
         self._weight = held
-        if held and listener.held_bytes > self._limits.bodies_bytes and self._state is _State.READING:
+        too_much = listener.short or listener.held_bytes > self._limits.bodies_bytes
+        if held and too_much and self._state is _State.READING:
             hint = "try again later, or send a shorter body"
             self._refuse(Overloaded("too many large bodies at once", hint=hint, fields=(("retry-after", "1"),)))
 

@@ -14,6 +14,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
+from fairlead_gateway.memory import Share
 from fairlead_gateway.server import url
 
 KEY = "default/tiny"
@@ -61,6 +62,7 @@ async def running_gateway(
     environ: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
+    memory: Share | None = None,
 ) -> AsyncIterator[Running]:
     """Listen on a free loopback port until the block ends."""
     loop = asyncio.get_running_loop()
@@ -73,6 +75,7 @@ async def running_gateway(
         new_id=lambda: f"req-{next(count)}",
         keys=keys,
         environ=environ or {},
+        memory=memory,
     )
     gateway.apply(fleet)
     server = await loop.create_server(gateway.listener.protocol, host, 0, ssl=tls)

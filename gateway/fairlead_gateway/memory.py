@@ -1,0 +1,122 @@
+"""How full memory is, and what is refused because of it: large bodies first, then all bodies; never what has none.
+
+What is bounded one by one (connections, bodies, answers) can still be too much for a small container. So the process looks at
+its memory four times a second. Above the first mark bodies over 64 KiB are answered 503 with Retry-After, above the second every
+body is; what is in flight goes on, and health, models and management answer. Where no limit is known, nothing is refused.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fairlead.errors import SettingsError
+from fairlead.limits import Limits
+from fairlead_gateway.errors import Overloaded
+
+LARGE_BYTES = 64 * 1024
+_RETRY_AFTER = (("retry-after", "1"),)
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(B|KiB|MiB|GiB|K|M|G|k|KB|MB|GB)?")
+_UNITS = {None: 1, "B": 1, "K": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "KB": 1_000, "M": 1 << 20, "MiB": 1 << 20, "MB": 10**6,
+          "G": 1 << 30, "GiB": 1 << 30, "GB": 10**9}  # fmt: skip
+_STATM = Path("/proc/self/statm")
+_CGROUP = Path("/sys/fs/cgroup")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+Share = Callable[[], float | None]
+"""Memory that is used, as a share of what may be used; None when that cannot be read."""
+
+
+class Memory:
+    """One process's watermarks. ``share`` is asked again and again once ``watch`` was called, until ``close``;
+    ``told`` hears whether memory is short."""
+
+    def __init__(self, limits: Limits, share: Share | None, told: Callable[[bool], None]) -> None:
+        self._limits = limits
+        self._share = share
+        self._told = told
+        self._timer: asyncio.TimerHandle | None = None
+        self.used: float | None = None
+        self.body_most: int | None = None
+        """Bytes of the largest body that is taken now; None: as ever."""
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look now, and then four times a second."""
+        self.look()
+        if self._share is not None and not loop.is_closed():
+            self._timer = loop.call_later(self._limits.memory_look_seconds, self.watch, loop)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def look(self) -> None:
+        """Read the present share and draw the consequence."""
+        used = self.used = self._share() if self._share is not None else None
+        limits = self._limits
+        if used is None or used < limits.memory_high_share:
+            self.body_most = None
+        else:
+            self.body_most = LARGE_BYTES if used < limits.memory_full_share else 0
+        self._told(self.body_most is not None)
+
+    def admit(self, length: int) -> None:
+        """Raises Overloaded when a body of so many bytes is too much now."""
+        if self.body_most is not None and length > self.body_most:
+            which = "large bodies are" if self.body_most else "nothing is"
+            hint = "try again later, or send a shorter body" if self.body_most else "try again later"
+            raise Overloaded(f"memory is short: {which} taken for a moment", hint=hint, fields=_RETRY_AFTER)
+
+    def problems(self) -> list[str]:
+        """What people should know, in words."""
+        if self.body_most is None or self.used is None:
+            return []
+        what = f"bodies over {self.body_most // 1024} KiB are" if self.body_most else "every body is"
+        return [f"memory: {100 * self.used:.0f} % of the limit is used; {what} answered 503"]
+
+
+def reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path = _CGROUP) -> Share | None:
+    """How the share is read: of this process where ``limit`` names one, else of the container; None where there is neither.
+
+    Raises SettingsError when ``limit`` is no size."""
+    if limit is not None:
+        most = size(limit)
+        return lambda: _resident(statm, most)
+    try:
+        text = (cgroup / "memory.max").read_text().strip()
+    except OSError:
+        return None
+    return (lambda: _container(cgroup, int(text))) if text.isdigit() and int(text) else None
+
+
+def size(text: str) -> int:
+    """``"512MiB"`` → bytes. Raises SettingsError."""
+    found = _SIZE.fullmatch(text.strip())
+    most = int(float(found[1]) * _UNITS[found[2]]) if found is not None else 0
+    if most <= 0:
+        name = "FAIRLEAD_MEMORY_LIMIT"
+        raise SettingsError(f"{name} is not a size", field=name, hint="write it like 800MiB or 2GiB")
+    return most
+
+
+def _resident(statm: Path, most: int) -> float | None:
+    try:
+        return int(statm.read_bytes().split()[1]) * _PAGE_BYTES / most
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _container(cgroup: Path, most: int) -> float | None:
+    """All processes of the container, without the files that the kernel only keeps at hand."""
+    try:
+        used = int((cgroup / "memory.current").read_bytes())
+        for line in (cgroup / "memory.stat").read_bytes().splitlines():
+            if line.startswith(b"inactive_file "):
+                used -= int(line[14:])
+                break
+    except (OSError, ValueError):
+        return None
+    return max(0, used) / most
