@@ -266,10 +266,10 @@ def _shared(read: Callable[[Shared], float]) -> _Renderer:
 
 
 def _lag(name: str, scrape: _Scrape) -> Iterator[Line]:
-    for share in (0.5, 0.99):
+    for share in (0.5, 0.99, 1.0):
         value = None if scrape.lag is None else scrape.lag.quantile(share)
         if value is not None:
-            yield f'{name}{{quantile="{share}"}} {value:.6g}\n'
+            yield f'{name}{{quantile="{share:g}"}} {value:.6g}\n'
 
 
 def _token_usage(name: str, scrape: _Scrape) -> Iterator[Line]:
