@@ -120,6 +120,11 @@ class Limits:
     memory_full_share: float = _limit(0.95, "of the memory limit; above it every body is")
     memory_look_seconds: float = _limit(0.25, "how often the process looks at its memory")
     log_lines_waiting: int = _limit(4_096, "log lines that wait for a sink that takes none; the next are dropped")
+    access_log_lines: int = _limit(1_000, "lines that wait for the access log; the next are dropped and counted")
+    spans_waiting: int = _limit(1_000, "spans that wait for the collector; the next are dropped and counted")
+    span_batch: int = _limit(500, "spans sent to the collector at once")
+    span_gather_seconds: float = _limit(0.5, "from the first span of a batch until it is sent")
+    span_export_seconds: float = _limit(5.0, "the collector's answer to one batch")
     log_line_bytes: int = _limit(16_384, "one line or traceback of the log; the rest is cut off")
 
     handoff_least_tokens: int = _limit(

@@ -53,6 +53,22 @@ class GatewaySettings:
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",
         default="info",
     )
+    access_log: str | None = _setting(
+        "where every request is written down as one line of JSON: a path, `-` (standard output) or `1` (standard error). Without it "
+        "there is no access log",
+    )
+    access_log_clients: str | None = _setting("`0` leaves the addresses of clients out of the access log", default="1")
+    trace_endpoint: str | None = _setting(
+        "an OpenTelemetry collector that takes OTLP over HTTP, such as `http://otel-collector:4318`; `/v1/traces` is added. "
+        "Without it no span is made, and trace contexts are only passed on",
+    )
+    trace_sample: str | None = _setting(
+        "share of the requests without a trace context that are recorded, 0 to 1; those with one follow its sampled flag",
+        default="0",
+    )
+    trace_headers: str | None = _setting(
+        "header fields that the collector wants, as `name=value,name=value`", secret=True
+    )
     memory_limit: str | None = _setting(
         "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
         "the container's limit counts, for all its processes together; where there is none, nothing is refused"

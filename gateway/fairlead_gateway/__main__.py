@@ -26,6 +26,7 @@ from fairlead_gateway.beside import Beside
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
+from fairlead_gateway.observing import observing
 from fairlead_gateway.server import Address, Server
 from fairlead_gateway.tls import Certificate
 from fairlead_gateway.watch import Watch
@@ -70,6 +71,7 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
     keys = _keys(options.keys, settings, limits)
     secret = settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32)
     prefix, count = secrets.token_hex(4), itertools.count(1)
+    gateway_id = f"{socket.gethostname()}-{os.getpid()}"
     gateway = Gateway(
         clock=clock,
         limits=limits,
@@ -79,12 +81,11 @@ async def _run(options: argparse.Namespace, listen: Address, manage: Address, se
         keys=keys,
         environ=os.environ,
         memory=memory.reader(settings.memory_limit),
+        observing=observing(settings, clock=clock, limits=limits, instance_id=gateway_id),
     )
     source = FileFleetSource(Path(options.fleet), clock, limits=limits)
     redis = options.redis or settings.redis_url
-    beside = Beside(
-        gateway, limits, gateway_id=f"{socket.gethostname()}-{os.getpid()}", redis=redis, reach=gateway.reach
-    )
+    beside = Beside(gateway, limits, gateway_id=gateway_id, redis=redis, reach=gateway.reach)
     watches = [Watch("the keys file", [keys.path], keys.load)] if keys is not None else []
     certificate = _certificate(options.tls_cert, options.tls_key)
     if certificate is not None:

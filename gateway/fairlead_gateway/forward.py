@@ -28,6 +28,7 @@ from fairlead_gateway.resume import Resume
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
 from fairlead_gateway.sse import Fault, Usage, engine_fault
+from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
 from fairlead_gateway.wire import engine_request, header_value, passed_back
@@ -132,9 +133,13 @@ class Forward:
                 await self._attempt(job, instance)
                 return
             except _Moved:
+                if job.trace is not None:
+                    job.trace.ended(ATTEMPT, "moved")
                 continue
             except Failure as failure:
                 failure.where = instance.id
+                if job.trace is not None:
+                    job.trace.ended(ATTEMPT, failure.why)
                 if self._prefill.forgives(job, failure):
                     continue
                 job.failures.append(failure)
@@ -215,6 +220,9 @@ class Forward:
     async def _exchange(self, job: Job, instance: Instance) -> bool:
         """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
         head, body = job.request.head, self._prefill.body(job)
+        more = remaining(head, job.until, self._clock.now())
+        if job.trace is not None:
+            more += job.trace.asked(instance, ATTEMPT, job.decision.rule if job.decision is not None else "")
         message = engine_request(
             instance.url,
             job.ask.target or head.path,
@@ -223,7 +231,7 @@ class Forward:
             job.request.id,
             method=job.ask.method,
             rank=instance.dp_rank,
-            more=remaining(head, job.until, self._clock.now()),
+            more=more,
         )
         connection = self._pool.idle(instance.url)
         stale = False
@@ -388,6 +396,7 @@ class Forward:
         return (
             f"x-fairlead-instance: {instance}\r\nx-fairlead-reason: {rule}\r\n"
             f"x-fairlead-decision: {job.id}\r\nserver-timing: {timing}\r\n"
+            f"{job.trace.reply_field if job.trace is not None else ''}"
         )
 
 

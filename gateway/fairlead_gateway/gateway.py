@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -37,9 +38,12 @@ from fairlead_gateway.reach import Reach
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, RouteRequest
-from fairlead_gateway.settle import settle
+from fairlead_gateway.settle import CLIENT_GONE, settle
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Pool
+
+if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
+    from fairlead_gateway.observing import Observing
 
 _IN_A_THREAD_BYTES = 256 * 1024
 _MODELS = "/v1/models"
@@ -48,7 +52,7 @@ _log = logging.getLogger("fairlead.gateway")
 
 class Gateway:
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
-    ``environ`` holds the tokens of engines; ``memory`` says how full it is."""
+    ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request."""
 
     def __init__(
         self,
@@ -61,11 +65,17 @@ class Gateway:
         keys: Keys | None = None,
         environ: Mapping[str, str] = MappingProxyType({}),
         memory: Share | None = None,
+        observing: "Observing | None" = None,
     ) -> None:
         self.clock = clock
         self.limits = limits
         self.lag = LoopLag(keep=3_000)  # one minute: every look at it sorts them
         self.telemetry = Telemetry(clock, limits, self.lag)
+        self._observing = observing
+        self._observers = tuple(observing.observers) if observing is not None else ()
+        self._tracer = observing.tracer if observing is not None else None
+        if observing is not None:
+            observing.attach(self.telemetry)
         self.decisions = DecisionLog(limits.decision_log)
         self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
         self.memory = Memory(limits, memory, self.listener.memory_short)
@@ -149,6 +159,8 @@ class Gateway:
 
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer now what needs no engine; start a task for the rest."""
+        if self._observing is not None:
+            request.client = reply.client()
         try:
             request.caller = self.admit(request.head)
             if self.memory.body_most is not None:
@@ -160,6 +172,8 @@ class Gateway:
             elif path == "/readyz" or path == _MODELS or path.startswith(_MODELS + "/"):
                 if _method_fits(method, ("GET", "HEAD"), reply):
                     self._answer_here(path, reply)
+                    if self._observing is not None and path != "/readyz":
+                        self._observing.answered(request, reply, 200, None)
             elif passes(path):
                 if _method_fits(method, METHODS, reply):
                     self._start(request, reply)
@@ -168,11 +182,15 @@ class Gateway:
             else:
                 raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
         except GatewayError as error:
-            self.refused(error, reply)
+            self.refused(error, reply, request)
 
-    def refused(self, error: GatewayError, reply: Reply, model_key: str | None = None) -> None:
+    def refused(
+        self, error: GatewayError, reply: Reply, request: Request | None = None, job: Job | None = None
+    ) -> None:
         """Answer with an error object; for what never reached an engine."""
-        self.telemetry.rejected(model_key, error.status, error.code)
+        self.telemetry.rejected(job.ask.key if job is not None else None, error.status, error.code)
+        if self._observing is not None:
+            self._observing.answered(request, reply, error.status, error.code, job)
         self._send_error(error, reply, _own_fields(error.code))
 
     def in_flight(self) -> int:
@@ -192,6 +210,8 @@ class Gateway:
         self._prefill.close()
         self._pool.close()
         self.memory.close()
+        if self._observing is not None:
+            self._observing.close()
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     # The request's way.
@@ -211,18 +231,28 @@ class Gateway:
             key = ask.key
             self.telemetry.received(key)
             job = Job(request, reply, unique, ask, route)
+            if self._tracer is not None:
+                job.trace = self._tracer.begin(request)
             await self._forward.carry(job)
         except GatewayError as error:
-            self._failed(job, error, reply)
+            self._failed(job, error, reply, request)
         except asyncio.CancelledError:
             if job is not None:
                 job.client_gone = True
+            if self._observing is not None and (job is None or not job.attempt):
+                self._observing.answered(request, reply, CLIENT_GONE, "client-gone", job)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             _log.error("request %s met a defect: %s\n%s", unique, type(error).__name__, _where(error))
-            self._failed(job, GatewayError("the gateway met a defect; it was logged with this id"), reply)
+            self._failed(job, GatewayError("the gateway met a defect; it was logged with this id"), reply, request)
         finally:
             if job is not None and job.attempt:
-                settle(job, clock=self.clock, telemetry=self.telemetry, decisions=self.decisions)
+                settle(
+                    job,
+                    clock=self.clock,
+                    telemetry=self.telemetry,
+                    decisions=self.decisions,
+                    observers=self._observers,
+                )
 
     async def _understood(self, request: Request, unique: str) -> tuple[Ask, RouteRequest]:
         """Rooms 2 and 3; large bodies are read in a thread, so that other requests get their turn."""
@@ -238,9 +268,9 @@ class Gateway:
             ask = passed_on(request.head, request.body, fleet, self.limits)
         return ask, route_request(ask, request.head, unique, self._routes.secret)
 
-    def _failed(self, job: Job | None, error: GatewayError, reply: Reply) -> None:
+    def _failed(self, job: Job | None, error: GatewayError, reply: Reply, request: Request) -> None:
         if job is None or not job.attempt:
-            self.refused(error, reply, job.ask.key if job is not None else None)
+            self.refused(error, reply, request, job)
             return
         job.status, job.error = error.status, error.code
         if reply.begun:

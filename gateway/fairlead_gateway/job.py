@@ -14,6 +14,7 @@ from fairlead_gateway.reply import Reply
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.sse import Usage
+from fairlead_gateway.steps import Trace
 
 
 @dataclass(slots=True)
@@ -44,3 +45,4 @@ class Job:
     handoff: Handoff | None = None
     story: HandoffStory | None = None
     handed_over: bool = False
+    trace: Trace | None = None

@@ -36,7 +36,7 @@ _ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 @dataclass(slots=True)
 class Request:
     """A whole request; ``received`` is the monotonic time of its last byte, ``wall`` the same for people; ``caller`` the
-    name of its key."""
+    name of its key; ``client`` its sender's address, where somebody asked for it."""
 
     head: Head
     body: bytes
@@ -44,6 +44,7 @@ class Request:
     received: float
     wall: float
     caller: str | None = None
+    client: str | None = None
 
 
 class Handler(Protocol):
@@ -242,6 +243,11 @@ class Downstream(asyncio.Protocol):
     def date(self) -> str:
         """The Date header's value."""
         return self._listener.date()
+
+    def client(self) -> str | None:
+        """The address at the other end; None when it has gone, or has none."""
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if peer else None
 
     @property
     def ending(self) -> bool:

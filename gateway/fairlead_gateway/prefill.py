@@ -26,6 +26,7 @@ from fairlead_gateway.leg import LegFailed, leg
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.route import Routes
 from fairlead_gateway.splice import splice
+from fairlead_gateway.steps import PREFILL
 from fairlead_gateway.telemetry import OK, Telemetry
 from fairlead_gateway.upstream import Broken, Pool
 from fairlead_gateway.wire import engine_request
@@ -212,9 +213,9 @@ class Prefill:
     async def _leg(self, job: Job, instance: Instance, fields: Mapping[str, bytes]) -> bytes:
         """Ask for the prefill and wait for its end: the answer's body. The router knows of it meanwhile."""
         body = plan.prefill_body(job.ask.parsed, job.ask.body, fields)
-        message = engine_request(
-            instance.url, job.request.head.path, job.request.head, body, job.request.id, rank=instance.dp_rank
-        )
+        head = job.request.head
+        more = job.trace.asked(instance, PREFILL, "") if job.trace is not None else ""
+        message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank, more=more)
         router = self._prefilling.router(job.ask.key)
         if router is None:
             raise LegFailed("the model has left", word="model-left", suspicious=False)
@@ -301,6 +302,8 @@ class Prefill:
     def _leg_ended(self, job: Job, made: PrefillLeg, result: str) -> None:
         made.seconds, made.result = self._clock.now() - made.began, result
         self._telemetry.prefilled(job.ask.key, made.instance_id, made.seconds, result)
+        if job.trace is not None:
+            job.trace.ended(PREFILL, None if result == OK else result)
 
 
 def _expire(answer: Answer) -> None:

@@ -32,6 +32,10 @@ class Line(Protocol):
         """The Date header's value."""
         ...
 
+    def client(self) -> str | None:
+        """The address at its other end."""
+        ...
+
     @property
     def ending(self) -> bool:
         """The connection takes no further request."""
@@ -125,6 +129,10 @@ class Reply:
         if not self.ended:
             self.ended = True
             self._line.cut()
+
+    def client(self) -> str | None:
+        """The address that the request came from, as the connection has it."""
+        return self._line.client()
 
     def lost(self) -> None:
         """The connection is gone; whoever makes the answer is told."""

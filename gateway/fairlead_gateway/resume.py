@@ -17,6 +17,7 @@ from fairlead_gateway.keepalive import KeepAlive
 from fairlead_gateway.lateness import remaining
 from fairlead_gateway.retry import RetryBudget
 from fairlead_gateway.route import Routes
+from fairlead_gateway.steps import ATTEMPT, CONTINUATION
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
 from fairlead_gateway.wire import engine_request
@@ -50,6 +51,8 @@ class Resume:
 
     async def rest(self, job: Job, said: Said, why: str, kept: KeepAlive) -> str | None:
         """The rest of the answer from another instance: None when it is complete now, else what went wrong."""
+        if job.trace is not None:
+            job.trace.ended(ATTEMPT, why)
         if not said.read():
             return why
         body = continued_body(job.ask, said)
@@ -113,6 +116,8 @@ class Resume:
     def _ask(self, job: Job, instance: Instance, body: bytes, said: Said, connection: Upstream) -> Answer:
         head = job.request.head
         more = remaining(head, job.until, self._clock.now())
+        if job.trace is not None:
+            more += job.trace.asked(instance, CONTINUATION, CONTINUED)
         message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank, more=more)
         patience = job.patience = self._health.patience(job, connection.peer)
         answer = Answer(

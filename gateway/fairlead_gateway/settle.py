@@ -1,5 +1,7 @@
 """Room 6, settle: what a request was, told once to metrics and the decision log when it has ended."""
 
+from collections.abc import Callable, Sequence
+
 from fairlead.clock import Clock
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.handoff_story import FAILED
@@ -9,8 +11,15 @@ from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 CLIENT_GONE = 499
 
 
-def settle(job: Job, *, clock: Clock, telemetry: Telemetry, decisions: DecisionLog) -> None:
-    """Tell how ``job`` ended."""
+def settle(
+    job: Job,
+    *,
+    clock: Clock,
+    telemetry: Telemetry,
+    decisions: DecisionLog,
+    observers: Sequence[Callable[[Job, Outcome], None]] = (),
+) -> None:
+    """Tell how ``job`` ended; ``observers`` are told last, and must neither wait nor raise."""
     now = clock.now()
     usage = job.usage
     prompt = usage.prompt_tokens if usage is not None else None
@@ -52,6 +61,8 @@ def settle(job: Job, *, clock: Clock, telemetry: Telemetry, decisions: DecisionL
     )
     telemetry.finished(outcome)
     decisions.settle(outcome)
+    for observe in observers:
+        observe(job, outcome)
 
 
 def _overhead(job: Job) -> float | None:

@@ -15,6 +15,7 @@ from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.memory import Share
+from fairlead_gateway.observing import Observing
 from fairlead_gateway.server import url
 
 KEY = "default/tiny"
@@ -62,6 +63,7 @@ async def running_gateway(
     environ: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
+    observing: Observing | None = None,
     memory: Share | None = None,
 ) -> AsyncIterator[Running]:
     """Listen on a free loopback port until the block ends."""
@@ -76,6 +78,7 @@ async def running_gateway(
         keys=keys,
         environ=environ or {},
         memory=memory,
+        observing=observing,
     )
     gateway.apply(fleet)
     server = await loop.create_server(gateway.listener.protocol, host, 0, ssl=tls)

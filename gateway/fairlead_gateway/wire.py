@@ -6,12 +6,13 @@ from a proxy or from Fairlead, and names with an underscore, which some servers 
 
 from urllib.parse import urlsplit
 
+from fairlead_gateway import trace
 from fairlead_gateway.head import Head
 
 _DROPPED = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
-    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank".split()
+    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate".split()
 )
 _DROPPED_PREFIXES = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
 _PASSED_BACK = (
@@ -46,10 +47,15 @@ def engine_request(
     ]
     named = head.get(b"connection")
     hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()
+    context = b""
     for name, value in head.fields:
         if name in _DROPPED or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
+            if name == trace.PARENT and name not in hops:
+                context = trace.passed_on(head.fields)
             continue
         lines += (name, b": ", value, b"\r\n")
+    if context:
+        lines.append(context)
     if rank is not None:
         lines.append(b"x-data-parallel-rank: %d\r\n" % rank)
     lines.append(b"\r\n")

@@ -1,14 +1,19 @@
 """A prompt with a canary in it goes through every path, good and bad: nothing that Fairlead writes down may repeat it."""
 
 import logging
+import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from fairlead.clock import SystemClock
 from fairlead.fleet import Objectives
 from fairlead.limits import Limits
+from fairlead.testing.canned import Answer, CannedServer
 from fairlead.testing.engine import Call, Hangup, Script, event, honest, scripted_engine, token
 from fairlead.testing.raw_http import Connection, ask, post
+from fairlead_gateway.observing import Observing, Wanted
 from fairlead_gateway.testing import fleet_of, run, running_gateway
 
 CANARY = "canary-7c1e"
@@ -46,30 +51,38 @@ async def event_with_the_prompt(call: Call) -> None:
 @pytest.mark.parametrize(
     "script", [honest, hang_up, broken_stream, not_json, failing_with_the_prompt, event_with_the_prompt]
 )
-def test_no_log_line_decision_metric_or_error_repeats_a_prompt(
-    script: Script, caplog: pytest.LogCaptureFixture
+def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
+    script: Script, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
 
     async def main() -> str:
-        limits = replace(Limits(), stream_idle_seconds=0.5)
+        limits = replace(Limits(), stream_idle_seconds=0.5, span_gather_seconds=0.0)
+        what = Wanted(access_log=str(tmp_path / "access.log"), endpoint=collector.url, share=1.0)
+        draw = random.Random(1).getrandbits
+        watching = Observing(what, clock=SystemClock(), limits=limits, instance_id="gw", draw=draw)
         async with scripted_engine(script) as engine:
             fleet = fleet_of([engine.url] * 2, objectives=Objectives(ttft_seconds=1.0))
-            async with running_gateway(fleet, limits) as running:
+            async with running_gateway(fleet, limits, observing=watching) as running:
                 written = ""
                 for stream in (False, True):
-                    answer = await ask(running.url, BODY | {"stream": stream})
+                    path = f"/v1/chat/completions?q={CANARY}"
+                    answer = await ask(running.url, BODY | {"stream": stream}, path=path)
                     written += str(answer.fields) + answer.body.decode()
                 leaving = await Connection.to(running.url)
                 await leaving.send(post(BODY))
                 await leaving.close()
+                await ask(running.url, BODY | {"model": "nobody"})
                 gateway = running.gateway
                 written += gateway.telemetry.render(fleet, gateway.loads(), gateway.clock.now()).decode()
                 return written + repr([gateway.decisions.last(10), gateway.ready(), gateway.loads()])
 
-    written = run(main())
-    assert CANARY not in written
-    assert CANARY not in caplog.text
+    with CannedServer({"/v1/traces": Answer([b"{}"])}) as collector:
+        written = run(main())
+    lines, spans = (tmp_path / "access.log").read_text(), b"".join(asked.body for asked in collector.asked)
+    assert lines.count("\n") >= 3
+    assert b"attempt tiny" in spans
+    assert CANARY not in written + lines + spans.decode() + caplog.text
 
 
 def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
