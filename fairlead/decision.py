@@ -2,13 +2,20 @@
 
 A Decision never holds a prompt or a key; ids, counts and seconds only. It is what headers, the decision log,
 ``/why`` in ``fairlead chat`` and the status page show, so it must be enough to redo the choice by hand.
+
+Most decisions are never looked at. So a Decision may be made with an ``Account``, which keeps the numbers that decided and
+writes out sentences and tables when somebody asks; what the request's way itself needs of the chosen candidate stands beside.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+_NOTHING: Mapping[str, "Input"] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Input:
     """One number that a choice was made from, and how old it was (seconds; None = computed just then)."""
 
@@ -16,7 +23,7 @@ class Input:
     age_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rejected:
     """A candidate that was not taken, and why, in words."""
 
@@ -24,17 +31,116 @@ class Rejected:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+class Account(Protocol):
+    """Writes out why a choice was made; asked at most once for each."""
+
+    def reason(self) -> str:
+        """One sentence."""
+        ...
+
+    def rejected(self) -> tuple[Rejected, ...]:
+        """The candidates that were not taken."""
+        ...
+
+    def inputs(self) -> Mapping[str, Input]:
+        """The numbers used, by name."""
+        ...
+
+
 class Decision:
     """``chosen`` is None when nothing could be chosen; ``rule`` is the closed-list name of the rule that decided.
 
     ``cost_seconds`` is what the choice is expected to cost in engine time; ``inputs`` maps a name such as
-    ``"pod-3/backlog_seconds"`` to the number used.
+    ``"pod-3/backlog_seconds"`` to the number used. Of the chosen candidate: whether it is a ``home`` of the prompt, the
+    prompt's ``matched_tokens`` that it should hold, and the seconds to its first token (``ttft_seconds``); None where the
+    rule that decided did not look at them. Nobody changes a Decision; it is not frozen because that makes it dear to build.
     """
 
-    chosen: str | None
-    rule: str
-    reason: str
-    rejected: tuple[Rejected, ...] = ()
-    inputs: Mapping[str, Input] = field(default_factory=dict)
-    cost_seconds: float | None = None
+    __slots__ = (
+        "_account",
+        "_inputs",
+        "_reason",
+        "_rejected",
+        "chosen",
+        "cost_seconds",
+        "home",
+        "matched_tokens",
+        "rule",
+        "ttft_seconds",
+    )
+
+    def __init__(
+        self,
+        chosen: str | None,
+        rule: str,
+        reason: str | None = None,
+        rejected: tuple[Rejected, ...] | None = None,
+        inputs: Mapping[str, Input] | None = None,
+        cost_seconds: float | None = None,
+        home: bool | None = None,
+        matched_tokens: float | None = None,
+        ttft_seconds: float | None = None,
+        account: Account | None = None,
+    ) -> None:
+        self.chosen = chosen
+        self.rule = rule
+        self.cost_seconds = cost_seconds
+        self.home = home
+        self.matched_tokens = matched_tokens
+        self.ttft_seconds = ttft_seconds
+        self._reason = reason
+        self._rejected = rejected
+        self._inputs = inputs
+        self._account = account
+
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        if self._reason is None:
+            self._reason = self._account.reason() if self._account is not None else ""
+        return self._reason
+
+    @property
+    def rejected(self) -> tuple[Rejected, ...]:
+        """The candidates that were not taken."""
+        if self._rejected is None:
+            self._rejected = self._account.rejected() if self._account is not None else ()
+        return self._rejected
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """The numbers used, by name."""
+        if self._inputs is None:
+            self._inputs = self._account.inputs() if self._account is not None else _NOTHING
+        return self._inputs
+
+    def told(
+        self, *, rule: str | None = None, reason: str | None = None, rejected: tuple[Rejected, ...] | None = None
+    ) -> "Decision":
+        """The same choice in other words."""
+        return Decision(
+            self.chosen,
+            rule or self.rule,
+            self.reason if reason is None else reason,
+            self.rejected if rejected is None else rejected,
+            self._inputs,
+            self.cost_seconds,
+            self.home,
+            self.matched_tokens,
+            self.ttft_seconds,
+            self._account,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Decision):
+            return NotImplemented
+        return self._shown() == other._shown()
+
+    def __hash__(self) -> int:
+        return hash((self.chosen, self.rule))
+
+    def __repr__(self) -> str:
+        return f"Decision({self.chosen!r}, {self.rule!r}, {self.reason!r})"
+
+    def _shown(self) -> tuple[object, ...]:
+        return self.chosen, self.rule, self.reason, self.rejected, dict(self.inputs), self.cost_seconds

@@ -144,6 +144,21 @@ class Limits:
     handoff_query_seconds: float = _limit(2.0, "Mooncake's bootstrap server, asked for an engine's id")
     handoff_suspect_seconds: float = _limit(30.0, "a prefill engine, or a pair, that failed gets no hand-off this long")
 
+    workers: int = _limit(64, "worker processes of one gateway; more only take each other's processors")
+    worker_start_seconds: float = _limit(60.0, "a worker that does not listen by then is ended and started again")
+    worker_answer_seconds: float = _limit(2.0, "a worker asked for its state; then it is shown as not answering")
+    worker_restart_seconds: float = _limit(0.1, "pause before a worker that died is started again; doubles each time")
+    worker_restart_most_seconds: float = _limit(10.0, "longest such pause; ten seconds of life end the doubling")
+    channel_message_bytes: int = _limit(64 * 1024 * 1024, "one message between helper and worker; a fleet has a few MB")
+    channel_waiting_bytes: int = _limit(
+        16 * 1024 * 1024, "messages to a worker that does not read them; then they are dropped, and the fleet is sent later"
+    )
+    sibling_seconds: float = _limit(0.05, "decisions are gathered this long until the other workers are told")
+    sibling_decisions: int = _limit(4_096, "decisions that wait for that; the oldest are dropped")
+    shared_slots: int = _limit(
+        8_192, "instances whose load is shared between workers; of others each worker sees its own"
+    )
+
 
 def table() -> list[tuple[str, int | float, str]]:
     """(name, value, why) for every limit, in order."""

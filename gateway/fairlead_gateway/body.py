@@ -6,6 +6,7 @@ has killed engines: bytes that are not UTF-8, deep nesting, wrong types, counts 
 
 import re
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -82,6 +83,14 @@ class Common(Struct, kw_only=True):
     cache_salt: Text = None
     priority: Whole = None
     encoding_format: Text = None
+    kv_transfer_params: Raw | UnsetType = UNSET
+    ec_transfer_params: Raw | UnsetType = UNSET
+    vllm_xargs: Raw | UnsetType = UNSET
+
+    @property
+    def may_hand_over(self) -> bool:
+        """A field of ``handoff`` is here, or one that may hold one; the parser knows a name however it is escaped."""
+        return not (self.kv_transfer_params is self.ec_transfer_params is self.vllm_xargs is UNSET)
 
 
 class Generation(Common, kw_only=True):
@@ -155,9 +164,24 @@ _TOKENS = msgspec.json.Decoder(Tokens)
 _STOP = msgspec.json.Decoder(str | list[str] | None)
 _LOGIT_BIAS = msgspec.json.Decoder(dict[str, float] | None)
 _TOOLS = msgspec.json.Decoder(list[Tool] | None)
+_RARE = attrgetter(
+    "n",
+    "min_tokens",
+    "prompt_logprobs",
+    "seed",
+    "top_k",
+    "stream_options",
+    "stop",
+    "logit_bias",
+    "response_format",
+    "structured_outputs",
+    "max_completion_tokens",
+    "top_logprobs",
+    "tools",
+)
+_ABSENT = (None, None, None, None, None, UNSET, UNSET, UNSET, UNSET, UNSET, None, None, UNSET)
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
-_NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
 _SLICE_BYTES = 65_536
@@ -183,7 +207,8 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
     _check_depth(body, limits)
-    _in_range("priority", found.priority, -_INT_64 - 1, _INT_64)
+    if found.priority is not None:
+        _in_range("priority", found.priority, -_INT_64 - 1, _INT_64)
     if isinstance(found, Generation):
         _check_generation(found, limits)
     if isinstance(found, Chat):
@@ -246,8 +271,7 @@ def _check_values(body: bytes, limits: Limits) -> None:
 
 def _check_depth(body: bytes, limits: Limits) -> None:
     """Bound nesting, also inside fields that nobody here reads. Cheap when there are few brackets at all."""
-    opened = len(body.translate(None, _NOT_OPENING))
-    if opened <= limits.json_depth:
+    if body.count(b"[") + body.count(b"{") <= limits.json_depth:
         return
     bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
     marks = _PLAIN_STRING.sub(b"", bare.translate(None, _NOT_STRUCTURE))
@@ -281,9 +305,16 @@ def _check_prompts(field: str, raw: Raw, each: int, limits: Limits) -> None:
 
 
 def _check_generation(found: Generation, limits: Limits) -> None:
+    most = found.max_tokens
+    if most is not None and not 1 <= most <= limits.max_tokens:
+        _in_range("max_tokens", most, 1, limits.max_tokens)
+    if not isinstance(found, Chat) or _RARE(found) != _ABSENT:  # most conversations have none of the fields below
+        _check_rare(found, limits)
+
+
+def _check_rare(found: Generation, limits: Limits) -> None:
     stream_options(found, limits)
     _in_range("n", found.n, 1, limits.choices)
-    _in_range("max_tokens", found.max_tokens, 1, limits.max_tokens)
     _in_range("min_tokens", found.min_tokens, 0, limits.max_tokens)
     _in_range("prompt_logprobs", found.prompt_logprobs, -1, limits.logprobs)
     _in_range("seed", found.seed, -_INT_64 - 1, _INT_64)

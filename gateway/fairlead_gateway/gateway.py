@@ -37,7 +37,8 @@ from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.reach import Reach
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.route import Routes
-from fairlead_gateway.routing import InstanceLoad, RouteRequest
+from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
+from fairlead_gateway.routing.shared import Siblings
 from fairlead_gateway.settle import CLIENT_GONE, settle
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Pool
@@ -52,7 +53,8 @@ _log = logging.getLogger("fairlead.gateway")
 
 class Gateway:
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
-    ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request."""
+    ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request;
+    ``siblings`` are the other workers of this gateway."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Gateway:
         environ: Mapping[str, str] = MappingProxyType({}),
         memory: Share | None = None,
         observing: "Observing | None" = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self.clock = clock
         self.limits = limits
@@ -84,8 +87,10 @@ class Gateway:
         self._keys = keys
         draw = random.Random(f"{clock.wall()}").random
         breaker = Breaker(limits, draw)
-        self._routes = Routes(secret=secret, limits=limits, breaker=breaker)
-        self._prefill_routes = Routes(secret=secret, limits=limits, breaker=breaker, prefill=True)
+        self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings)
+        self._prefill_routes = Routes(
+            secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings
+        )
         self._health = Health(
             breaker, ready=self._routes.ready_ids, telemetry=self.telemetry, clock=clock, limits=limits
         )
@@ -130,6 +135,16 @@ class Gateway:
         self.reach.apply(fleet)
         self._pool.keep_only(self._routes.addresses())
         self._loaded = True
+
+    def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
+        """A sibling sent a prompt there."""
+        self._routes.heard(key, instance_id, chain)
+        self._prefill_routes.heard(key, instance_id, chain)
+
+    def show_again(self) -> None:
+        """The slots of the rows that siblings share have been given out anew."""
+        self._routes.show_again()
+        self._prefill_routes.show_again()
 
     def fleet(self) -> Fleet:
         """The present snapshot."""

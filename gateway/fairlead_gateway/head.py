@@ -4,10 +4,13 @@ Two readers that disagree about where a request ends can be made to see differen
 forgiving: CRLF line ends only, no folded lines, one Host, at most one of Content-Length and Transfer-Encoding and that
 only once, ``chunked`` the only coding and never on HTTP/1.0. Nothing of the received framing is passed on: requests to
 engines are framed anew.
+
+A client sends much the same head with every request of a connection; only Content-Length differs. ``Template`` knows the last
+head that was read strictly, and knows the next one again when it is the same text around other digits.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from fairlead.limits import Limits
@@ -29,13 +32,18 @@ _FIELDS = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
 _HOST = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
 _AUTHORITY = re.compile(rb"([^/?#]+)(.*)")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
+_LENGTH_DIGITS = 15
+_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
 _STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _STRAY_PARTIAL = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
 
 @dataclass(slots=True)
 class Head:
-    """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body."""
+    """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body.
+
+    ``fields`` are without Content-Length. ``passed_on`` is for ``wire``: what of them engines get, once somebody has asked.
+    """
 
     method: str
     path: str
@@ -45,13 +53,64 @@ class Head:
     keep_alive: bool
     continues: bool
     query: bytes = b""
+    passed_on: bytes | None = None
+    _table: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
 
     def get(self, name: bytes) -> bytes | None:
         """The first field of that (lower-case) name."""
-        for known, value in self.fields:
-            if known == name:
-                return value
+        table = self._table
+        if table is None:
+            table = self._table = dict(reversed(self.fields))
+        return table.get(name)
+
+    def again(self, length: int) -> "Head":
+        """The head of a further request that differs in its length only."""
+        self.get(b"")  # so that all share one table
+        return Head(
+            self.method,
+            self.path,
+            self.fields,
+            self.version,
+            length,
+            self.keep_alive,
+            False,
+            self.query,
+            self.passed_on,
+            self._table,
+        )
+
+
+class Template:
+    """The text of a head that was read strictly, around the digits of its Content-Length."""
+
+    __slots__ = ("_after", "_before", "_fixed", "_head", "_limits", "_start")
+
+    def __init__(self, before: bytes, after: bytes, head: Head, limits: Limits) -> None:
+        self._before = before
+        self._after = after
+        self._fixed = len(before) + len(after)
+        self._start = len(before)
+        self._head = head
+        self._limits = limits
+
+    def read(self, raw: bytes) -> Head | None:
+        """The head that ``raw`` holds, None when it is not the same text around other digits."""
+        digits = len(raw) - self._fixed
+        if not 0 < digits <= _LENGTH_DIGITS or not raw.startswith(self._before) or not raw.endswith(self._after):
+            return None
+        given = raw[self._start : self._start + digits]
+        if not given.isdigit():
+            return None
+        length = int(given)
+        return self._head.again(length) if length <= self._limits.body_bytes else None
+
+
+def template(raw: bytes, head: Head, limits: Limits) -> Template | None:
+    """What to know further heads of the connection by; None for a request that has no plain body or an expectation."""
+    found = _LENGTH_FIELD.search(raw) if head.length and not head.continues else None
+    if found is None:
         return None
+    return Template(raw[: found.start(1)], raw[found.end(1) :], head, limits)
 
 
 def check_partial(part: bytes | bytearray, start: int, limits: Limits) -> None:
@@ -117,6 +176,7 @@ def _framed(method: str, target: bytes, version: int, fields: Fields, limits: Li
         raise BadExpectation("the only expectation met here is 100-continue", param="expect")
     continues = expect is not None and version == 11 and length != 0
     query = target.partition(b"#")[0].partition(b"?")[2]
+    fields = [pair for pair in fields if pair[0] != b"content-length"]
     return Head(method, _path(method, target), fields, version, length, keep_alive, continues, query)
 
 

@@ -104,10 +104,7 @@ class Health:
 
 def _predicted(job: Job) -> float | None:
     """Seconds until this job's engine should have said something; None when nobody can know."""
-    told = (
-        job.decision.inputs.get(f"{job.instance.id}/predicted_ttft_seconds") if job.decision and job.instance else None
-    )
-    first = told.value if told is not None and told.value is not None else None
+    first = job.decision.ttft_seconds if job.decision is not None else None
     if first is None:
         first = job.route.prompt_tokens * _GUESSED_TOKEN_SECONDS
     if job.ask.stream:

@@ -66,8 +66,9 @@ class Ask:
 def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
     """Read a request for a model. Raises BadRequest naming the field, UnknownModel naming near ones."""
     parsed = parse(PATHS[path], body, limits)
-    body = without_handoff(body)
-    model = find(parsed.model, fleet)
+    if parsed.may_hand_over:
+        body = without_handoff(body)
+    key, model = found(parsed.model, fleet)
     changes: dict[str, bytes] = {}
     new: dict[str, bytes] = {}
     if parsed.model != model.name:
@@ -83,11 +84,16 @@ def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
             asking = splice(given, {"include_usage": b"true"})
             (new if parsed.stream_options is UNSET else changes)["stream_options"] = asking
     body = splice(body, changes) if changes else body
-    return Ask(parsed, model.key, model, added(body, new) if new else body, stream, strip)
+    return Ask(parsed, key, model, added(body, new) if new else body, stream, strip)
 
 
 def find(name: str, fleet: Fleet) -> Model:
     """The model that a client's name means. Raises UnknownModel."""
+    return found(name, fleet)[1]
+
+
+def found(name: str, fleet: Fleet) -> tuple[str, Model]:
+    """The model that a client's name means, behind its key. Raises UnknownModel."""
     key = fleet.resolve(name)
     if key is None:
         try:
@@ -96,7 +102,7 @@ def find(name: str, fleet: Fleet) -> Model:
             raise BadRequest(f"model: {error.message}", param="model", code="invalid_value") from None
     if key is None:
         raise _unknown(name, fleet)
-    return fleet.models[key]
+    return key, fleet.models[key]
 
 
 def shown_names(fleet: Fleet) -> dict[str, Model]:

@@ -10,7 +10,6 @@ Prefill engines and pairs that failed are left alone for a while.
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 from fairlead.clock import Clock
 from fairlead.decision import Decision
@@ -135,7 +134,7 @@ class Prefill:
         """The decision with both legs in its reason."""
         if job.story is None:
             return decision
-        return replace(decision, reason=f"{job.story.words}; {decision.reason}")
+        return decision.told(reason=f"{job.story.words}; {decision.reason}")
 
     def body(self, job: Job) -> bytes:
         """The body of this attempt."""

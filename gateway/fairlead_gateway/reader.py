@@ -10,7 +10,7 @@ from enum import Enum
 from fairlead.limits import Limits
 from fairlead_gateway.chunked import ChunkedBody
 from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.head import Head, check_partial, read_head
+from fairlead_gateway.head import Head, Template, check_partial, read_head, template
 
 _EMPTY_LINES = 16
 _EMPTY = re.compile(rb"(?:\r\n){0,%d}" % (_EMPTY_LINES + 1))
@@ -27,7 +27,7 @@ class Waiting(Enum):
 class RequestReader:
     """``feed`` it what arrives, take requests with ``next`` until it says None."""
 
-    __slots__ = ("_ahead", "_checked", "_chunked", "_empty", "_head", "_limits", "_missing", "_parts")
+    __slots__ = ("_ahead", "_checked", "_chunked", "_empty", "_head", "_limits", "_missing", "_parts", "_template")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -38,6 +38,7 @@ class RequestReader:
         self._chunked: ChunkedBody | None = None
         self._parts: list[bytes] = []
         self._missing = 0
+        self._template: Template | None = None
 
     @property
     def waiting(self) -> Waiting:
@@ -117,7 +118,11 @@ class RequestReader:
             self._checked = len(ahead)
             return None
         self._checked = self._empty = 0
-        head = read_head(bytes(ahead[:end]), self._limits)
+        raw = bytes(ahead[:end])
+        head = self._template.read(raw) if self._template is not None else None
+        if head is None:
+            head = read_head(raw, self._limits)
+            self._template = template(raw, head, self._limits)
         self._ahead = bytes(ahead[end + 4 :])
         self._head = head
         self._missing = head.length or 0

@@ -1,7 +1,6 @@
 """After the first byte: another engine says the rest of a stream that broke, when the request allows that. Once, not again."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from fairlead.clock import Clock
@@ -93,9 +92,7 @@ class Resume:
         instance = self._routes.ready(job.ask.key, decision.chosen) if decision.chosen is not None else None
         if instance is None:
             return None
-        decision = replace(
-            decision, rule=CONTINUED, reason=f"continued after {why}; {decision.rule}: {decision.reason}"
-        )
+        decision = decision.told(rule=CONTINUED, reason=f"continued after {why}; {decision.rule}: {decision.reason}")
         job.attempt += 1
         job.instance, job.decision = instance, decision
         self._telemetry.routed(job.ask.key, instance.id, decision)

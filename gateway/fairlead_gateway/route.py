@@ -6,7 +6,6 @@ returns, no new request goes to an instance that the new fleet does not call rea
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 
 from fairlead.decision import Decision, Rejected
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
@@ -14,14 +13,24 @@ from fairlead.limits import Limits
 from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.comeback import Starts, drained
 from fairlead_gateway.errors import NoInstance
-from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
+from fairlead_gateway.routing import InstanceLoad, ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.shared import Siblings
 
 
 class Routes:
     """The routers of all models and the instances that are ready for them: those that answer, or those that only ``prefill``."""
 
-    def __init__(self, *, secret: bytes, limits: Limits, breaker: Breaker, prefill: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        secret: bytes,
+        limits: Limits,
+        breaker: Breaker,
+        prefill: bool = False,
+        siblings: Siblings | None = None,
+    ) -> None:
         self.secret = secret
+        self._siblings = siblings
         self._prefill = prefill
         self._limits = limits
         self._breaker = breaker
@@ -42,7 +51,9 @@ class Routes:
             self._any[key] = bool(instances)
             router = self._routers.get(key)
             if router is None:
-                router = self._routers[key] = ModelRouter(secret=self.secret, seed=number, limits=self._limits)
+                router = self._routers[key] = ModelRouter(
+                    secret=self.secret, seed=number, limits=self._limits, siblings=self._siblings
+                )
             router.update(model, instances, fleet.membership_epoch)
             self._ready[key] = {one.id: one for one in instances if one.state is InstanceState.READY}
         self._breaker.keep_only([one.id for ones in fleet.instances.values() for one in ones])
@@ -81,7 +92,7 @@ class Routes:
         )
         if decision is not None and out:
             sitting = tuple(Rejected(item, why) for item, why in out.items())
-            decision = replace(decision, rejected=decision.rejected + sitting)
+            decision = decision.told(rejected=decision.rejected + sitting)
         if decision is None or (decision.chosen is None and not excluded):
             raise self.none_ready(key, now)
         return decision
@@ -106,6 +117,17 @@ class Routes:
         router = self._routers.get(key)
         return drained(router.loads().values() if router is not None else (), self._limits)
 
+    def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
+        """A sibling sent a prompt there."""
+        router = self._routers.get(key)
+        if router is not None:
+            router.heard(instance_id, chain)
+
+    def show_again(self) -> None:
+        """The slots of the shared rows have been given out anew."""
+        for router in self._routers.values():
+            router.show_again()
+
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This gateway's own load by instance id."""
         return {name: load for router in self._routers.values() for name, load in router.loads().items()}
@@ -113,4 +135,4 @@ class Routes:
 
 def as_retry(decision: Decision, retries: int, why: str) -> Decision:
     """The decision of a further attempt: its rule says which, its reason why."""
-    return replace(decision, rule=f"retry-{retries}", reason=f"{why}; then {decision.rule}: {decision.reason}")
+    return decision.told(rule=f"retry-{retries}", reason=f"{why}; then {decision.rule}: {decision.reason}")

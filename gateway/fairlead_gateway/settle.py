@@ -86,5 +86,5 @@ def _predicted(job: Job) -> int | None:
     """Prompt tokens that routing believed to be cached on the chosen instance."""
     if job.decision is None or job.instance is None:
         return None
-    found = job.decision.inputs.get(f"{job.instance.id}/matched_tokens")
-    return int(found.value) if found is not None and found.value is not None else None
+    matched = job.decision.matched_tokens
+    return None if matched is None else int(matched)

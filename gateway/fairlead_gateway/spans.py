@@ -14,6 +14,7 @@ from fairlead_gateway.job import Job
 from fairlead_gateway.listen import Request
 from fairlead_gateway.steps import PREFILL, Step, Trace, new_id
 from fairlead_gateway.telemetry import Outcome
+from fairlead_gateway.wire import fields_for_engines
 
 Value = str | int | float | bool
 SERVER, CLIENT = 2, 3
@@ -64,7 +65,7 @@ class Tracer:
         if not (found.sampled if found is not None else self._draw(53) < self._below):
             return None
         if found is not None:
-            head.fields = [item for item in head.fields if item[0] not in (trace.PARENT, trace.STATE)]
+            head.passed_on = fields_for_engines(head, traced=True)
         span_id = new_id(self._draw, 64)
         if found is None:
             return Trace(new_id(self._draw, 128), span_id, "", 1, "", self._now, self._draw)

@@ -57,20 +57,31 @@ class PrefixMirror:
         held = self._held[instance]
         masks = self._masks
         size = self._bytes[instance]
+        known, touch = masks.get, held.move_to_end
         # Tail first, head last: the head ends up as the most recently used, as in an engine's own cache.
-        for index in range(len(hashes) - 1, -1, -1):
+        index = len(hashes)
+        while index:
+            index -= 1
             digest = hashes[index]
-            if digest in held:
-                held.move_to_end(digest)
+            mask = known(digest, 0)
+            if mask & bit:
+                touch(digest)
             else:
                 block = ends[index] - (ends[index - 1] if index else 0)
                 held[digest] = block
                 size += block
-                masks[digest] = masks.get(digest, 0) | bit
-        while held and (size > capacity or len(held) > self._blocks_most):
-            digest, block = held.popitem(last=False)
-            size -= block
-            self._clear(digest, bit)
+                masks[digest] = mask | bit
+        most = self._blocks_most
+        if size > capacity or len(held) > most:
+            oldest = held.popitem
+            while held and (size > capacity or len(held) > most):
+                digest, block = oldest(False)
+                size -= block
+                left = masks[digest] & ~bit
+                if left:
+                    masks[digest] = left
+                else:
+                    del masks[digest]
         self._bytes[instance] = size
 
     def drop(self, instance: str, hashes: Sequence[int]) -> None:

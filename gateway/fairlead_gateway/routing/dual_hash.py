@@ -20,7 +20,7 @@ price on recomputation, and candidates beyond the pair. The constants are fracti
 twice as fast decides alike.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fairlead.decision import Decision, Input, Rejected
 from fairlead.units import duration
@@ -33,104 +33,124 @@ DECODE_SHARE = 0.4
 OBJECTIVE_DEFAULT_SECONDS = 5.0
 
 
-def cost(candidate: Candidate, *, mean_backlog_seconds: float, objective_seconds: float) -> float:
-    """J of the essay above, in seconds of engine time."""
-    busy = min(1.0, mean_backlog_seconds / (BUSY_SHARE * objective_seconds))
-    price = 1.0 + RECOMPUTE_PRICE * busy + (0.0 if candidate.home else AWAY_PRICE)
-    return (
-        candidate.backlog_seconds
-        + candidate.own_seconds * price
-        + DECODE_SHARE * objective_seconds * candidate.inflight_tokens / candidate.kv_tokens
-    )
-
-
 def choose(
     candidates: Sequence[Candidate], *, mean_backlog_seconds: float, objective_seconds: float | None
 ) -> Decision:
-    """The best of at least one candidate, with the sums that decided it."""
+    """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
+
+    A tie goes to the first of the candidates, and those come in order: home 1, home 2, the holder, the least busy.
+    """
     scale = OBJECTIVE_DEFAULT_SECONDS if objective_seconds is None else objective_seconds
-    costs = {
-        item.id: cost(item, mean_backlog_seconds=mean_backlog_seconds, objective_seconds=scale) for item in candidates
-    }
-    feasible = [item for item in candidates if item.ttft_seconds <= scale]
-    # A tie goes to the first of the candidates, and those come in order: home 1, home 2, the holder, the least busy.
-    if feasible:
-        best = min(feasible, key=lambda item: (costs[item.id], item.inflight))
-    else:
-        best = min(candidates, key=lambda item: (item.ttft_seconds, costs[item.id]))
-    rule, reason = _name(best, candidates, bool(feasible), scale)
-    rejected = tuple(Rejected(item.id, _why_not(item, best, costs, scale)) for item in candidates if item is not best)
-    inputs = _Inputs(candidates, costs, mean_backlog_seconds)
-    return Decision(best.id, rule, reason, rejected, inputs, costs[best.id])
+    recompute = 1.0 + RECOMPUTE_PRICE * min(1.0, mean_backlog_seconds / (BUSY_SHARE * scale))
+    decode = DECODE_SHARE * scale
+    costs: list[float] = []
+    best = soonest = candidates[0]
+    best_cost = soonest_cost = 0.0
+    feasible = False
+    for item in candidates:
+        own, backlog = item.own_seconds, item.backlog_seconds
+        price = recompute if item.home else recompute + AWAY_PRICE
+        cost = backlog + own * price + decode * item.inflight_tokens / item.kv_tokens
+        first = backlog + own
+        if first <= scale and (
+            not feasible or cost < best_cost or (cost == best_cost and item.inflight < best.inflight)
+        ):
+            best, best_cost, feasible = item, cost, True
+        if not costs or (first, cost) < (soonest.backlog_seconds + soonest.own_seconds, soonest_cost):
+            soonest, soonest_cost = item, cost
+        costs.append(cost)
+    if not feasible:
+        best, best_cost = soonest, soonest_cost
+    rule = _rule(best, candidates, feasible, scale)
+    account = _Account(rule, best, candidates, costs, mean_backlog_seconds, feasible, scale)
+    return Decision(
+        best.id,
+        rule,
+        cost_seconds=best_cost,
+        home=best.home,
+        matched_tokens=best.matched_tokens,
+        ttft_seconds=best.backlog_seconds + best.own_seconds,
+        account=account,
+    )
 
 
-_NUMBERS: Mapping[str, Callable[[Candidate], float]] = {
-    "backlog_seconds": lambda item: item.backlog_seconds,
-    "matched_tokens": lambda item: item.matched_tokens,
-    "predicted_ttft_seconds": lambda item: item.ttft_seconds,
-    "home": lambda item: float(item.home),
-}
+def _rule(best: Candidate, candidates: Sequence[Candidate], feasible: bool, objective: float) -> str:
+    if len(candidates) == 1:
+        return "only-one"
+    if not feasible:
+        return "slo-spill"
+    if best.home or best.holder:
+        return "affinity"
+    homes = [item for item in candidates if item.home]
+    return "slo-spill" if homes and all(item.ttft_seconds > objective for item in homes) else "load"
 
 
-class _Inputs(Mapping[str, Input]):
-    """The numbers of a decision by name, written out only when somebody asks: most decisions are never looked at."""
+class _Account:
+    """The numbers of a decision; sentences and tables are made when somebody asks."""
 
-    __slots__ = ("_candidates", "_costs", "_mean", "_table")
+    __slots__ = ("_best", "_candidates", "_costs", "_feasible", "_mean", "_objective", "_rule")
 
     def __init__(
-        self, candidates: Sequence[Candidate], costs: Mapping[str, float], mean_backlog_seconds: float
+        self,
+        rule: str,
+        best: Candidate,
+        candidates: Sequence[Candidate],
+        costs: Sequence[float],
+        mean_backlog_seconds: float,
+        feasible: bool,
+        objective: float,
     ) -> None:
+        self._rule = rule
+        self._best = best
         self._candidates = candidates
         self._costs = costs
         self._mean = mean_backlog_seconds
-        self._table: dict[str, Input] | None = None
+        self._feasible = feasible
+        self._objective = objective
 
-    def _written(self) -> dict[str, Input]:
-        if self._table is None:
-            table = {"mean/backlog_seconds": Input(self._mean)}
-            for item in self._candidates:
-                table |= {f"{item.id}/{name}": Input(number(item)) for name, number in _NUMBERS.items()}
-                table[f"{item.id}/cost_seconds"] = Input(self._costs[item.id])
-            self._table = table
-        return self._table
+    def reason(self) -> str:
+        """Why the best one was taken."""
+        best, objective = self._best, self._objective
+        if self._rule == "only-one":
+            return "the only instance that can take it"
+        first = f"first token in about {duration(best.ttft_seconds)}"
+        if not self._feasible:
+            return f"no candidate meets {duration(objective)}; soonest: {first}"
+        if self._rule == "affinity":
+            place = "a home" if best.home else "the holder of the longest prefix"
+            held = f" with {best.matched_tokens:.0f} tokens cached" if best.matched_tokens else ""
+            return f"{place}{held}; {first}"
+        if self._rule == "slo-spill":
+            return f"both homes over {duration(objective)}; {first} here"
+        return f"cheaper than its homes; {first}"
 
-    def __getitem__(self, name: str) -> Input:
-        if self._table is None:
-            instance, _, number = name.rpartition("/")
-            for item in self._candidates:
-                if item.id == instance and number in _NUMBERS:
-                    return Input(_NUMBERS[number](item))
-        return self._written()[name]
+    def rejected(self) -> tuple[Rejected, ...]:
+        """The others."""
+        best_cost = self._costs[self._candidates.index(self._best)]
+        return tuple(
+            Rejected(item.id, self._why_not(item, cost, best_cost))
+            for item, cost in zip(self._candidates, self._costs, strict=True)
+            if item is not self._best
+        )
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._written())
+    def inputs(self) -> Mapping[str, Input]:
+        """All numbers by name."""
+        table = {"mean/backlog_seconds": Input(self._mean)}
+        for item, cost in zip(self._candidates, self._costs, strict=True):
+            table[f"{item.id}/backlog_seconds"] = Input(item.backlog_seconds)
+            table[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)
+            table[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
+            table[f"{item.id}/home"] = Input(float(item.home))
+            table[f"{item.id}/cost_seconds"] = Input(cost)
+        return table
 
-    def __len__(self) -> int:
-        return len(self._written())
-
-
-def _name(best: Candidate, candidates: Sequence[Candidate], feasible: bool, objective: float) -> tuple[str, str]:
-    if len(candidates) == 1:
-        return "only-one", "the only instance that can take it"
-    first = f"first token in about {duration(best.ttft_seconds)}"
-    if not feasible:
-        return "slo-spill", f"no candidate meets {duration(objective)}; soonest: {first}"
-    homes = [item for item in candidates if item.home]
-    if best.home or best.holder:
-        place = "a home" if best.home else "the holder of the longest prefix"
-        held = f" with {best.matched_tokens:.0f} tokens cached" if best.matched_tokens else ""
-        return "affinity", f"{place}{held}; {first}"
-    if homes and all(item.ttft_seconds > objective for item in homes):
-        return "slo-spill", f"both homes over {duration(objective)}; {first} here"
-    return "load", f"cheaper than its homes; {first}"
-
-
-def _why_not(item: Candidate, best: Candidate, costs: dict[str, float], objective: float) -> str:
-    if item.ttft_seconds > objective and best.ttft_seconds <= objective:
-        return f"first token in {duration(item.ttft_seconds)}, over the objective of {duration(objective)}"
-    if best.ttft_seconds > objective:
-        return f"first token later: {duration(item.ttft_seconds)}"
-    mine, theirs = duration(costs[item.id]), duration(costs[best.id])
-    if mine == theirs:
-        return f"costs as much ({mine}), and is asked after it"
-    return f"costs {mine} against {theirs}"
+    def _why_not(self, item: Candidate, cost: float, best_cost: float) -> str:
+        objective = self._objective
+        if item.ttft_seconds > objective and self._best.ttft_seconds <= objective:
+            return f"first token in {duration(item.ttft_seconds)}, over the objective of {duration(objective)}"
+        if self._best.ttft_seconds > objective:
+            return f"first token later: {duration(item.ttft_seconds)}"
+        mine, theirs = duration(cost), duration(best_cost)
+        if mine == theirs:
+            return f"costs as much ({mine}), and is asked after it"
+        return f"costs {mine} against {theirs}"

@@ -11,8 +11,9 @@ Invariant: the depth of a key depends only on the prompts seen (in order) and n,
 """
 
 from collections import deque
+from functools import cache
 
-from fairlead_gateway.routing.prefix import PrefixChain
+from fairlead_gateway.routing.prefix import PrefixChain, block_ends
 
 BASE_BYTES = 4096
 LEVEL_BYTES = 2048
@@ -27,16 +28,30 @@ def levels(chain: PrefixChain) -> tuple[int, ...]:
     ends, hashes = chain.ends, chain.hashes
     if not ends:
         return (chain.tail,)
+    if ends is block_ends(len(ends)):  # cut the usual way: where the levels end is known
+        if ends[-1] < BASE_BYTES:
+            return (hashes[(1 << (len(ends).bit_length() - 1)) - 1],)
+        return tuple([hashes[index] for index in _level_blocks(len(ends))])
     if ends[-1] < BASE_BYTES:
         # A short prompt: the deepest block that ends at a power of two, so that its next turn often keeps the key.
         return (
             next(digest for end, digest in zip(reversed(ends), reversed(hashes), strict=True) if end & (end - 1) == 0),
         )
+    return tuple([hashes[index] for index in _at_levels(ends)])
+
+
+@cache
+def _level_blocks(count: int) -> tuple[int, ...]:
+    return _at_levels(block_ends(count))
+
+
+def _at_levels(ends: tuple[int, ...]) -> tuple[int, ...]:
+    """The blocks that end where a level does."""
     found: list[int] = []
     wanted = BASE_BYTES
-    for end, digest in zip(ends, hashes, strict=True):
+    for index, end in enumerate(ends):
         if end == wanted:
-            found.append(digest)
+            found.append(index)
             wanted += LEVEL_BYTES
             if len(found) == LEVELS_DEEPEST:
                 break

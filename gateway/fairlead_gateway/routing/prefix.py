@@ -11,7 +11,9 @@ The chain is seeded with everything else that decides what the engine caches (mo
 keyed by the installation's secret: without the secret nobody can aim many prompts at one instance. Hash: XXH3-64.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cache
 
 import xxhash
 
@@ -22,12 +24,13 @@ BYTES_PER_TOKEN = 4
 
 _STEPS = ((8 * 1024, 256), (64 * 1024, 1024))
 _LAST_STEP = 4096
+_USUAL_BLOCKS = Limits().prefix_blocks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrefixChain:
     """``hashes[i]`` names the first ``ends[i]`` bytes of the prompt's text; ``tail`` names all of it, full block or
-    not."""
+    not. Nobody changes a chain; it is not frozen because that makes it dear to build."""
 
     hashes: tuple[int, ...]
     ends: tuple[int, ...]
@@ -45,19 +48,32 @@ def chain_seed(secret: bytes, seed: bytes) -> int:
     return xxhash.xxh3_64_intdigest(secret + b"\0" + seed)
 
 
-def prefix_chain(text: bytes, *, secret: bytes, seed: bytes, blocks: int = Limits().prefix_blocks) -> PrefixChain:
+def prefix_chain(text: bytes, *, secret: bytes, seed: bytes, blocks: int = _USUAL_BLOCKS) -> PrefixChain:
     """Chain of ``text``; at most ``blocks`` blocks, what lies behind is left to the tail."""
     digest = xxhash.xxh3_64_intdigest
-    view = memoryview(text)
-    hashes: list[int] = []
-    ends: list[int] = []
     state = chain_seed(secret, seed)
-    position, size = 0, len(text)
-    for limit, step in (*_STEPS, (size, _LAST_STEP)):
-        stop = min(limit, size)
-        while position + step <= stop and len(hashes) < blocks:
-            state = digest(view[position : position + step], state)
-            position += step
-            hashes.append(state)
-            ends.append(position)
-    return PrefixChain(tuple(hashes), tuple(ends), digest(view[position:], state))
+    ends = block_ends(bisect_right(_all_ends(blocks), len(text)))
+    hashes: list[int] = []
+    view = memoryview(text) if len(text) > _STEPS[0][0] else text  # short pieces are cheaper to copy than to view
+    start = 0
+    for end in ends:
+        state = digest(view[start:end], state)
+        hashes.append(state)
+        start = end
+    return PrefixChain(tuple(hashes), ends, digest(view[start:], state))
+
+
+@cache
+def block_ends(count: int) -> tuple[int, ...]:
+    """Where the first ``count`` blocks of any prompt end; equal counts give the same tuple."""
+    return _all_ends(max(count, _USUAL_BLOCKS))[:count]
+
+
+@cache
+def _all_ends(count: int) -> tuple[int, ...]:
+    ends: list[int] = []
+    position = 0
+    while len(ends) < count:
+        position += next((step for limit, step in _STEPS if position < limit), _LAST_STEP)
+        ends.append(position)
+    return tuple(ends)

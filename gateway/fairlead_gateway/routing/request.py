@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from fairlead_gateway.routing.prefix import PrefixChain
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RouteRequest:
-    """``prompt_tokens`` may be an estimate; ``session`` is the client's conversation id where it sends one."""
+    """``prompt_tokens`` may be an estimate; ``session`` is the client's conversation id where it
+    sends one. Like a candidate it is never changed."""
 
     id: str
     chain: PrefixChain

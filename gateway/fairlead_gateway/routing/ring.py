@@ -33,6 +33,8 @@ class Ring:
         """The first member at or after ``digest`` that is not in ``other_than``; None when there is none."""
         count = len(self._points)
         start = bisect_left(self._points, digest)
+        if not other_than and count:
+            return self._members[start if start < count else 0]
         for offset in range(count):
             member = self._members[(start + offset) % count]
             if member not in other_than:
@@ -51,6 +53,11 @@ class Homes:
     def pair(self, key: int, *, other_than: frozenset[str] = frozenset()) -> tuple[str, ...]:
         """The homes of ``key``: two different members, one when only one is left, none when none is."""
         raw = key.to_bytes(8, "big")
+        if not other_than:
+            one = self._first.home(xxhash.xxh3_64_intdigest(raw + self._secret, 1))
+            two = self._second.home(xxhash.xxh3_64_intdigest(raw + self._secret, 2))
+            if one is not None and two is not None and one != two:
+                return one, two
         first = self._first.home(xxhash.xxh3_64_intdigest(raw + self._secret, 1), other_than=other_than)
         if first is None:
             return ()

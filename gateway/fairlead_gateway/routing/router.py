@@ -16,10 +16,11 @@ from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
 from fairlead_gateway.routing import dual_hash, simple
 from fairlead_gateway.routing.hotness import HotPrefixes, levels
-from fairlead_gateway.routing.ledger import InstanceLoad, Ledger, Tally
-from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
+from fairlead_gateway.routing.ledger import InstanceLoad, Ledger
+from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
+from fairlead_gateway.routing.shared import Siblings
 from fairlead_kvstore.mirror import PrefixMirror
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
@@ -36,15 +37,20 @@ id."""
 class ModelRouter:
     """``secret`` keys the homes; ``seed`` shifts ties so that several models do not move in step."""
 
-    def __init__(self, *, secret: bytes, seed: int = 0, limits: Limits | None = None) -> None:
+    def __init__(
+        self, *, secret: bytes, seed: int = 0, limits: Limits | None = None, siblings: Siblings | None = None
+    ) -> None:
         self._secret = secret
         self._limits = limits or Limits()
         self._turn = seed
-        self._ledger = Ledger()
+        self._siblings = siblings
+        self._ledger = Ledger(siblings.rows if siblings is not None else None)
         self._mirror = PrefixMirror(self._limits.mirror_blocks_per_instance)
         self._hot = HotPrefixes()
         self._model: Model | None = None
         self._ready: dict[str, Instance] = {}
+        self._ids: list[str] = []
+        self._profiles: dict[str, EngineProfile] = {}
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
         self._requests: dict[str, RouteRequest] = {}
@@ -65,11 +71,13 @@ class ModelRouter:
         if weights != {item.id: item.weight for item in self._ready.values()}:
             self._homes = Homes(weights, secret=self._secret)
         self._ready = {item.id: item for item in instances if item.state is InstanceState.READY}
+        self._ids = list(self._ready)
+        self._profiles = {item: instance.profile or self._profile_default for item, instance in self._ready.items()}
 
     def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = frozenset()) -> Decision:
         """Choose an instance; ``excluded`` ones have just failed this request. ``chosen`` is None when none is left."""
         del now  # the ledger holds no ages: everything in it is this gateway's own and exact
-        ids = [item for item in self._ready if item not in excluded]
+        ids = [item for item in self._ids if item not in excluded] if excluded else self._ids
         if not ids or self._model is None:
             return Decision(
                 None, "none", "no instance is ready" if not self._ready else "every ready instance was tried"
@@ -92,18 +100,30 @@ class ModelRouter:
     def dispatched(self, request: RouteRequest, instance_id: str, now: float) -> None:
         """The request was sent there: its prefill is backlog, and its blocks count as held there from now on."""
         del now
-        instance = self._ready.get(instance_id)
-        profile = self._profile(instance)
-        prompt = self.prompt_tokens(request)
+        profile = self._profiles.get(instance_id, self._profile_default)
+        prompt = request.prompt_tokens * self._scale
         matched = self._matched(request).get(instance_id, 0.0)
         self._matched_last = (None, {})
-        tokens = prompt + min(request.max_tokens or OUTPUT_GUESS_TOKENS, OUTPUT_GUESS_TOKENS)
+        most = request.max_tokens
+        tokens = prompt + (OUTPUT_GUESS_TOKENS if not most or most > OUTPUT_GUESS_TOKENS else most)
         self._ledger.dispatched(request.id, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
         self._requests[request.id] = request
-        if instance is not None:
-            self._mirror.add(
-                instance_id, request.chain.hashes, request.chain.ends, capacity=self._bytes(profile.kv_tokens)
-            )
+        if self._siblings is not None and self._model is not None:
+            self._siblings.sent(self._model.key, request, instance_id)
+        if instance_id in self._ready:
+            chain = request.chain
+            self._mirror.add(instance_id, chain.hashes, chain.ends, capacity=self._bytes(profile.kv_tokens))
+
+    def heard(self, instance_id: str, chain: PrefixChain) -> None:
+        """A sibling sent a prompt there: its blocks are held there, and it counts for how hot prefixes are."""
+        if instance_id in self._ready:
+            self._hot.observe(levels(chain), len(self._ready))
+            profile = self._profiles.get(instance_id, self._profile_default)
+            self._mirror.add(instance_id, chain.hashes, chain.ends, capacity=self._bytes(profile.kv_tokens))
+
+    def show_again(self) -> None:
+        """The slots of the shared rows have been given out anew."""
+        self._ledger.show_again()
 
     def first_token(self, request_id: str, now: float) -> None:
         """The engine answered: this prefill is no longer before anyone."""
@@ -128,7 +148,7 @@ class ModelRouter:
             self._scale += SCALE_PACE * (seen - self._scale)
         if instance_id in self._ready and request is not None and output_tokens:
             # What was generated occupies the engine's cache too and pushes older blocks out.
-            profile = self._profile(self._ready[instance_id])
+            profile = self._profiles[instance_id]
             ghost = xxhash.xxh3_64_intdigest(request_id.encode(), request.chain.tail)
             self._mirror.add(
                 instance_id, (ghost,), (self._bytes(output_tokens),), capacity=self._bytes(profile.kv_tokens)
@@ -184,48 +204,48 @@ class ModelRouter:
     def _dual_hash(self, request: RouteRequest, key: int, ids: list[str], excluded: frozenset[str]) -> Decision:
         homes = self._homes.pair(key, other_than=excluded)
         matched = self._matched(request)
-        loads = {item: self._ledger.peek(item) for item in ids}
-        wanted = dict.fromkeys(homes)
-        longest = max((size for item, size in matched.items() if item in loads), default=0.0)
-        holder = None
-        if longest > 0:
-            holders = [item for item, size in matched.items() if size == longest and item in loads]
-            holder = min(holders, key=lambda item: (loads[item].backlog_seconds, item))
-            wanted[holder] = None
-        wanted[self._least_busy(request, ids, loads)] = None
-        mean = sum(load.backlog_seconds for load in loads.values()) / len(loads)
+        least, total = self._ledger.least_busy(ids, self._drawn(request, ids))
+        wanted = [*homes]
+        holder = self._holder(matched, excluded) if matched else None
+        if holder is not None and holder not in homes:
+            wanted.append(holder)
+        if least not in wanted:
+            wanted.append(least)
+        prompt = request.prompt_tokens * self._scale
         assert self._model is not None
-        limit = self._model.objectives.ttft_limit(self.prompt_tokens(request))
-        candidates = [
-            self._candidate(request, item, loads[item], matched.get(item, 0.0), item in homes, item == holder)
-            for item in wanted
-        ]
-        return dual_hash.choose(candidates, mean_backlog_seconds=mean, objective_seconds=limit)
+        limit = self._model.objectives.ttft_limit(prompt)
+        peek, profiles, held = self._ledger.peek, self._profiles, matched.get
+        candidates = []
+        for item in wanted:
+            load, profile, hit = peek(item), profiles[item], held(item, 0.0)
+            candidates.append(
+                Candidate(
+                    item,
+                    load.backlog_seconds,
+                    profile.prefill(prompt, hit),
+                    hit,
+                    load.inflight,
+                    load.inflight_tokens,
+                    profile.kv_tokens,
+                    item in homes,
+                    item == holder,
+                )
+            )
+        return dual_hash.choose(candidates, mean_backlog_seconds=total / len(ids), objective_seconds=limit)
 
-    def _least_busy(self, request: RouteRequest, ids: list[str], loads: Mapping[str, Tally]) -> str:
-        drawn = ids
-        if len(ids) > SCAN_MOST:
-            digest = xxhash.xxh3_64_intdigest(request.id.encode())
-            drawn = [ids[digest % len(ids)], ids[(digest >> 32) % len(ids)]]
-        return min(drawn, key=lambda item: (loads[item].backlog_seconds, loads[item].inflight_tokens, item))
+    def _holder(self, matched: Mapping[str, float], excluded: frozenset[str]) -> str | None:
+        """The least busy of the usable instances that hold the longest prefix."""
+        ready, peek = self._ready, self._ledger.peek
+        usable = {item: size for item, size in matched.items() if item in ready and item not in excluded}
+        longest = max(usable.values(), default=0.0)
+        if longest <= 0:
+            return None
+        holders = [item for item, size in usable.items() if size == longest]
+        return holders[0] if len(holders) == 1 else min(holders, key=lambda item: (peek(item).backlog_seconds, item))
 
-    def _candidate(
-        self, request: RouteRequest, item: str, load: Tally, matched: float, home: bool, holder: bool
-    ) -> Candidate:
-        profile = self._profile(self._ready[item])
-        return Candidate(
-            id=item,
-            backlog_seconds=load.backlog_seconds,
-            own_seconds=profile.prefill(self.prompt_tokens(request), matched),
-            matched_tokens=matched,
-            inflight=load.inflight,
-            inflight_tokens=load.inflight_tokens,
-            kv_tokens=profile.kv_tokens,
-            home=home,
-            holder=holder,
-        )
-
-    def _profile(self, instance: Instance | None) -> EngineProfile:
-        if instance is None or instance.profile is None:
-            return self._profile_default
-        return instance.profile
+    def _drawn(self, request: RouteRequest, ids: list[str]) -> list[str]:
+        """Those among whom the least busy one is looked for."""
+        if len(ids) <= SCAN_MOST:
+            return ids
+        digest = xxhash.xxh3_64_intdigest(request.id.encode())
+        return [ids[digest % len(ids)], ids[(digest >> 32) % len(ids)]]

@@ -157,7 +157,7 @@ class Telemetry:
 
     def render_parts(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> exposition.Parts:
         """The same text in pieces of bounded work, so that a scrape of many models need not hold the loop."""
-        self._forget(fleet, now)
+        self.forget(fleet, now)
         return exposition.parts(
             self.models,
             fleet,
@@ -194,7 +194,7 @@ class Telemetry:
         status = status if 100 <= status <= 599 else 0
         series.by_status[status] = series.by_status.get(status, 0) + 1
 
-    def _forget(self, fleet: Fleet, now: float) -> None:
+    def forget(self, fleet: Fleet, now: float) -> None:
         """Drop instances that left the fleet a while ago: pods come and go, their counters must not pile up."""
         for key, series in self.models.items():
             present = {instance.id for instance in fleet.instances.get(key, ())}
@@ -207,10 +207,7 @@ class Telemetry:
 
 def on_home(decision: Decision) -> bool:
     """Whether the chosen instance is one of the request's two homes."""
-    told = decision.inputs.get(f"{decision.chosen}/home")
-    if told is not None:
-        return bool(told.value)
-    return decision.rule in HOME_RULES
+    return decision.rule in HOME_RULES if decision.home is None else decision.home
 
 
 def _tokens(ints: list[int], outcome: Outcome) -> int:
