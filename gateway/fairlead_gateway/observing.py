@@ -137,9 +137,8 @@ class Observing:
             self._own[name] += number
 
 
-def observing(settings: GatewaySettings, *, clock: Clock, limits: Limits, instance_id: str) -> Observing | None:
-    """What the settings ask for; None when that is nothing. Raises SettingsError."""
-    what = wanted(settings)
+def observing(what: Wanted, *, clock: Clock, limits: Limits, instance_id: str) -> Observing | None:
+    """What is wanted; None when that is nothing."""
     if what.access_log is None and what.endpoint is None:
         return None
     return Observing(what, clock=clock, limits=limits, instance_id=instance_id, draw=Random().getrandbits)

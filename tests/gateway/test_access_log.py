@@ -223,7 +223,7 @@ def test_a_sink_that_nobody_reads_holds_up_no_request_and_what_does_not_fit_is_c
 def test_nothing_is_made_while_nothing_is_wanted() -> None:
     assert wanted(GatewaySettings()) == Wanted()
     assert wanted(GatewaySettings(access_log="0")).access_log is None
-    assert observing(GatewaySettings(), clock=SystemClock(), limits=Limits(), instance_id="gw") is None
+    assert observing(Wanted(), clock=SystemClock(), limits=Limits(), instance_id="gw") is None
 
 
 def test_the_settings_say_where_lines_and_spans_go() -> None:
