@@ -97,6 +97,7 @@ class Slice(_Model):
     retries: int
     ttft_seconds: Quantiles
     itl_seconds: Quantiles
+    overhead_seconds: Quantiles = Field(description="The gateway's own time; one bucket per doubling from 10 µs.")
     within_objective: float | None = Field(description="Share of judged requests that met all objectives.")
     cached_token_share: float | None = Field(description="Of prompt tokens whose caching the engines reported.")
     predicted_cached_token_share: float | None = Field(description="What the router expected of the same tokens.")

@@ -7,7 +7,7 @@ from fairlead.fleet import Fleet, InstanceState
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import UNKNOWN, Load, Telemetry
 from fairlead_gateway.telemetry import series as at
-from fairlead_gateway.telemetry.histogram import quantile
+from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, quantile
 from fairlead_gateway.telemetry.series import WINDOW_SECONDS, InstanceSeries, ModelSeries
 
 
@@ -51,6 +51,9 @@ def _slice(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov:
         retries=ints[at.RETRIES],
         ttft_seconds=_quantiles(ints[at.TTFT : at.TTFT + at.SECONDS_BINS], sums[at.TTFT_SUM]),
         itl_seconds=_quantiles(ints[at.ITL : at.ITL + at.SECONDS_BINS], sums[at.ITL_SUM]),
+        overhead_seconds=_quantiles(
+            ints[at.OVERHEAD : at.OVERHEAD + at.OVERHEAD_BINS], sums[at.OVERHEAD_SUM], OVERHEAD_BOUNDS
+        ),
         within_objective=_share(ints[at.WITHIN], ints[at.JUDGED]),
         cached_token_share=_share(ints[at.CACHED_TOKENS], ints[at.CACHE_KNOWN_PROMPT_TOKENS]),
         predicted_cached_token_share=_share(ints[at.PREDICTED_TOKENS], ints[at.PREDICTION_KNOWN_PROMPT_TOKENS]),
@@ -61,12 +64,12 @@ def _slice(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov:
     )
 
 
-def _quantiles(counts: Sequence[int], total: float) -> models.Quantiles:
+def _quantiles(counts: Sequence[int], total: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> models.Quantiles:
     count = sum(counts)
     return models.Quantiles(
-        p50=quantile(counts, 0.5),
-        p90=quantile(counts, 0.9),
-        p99=quantile(counts, 0.99),
+        p50=quantile(counts, 0.5, bounds),
+        p90=quantile(counts, 0.9, bounds),
+        p99=quantile(counts, 0.99, bounds),
         mean=total / count if count else None,
     )
 

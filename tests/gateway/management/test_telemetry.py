@@ -12,6 +12,7 @@ from fairlead.decision import Decision, Input
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
 from fairlead.signals import EngineSignals
+from fairlead_gateway.management.stats import model_stats
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 from fairlead_gateway.telemetry import series as at
@@ -111,6 +112,17 @@ def test_the_gateways_own_time_has_buckets_of_microseconds() -> None:
     seen = _samples(telemetry)
     name = "fairlead_gateway_overhead_seconds_bucket"
     assert [seen[name, f"le={bound},model={KEY}"] for bound in ("1e-05", "2e-05", "8e-05", "+Inf")] == [0, 1, 2, 3]
+
+
+def test_the_last_minute_shows_the_gateways_own_time_in_microseconds() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    for _ in range(100):
+        telemetry.finished(replace(ENDED, overhead_seconds=0.000_070))
+    shown = model_stats(KEY, telemetry, _fleet(), {}, 1_000.5).window.overhead_seconds
+    assert shown.p50 is not None
+    assert 0.000_04 <= shown.p50 <= 0.000_08
+    assert shown.mean is not None
+    assert abs(shown.mean - 0.000_070) < 1e-9
 
 
 def test_failures_are_counted_by_what_the_client_was_told() -> None:
