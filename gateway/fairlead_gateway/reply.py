@@ -151,4 +151,4 @@ class Reply:
 
     def _finish(self) -> None:
         self.ended = True
-        self._line.replied(self._keep and not self._line.ending)
+        self._line.replied(self._keep)  # what the head said: a client that was told `keep-alive` may ask once more

@@ -114,6 +114,40 @@ def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path)
     run(main())
 
 
+def test_a_stream_that_began_before_sigterm_leaves_its_connection_for_one_more_request(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        if "stream" not in call.json:
+            await call.plain({"object": "chat.completion", "choices": []})
+            return
+        await call.begin()
+        await call.event(token("a"))
+        await go_on.wait()
+        await call.finish()
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(script) as engine:
+            write_atomic(path, fleet_of([engine.url]))
+            async with started(path) as gateway:
+                connection = await Connection.to(gateway.url)
+                await connection.send(post(GOOD | {"stream": True}, close=False))
+                head = await connection.reader.readuntil(b"\r\n\r\n")
+                assert b"connection: close" not in head
+                gateway.process.send_signal(signal.SIGTERM)
+                await until_async(partial(_refuses, gateway.url))
+                go_on.set()
+                await connection.reader.readuntil(b"\r\n0\r\n\r\n")
+                await connection.send(post(GOOD, close=False))
+                last = await connection.rest()
+                assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
+                assert await gateway.ended() == 0
+                await connection.close()
+
+    run(main())
+
+
 def test_rolling_restarts_lose_no_request_on_kept_connections(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
