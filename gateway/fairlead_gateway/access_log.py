@@ -120,6 +120,10 @@ class AccessLog:
         )
         self._outbox.offer((request.wall if request is not None else self._wall(), line))
 
+    def problem(self) -> str | None:
+        """Why lines are being lost, in words."""
+        return self._outbox.problem
+
     def close(self, seconds: float) -> None:
         """Write what waits, for at most ``seconds``."""
         self._outbox.close(seconds)

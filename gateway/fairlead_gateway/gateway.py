@@ -88,9 +88,7 @@ class Gateway:
         draw = random.Random(f"{clock.wall()}").random
         breaker = Breaker(limits, draw)
         self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings)
-        self._prefill_routes = Routes(
-            secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings
-        )
+        self._prefill_routes = Routes(secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings)
         self._health = Health(
             breaker, ready=self._routes.ready_ids, telemetry=self.telemetry, clock=clock, limits=limits
         )
@@ -157,6 +155,8 @@ class Gateway:
     def ready(self) -> tuple[bool, list[str]]:
         """Whether requests are answered, and what is wrong or degraded, in words."""
         notes = [*self.problems(), *self.reach.problems(), *self.memory.problems(), *quiet_log.problems()]
+        if self._observing is not None:
+            notes += self._observing.problems()
         if self._draining:
             return False, ["draining", *notes]
         if not self._loaded:
@@ -187,8 +187,6 @@ class Gateway:
             elif path == "/readyz" or path == _MODELS or path.startswith(_MODELS + "/"):
                 if _method_fits(method, ("GET", "HEAD"), reply):
                     self._answer_here(path, reply)
-                    if self._observing is not None and path != "/readyz":
-                        self._observing.answered(request, reply, 200, None)
             elif passes(path):
                 if _method_fits(method, METHODS, reply):
                     self._start(request, reply)
@@ -196,6 +194,8 @@ class Gateway:
                 _method_fits(method, ("GET", "HEAD", "POST"), reply)
             else:
                 raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+            if self._observing is not None and reply.ended and path != "/readyz":
+                self._observing.answered(request, reply, 200, None)
         except GatewayError as error:
             self.refused(error, reply, request)
 

@@ -7,6 +7,7 @@ begin with the first request; it counts what they lose in the telemetry's own co
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -41,7 +42,7 @@ class Wanted:
 
 def wanted(settings: GatewaySettings) -> Wanted:
     """What the settings ask for. Raises SettingsError."""
-    log = settings.access_log
+    log = _log(settings.access_log)
     endpoint = _endpoint(settings.trace_endpoint) if settings.trace_endpoint else None
     share = _share(settings.trace_sample)
     if share > 0 and endpoint is None:
@@ -51,7 +52,7 @@ def wanted(settings: GatewaySettings) -> Wanted:
             hint="set it to the collector's address, such as http://otel-collector:4318",
         )
     return Wanted(
-        access_log=None if log is None or log.lower() in _NO else "1" if log.lower() in _YES else log,
+        access_log=log,
         clients=_yes(settings.access_log_clients, "FAIRLEAD_ACCESS_LOG_CLIENTS"),
         endpoint=endpoint,
         headers=tuple(_headers(settings.trace_headers).items()),
@@ -74,6 +75,7 @@ class Observing:
         self._lock = threading.Lock()
         self._own: dict[str, int] = {}
         self._closers: list[Callable[[float], None]] = []
+        self._problems: list[Callable[[], str | None]] = []
         self.observers: list[Callable[[Job, Outcome], None]] = []
         self.tracer: Tracer | None = None
         self.log: AccessLog | None = None
@@ -90,6 +92,7 @@ class Observing:
             )
             self.observers.append(self.log.ended)
             self._closers.append(self.log.close)
+            self._problems.append(self.log.problem)
         if what.endpoint is not None:
             from fairlead_gateway import otlp, spans
 
@@ -105,6 +108,7 @@ class Observing:
             self.tracer = spans.Tracer(share=what.share, now=clock.now, draw=draw, export=exporter.export)
             self.observers.append(self.tracer.ended)
             self._closers.append(exporter.close)
+            self._problems.append(exporter.problem)
 
     def attach(self, telemetry: Telemetry) -> None:
         """Count in there from now on."""
@@ -127,6 +131,10 @@ class Observing:
         if self.tracer is not None and job is not None:
             self.tracer.refused(job, status, error or "")
 
+    def problems(self) -> list[str]:
+        """What is being lost and why, in words."""
+        return [found for problem in self._problems if (found := problem()) is not None]
+
     def close(self) -> None:
         """Hand over what waits, for a second at most."""
         for close in self._closers:
@@ -142,6 +150,21 @@ def observing(what: Wanted, *, clock: Clock, limits: Limits, instance_id: str) -
     if what.access_log is None and what.endpoint is None:
         return None
     return Observing(what, clock=clock, limits=limits, instance_id=instance_id, draw=Random().getrandbits)
+
+
+def _log(text: str | None) -> str | None:
+    """Where lines go. A folder that is not there is said now; whatever happens later costs lines only."""
+    if text is None or text.lower() in _NO:
+        return None
+    if text.lower() in _YES:
+        return "1"
+    if text != "-" and not Path(text).absolute().parent.is_dir():
+        raise SettingsError(
+            "FAIRLEAD_ACCESS_LOG lies in a folder that does not exist",
+            field="FAIRLEAD_ACCESS_LOG",
+            hint="make the folder, or write - for standard output, 1 for standard error",
+        )
+    return text
 
 
 def _share(text: str | None) -> float:

@@ -71,6 +71,10 @@ class Exporter:
         """Send them some time soon."""
         self._outbox.offer(*spans)
 
+    def problem(self) -> str | None:
+        """Why spans are being lost, in words."""
+        return self._outbox.problem
+
     def close(self, seconds: float) -> None:
         """Send what waits, for at most ``seconds``."""
         self._outbox.close(seconds)

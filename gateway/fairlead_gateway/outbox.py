@@ -17,7 +17,7 @@ _log = logging.getLogger("fairlead.gateway")
 class Outbox(Generic[T]):
     """``write`` gets batches of at most ``batch`` items, in a thread; what it raises loses the batch. ``lost`` is told how many
     items were dropped, from any thread; ``gather_seconds`` pass between the first item and its batch. ``stopping`` is set when
-    ``write`` should not wait any longer."""
+    ``write`` should not wait any longer. ``problem`` says why the last batch was lost, None when it was not."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Outbox(Generic[T]):
         self._wake = threading.Event()
         self._stopping = stopping or threading.Event()
         self._thread: threading.Thread | None = None
-        self._failing = False
+        self.problem: str | None = None
 
     def offer(self, *items: T) -> None:
         """Take them, or drop them together when too many wait already."""
@@ -77,11 +77,11 @@ class Outbox(Generic[T]):
             self._write(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, requests go on and the thread lives
             self._lost(len(batch))
-            if not self._failing:
-                _log.warning("%s: %s; what cannot be written is dropped and counted", self._name, _words(error))
-            self._failing = True
+            known, self.problem = self.problem, f"{self._name}: {_words(error)}; what cannot be handed over is dropped"
+            if known is None:
+                _log.warning("%s", self.problem)
         else:
-            self._failing = False
+            self.problem = None
 
 
 def _words(error: Exception) -> str:

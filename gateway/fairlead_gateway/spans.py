@@ -24,6 +24,7 @@ _OPERATIONS = {
     "/v1/embeddings": "embeddings",
 }
 PROVIDER = "fairlead"
+_PATH_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ def _request_attributes(
         "gen_ai.request.model": job.ask.key,
         "gen_ai.request.stream": job.ask.stream,
         "http.request.method": head.method,
-        "url.path": head.path,
+        "url.path": head.path[:_PATH_CHARS],
         "http.response.status_code": status,
         "fairlead.request_id": job.id,
     }

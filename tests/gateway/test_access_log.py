@@ -84,6 +84,7 @@ def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
             await ask(running.url, BODY, path="/nowhere?x=1")
             await send(running.url, get("/v1/models"))
             await send(running.url, get("/readyz"))
+            await send(running.url, get("/v1/models", method="OPTIONS"))
             await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
             running.gateway.apply(Fleet(2, 2, running.gateway.fleet().models, {KEY: ()}))
             await ask(running.url, BODY)
@@ -93,6 +94,7 @@ def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
     assert told == [
         ("/v1/chat/completions", 404, "model_not_found", None),
         ("/nowhere", 404, "unknown_url", None),
+        ("/v1/models", 200, None, None),
         ("/v1/models", 200, None, None),
         (None, 400, "malformed_http", None),
         ("/v1/chat/completions", 503, "no_ready_instance", KEY),
@@ -189,6 +191,8 @@ def test_a_full_disk_costs_lines_and_no_request() -> None:
             for _ in range(3):
                 assert (await ask(running.url, BODY)).status == 200
         assert running.gateway.telemetry.own == {"access_log_dropped_total": 3}
+        (note,) = [note for note in running.gateway.ready()[1] if "access-log" in note]
+        assert "No space left on device" in note
 
     run(main())
 
@@ -244,7 +248,7 @@ def test_the_settings_say_where_lines_and_spans_go() -> None:
         share=0.25,
     )
     assert wanted(GatewaySettings(access_log="1")).access_log == "1"
-    assert wanted(GatewaySettings(access_log="/var/log/fairlead.log")).access_log == "/var/log/fairlead.log"
+    assert wanted(GatewaySettings(access_log="/fairlead.log")).access_log == "/fairlead.log"
 
 
 @pytest.mark.parametrize(
@@ -259,6 +263,7 @@ def test_the_settings_say_where_lines_and_spans_go() -> None:
         ({"trace_headers": "secret", "trace_endpoint": "http://c"}, "FAIRLEAD_TRACE_HEADERS"),
         ({"trace_headers": "a b=secret", "trace_endpoint": "http://c"}, "FAIRLEAD_TRACE_HEADERS"),
         ({"access_log_clients": "maybe"}, "FAIRLEAD_ACCESS_LOG_CLIENTS"),
+        ({"access_log": "/no/such/folder/access.log"}, "FAIRLEAD_ACCESS_LOG"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused_by_its_name(changes: dict[str, str], field: str) -> None:
