@@ -187,6 +187,8 @@ class Gateway:
             elif path == "/readyz" or path == _MODELS or path.startswith(_MODELS + "/"):
                 if _method_fits(method, ("GET", "HEAD"), reply):
                     self._answer_here(path, reply)
+                    if self._observing is not None and path != "/readyz":
+                        self._observing.answered(request, reply, 200, None)
             elif passes(path):
                 if _method_fits(method, METHODS, reply):
                     self._start(request, reply)
@@ -194,7 +196,7 @@ class Gateway:
                 _method_fits(method, ("GET", "HEAD", "POST"), reply)
             else:
                 raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
-            if self._observing is not None and reply.ended and path != "/readyz":
+            if self._observing is not None and method == "OPTIONS":
                 self._observing.answered(request, reply, 200, None)
         except GatewayError as error:
             self.refused(error, reply, request)
