@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead_gateway import trace
 from fairlead_gateway.handoff_story import HandoffStory
 from fairlead_gateway.job import Job
 from fairlead_gateway.listen import Request
@@ -79,7 +80,7 @@ class AccessLog:
         line = Line(
             time="",
             request_id=job.id,
-            trace_id=job.trace.trace_id if job.trace is not None else None,
+            trace_id=_trace_id(job),
             method=request.head.method,
             path=request.head.path[:_PATH_CHARS],
             model=outcome.model_key,
@@ -134,6 +135,15 @@ class AccessLog:
         if request is not None:
             return request.client
         return reply.client() if reply is not None else None
+
+
+def _trace_id(job: Job) -> str | None:
+    """Of the trace that the request belongs to, recorded here or only passed on."""
+    if job.trace is not None:
+        return job.trace.trace_id
+    head = job.request.head
+    found = trace.context(head.fields) if head.get(trace.PARENT) is not None else None
+    return None if found is None else found.trace_id
 
 
 def _handoff(story: HandoffStory | None) -> str | None:

@@ -169,6 +169,18 @@ def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
+    path, trace = tmp_path / "access.log", "0af7651916cd43dd8448eb211c80319c"
+
+    async def main() -> None:
+        async with gateway(logging(str(path))) as running:
+            await ask(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
+            await ask(running.url, BODY, more="traceparent: 00-nothing\r\n")
+
+    run(main())
+    assert [one["trace_id"] for one in lines(path)] == [trace, None]
+
+
 def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
