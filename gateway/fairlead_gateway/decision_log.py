@@ -59,11 +59,13 @@ class DecisionLog:
         return len(self._requests)
 
     def append(self, record: DecisionRecord) -> None:
-        """Remember a choice; a retry joins the choices of its request."""
+        """Remember a choice; a retry, and what follows a hand-off that failed, joins the choices of its request."""
         if self.told is not None:
             self.told(record)
         known = self._requests.get(record.request_id)
-        if known is not None and record.attempt > 1:
+        if known is not None and (
+            record.attempt > 1 or (record.story is not None and known.last.story is record.story)
+        ):
             known.records.append(record)
             return
         self._requests.pop(record.request_id, None)

@@ -127,6 +127,17 @@ def test_the_gateways_own_time_does_not_hold_the_prefill_leg() -> None:
     run(main())
 
 
+def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_in_the_log() -> None:
+    async def main() -> None:
+        async with split([prefilling], [failing_to_pull]) as running:
+            assert (await ask(running.url, chat())).status == 200
+            logged = running.gateway.decisions.last(1)[0]
+            assert [(one.attempt, one.decision.chosen) for one in logged.records] == [(1, "D0"), (1, "D0")]
+            assert "plain now" in logged.last.decision.reason
+
+    run(main())
+
+
 def test_behind_a_failed_hand_off_the_gateways_own_time_is_not_known() -> None:
     async def main() -> None:
         async with split([prefilling], [failing_to_pull]) as running:

@@ -95,16 +95,19 @@ def _handoff(handoff: answers.Handoff) -> Iterator[str]:
 
 def _attempts(decision: answers.Decision) -> Iterator[str]:
     """The choices in order, each with how it ended where that was not the end of all."""
-    ends = list(decision.outcome.failures) if decision.outcome is not None else []
-    for choice in decision.choices:
+    failures = decision.outcome.failures if decision.outcome is not None else []
+    last = {choice.attempt: position for position, choice in enumerate(decision.choices)}
+    for position, choice in enumerate(decision.choices):
         where = f"→ {answers.short(choice.instance)}" if choice.instance else "→ nowhere"
         told_above = f"{decision.handoff.words}; " if decision.handoff is not None else ""
         yield ""
         yield f"attempt {choice.attempt} {where} by the rule {choice.rule}"
         yield f"     {choice.reason.removeprefix(told_above)}"
         yield from _table(choice.candidates, choice.inputs)
-        if ends and ends[0].instance == choice.instance:
-            yield f"     ended before its first byte: {ends.pop(0).why}"
+        if position < last[choice.attempt]:
+            yield "     ended before its first byte: the hand-off failed, which counts as no attempt"
+        elif 0 < choice.attempt <= len(failures):
+            yield f"     ended before its first byte: {failures[choice.attempt - 1].why}"
 
 
 def _table(candidates: Sequence[answers.Candidate], inputs: Mapping[str, answers.Number]) -> Iterator[str]:

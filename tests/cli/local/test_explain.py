@@ -123,6 +123,25 @@ def test_a_bypassed_hand_off_says_why() -> None:
     assert "outcome: status 502 (cut), after 1.5s" in lines
 
 
+def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices() -> None:
+    story = HandoffStory("failed", "decode-status-500", "the hand-off from P0 failed on main-0 (status-500), plain now")
+    lines = text(
+        record(1, decided(HOME, "affinity", "prefill on P0; a home"), story),
+        record(1, decided(HOME, "affinity", f"{story.words}; a home"), story),
+        record(2, decided(OTHER, "retry-1", "status-503; then affinity: a home"), story),
+        outcome=ended(attempts=2, failures=((HOME, "status-503"),)),
+    )
+    ends = [line.strip() for line in lines if "ended before" in line or line.startswith("attempt")]
+    assert ends == [
+        "attempt 1 → main-0 by the rule affinity",
+        "ended before its first byte: the hand-off failed, which counts as no attempt",
+        "attempt 1 → main-0 by the rule affinity",
+        "ended before its first byte: status-503",
+        "attempt 2 → main-1 by the rule retry-1",
+    ]
+    assert lines[2] == "prefill → decode: failed (decode-status-500)"
+
+
 def test_a_client_that_left_and_a_request_that_went_nowhere() -> None:
     nowhere = Decision(None, "none", "every ready instance was tried")
     lines = text(record(1, nowhere), outcome=ended(status=499, error="client-gone", client_gone=True))
