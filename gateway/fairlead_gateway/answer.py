@@ -27,6 +27,7 @@ class Answer:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         silent: Callable[[], float],
+        decided: Callable[[Broken | None], None] | None = None,
     ) -> None:
         self._wanted = stream
         self._clock = clock
@@ -47,8 +48,16 @@ class Answer:
         self.events = Events(strip=strip, limit=limits.sse_event_bytes)
         self.first_at: float | None = None
         self.last_at: float | None = None
-        self.verdict: asyncio.Future[Broken | None] = loop.create_future()
+        self._decided = decided
+        self._open = True
+        self._verdict: asyncio.Future[Broken | None] | None = None if decided is not None else loop.create_future()
         self.ended: asyncio.Future[str | None] = loop.create_future()
+
+    @property
+    def verdict(self) -> "asyncio.Future[Broken | None]":
+        """None when the answer can be passed on, else what went wrong; only where nobody else is told."""
+        assert self._verdict is not None
+        return self._verdict
 
     @property
     def whole_body(self) -> bytes:
@@ -97,8 +106,8 @@ class Answer:
 
     def broken(self, error: Broken) -> None:
         """The connection broke: before the verdict that is the verdict, after it the end."""
-        if not self.verdict.done():
-            self.verdict.set_result(error)
+        if self._open:
+            self._decide(error)
         else:
             self._end(error.why)
 
@@ -117,9 +126,18 @@ class Answer:
             self._first(now)
 
     def _first(self, now: float) -> None:
-        if not self.verdict.done():
+        if self._open:
             self.first_at = self.last_at = now
-            self.verdict.set_result(None)
+            self._decide(None)
+
+    def _decide(self, error: Broken | None) -> None:
+        self._open = False
+        if self._verdict is None:
+            assert self._decided is not None
+            decided, self._decided = self._decided, None
+            decided(error)
+        elif not self._verdict.done():
+            self._verdict.set_result(error)
 
     def _send_plain(self, pieces: list[bytes]) -> None:
         assert self._reply is not None

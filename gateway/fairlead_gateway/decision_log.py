@@ -16,7 +16,7 @@ CONTINUED = "continue-1"
 """The rule of a choice that was made for the rest of a stream that had begun."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DecisionRecord:
     """One choice of an instance; ``attempt`` counts from 1, ``prompt_tokens`` is the estimate it was made with, ``caller``
     the name of the API key that was shown, ``story`` what becomes of the hand-off where prefill and decode are split."""
@@ -62,16 +62,16 @@ class DecisionLog:
         """Remember a choice; a retry, and what follows a hand-off that failed, joins the choices of its request."""
         if self.told is not None:
             self.told(record)
-        known = self._requests.get(record.request_id)
-        if known is not None and (
-            record.attempt > 1 or (record.story is not None and known.last.story is record.story)
-        ):
-            known.records.append(record)
-            return
-        self._requests.pop(record.request_id, None)
-        self._requests[record.request_id] = Logged([record])
-        if len(self._requests) > self._limit:
-            self._requests.popitem(last=False)
+        requests, name = self._requests, record.request_id
+        known = requests.get(name)
+        if known is not None:
+            if record.attempt > 1 or (record.story is not None and known.last.story is record.story):
+                known.records.append(record)
+                return
+            del requests[name]
+        requests[name] = Logged([record])
+        if len(requests) > self._limit:
+            requests.popitem(False)
 
     def settle(self, outcome: Outcome) -> None:
         """Say how a request ended; one that has left the log is ignored."""

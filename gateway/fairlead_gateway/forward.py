@@ -6,10 +6,9 @@ at once. After the first byte there is no second try: a stream that breaks ends 
 """
 
 import asyncio
-import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-
-import msgspec
 
 from fairlead.clock import Clock
 from fairlead.fleet import Instance
@@ -20,6 +19,7 @@ from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.errors import GatewayError, Quarantined, error_body, error_event
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
+from fairlead_gateway.judge import is_error_object, judge, not_served
 from fairlead_gateway.keepalive import KeepAlive
 from fairlead_gateway.lateness import allowed, remaining, too_late
 from fairlead_gateway.prefill import Prefill
@@ -27,15 +27,12 @@ from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.resume import Resume
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
-from fairlead_gateway.sse import Fault, Usage, engine_fault
+from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
 from fairlead_gateway.wire import engine_request, header_value, passed_back
 
-_LOOKED_INTO_BYTES = 65_536
-_TAIL_BYTES = 4_096
-_OVERLOAD = frozenset({429, 503})
 _WORDS = {
     "cut": "the engine broke off",
     "timeout": "the engine fell silent",
@@ -45,13 +42,15 @@ _WORDS = {
 }
 
 
-class _Body(msgspec.Struct):
-    usage: Usage | None = None
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+@dataclass(slots=True)
+class Begun:
+    """An attempt that ``short`` began and that has met its verdict, or found no idle connection (then without ``connection``)."""
 
-
-_WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"')
-_BODY = msgspec.json.Decoder(_Body)
+    instance: Instance
+    connection: Upstream | None = None
+    answer: Answer | None = None
+    message: list[bytes] | None = None
+    broken: Broken | None = None
 
 
 class _Moved(Exception):
@@ -96,16 +95,16 @@ class Forward:
             follow=_follow_pace,
         )
 
-    async def carry(self, job: Job) -> None:
+    async def carry(self, job: Job, begun: Begun | None = None) -> None:
         """Get an answer for ``job`` and pass it on, in the time that it may take. Raises GatewayError when none comes."""
         seconds = allowed(job.request.head, job.ask.stream, self._limits)
         if seconds is None:
-            await self._carry(job)
+            await self._carry(job, begun)
             return
         job.until = job.request.received + seconds
         try:
             async with asyncio.timeout(job.until - self._clock.now()):
-                await self._carry(job)
+                await self._carry(job, begun)
         except TimeoutError:
             self._late(job, too_late(job.request.head, seconds))
 
@@ -120,17 +119,19 @@ class Forward:
         else:
             job.reply.cut()
 
-    async def _carry(self, job: Job) -> None:
-        left = self._quarantine.seconds_left(job.ask.body, self._clock.now())
-        if left is not None:
-            raise Quarantined(left)
+    async def _carry(self, job: Job, begun: Begun | None) -> None:
         excluded: frozenset[str] = frozenset()
-        self.budget.request(self._clock.now())
-        await self._prefill.before(job)
+        if begun is None:
+            left = self._quarantine.seconds_left(job.ask.body, self._clock.now())
+            if left is not None:
+                raise Quarantined(left)
+            self.budget.request(self._clock.now())
+            await self._prefill.before(job)
         while True:
-            instance = self._choose(job, excluded)
+            first, begun = begun, None
+            instance = first.instance if first is not None else self.choose(job, excluded)
             try:
-                await self._attempt(job, instance)
+                await self._attempt(job, instance, first if first is not None and first.answer is not None else None)
                 return
             except _Moved:
                 if job.trace is not None:
@@ -150,7 +151,7 @@ class Forward:
                 if not worth_retrying(job.failures, self._limits):
                     raise self._given_up(job) from None
 
-    def _choose(self, job: Job, excluded: frozenset[str]) -> Instance:
+    def choose(self, job: Job, excluded: frozenset[str]) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
         now = self._clock.now()
         unfit = self._prefill.unfit(job, excluded)
@@ -189,41 +190,51 @@ class Forward:
         self._health.gave_up(job)
         return as_error(job.failures, self._routes.drain_seconds(job.ask.key))
 
-    async def _attempt(self, job: Job, instance: Instance) -> None:
+    async def _attempt(self, job: Job, instance: Instance, begun: Begun | None) -> None:
         """One engine: send, wait for the verdict, pass on. The ledger knows of it from here to the end."""
+        router = job.router if begun is not None else self.dispatched(job, instance)
+        assert router is not None
+        finished = False
+        try:
+            finished = await self._exchange(job, instance, begun)
+            if finished:
+                self._quarantine.answered(job.ask.body)
+        finally:
+            self.ended(job, router, finished)
+
+    def dispatched(self, job: Job, instance: Instance) -> ModelRouter:
+        """Ledger and breaker learn of an attempt."""
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
         router.dispatched(job.route, instance.id, self._clock.now())
         self._health.breaker.sent(instance.id)
-        finished = False
-        try:
-            finished = await self._exchange(job, instance)
-            if finished:
-                self._quarantine.answered(job.ask.body)
-        finally:
-            now = self._clock.now()
-            usage = job.usage
-            if finished and usage is not None:
-                router.finished(
-                    job.route.id,
-                    now,
-                    prompt_tokens=usage.prompt_tokens,
-                    cached_tokens=usage.cached_tokens,
-                    output_tokens=usage.completion_tokens,
-                )
-            elif finished:
-                router.finished(job.route.id, now)
-            else:
-                router.abandoned(job.route.id, now)
-            self._health.breaker.unknown(instance.id)
+        return router
 
-    async def _exchange(self, job: Job, instance: Instance) -> bool:
-        """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
+    def ended(self, job: Job, router: ModelRouter, finished: bool) -> None:
+        """Ledger and breaker learn of an attempt's end."""
+        now, usage = self._clock.now(), job.usage
+        if finished and usage is not None:
+            router.finished(
+                job.route.id,
+                now,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                output_tokens=usage.completion_tokens,
+            )
+        elif finished:
+            router.finished(job.route.id, now)
+        else:
+            router.abandoned(job.route.id, now)
+        assert job.instance is not None
+        self._health.breaker.unknown(job.instance.id)
+
+    def message(self, job: Job, instance: Instance) -> list[bytes]:
+        """The request as this attempt's engine gets it."""
         head, body = job.request.head, self._prefill.body(job)
-        more = remaining(head, job.until, self._clock.now())
+        more = remaining(head, job.until, self._clock.now()) if job.until is not None else ""
         if job.trace is not None:
             more += job.trace.asked(instance, ATTEMPT, job.decision.rule if job.decision is not None else "")
-        message = engine_request(
+        return engine_request(
             instance.url,
             job.ask.target or head.path,
             head,
@@ -233,78 +244,69 @@ class Forward:
             rank=instance.dp_rank,
             more=more,
         )
-        connection = self._pool.idle(instance.url)
+
+    def ask(
+        self,
+        job: Job,
+        connection: Upstream,
+        message: list[bytes],
+        decided: Callable[[Broken | None], None] | None = None,
+    ) -> Answer:
+        """Send a request; the answer's verdict is awaited, or told to ``decided``."""
+        patience = job.patience = self._health.patience(job, connection.peer)
+        answer = Answer(
+            stream=job.ask.stream,
+            strip=job.ask.strip_usage,
+            clock=self._clock,
+            limits=self._limits,
+            loop=self._pool.loop,
+            silent=patience.more,
+            decided=decided,
+        )
+        answer.opaque = job.ask.opaque
+        job.dispatched_at = self._clock.now()
+        connection.ask(message, answer, patience.first())
+        return answer
+
+    async def _exchange(self, job: Job, instance: Instance, begun: Begun | None) -> bool:
+        """Whether the engine's answer was complete. Raises Failure while another engine may still be asked."""
+        if begun is not None and begun.message is not None:
+            message, connection = begun.message, begun.connection
+        else:
+            message, connection = self.message(job, instance), self._pool.idle(instance.url)
         stale = False
         while True:
             if connection is None:
-                try:
-                    connection = await self._pool.connect(instance.url)
-                except Broken as error:
-                    # Gone between two connections: what closed the first one may be this very request.
-                    raise Failure("reset" if stale else error.why, died=stale, sent=stale) from None
-            if self._routes.ready(job.ask.key, instance.id) is None:
-                self._pool.park(connection)
-                raise _Moved
-            patience = job.patience = self._health.patience(job, connection.peer)
-            answer = Answer(
-                stream=job.ask.stream,
-                strip=job.ask.strip_usage,
-                clock=self._clock,
-                limits=self._limits,
-                loop=self._pool.loop,
-                silent=patience.more,
-            )
-            answer.opaque = job.ask.opaque
-            job.dispatched_at = self._clock.now()
-            connection.ask(message, answer, patience.first())
+                connection = await self._connect(instance, stale)
+            if begun is not None and begun.answer is not None:
+                answer, broken = begun.answer, begun.broken
+            else:
+                if self._routes.ready(job.ask.key, instance.id) is None:
+                    self._pool.park(connection)
+                    raise _Moved
+                answer, broken = self.ask(job, connection, message), None
+            used, waiting, begun = connection, begun is None, None
             try:
-                with self._prefill.deadline(job, instance, answer):
-                    broken = await answer.verdict
-                if broken is not None and broken.stale:
-                    connection, stale = None, True
-                    continue
-                self._judge(job, answer, broken, patience.exhausted)
-                self._health.answered(job, instance.id)
-                self._prefill.accepted(job)
-                return await self._pass(job, instance, answer, connection)
+                if waiting:
+                    with self._prefill.deadline(job, instance, answer):
+                        broken = await answer.verdict
+                stale = broken is not None and broken.stale
+                if not stale:
+                    judge(job, answer, broken, job.patience is not None and job.patience.exhausted)
+                    self._health.answered(job, instance.id)
+                    self._prefill.accepted(job)
+                    return await self._pass(job, instance, answer, used)
             finally:
-                if connection is not None and not answer.complete and not answer.events.done:
-                    connection.abort()
+                if not stale and not answer.complete and not answer.events.done:
+                    used.abort()
+            connection = None
 
-    def _judge(self, job: Job, answer: Answer, broken: Broken | None, late: bool) -> None:
-        """Raise a Failure unless the answer can be passed on."""
-        if broken is not None:
-            raise Failure(broken.why, died=broken.why in ("reset", "cut"), final=late)
-        if answer.status == 404 and answer.complete and _is_wrong_model(answer.whole_body):
-            raise Failure("wrong-model")  # the address belongs to somebody else now
-        fault = self._fault(job, answer)
-        if fault is None:
-            return
-        if fault.status in _OVERLOAD:
-            raise Failure("overloaded", overloaded=True)
-        if fault.status >= 500:
-            raise Failure(f"status-{fault.status}")
-
-    def _fault(self, job: Job, answer: Answer) -> Fault | None:
-        if answer.stream:
-            if answer.events.fault is not None:
-                return answer.events.fault
-            if answer.events.aborted:
-                return Fault(500, "aborted")
-            return Fault(502, "an empty stream") if answer.complete and not answer.events.done else None
-        status = answer.status
-        if status == 429:
-            return None  # a 4xx is the client's business, also this one
-        if status == 401 and job.instance is not None and job.instance.access.shows_token:
-            return Fault(502, "the engine wants another token")
-        if status >= 400:
-            return Fault(status, "")
-        if job.ask.stream or not (status == 200 or (job.ask.opaque and 200 < status < 300)):
-            return Fault(502, "not what was asked for")
-        if not answer.complete:
-            return None
-        job.usage, readable = _usage(answer.whole_body)
-        return None if readable or job.ask.opaque else Fault(502, "not JSON")
+    async def _connect(self, instance: Instance, stale: bool) -> Upstream:
+        try:
+            return await self._pool.connect(instance.url)
+        except Broken as error:
+            # Gone between two connections: what closed the first one may be this very request.
+            raise Failure("reset" if stale else error.why, died=stale, sent=stale) from None
 
     async def _pass(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> bool:
         """Send the answer to the client as it comes."""
@@ -321,7 +323,7 @@ class Forward:
             )
             return True
         if not answer.stream and answer.complete:
-            self._pass_whole(job, answer)
+            self.pass_whole(job, answer)
             return True
         key, name, telemetry = job.ask.key, instance.id, self._telemetry
         if answer.stream:
@@ -375,14 +377,15 @@ class Forward:
             kept.end()
             job.reply.flow = None
 
-    def _pass_whole(self, job: Job, answer: Answer) -> None:
+    def pass_whole(self, job: Job, answer: Answer) -> None:
+        """Send a whole plain answer."""
         body = answer.whole_body
         fields = passed_back(answer.fields, but=b"content-type") + self.fields(job)
         kind = answer.fields.get(b"content-type", b"application/json") if job.ask.opaque else b"application/json"
         if answer.status >= 400:
             job.error = "engine-refused"
-            if not _is_error_object(body):
-                kind, body = b"application/json", _not_served(answer.status, job.request.id)
+            if not is_error_object(body):
+                kind, body = b"application/json", not_served(answer.status, job.request.id)
         job.reply.whole(answer.status, fields, body, kind=kind.decode("latin-1"))
 
     def fields(self, job: Job) -> str:
@@ -404,45 +407,6 @@ def _follow_pace(answer: Answer, connection: Upstream, paused: bool) -> None:
     """The client keeps up, or not: so does the engine."""
     answer.paused = paused
     connection.pause(paused)
-
-
-def _usage(body: bytes) -> tuple[Usage | None, bool]:
-    """The usage of a plain answer, and whether the body can be an answer at all."""
-    if len(body) > _LOOKED_INTO_BYTES:
-        at = body.rfind(b'"usage"', len(body) - _TAIL_BYTES)
-        start = body.find(b"{", at) if at >= 0 else -1
-        try:
-            found = msgspec.json.decode(body[start : body.find(b"}", start) + 1], type=Usage) if start >= 0 else None
-        except msgspec.DecodeError:
-            found = None
-        return found, body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
-    try:
-        read = _BODY.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, False
-    return read.usage, True
-
-
-def _not_served(status: int, request_id: str) -> bytes:
-    """An error object in place of what an engine says when it has no such path (``{"detail":"Not Found"}``) or no words."""
-    if status in (404, 405):
-        text, code = "the model's engine does not serve this path", "unknown_url"
-    else:
-        text, code = "the engine does not serve this request", "engine_refused"
-    return error_body(text, "invalid_request_error", None, code, request_id)
-
-
-def _is_wrong_model(body: bytes) -> bool:
-    """Whether an engine says that it does not serve the model that the fleet says it serves."""
-    return len(body) < _TAIL_BYTES and b'"NotFoundError"' in body and _WRONG_MODEL.search(body) is not None
-
-
-def _is_error_object(body: bytes) -> bool:
-    try:
-        error = _BODY.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return error is not msgspec.UNSET and bool(engine_fault(bytes(error), 400).message)
 
 
 def _length(fields: dict[bytes, bytes]) -> int | None:

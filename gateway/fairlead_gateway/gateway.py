@@ -7,8 +7,9 @@ import asyncio
 import logging
 import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from fairlead_gateway import quiet_log
 from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
-from fairlead_gateway.forward import Forward
+from fairlead_gateway.forward import Begun, Forward
 from fairlead_gateway.head import Head
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
@@ -40,6 +41,7 @@ from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
 from fairlead_gateway.routing.shared import Siblings
 from fairlead_gateway.settle import CLIENT_GONE, settle
+from fairlead_gateway.short import Short, ShortWay
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Pool
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
 
 _IN_A_THREAD_BYTES = 256 * 1024
 _MODELS = "/v1/models"
+_DEFECT = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
 
@@ -104,6 +107,7 @@ class Gateway:
             limits=limits,
             draw=draw,
         )
+        quarantine = Quarantine(secret, limits)
         self._forward = Forward(
             routes=self._routes,
             pool=self._pool,
@@ -112,8 +116,17 @@ class Gateway:
             clock=clock,
             limits=limits,
             health=self._health,
-            quarantine=Quarantine(secret, limits),
+            quarantine=quarantine,
             prefill=self._prefill,
+        )
+        self._short = ShortWay(
+            self,
+            forward=self._forward,
+            pool=self._pool,
+            health=self._health,
+            quarantine=quarantine,
+            prefill=self._prefill,
+            limits=limits,
         )
         self._loop = loop
         # One thread: more would not be faster, and each would make the loop wait longer for its turn.
@@ -122,7 +135,7 @@ class Gateway:
         self._started_wall = int(clock.wall())
         self._loaded = False
         self._draining = False
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[str, asyncio.Task[None] | Short] = {}
 
     # The fleet and what the management port sees.
 
@@ -212,7 +225,7 @@ class Gateway:
 
     def in_flight(self) -> int:
         """Requests that engines are working on."""
-        return len(self._tasks)
+        return len(self._under_way)
 
     def drain(self) -> None:
         """Be unready, take no new connection's request, let what is under way finish."""
@@ -222,8 +235,9 @@ class Gateway:
     def close(self) -> None:
         """Cut what is left."""
         self.listener.close()
-        for task in self._tasks.values():
-            task.cancel()
+        for one in list(self._under_way.values()):
+            one.cancel()
+        self._short.overdue.close()
         self._prefill.close()
         self._pool.close()
         self.memory.close()
@@ -234,49 +248,118 @@ class Gateway:
     # The request's way.
 
     def _start(self, request: Request, reply: Reply) -> None:
-        unique = request.id if request.id not in self._tasks else f"{request.id}~{self._new_id()}"
-        task = self._loop.create_task(self._serve(request, reply, unique))
-        self._tasks[unique] = task
-        task.add_done_callback(lambda _: self._tasks.pop(unique, None))
+        """Understand a request and send it on its way; large bodies are read in a thread, so that others get their turn."""
+        unique = request.id if request.id not in self._under_way else f"{request.id}~{self._new_id()}"
+        if len(request.body) > _IN_A_THREAD_BYTES:
+            self._run(unique, reply, self._understand(request, reply, unique))
+            return
+        job: Job | None = None
+        try:
+            ask, route = self._read(request, self._routes.fleet, unique)
+            job = self._job(request, reply, unique, ask, route)
+            if self._short.fits(job):
+                self._short.go(job)
+            else:
+                self._run(unique, reply, self._serve(job, None))
+        except GatewayError as error:
+            self._ended(job, error, reply, request)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._defect(unique, job, error, reply, request)
+
+    def _job(self, request: Request, reply: Reply, unique: str, ask: Ask, route: RouteRequest) -> Job:
+        self.telemetry.received(ask.key)
+        job = Job(request, reply, unique, ask, route)
+        if self._tracer is not None:
+            job.trace = self._tracer.begin(request)
+        return job
+
+    def _run(self, unique: str, reply: Reply, work: Coroutine[None, None, None]) -> None:
+        """Go on as a task."""
+        task = self._under_way[unique] = self._loop.create_task(work)
+        task.add_done_callback(partial(self._under_way.pop, unique))
         reply.gone = task.cancel
 
-    async def _serve(self, request: Request, reply: Reply, unique: str) -> None:
+    async def _understand(self, request: Request, reply: Reply, unique: str) -> None:
         job: Job | None = None
-        key: str | None = None
         try:
-            ask, route = await self._understood(request, unique)
-            key = ask.key
-            self.telemetry.received(key)
-            job = Job(request, reply, unique, ask, route)
-            if self._tracer is not None:
-                job.trace = self._tracer.begin(request)
-            await self._forward.carry(job)
+            ask, route = await self._loop.run_in_executor(self._reader, self._read, request, self._routes.fleet, unique)
+            job = self._job(request, reply, unique, ask, route)
+        except GatewayError as error:
+            self._failed(None, error, reply, request)
+        except asyncio.CancelledError:
+            self._left_early(request, reply, None)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._defect(unique, None, error, reply, request)
+        if job is not None:
+            await self._serve(job, None)
+
+    async def _serve(self, job: Job, begun: Begun | None) -> None:
+        request, reply = job.request, job.reply
+        try:
+            await self._forward.carry(job, begun)
         except GatewayError as error:
             self._failed(job, error, reply, request)
         except asyncio.CancelledError:
-            if job is not None:
-                job.client_gone = True
-            if self._observing is not None and (job is None or not job.attempt):
-                self._observing.answered(request, reply, CLIENT_GONE, "client-gone", job)
+            job.client_gone = True
+            if not job.attempt:
+                self._left_early(request, reply, job)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            _log.error("request %s met a defect: %s\n%s", unique, type(error).__name__, _where(error))
-            self._failed(job, GatewayError("the gateway met a defect; it was logged with this id"), reply, request)
+            self._log_defect(job.id, error)
+            self._failed(job, GatewayError(_DEFECT), reply, request)
         finally:
-            if job is not None and job.attempt:
-                settle(
-                    job,
-                    clock=self.clock,
-                    telemetry=self.telemetry,
-                    decisions=self.decisions,
-                    observers=self._observers,
-                )
+            self._settle(job)
 
-    async def _understood(self, request: Request, unique: str) -> tuple[Ask, RouteRequest]:
-        """Rooms 2 and 3; large bodies are read in a thread, so that other requests get their turn."""
-        fleet = self._routes.fleet
-        if len(request.body) > _IN_A_THREAD_BYTES:
-            return await self._loop.run_in_executor(self._reader, self._read, request, fleet, unique)
-        return self._read(request, fleet, unique)
+    # What ``short`` says.
+
+    def under_way(self, job: Job, short: Short) -> None:
+        """The request is in flight; ``short.cancel`` ends it."""
+        self._under_way[job.id] = short
+        job.reply.gone = short.cancel
+
+    def longer(self, job: Job, begun: Begun) -> None:
+        """Go on as a task."""
+        self._run(job.id, job.reply, self._serve(job, begun))
+
+    def done(self, job: Job, error: GatewayError | None = None) -> None:
+        """It has ended; with ``error`` the client has still to be told."""
+        self._under_way.pop(job.id, None)
+        if error is not None:
+            self._failed(job, error, job.reply, job.request)
+        self._settle(job)
+
+    def defect(self, job: Job, error: Exception) -> None:
+        """Something of ours failed."""
+        self._under_way.pop(job.id, None)
+        self._defect(job.id, job, error, job.reply, job.request)
+
+    # How requests end.
+
+    def _ended(self, job: Job | None, error: GatewayError, reply: Reply, request: Request) -> None:
+        self._failed(job, error, reply, request)
+        if job is not None:
+            self._settle(job)
+
+    def _defect(self, unique: str, job: Job | None, error: Exception, reply: Reply, request: Request) -> None:
+        self._log_defect(unique, error)
+        self._ended(job, GatewayError(_DEFECT), reply, request)
+
+    def _log_defect(self, unique: str, error: Exception) -> None:
+        _log.error("request %s met a defect: %s\n%s", unique, type(error).__name__, _where(error))
+
+    def _left_early(self, request: Request, reply: Reply, job: Job | None) -> None:
+        """The client left before any engine was asked."""
+        if self._observing is not None:
+            self._observing.answered(request, reply, CLIENT_GONE, "client-gone", job)
+
+    def _settle(self, job: Job) -> None:
+        if job.attempt:
+            settle(
+                job,
+                clock=self.clock,
+                telemetry=self.telemetry,
+                decisions=self.decisions,
+                observers=self._observers,
+            )
 
     def _read(self, request: Request, fleet: Fleet, unique: str) -> tuple[Ask, RouteRequest]:
         if request.head.path in PATHS:

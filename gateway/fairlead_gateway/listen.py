@@ -157,7 +157,8 @@ class Downstream(asyncio.Protocol):
         if self._state is _State.READING:
             self._reader.feed(data)
             self._advance()
-            self._weigh()
+            if self._weight or self._state is not _State.BUSY:  # a request that came whole has been weighed
+                self._weigh()
             if len(data) >= _TURN_BYTES and self._state is _State.READING and not self._paused:
                 self._pause()  # a sender that never pauses would be read from again and again
                 self._listener.loop.call_soon(self._advance)
@@ -216,9 +217,11 @@ class Downstream(asyncio.Protocol):
         """The answer is complete: take the next request, or close."""
         self._reply = None
         self._body_bytes = 0
-        self._weigh()
+        if self._weight:
+            self._weigh()
         self._begun = False
-        self._stop_probe()
+        if self._half is not None:
+            self._stop_probe()
         if self._state is not _State.BUSY:
             return
         if not keep or (self._eof and self._reader.empty):
@@ -332,7 +335,8 @@ class Downstream(asyncio.Protocol):
         request = Request(head, body, request_id, listener.clock.now(), listener.clock.wall())
         listener.handler.handle(request, reply)
         if self._state is _State.BUSY:
-            self._weigh()
+            if self._weight or len(body) > _LIGHT_BYTES:
+                self._weigh()
             if self._eof:
                 self._probe()
             elif self._paused:

@@ -65,10 +65,14 @@ class Prefill:
         for task in self._rooms:
             task.cancel()
 
+    def applies(self, key: str) -> bool:
+        """Whether the model has engines that only prefill."""
+        return self._prefilling.has(key)
+
     async def before(self, job: Job) -> None:
         """Have the prompt prefilled elsewhere, if that is worth it and works; ``job`` says afterwards what happened."""
         key = job.ask.key
-        if not self._prefilling.has(key):
+        if not self.applies(key):
             return
         router = self._decoding.router(key)
         if router is None:

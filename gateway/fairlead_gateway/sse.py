@@ -50,6 +50,13 @@ class Event(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
 
 
+class PlainAnswer(msgspec.Struct):
+    """The part of a whole answer that matters here."""
+
+    usage: Usage | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 class EngineError(msgspec.Struct):
     """An OpenAI error object, or something like it."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fairlead.fleet import Objectives
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """One request from the first byte read to the last byte written; None is "not known" and never zero.
 
@@ -37,13 +37,16 @@ class Outcome:
     failures: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attainment:
     """Whether a request met the objectives; None where there was nothing to meet or nothing to measure."""
 
     ttft: bool | None
     itl: bool | None
     both: bool | None
+
+
+_NONE = Attainment(None, None, None)
 
 
 def attainment(
@@ -55,6 +58,8 @@ def attainment(
     failed: bool,
 ) -> Attainment:
     """Judge one request. A failed one misses every objective there is; one without a second token has no ITL to miss."""
+    if objectives.ttft_seconds is None and objectives.itl_seconds is None:
+        return _NONE
     limit = objectives.ttft_limit(prompt_tokens or 0.0)
     ttft = None if limit is None else (not failed and ttft_seconds is not None and ttft_seconds <= limit)
     if objectives.itl_seconds is None or (itl_mean_seconds is None and not failed):
