@@ -1,48 +1,34 @@
-"""``python -m fairlead_gateway --fleet FILE --listen HOST:PORT``: where the real clock, loop, secret and signals come from."""
+"""``python -m fairlead_gateway --fleet FILE --listen HOST:PORT``: the helper, and where workers, clock, secret and ports come from.
+
+The workers are started first and import their modules while this process imports its own; that is why most imports stand below.
+"""
 
 import argparse
-import asyncio
-import contextlib
-import ctypes
 import ipaddress
-import itertools
-import logging
 import os
-import resource
 import secrets
-import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.fleetfile import FileFleetSource
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read, unknown
-from fairlead_gateway import memory, quiet_log
-from fairlead_gateway.beside import Beside
-from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.keys import Keys
-from fairlead_gateway.loops import loop_factory
-from fairlead_gateway.observing import observing, wanted
-from fairlead_gateway.server import Address, Server
-from fairlead_gateway.tls import Certificate
-from fairlead_gateway.watch import Watch
+from fairlead_gateway.early import Early
+from fairlead_gateway.ports import Address
 
-_M_MMAP_THRESHOLD = -3  # of <malloc.h>
-_LARGE_BLOCK_BYTES = 64 * 1024
+if TYPE_CHECKING:
+    from fairlead_gateway.keys_file import KeysFile
+    from fairlead_gateway.tls import Certificate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 2 when it cannot start."""
     options = _options(arguments)
-    _more_files()
-    _large_blocks_go_back()
     try:
         settings = read(GatewaySettings, os.environ)
-        quiet_log.start(settings.log_level)
         keyed, tokened = options.keys is not None, settings.manage_token is not None
         listen = _address(options.listen, "--listen", open_to_all=not keyed and not options.insecure, fix="--keys FILE")
         manage = _address(
@@ -51,58 +37,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
             open_to_all=not tokened and not options.insecure,
             fix="FAIRLEAD_MANAGE_TOKEN a value",
         )
-        for line in unknown(os.environ):
-            logging.getLogger("fairlead.gateway").warning("%s", line)
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(options, listen, manage, settings))
+        limits = Limits()
+        workers = _workers(options.workers, limits)
+        with listen.reserve() as public, manage.bind() as private:
+            early = Early(workers, limits, talk=settings.access_log == "-")
+            try:
+                _run(options, settings, limits, public, private, early)
+            finally:
+                early.end()
     except (FairleadError, OSError) as error:
         print(f"fairlead-gateway: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _run(options: argparse.Namespace, listen: Address, manage: Address, settings: GatewaySettings) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.set_exception_handler(quiet_log.loop_defect)
-    clock, limits = SystemClock(), Limits()
-    keys = _keys(options.keys, settings, limits)
-    secret = settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32)
-    prefix, count = secrets.token_hex(4), itertools.count(1)
-    gateway_id = f"{socket.gethostname()}-{os.getpid()}"
-    gateway = Gateway(
-        clock=clock,
-        limits=limits,
-        loop=loop,
-        secret=secret,
-        new_id=lambda: f"req-{prefix}-{next(count):x}",
-        keys=keys,
-        environ=os.environ,
-        memory=memory.reader(settings.memory_limit),
-        observing=observing(wanted(settings), clock=clock, limits=limits, instance_id=gateway_id),
-    )
-    source = FileFleetSource(Path(options.fleet), clock, limits=limits)
-    redis = options.redis or settings.redis_url
-    beside = Beside(gateway, limits, gateway_id=gateway_id, redis=redis, reach=gateway.reach)
-    watches = [Watch("the keys file", [keys.path], keys.load)] if keys is not None else []
-    certificate = _certificate(options.tls_cert, options.tls_key)
-    if certificate is not None:
-        watches.append(Watch("the certificate", certificate.files, certificate.load))
-    server = Server(
-        gateway,
-        source,
-        listen=listen,
-        manage=manage,
-        beside=beside,
-        watches=watches,
-        certificate=certificate,
+def _run(
+    options: argparse.Namespace,
+    settings: GatewaySettings,
+    limits: Limits,
+    public: socket.socket,
+    private: socket.socket,
+    early: Early,
+) -> None:
+    import asyncio
+    import logging
+
+    from fairlead.clock import SystemClock
+    from fairlead.fleetfile import FileFleetSource
+    from fairlead_gateway import quiet_log, system
+    from fairlead_gateway.helper import Helper, Plan
+    from fairlead_gateway.reach import Reach
+
+    system.large_blocks_go_back()
+    quiet_log.start(settings.log_level)
+    for line in unknown(os.environ):
+        logging.getLogger("fairlead.gateway").warning("%s", line)
+    _checked(settings)
+    clock = SystemClock()
+    plan = Plan(
+        public=public,
+        private=private,
+        source=FileFleetSource(Path(options.fleet), clock, limits=limits),
+        gateway_id=f"{socket.gethostname()}-{os.getpid()}",
+        secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
+        pepper=settings.key_pepper.encode() if settings.key_pepper else None,
+        keys=_keys(options.keys, settings, limits),
+        certificate=_certificate(options.tls_cert, options.tls_key),
+        redis=options.redis or settings.redis_url,
+        reach=Reach(os.environ, clock.now),
         token=settings.manage_token,
         hosts=options.manage_host,
-        announce=_say,
     )
-    await server.run(stop)
+
+    async def serve() -> None:
+        await Helper(plan, early, clock=clock, limits=limits, announce=_say).run()
+
+    asyncio.run(serve())
+
+
+def _checked(settings: GatewaySettings) -> None:
+    """What the workers will read of the settings: what is wrong with it is said here, once. Raises SettingsError."""
+    from fairlead_gateway import memory
+
+    memory.reader(settings.memory_limit)
+    if settings.access_log or settings.access_log_clients or settings.trace_endpoint or settings.trace_sample:
+        from fairlead_gateway import observing
+
+        observing.wanted(settings)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -128,6 +129,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--keys",
         metavar="FILE",
         help="who may call: digests of API keys, under FAIRLEAD_KEY_PEPPER; edits apply at once",
+    )
+    parser.add_argument(
+        "--workers", default="1", metavar="N", help="processes that carry requests; one more looks after them (1)"
     )
     parser.add_argument("--tls-cert", metavar="FILE", help="PEM certificate chain of the public port; followed")
     parser.add_argument("--tls-key", metavar="FILE", help="its PEM key, without a passphrase; followed")
@@ -157,8 +161,25 @@ def _address(text: str, option: str, *, open_to_all: bool, fix: str) -> Address:
     return Address(host, int(port))
 
 
-def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> Keys | None:
-    """The keys that ``--keys`` names; they are read when the server starts."""
+def _workers(text: str, limits: Limits) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+    if not 1 <= number <= limits.workers:
+        raise SettingsError(
+            f"--workers: {text!r} is not a number from 1 to {limits.workers}",
+            field="--workers",
+            hint="one for each processor that the gateway may use",
+        )
+    if number > 1 and sys.platform != "linux":
+        raise SettingsError(
+            "--workers: more than one needs Linux", field="--workers", hint="other kernels give one of them everything"
+        )
+    return number
+
+
+def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeysFile | None":
+    """The keys that ``--keys`` names; they are read when the gateway starts."""
+    from fairlead_gateway.keys_file import KeysFile
+
     if path is None:
         return None
     if settings.key_pepper is None:
@@ -167,32 +188,19 @@ def _keys(path: str | None, settings: GatewaySettings, limits: Limits) -> Keys |
             field="FAIRLEAD_KEY_PEPPER",
             hint="set it to the secret under which the digests were made",
         )
-    return Keys(Path(path), settings.key_pepper.encode(), limits)
+    return KeysFile(Path(path), limits)
 
 
-def _certificate(certificate: str | None, key: str | None) -> Certificate | None:
-    """What ``--tls-cert`` and ``--tls-key`` name; it is read when the server starts."""
+def _certificate(certificate: str | None, key: str | None) -> "Certificate | None":
+    """What ``--tls-cert`` and ``--tls-key`` name; it is read when the gateway starts."""
+    from fairlead_gateway.tls import Certificate
+
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         missing = "--tls-cert" if certificate is None else "--tls-key"
         raise SettingsError(f"{missing}: a certificate and its key go together", field=missing, hint="give both files")
     return Certificate(Path(certificate), Path(key))
-
-
-def _more_files() -> None:
-    """A connection is a file; take as many as the system allows this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _large_blocks_go_back() -> None:
-    """Keep glibc from holding on to the memory of large bodies: it raises the size from which blocks are given back to
-    the system whenever one is freed."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _say(line: str) -> None:

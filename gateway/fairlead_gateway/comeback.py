@@ -5,11 +5,9 @@ how long the least busy instance needs for the work that this gateway has sent t
 """
 
 import math
-from collections.abc import Iterable
 
 from fairlead.fleet import Fleet, InstanceState
 from fairlead.limits import Limits
-from fairlead_gateway.routing import InstanceLoad
 
 _UNKNOWN_SECONDS = 2
 _PACE = 0.3
@@ -47,10 +45,9 @@ class Starts:
         return whole_seconds(min(begun) + usual - now, self._most)
 
 
-def drained(loads: Iterable[InstanceLoad], limits: Limits) -> int:
-    """Seconds until the least busy instance has done what it was sent."""
-    least = min((load.backlog_seconds for load in loads), default=0.0)
-    return whole_seconds(least, limits.retry_after_most_seconds)
+def drained(backlog_seconds: float, limits: Limits) -> int:
+    """Seconds until the least busy instance has done what it was sent: its backlog."""
+    return whole_seconds(backlog_seconds, limits.retry_after_most_seconds)
 
 
 def whole_seconds(value: float, most: float) -> int:

@@ -115,7 +115,7 @@ class Routes:
     def drain_seconds(self, key: str) -> int:
         """When the least busy ready instance of a model should have done what it was sent."""
         router = self._routers.get(key)
-        return drained(router.loads().values() if router is not None else (), self._limits)
+        return drained(router.least_backlog() if router is not None else 0.0, self._limits)
 
     def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
         """A sibling sent a prompt there."""

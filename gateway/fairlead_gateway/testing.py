@@ -16,7 +16,7 @@ from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.memory import Share
 from fairlead_gateway.observing import Observing
-from fairlead_gateway.server import url
+from fairlead_gateway.ports import url
 
 KEY = "default/tiny"
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from fairlead.settings import GatewaySettings
 from fairlead.testing.engine import Call, Hangup, Script, scripted_engine
 from fairlead.testing.raw_http import Connection, ask, get, post, send
 from fairlead_gateway.keys import Keys, digest
+from fairlead_gateway.keys_file import KeysFile
 from fairlead_gateway.observing import Observing, Wanted, observing, wanted
 from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
 
@@ -106,8 +107,9 @@ def test_the_name_of_the_key_is_told_and_never_the_key(tmp_path: Path) -> None:
     keyfile.write_text(f'keys: [{{name: team-a, digest: "{digest(b"the-key", b"pepper").hex()}"}}]')
 
     async def main() -> None:
-        keys = Keys(keyfile, b"pepper", Limits())
-        await keys.load()
+        file = KeysFile(keyfile, Limits())
+        await file.load()
+        keys = Keys(b"pepper", file.names)
         async with gateway(logging(str(path)), keys=keys) as running:
             await ask(running.url, BODY, more="authorization: Bearer the-key\r\n")
             await ask(running.url, BODY, more="authorization: Bearer another-key\r\n")

@@ -3,7 +3,6 @@
 from fairlead.fleet import InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.comeback import Starts, drained
-from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.testing import KEY, fleet_of
 
 STARTING, READY = InstanceState.STARTING, InstanceState.READY
@@ -35,6 +34,6 @@ def test_without_a_start_or_without_knowledge_it_is_a_constant() -> None:
 
 
 def test_full_engines_are_expected_to_have_room_when_the_least_busy_one_has_drained() -> None:
-    assert drained([InstanceLoad(3, 3, 7.2, 10.0), InstanceLoad(2, 2, 4.1, 10.0)], Limits()) == 5
-    assert drained([InstanceLoad()], Limits()) == 1
-    assert drained([InstanceLoad(9, 9, 1e9, 10.0)], Limits()) == 60
+    assert drained(4.1, Limits()) == 5
+    assert drained(0.0, Limits()) == 1
+    assert drained(1e9, Limits()) == 60

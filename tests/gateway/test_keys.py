@@ -20,7 +20,8 @@ from fairlead.testing.raw_http import Answer, Connection, ask, get, post, send
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.decision_log import Logged
-from fairlead_gateway.keys import Keys, parse
+from fairlead_gateway.keys import Keys
+from fairlead_gateway.keys_file import KeysFile, parse
 from fairlead_gateway.testing import fleet_of, run, running_gateway
 
 PEPPER = b"a pepper of the test"
@@ -39,9 +40,9 @@ def keys_text(*keys: str) -> str:
 
 async def loaded(path: Path, *keys: str) -> Keys:
     await asyncio.to_thread(path.write_text, keys_text(*keys))
-    found = Keys(path, PEPPER, Limits())
+    found = KeysFile(path, Limits())
     await found.load()
-    return found
+    return Keys(PEPPER, found.names)
 
 
 def bearer(key: str) -> str:
@@ -153,7 +154,7 @@ def test_a_malformed_file_is_told_by_line_and_without_what_stands_in_it(text: st
 def test_one_caller_may_have_two_keys_and_a_file_may_have_none() -> None:
     a, b = digest("a"), digest("b")
     found = parse(f"keys: [{{name: x, digest: '{a}'}}, {{name: x, digest: '{b.upper()}'}}]", file="k", limits=Limits())
-    assert [name for _, name in found.values()] == ["x", "x"]
+    assert list(found.values()) == ["x", "x"]
     assert parse("keys: []", file="k", limits=Limits()) == {}
 
 

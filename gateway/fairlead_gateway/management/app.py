@@ -1,6 +1,6 @@
 """The management app: a handful of GET routes over the view, described by OpenAPI at ``/openapi.json``.
 
-It runs on the gateway's own event loop, so answers about many models give the loop back between two models.
+It runs in the helper process. Answers about many models give the loop back between two models.
 """
 
 import asyncio
@@ -51,14 +51,16 @@ def _health(app: FastAPI, view: View) -> None:
 
     @app.get("/readyz", summary="Is this gateway answering requests?", responses={503: {"model": models.Ready}})
     async def readyz(response: Response) -> models.Ready:
-        ready, notes = view.ready()
-        response.status_code = 200 if ready else 503
-        return models.Ready(ready=ready, notes=notes)
+        look = await view.look()
+        response.status_code = 200 if look.ready else 503
+        return models.Ready(ready=look.ready, notes=look.notes)
 
     @app.get("/metrics", summary="Prometheus text", response_class=Response)
     async def metrics() -> Response:
         pieces: list[bytes] = []
-        for piece in view.telemetry.render_parts(view.fleet(), view.loads(), view.clock.now()):
+        look, telemetry = await view.look(), await view.counted(windows=False)
+        telemetry.lag = look.lag
+        for piece in telemetry.render_parts(view.fleet(), look.loads, view.clock.now()):
             pieces.append(piece)
             await asyncio.sleep(0)
         return Response(b"".join(pieces), headers={"content-type": CONTENT_TYPE})
@@ -67,27 +69,28 @@ def _health(app: FastAPI, view: View) -> None:
 def _api(app: FastAPI, view: View) -> None:
     @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
     async def fleet() -> models.Fleet:
-        return fleet_json(view.fleet(), view.loads(), view.clock.now(), view.telemetry.standing)
+        look = await view.look()
+        return fleet_json(view.fleet(), look.loads, view.clock.now(), look.standing)
 
     @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
     async def stats(
         model: Annotated[str | None, Query(description="Only this model (namespace/name, or a unique name).")] = None,
     ) -> models.Stats:
-        snapshot, loads, now = view.fleet(), view.loads(), view.clock.now()
+        look, telemetry = await view.look(), await view.counted(windows=True)
+        snapshot, now = view.fleet(), view.clock.now()
         keys = list(snapshot.models) if model is None else [_key(view, model)]
         found: dict[str, models.ModelStats] = {}
         for key in keys:
-            found[key] = model_stats(key, view.telemetry, snapshot, loads, now)
+            found[key] = model_stats(key, telemetry, snapshot, look.loads, now)
             await asyncio.sleep(0)
-        ready, notes = view.ready()
         return models.Stats(
             version=fairlead.__version__,
             wall=view.clock.wall(),
-            uptime_seconds=now - view.telemetry.started,
-            ready=ready,
-            notes=notes,
-            loop_lag_p99_seconds=view.lag.quantile(0.99),
-            unknown_model_requests=unknown_model_requests(view.telemetry, now),
+            uptime_seconds=now - view.started,
+            ready=look.ready,
+            notes=look.notes,
+            loop_lag_p99_seconds=look.lag.quantile(0.99),
+            unknown_model_requests=unknown_model_requests(telemetry, now),
             models=found,
         )
 
@@ -97,11 +100,12 @@ def _api(app: FastAPI, view: View) -> None:
         model: Annotated[str | None, Query(description="Only this model.")] = None,
     ) -> models.Decisions:
         key = None if model is None else _key(view, model)
-        return models.Decisions(decisions=[decision_json(logged) for logged in view.decisions.last(limit, key)])
+        found = await view.decisions(limit, key)
+        return models.Decisions(decisions=[decision_json(logged) for logged in found])
 
     @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_ERRORS)
     async def decision(request_id: str) -> models.Decision:
-        logged = view.decisions.get(request_id)
+        logged = await view.decision(request_id)
         if logged is None:
             raise HTTPException(404, f"request {request_id!r} is not in the log, which keeps the last few thousand")
         return decision_json(logged)

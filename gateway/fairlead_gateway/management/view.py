@@ -1,27 +1,30 @@
-"""What the management port may see of a gateway. The gateway's own object fits; so does a made-up one in a test."""
+"""What the management port may see of a gateway: its workers, asked when somebody looks, and what the helper knows itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
-from fairlead_gateway.decision_log import DecisionLog
+from fairlead_gateway.decision_log import Logged
 from fairlead_gateway.telemetry import Load, Telemetry
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
+    how late the latest of the event loops runs."""
+
+    ready: bool
+    notes: list[str]
+    loads: Mapping[str, Load]
+    standing: Callable[[str], tuple[str, str]] | None
+    lag: LoopLag
+
+
 class View(Protocol):
-    """Read-only; every call is answered from memory at once."""
-
-    @property
-    def telemetry(self) -> Telemetry:
-        """The counters."""
-        ...
-
-    @property
-    def decisions(self) -> DecisionLog:
-        """The last decisions."""
-        ...
+    """Read-only. Workers that do not answer in time are left out, and named in the notes."""
 
     @property
     def clock(self) -> Clock:
@@ -29,18 +32,26 @@ class View(Protocol):
         ...
 
     @property
-    def lag(self) -> LoopLag:
-        """How late the gateway's event loop runs."""
+    def started(self) -> float:
+        """When the gateway started, in monotonic seconds."""
         ...
 
     def fleet(self) -> Fleet:
-        """The present snapshot, with the engines' last signals."""
+        """The snapshot that requests are routed over, with the engines' last signals."""
         ...
 
-    def loads(self) -> Mapping[str, Load]:
-        """The gateway's own ledger by instance id."""
+    async def look(self) -> Look:
+        """How the workers are."""
         ...
 
-    def ready(self) -> tuple[bool, list[str]]:
-        """Whether requests are answered, and what is wrong or degraded, in words."""
+    async def counted(self, *, windows: bool) -> Telemetry:
+        """The counters of all workers; ``windows``: with what the last minute added."""
+        ...
+
+    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
+        """The last ``limit`` requests, newest first."""
+        ...
+
+    async def decision(self, request_id: str) -> Logged | None:
+        """Everything known of one request."""
         ...

@@ -119,6 +119,10 @@ class Ledger:
         least = min(drawn, key=lambda item: (loads[item].backlog_seconds, loads[item].inflight_tokens, item))
         return least, fsum([load.backlog_seconds for load in loads.values()])
 
+    def busy(self) -> Sequence[str]:
+        """The instances on which anything of ours is in flight."""
+        return tuple(self._sums)
+
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""
         for instance, total in self._sums.items():

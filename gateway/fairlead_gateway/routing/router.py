@@ -166,8 +166,12 @@ class ModelRouter:
         return self.prompt_tokens(request) - held
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        """This gateway's own load on every ready instance."""
-        return {item: self._ledger.load(item) for item in self._ready}
+        """This process's own load on every instance that is ready, and on those that still have some of it."""
+        return {item: self._ledger.load(item) for item in dict.fromkeys((*self._ready, *self._ledger.busy()))}
+
+    def least_backlog(self) -> float:
+        """Seconds of prefill before the least busy ready instance, what siblings sent included."""
+        return min((self._ledger.peek(item).backlog_seconds for item in self._ready), default=0.0)
 
     def homes(self, request: RouteRequest) -> tuple[str, ...]:
         """The two homes that the request's prefix hashes to at this moment."""

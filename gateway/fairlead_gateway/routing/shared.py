@@ -63,7 +63,7 @@ class SharedRows:
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """The other workers of the same gateway: what they have in flight, and how they are told (model, prompt, instance) of a dispatch."""
+    """The other workers of the same gateway: what they have in flight, and how a dispatch is told: model, prompt, instance."""
 
     rows: SharedRows
     sent: Callable[[str, RouteRequest, str], None]

@@ -86,9 +86,10 @@ class Leaving:
 
     async def watch(self, management: Management) -> None:
         """Until it is gone."""
-        await until(lambda: management.knows_draining(self.id), 0.0)
-        self.known_at = asyncio.get_running_loop().time()
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            await client.get(f"{self.url}/sim/state")  # connected: what follows is quicker than the engine's end
+            await until(lambda: management.knows_draining(self.id), 0.0)
+            self.known_at = asyncio.get_running_loop().time()
             while True:
                 try:
                     self.said.append((await client.get(f"{self.url}/sim/state")).json())

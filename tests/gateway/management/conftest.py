@@ -17,7 +17,8 @@ from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.signals import EngineSignals
-from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.decision_log import DecisionLog, DecisionRecord, Logged
+from fairlead_gateway.management.view import Look
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 
@@ -25,13 +26,13 @@ KEY = "chat/llama-70b"
 
 
 class MadeUp:
-    """Satisfies ``management.view.View``; traffic comes from ``serve``."""
+    """Satisfies ``management.view.View``; traffic comes from ``serve`` and is logged in ``log``."""
 
     def __init__(self, clock: Clock, seed: int = 1) -> None:
         self.clock = clock
         self.lag = LoopLag()
         self.telemetry = Telemetry(clock, Limits(), self.lag)
-        self.decisions = DecisionLog(Limits().decision_log)
+        self.log = DecisionLog(Limits().decision_log)
         self.snapshot = Fleet()
         self.ledger: dict[str, InstanceLoad] = {}
         self.notes: list[str] = []
@@ -45,8 +46,21 @@ class MadeUp:
     def loads(self) -> Mapping[str, InstanceLoad]:
         return self.ledger
 
-    def ready(self) -> tuple[bool, list[str]]:
-        return self.is_ready, self.notes
+    @property
+    def started(self) -> float:
+        return self.telemetry.started
+
+    async def look(self) -> Look:
+        return Look(self.is_ready, self.notes, self.ledger, self.telemetry.standing, self.lag)
+
+    async def counted(self, *, windows: bool) -> Telemetry:
+        return self.telemetry
+
+    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
+        return self.log.last(limit, model_key)
+
+    async def decision(self, request_id: str) -> Logged | None:
+        return self.log.get(request_id)
 
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
         """Two models: a big one with a pool of ``ready`` + ``starting`` instances, a small one with two."""
@@ -138,7 +152,7 @@ class MadeUp:
             within_itl=met.itl,
         )
         self.telemetry.finished(outcome)
-        self.decisions.settle(outcome)
+        self.log.settle(outcome)
 
     def _decide(self, key: str, prompt: int) -> tuple[str, Decision]:
         ready = [item.id for item in self.snapshot.instances[key] if item.state is InstanceState.READY]
@@ -165,7 +179,7 @@ class MadeUp:
     def _record(self, request_id: str, key: str, chosen: str, decision: Decision, attempt: int, prompt: int) -> None:
         self.telemetry.routed(key, chosen, decision)
         wall = self.clock.wall()
-        self.decisions.append(DecisionRecord(request_id, wall, key, decision, attempt, float(prompt)))
+        self.log.append(DecisionRecord(request_id, wall, key, decision, attempt, float(prompt)))
 
     def load_up(self) -> None:
         """Put some work in flight."""

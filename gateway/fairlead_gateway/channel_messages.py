@@ -1,0 +1,251 @@
+"""What helper and workers tell each other. Times are monotonic seconds of the machine's one clock unless they say ``wall``."""
+
+from typing import TypeAlias
+
+import msgspec
+
+from fairlead.fleet import Fleet
+from fairlead_gateway.telemetry.parts import ModelPart
+
+# From the helper ---------------------------------------------------------------------------------------------------------
+
+
+class Setup(msgspec.Struct, tag=True):
+    """The first message: who the worker is and what it serves. ``keys`` maps digests to names, None where nobody is asked for
+    one; ``rows`` says how much memory is shared, ``siblings`` whose rows in it are in use; ``publish``: there is a Redis."""
+
+    number: int
+    gateway_id: str
+    host: str
+    port: int
+    secret: bytes
+    pepper: bytes | None
+    keys: dict[bytes, str] | None
+    certificate: tuple[str, str] | None
+    fleet: Fleet
+    slots: dict[str, int]
+    row: int
+    siblings: list[int]
+    publish: bool
+    notes: list[str]
+
+
+class Snapshot(msgspec.Struct, tag=True):
+    """A fleet that takes the place of the last one; ``slots`` are the instances' places in the shared rows."""
+
+    fleet: Fleet
+    slots: dict[str, int]
+
+
+class Keys(msgspec.Struct, tag=True):
+    """The keys file was read again."""
+
+    keys: dict[bytes, str]
+
+
+class Renew(msgspec.Struct, tag=True):
+    """The certificate's files have changed and fit each other."""
+
+
+class Siblings(msgspec.Struct, tag=True):
+    """The rows of the other workers that serve or drain just now."""
+
+    rows: list[int]
+
+
+class Notes(msgspec.Struct, tag=True):
+    """What is wrong or degraded beside the workers, in words."""
+
+    notes: list[str]
+
+
+class Heard(msgspec.Struct, tag=True):
+    """What siblings have sent where: lists of ``Sent``, as the workers encoded them."""
+
+    sent: bytes
+
+
+class Drain(msgspec.Struct, tag=True):
+    """Take no more, let what is under way finish, end."""
+
+
+class AskState(msgspec.Struct, tag=True):
+    """Answered by one ``State``."""
+
+    ask: int
+
+
+class AskCounters(msgspec.Struct, tag=True):
+    """Answered by one ``ModelPart`` per model; with windows, the last minute until ``now`` too."""
+
+    ask: int
+    now: float
+    windows: bool
+
+
+class AskDecisions(msgspec.Struct, tag=True):
+    """Answered by lists of ``WireLogged``, newest first."""
+
+    ask: int
+    limit: int
+    model: str | None
+
+
+class AskDecision(msgspec.Struct, tag=True):
+    """Answered by a list of at most one ``WireLogged``."""
+
+    ask: int
+    request_id: str
+
+
+ToWorker: TypeAlias = (
+    Setup
+    | Snapshot
+    | Keys
+    | Renew
+    | Siblings
+    | Notes
+    | Heard
+    | Drain
+    | AskState
+    | AskCounters
+    | AskDecisions
+    | AskDecision
+)
+Question: TypeAlias = AskState | AskCounters | AskDecisions | AskDecision
+
+# From a worker -----------------------------------------------------------------------------------------------------------
+
+
+class Ready(msgspec.Struct, tag=True):
+    """It listens, with the fleet of this version."""
+
+    version: int
+
+
+class Failed(msgspec.Struct, tag=True):
+    """It could not start, and ends."""
+
+    message: str
+
+
+class Applied(msgspec.Struct, tag=True):
+    """From now on nothing is routed by an older snapshot than this version; ``problem`` says why this one was not taken."""
+
+    version: int
+    problem: str | None = None
+
+
+class Leaving(msgspec.Struct, tag=True):
+    """It takes no more requests and ends when those under way have finished."""
+
+
+class Last(msgspec.Struct, tag=True):
+    """Its counters as it ends."""
+
+    models: list[ModelPart]
+    own: dict[str, int]
+
+
+class Told(msgspec.Struct, tag=True):
+    """What has happened since the last time. ``sent`` is a list of ``Sent``, encoded, for the siblings; ``records`` and ``loads`` are
+    for Redis (loads None: as before)."""
+
+    sent: bytes | None
+    records: list["WireRecord"]
+    loads: dict[str, "WireLoad"] | None
+    dropped: int
+
+
+class Piece(msgspec.Struct, tag=True):
+    """A part of an answer, encoded."""
+
+    ask: int
+    data: bytes
+    last: bool
+
+
+FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Piece
+
+# Within them -------------------------------------------------------------------------------------------------------------
+
+
+class Sent(msgspec.Struct, array_like=True):
+    """A prompt was sent to an instance: the hashes of its blocks (64-bit, native order) and of its end."""
+
+    model: str
+    instance: str
+    hashes: bytes
+    tail: int
+
+
+class WireLoad(msgspec.Struct, array_like=True, frozen=True):
+    """A worker's own work on one instance; as ``telemetry.Load``."""
+
+    inflight: int
+    waiting: int
+    backlog_seconds: float
+    inflight_tokens: float
+
+
+class State(msgspec.Struct, array_like=True):
+    """How a worker is. ``standings`` are those of instances that are not simply healthy: (standing, why in words)."""
+
+    ready: bool
+    notes: list[str]
+    loads: dict[str, WireLoad]
+    standings: dict[str, tuple[str, str]]
+    lag: list[tuple[float, float]]
+    own: dict[str, int]
+    in_flight: int
+
+
+class WireDecision(msgspec.Struct, array_like=True):
+    """A ``Decision``."""
+
+    chosen: str | None
+    rule: str
+    reason: str
+    rejected: list[tuple[str, str]]
+    inputs: dict[str, tuple[float | None, float | None]]
+    cost_seconds: float | None
+
+
+class WireLeg(msgspec.Struct, array_like=True):
+    """A ``PrefillLeg``."""
+
+    instance_id: str
+    decision: WireDecision
+    began: float
+    seconds: float | None
+    result: str
+
+
+class WireStory(msgspec.Struct, array_like=True):
+    """A ``HandoffStory``."""
+
+    outcome: str
+    reason: str
+    words: str
+    waited_seconds: float
+    legs: list[WireLeg]
+
+
+class WireRecord(msgspec.Struct, array_like=True):
+    """A ``DecisionRecord``."""
+
+    request_id: str
+    wall: float
+    model_key: str
+    decision: WireDecision
+    attempt: int
+    prompt_tokens: float
+    caller: str | None
+    story: WireStory | None
+
+
+class WireLogged(msgspec.Struct, array_like=True):
+    """A ``Logged``; ``outcome`` holds the outcome's fields by name."""
+
+    records: list[WireRecord]
+    outcome: dict[str, object] | None

@@ -1,0 +1,293 @@
+"""The helper process: everything of a gateway that is slow. It follows files, asks engines and Redis, answers the management port
+and looks after the workers, which carry the bytes.
+
+Files are followed here and not in each worker: one process looks, one finds what is wrong with them, all workers change at the same
+moment, and none of them needs a YAML reader. Nothing of a request waits for the helper; while it is busy, only what it shows is late.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from fairlead.clock import Clock
+from fairlead.fleet import Fleet
+from fairlead.fleetfile import FileFleetSource
+from fairlead.lag import LoopLag
+from fairlead.limits import Limits
+from fairlead.tasks import ended
+from fairlead_gateway import channel_messages as say
+from fairlead_gateway import quiet_log, system
+from fairlead_gateway.beside import Beside
+from fairlead_gateway.crew import Crew, together
+from fairlead_gateway.decision_log import Logged
+from fairlead_gateway.early import Early
+from fairlead_gateway.keys_file import KeysFile
+from fairlead_gateway.management import Look
+from fairlead_gateway.management.serving import Management
+from fairlead_gateway.ports import url
+from fairlead_gateway.reach import Reach
+from fairlead_gateway.standings import standings
+from fairlead_gateway.telemetry import Telemetry
+from fairlead_gateway.telemetry.parts import series_of
+from fairlead_gateway.tls import Certificate
+from fairlead_gateway.watch import Watch
+from fairlead_gateway.wired import logged_of, record_of
+
+_log = logging.getLogger("fairlead.gateway")
+_NOTES_SECONDS = 0.2
+_COUNT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port."""
+
+    public: socket.socket
+    private: socket.socket
+    source: FileFleetSource
+    gateway_id: str
+    secret: bytes
+    pepper: bytes | None = None
+    keys: KeysFile | None = None
+    certificate: Certificate | None = None
+    redis: str | None = None
+    reach: Reach | None = None
+    token: str | None = None
+    hosts: Sequence[str] = ()
+
+
+class Lag(LoopLag):
+    """The lateness of the latest of several loops, by quantile."""
+
+    def __init__(self, told: Sequence[Sequence[tuple[float, float]]]) -> None:
+        super().__init__(keep=1)
+        self._told = [dict(quantiles) for quantiles in told]
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds; None where no worker has told it."""
+        return max((told[share] for told in self._told if share in told), default=None)
+
+
+class Helper:
+    """One gateway; also what the management port looks at. ``announce`` gets the line that says where it listens."""
+
+    def __init__(
+        self, plan: Plan, early: Early, *, clock: Clock, limits: Limits, announce: Callable[[str], None]
+    ) -> None:
+        self._plan = plan
+        self._clock = clock
+        self._limits = limits
+        self._announce = announce
+        self._notes: list[str] = []
+        self._watches = self._watched(plan)
+        self._draining = False
+        self._fleet = Fleet()
+        self.started = clock.now()
+        self.crew = Crew(early, setup=self._setup, told=self._told, clock=clock, limits=limits)
+        self.beside = Beside(
+            fleet=self.crew.fleet,
+            loads=self.crew.loads,
+            clock=clock,
+            limits=limits,
+            gateway_id=plan.gateway_id,
+            redis=plan.redis,
+            reach=plan.reach,
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain. Raises FairleadError when a file cannot be used at the start."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.set_exception_handler(quiet_log.loop_defect)
+        stopped = loop.create_task(stop.wait())
+        starting = loop.create_task(self._start())
+        try:
+            await asyncio.wait({stopped, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await self._serve(await starting, stopped)
+        finally:
+            await ended(starting)
+            await ended(stopped)
+            await self.crew.end()
+            for watch in self._watches:
+                await watch.stop()
+
+    async def _start(self) -> AsyncIterator[Fleet]:
+        for watch in self._watches:
+            await watch.start()
+        snapshots = self._plan.source.watch()
+        self._fleet = await anext(snapshots)
+        if self._plan.reach is not None:
+            self._plan.reach.apply(self._fleet)
+        self._notes = self._present_notes()
+        await self.crew.start(self._fleet)
+        return snapshots
+
+    async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
+        plan, loop = self._plan, asyncio.get_running_loop()
+        management = Management(self, plan.private, token=plan.token, hosts=plan.hosts)
+        await management.start()
+        self.beside.start()
+        work = [loop.create_task(one) for one in (self._follow(snapshots), self._tell_notes(), self._keep_counts())]
+        try:
+            system.settled()
+            secure = plan.certificate is not None
+            self._announce(f"ready {url(plan.public, secure=secure)} manage {url(plan.private)}")
+            await stopped
+            self._draining = True
+            plan.public.close()
+            await self.crew.stop()
+        finally:
+            for task in work:
+                await ended(task)
+            await management.stop()
+            await self.beside.stop()
+
+    # Files ---------------------------------------------------------------------------------------------------------------
+
+    def _watched(self, plan: Plan) -> list[Watch]:
+        found = []
+        if plan.keys is not None:
+            keys = plan.keys
+
+            async def read() -> None:
+                await keys.load()
+                self.crew.tell(say.Keys(dict(keys.names)))
+
+            found.append(Watch("the keys file", [keys.path], read))
+        if plan.certificate is not None:
+            certificate = plan.certificate
+
+            async def renew() -> None:
+                await certificate.load()
+                self.crew.tell(say.Renew())
+
+            found.append(Watch("the certificate", certificate.files, renew))
+        return found
+
+    async def _follow(self, snapshots: AsyncIterator[Fleet]) -> None:
+        async for fleet in snapshots:
+            self._fleet = fleet
+            if self._plan.reach is not None:
+                self._plan.reach.apply(fleet)
+            self.crew.apply(fleet)
+
+    def _setup(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Setup:
+        plan = self._plan
+        host, port = plan.public.getsockname()[:2]
+        files = plan.certificate.files if plan.certificate is not None else None
+        return say.Setup(
+            number=number,
+            gateway_id=plan.gateway_id,
+            host=host,
+            port=port,
+            secret=plan.secret,
+            pepper=plan.pepper,
+            keys=dict(plan.keys.names) if plan.keys is not None else None,
+            certificate=(str(files[0]), str(files[1])) if files is not None else None,
+            fleet=self._fleet,
+            slots=slots,
+            row=row,
+            siblings=siblings,
+            publish=plan.redis is not None,
+            notes=self._notes,
+        )
+
+    # Notes and counters --------------------------------------------------------------------------------------------------
+
+    async def _tell_notes(self) -> None:
+        """What people ask the public port should hold what only the helper knows."""
+        while True:
+            await asyncio.sleep(_NOTES_SECONDS)
+            found = self._present_notes()
+            if found != self._notes:
+                self._notes = found
+                self.crew.tell(say.Notes(found))
+
+    async def _keep_counts(self) -> None:
+        """A worker that dies takes along at most what it counted since it was last asked."""
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            await self.crew.count(windows=False)
+
+    def _present_notes(self) -> list[str]:
+        problem = self._plan.source.problem
+        found = [f"the fleet file cannot be used: {problem}"] if problem else []
+        found += [watch.problem for watch in self._watches if watch.problem]
+        return [*found, *self.crew.notes(), *quiet_log.problems(), *self.beside.notes()]
+
+    def _told(self, records: list[say.WireRecord], dropped: int) -> None:
+        board = self.beside.board
+        if board is not None:
+            board.dropped += dropped
+            for record in records:
+                board.offer(record_of(record))
+
+    # The management port's view ------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of all processes of this machine."""
+        return self._clock
+
+    def fleet(self) -> Fleet:
+        """What every worker routes over, with the engines' last signals."""
+        return self.beside.fleet()
+
+    async def look(self) -> Look:
+        """How the workers are."""
+        states = await self._states()
+        notes = self._present_notes()
+        pushed = {*notes, *self._notes, "draining"}
+        for number, state in states:
+            own = [note for note in state.notes if note not in pushed]
+            notes += [note if self.crew.size == 1 else f"worker {number}: {note}" for note in own]
+        ready = not self._draining and any(state.ready for _, state in states)
+        if self._draining:
+            notes = ["draining", *notes]
+        return Look(
+            ready,
+            notes,
+            together(state.loads for _, state in states),
+            standings([state.standings for _, state in states]),
+            Lag([state.lag for _, state in states]),
+        )
+
+    async def counted(self, *, windows: bool) -> Telemetry:
+        """The counters of all workers."""
+        parts = await self.crew.count(windows=windows)
+        now = self._clock.now()
+        telemetry = Telemetry(self._clock, self._limits)
+        telemetry.started = self.started
+        telemetry.shared = self.beside.board
+        for key, part in parts.items():
+            telemetry.models[key] = series_of(part, now)
+            await asyncio.sleep(0)
+        telemetry.own.update(self.crew.own())
+        telemetry.own["workers"] = self.crew.serving
+        telemetry.own["worker_deaths_total"] = self.crew.deaths
+        return telemetry
+
+    async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
+        """The last requests of all workers, newest first."""
+        answers = await self.crew.ask(lambda number: say.AskDecisions(number, limit, model_key), list[say.WireLogged])
+        wired = [one for _, pieces in answers for piece in pieces for one in piece]
+        wired.sort(key=lambda one: one.records[0].wall, reverse=True)
+        return [logged_of(one) for one in wired[:limit]]
+
+    async def decision(self, request_id: str) -> Logged | None:
+        """One request; where a client gave an id to several, the newest."""
+        answers = await self.crew.ask(lambda number: say.AskDecision(number, request_id), list[say.WireLogged])
+        wired = [one for _, pieces in answers for piece in pieces for one in piece]
+        return logged_of(max(wired, key=lambda one: one.records[-1].wall)) if wired else None
+
+    async def _states(self) -> list[tuple[int, say.State]]:
+        answers = await self.crew.ask(say.AskState, say.State)
+        for hand, pieces in answers:
+            hand.own = pieces[0].own
+        return sorted(((hand.number, pieces[0]) for hand, pieces in answers), key=lambda found: found[0])

@@ -1,0 +1,78 @@
+"""Addresses and listening sockets: the management port, which is the helper's, and the public one, which all workers share.
+
+The kernel shares a port among sockets that ask for it (``SO_REUSEPORT``), also with a process of the same user that was left
+behind by somebody else, and says nothing. So the port is asked for alone first: that is refused while anybody listens there.
+Then it is held by a socket that never listens, so that its number stays ours while workers come and go.
+"""
+
+import errno
+import socket
+import time
+from dataclasses import dataclass
+
+BACKLOG = 4096
+_PATIENCE_SECONDS = 1.0  # workers of a gateway that was killed close the port within a twentieth
+_AGAIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; port 0 is a free one."""
+
+    host: str
+    port: int
+
+    def bind(self, *, shared: bool = False) -> socket.socket:
+        """A listening socket; ``shared`` with others of this user that say so too."""
+        return socket.create_server((self.host, self.port), family=self.family, backlog=BACKLOG, reuse_port=shared)
+
+    def reserve(self) -> socket.socket:
+        """Hold the port without listening. Raises OSError when somebody else has it."""
+        if self.port:
+            self._ask_alone()
+        held = self._made()
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((self.host, self.port))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # so that others who ask are refused
+        except OSError as error:
+            held.close()
+            raise self._refused(error) from error
+        return held
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """IPv4 or IPv6."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def _ask_alone(self) -> None:
+        """Ask for the port without sharing, for a moment: the last user may be on its way out."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            probe = self._made()
+            try:
+                probe.bind((self.host, self.port))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() >= end:
+                    raise self._refused(error) from error
+                time.sleep(_AGAIN_SECONDS)
+            finally:
+                probe.close()
+
+    def _made(self) -> socket.socket:
+        made = socket.socket(self.family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.family is socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        return made
+
+    def _refused(self, error: OSError) -> OSError:
+        shown = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return OSError(error.errno, f"cannot listen on {shown}: {error.strerror}")
+
+
+def url(bound: socket.socket, *, secure: bool = False) -> str:
+    """The URL of a listening socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,36 @@
+"""What a process of the gateway asks of the system at its start."""
+
+import contextlib
+import ctypes
+import gc
+import resource
+import sys
+
+_M_MMAP_THRESHOLD = -3  # of <malloc.h>
+_LARGE_BLOCK_BYTES = 64 * 1024
+
+
+def more_files() -> None:
+    """A connection is a file; take as many as the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def large_blocks_go_back() -> None:
+    """Keep glibc from holding on to the memory of large bodies: it raises the size from which blocks are given back to
+    the system whenever one is freed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
+def settled() -> None:
+    """The start is over: what is there now stays, and the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def collect_seldom() -> None:
+    """For a process that makes and drops many objects and hardly any cycles."""
+    gc.set_threshold(50_000, 50, 100)
