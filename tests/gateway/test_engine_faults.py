@@ -591,3 +591,27 @@ def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
                     assert retried.last.decision.reason.startswith("connect-timeout")
 
     run(main())
+
+
+@pytest.mark.parametrize("param", ["model", None])
+def test_an_engine_that_does_not_know_the_model_is_passed_over_whichever_way_it_says_so(param: str | None) -> None:
+    error = {"message": "The model `tiny` does not exist.", "type": "NotFoundError", "param": param, "code": 404}
+
+    async def wrong(call: Call) -> None:
+        await call.plain({"error": error}, "404 Not Found")
+
+    async def right(call: Call) -> None:
+        await call.plain({"object": "list", "data": []})
+
+    async def main() -> None:
+        async with (
+            scripted_engine(wrong) as one,
+            scripted_engine(right) as other,
+            running_gateway(fleet_of([one.url, other.url])) as running,
+        ):
+            for number in range(6):
+                asked = {"model": "tiny", "input": f"{number} " * 300}
+                assert (await ask(running.url, asked, path="/v1/embeddings")).status == 200
+            assert one.calls
+
+    run(main())
