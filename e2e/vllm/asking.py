@@ -1,0 +1,110 @@
+"""Asking an OpenAI server and keeping what it said: the tokens, how the answer ended, how long it took."""
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from prompts import Asked
+
+PATIENCE_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class Said:
+    """One answer. ``tokens`` are token ids where they were asked for; ``ended``: it came to its proper end; ``error``: what
+    stood there instead; ``reported``: the output tokens that its usage tells."""
+
+    status: int
+    tokens: list[int]
+    ended: bool
+    seconds: float
+    decision: str = ""
+    error: str = ""
+    text: str = ""
+    reported: int | None = None
+
+
+async def ask(
+    client: httpx.AsyncClient, asked: Asked, *, deadline: float | None = None, salt: str | None = None
+) -> Said:
+    """Ask once. ``salt`` keeps the prompt from being found in a cache, ``deadline`` is told to the server."""
+    body = dict(asked.body) | ({"cache_salt": salt} if salt else {})
+    fields = {"x-request-timeout": f"{deadline:g}"} if deadline else {}
+    began = time.monotonic()
+    try:
+        if not body.get("stream"):
+            answer = await client.post(asked.path, json=body, headers=fields)
+            return _whole(answer, time.monotonic() - began)
+        async with client.stream("POST", asked.path, json=body, headers=fields) as answer:
+            lines = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
+            return _streamed(answer, [line[6:] for line in lines], time.monotonic() - began)
+    except httpx.HTTPError as error:
+        return Said(0, [], False, time.monotonic() - began, error=type(error).__name__)
+
+
+async def ask_all(
+    client: httpx.AsyncClient,
+    all_asked: Sequence[Asked],
+    *,
+    at_once: int = 1,
+    deadline: float | None = None,
+    salt: str | None = None,
+    each: Callable[[int], None] | None = None,
+) -> list[Said]:
+    """Ask for everything, so many at once; answers in the order of the questions. ``each`` is told how many have come."""
+    turn = asyncio.Semaphore(at_once)
+    come = itertools.count(1)
+
+    async def one(number: int, asked: Asked) -> Said:
+        async with turn:
+            said = await ask(client, asked, deadline=deadline, salt=f"{salt}-{number}" if salt else None)
+        if each is not None:
+            each(next(come))
+        return said
+
+    return list(await asyncio.gather(*(one(*pair) for pair in enumerate(all_asked))))
+
+
+def client_of(url: str) -> httpx.AsyncClient:
+    """A client without limits of its own."""
+    return httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, limits=httpx.Limits(max_connections=None))
+
+
+def _whole(answer: httpx.Response, seconds: float) -> Said:
+    told = answer.json() if answer.content else {}
+    decision = answer.headers.get("x-fairlead-decision", "")
+    if answer.status_code != 200:
+        return Said(answer.status_code, [], False, seconds, decision, json.dumps(told)[:500])
+    choice = told["choices"][0]
+    ended = choice["finish_reason"] in ("stop", "length")
+    reported = told["usage"]["completion_tokens"]
+    return Said(200, list(choice.get("token_ids") or []), ended, seconds, decision, "", _text(choice), reported)
+
+
+def _streamed(answer: httpx.Response, events: list[str], seconds: float) -> Said:
+    decision = answer.headers.get("x-fairlead-decision", "")
+    tokens: list[int] = []
+    error, text, finished, reported = "", "", False, None
+    for event in events:
+        if event == "[DONE]":
+            continue
+        told: dict[str, Any] = json.loads(event)
+        if "error" in told:
+            error = event[:500]
+        reported = (told.get("usage") or {}).get("completion_tokens", reported)
+        for choice in told.get("choices", []):
+            text += _text(choice)
+            tokens += choice.get("token_ids") or []
+            finished |= choice.get("finish_reason") in ("stop", "length")
+    ended = finished and not error and events[-1:] == ["[DONE]"]
+    return Said(answer.status_code, tokens, ended, seconds, decision, error, text, reported)
+
+
+def _text(choice: dict[str, Any]) -> str:
+    said = choice.get("message") or choice.get("delta") or {}
+    return str(choice.get("text") or said.get("content") or "")

@@ -1,0 +1,286 @@
+"""Prefill and decode on two real engines: the same answers as one engine gives, also when the prefill engine dies or freezes.
+
+What is right is what the decode engine says when it does it all: every prompt is asked of it directly first, under a salt of
+its own, so that nothing is found in a cache and nothing stays there for the hand-off to find.
+"""
+
+import asyncio
+import itertools
+import json
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from asking import Said, ask_all, client_of
+from engines import Engine, Stage, fleet_of, free_port
+from prompts import Asked, asked
+from report import Numbers, Report, demand, spread
+
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
+from fairlead.limits import Limits
+from fairlead_gateway.testing import running_gateway
+
+MODEL = "tiny"
+LONG_TOKENS = 1_300
+UNDER_FAULT = 24
+BEFORE_FAULT = 6
+AT_ONCE = 4
+DEADLINE_SECONDS = 90.0
+SLOW_SECONDS = 10.0
+TRANSFERS = ("nixl", "mooncake")
+_CONNECTOR = {"nixl": "NixlConnector", "mooncake": "MooncakeConnector"}
+_ROLE = {"prefill": "kv_producer", "decode": "kv_consumer"}
+_EXTRA: dict[str, dict[str, object]] = {
+    "nixl": {"num_threads": 0, "kv_lease_duration": 30},
+    "mooncake": {"mooncake_protocol": "tcp"},
+}
+
+
+class Handoff:
+    """A prefill engine, a decode engine, and a gateway before them."""
+
+    def __init__(self, stage: Stage, report: Report, transfer: str) -> None:
+        self._stage = stage
+        self._report = report
+        self._transfer = transfer
+        self._prefills = 0
+        self._rounds = itertools.count()
+
+    async def run(self) -> None:
+        """Everything, in order; the engines are gone afterwards."""
+        self.decode = self._start("decode", 1)
+        self.prefill = self._start("prefill", 0)
+        try:
+            self.gateway = self._stage.gateway({"models": [self._fleet()]})
+            await self._report.check(self._name("first hand-off"), self._first)
+            await self._report.check(self._name("50 prompts, as shipped"), self._as_shipped)
+            await self._report.check(self._name("50 prompts, every length handed over"), self._every_length)
+            await self._report.check(
+                self._name("SIGKILL of the prefill engine"), lambda: self._fault(signal.SIGKILL, 3)
+            )
+            await self._report.check(self._name("a new prefill engine is used"), self._anew)
+            await self._report.check(
+                self._name("SIGSTOP of the prefill engine"), lambda: self._fault(signal.SIGSTOP, 4)
+            )
+            await self._report.check(self._name("SIGCONT, and hand-offs again"), self._awake)
+        finally:
+            for engine in (self.prefill, self.decode):
+                engine.signal(signal.SIGCONT)
+                engine.kill()
+
+    def _name(self, what: str) -> str:
+        return f"{self._transfer}: {what}"
+
+    def _start(self, role: str, core: int) -> Engine:
+        """One engine, healthy; NIXL's two get each a core, and their spinning threads only what is left of it."""
+        self._prefills += role == "prefill"
+        told = {
+            "kv_connector": _CONNECTOR[self._transfer],
+            "kv_role": _ROLE[role],
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": _EXTRA[self._transfer],
+        }
+        bootstrap = free_port()
+        environment = {
+            "UCX_TLS": "tcp",
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+            "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
+            "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(bootstrap),
+            "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "15",
+        }
+        if self._transfer == "mooncake":
+            environment |= shim()
+        engine = self._stage.engine(
+            f"{self._transfer}-{role}-{self._prefills}",
+            "--kv-transfer-config",
+            json.dumps(told),
+            core=core,
+            environment=environment,
+            bootstrap=f"http://127.0.0.1:{bootstrap}" if self._transfer == "mooncake" else None,
+        )
+        engine.await_health()
+        spinning = engine.calm_spinners()
+        numbers = {"start_seconds": engine.started_seconds, "spinning_threads": spinning}
+        self._report.add(self._name(f"{role} engine {self._prefills} starts"), {"holds": True, **numbers})
+        return engine
+
+    def _fleet(self) -> dict[str, Any]:
+        return fleet_of(MODEL, [(self.prefill, "Prefill"), (self.decode, "Decode")], self._transfer)
+
+    # Checks ------------------------------------------------------------------------------------------------------------
+
+    async def _first(self) -> Numbers:
+        """The hand-shake of a pair takes seconds; the rest is measured after it."""
+        one = (await asked(self.decode.url, MODEL, count=2, seed=9, least=LONG_TOKENS))[:1]
+        return await self._compared(one, self.gateway.url, self._reason, at_once=1)
+
+    async def _as_shipped(self) -> Numbers:
+        """Through the gateway process, with the limits of the release: short prompts stay on one engine."""
+        numbers = await self._compared(await asked(self.decode.url, MODEL, seed=1), self.gateway.url, self._reason)
+        demand(numbers["handed_over"] >= 25, "too few were handed over", numbers)
+        return numbers
+
+    async def _every_length(self) -> Numbers:
+        """Through a gateway that hands everything over, also right after a hand-off that failed.
+
+        The only decode engine is sometimes stuck in a transfer for half a minute. What got a 504 then is asked again, once.
+        """
+        limits = Limits(handoff_least_tokens=1, handoff_suspect_seconds=0.001)
+        async with running_gateway(self._as_value(), limits) as running:
+
+            def reason(request_id: str) -> str:
+                record = running.gateway.decisions.get(request_id)
+                return record.last.decision.reason if record is not None else "forgotten"
+
+            numbers = await self._compared(await asked(self.decode.url, MODEL, seed=2), running.url, reason, again=True)
+        demand(numbers["handed_over"] >= 45, "too few were handed over", numbers)
+        return numbers
+
+    async def _fault(self, number: int, seed: int) -> Numbers:
+        """A signal to the prefill engine while requests are under way; then some more."""
+        prompts = await asked(self.decode.url, MODEL, count=UNDER_FAULT, seed=seed, least=LONG_TOKENS)
+        prompts = [one.streamed() if at % 2 else one for at, one in enumerate(prompts)]
+
+        def fault(done: int) -> None:
+            if done == BEFORE_FAULT:
+                self.prefill.signal(number)
+
+        numbers = await self._compared(
+            prompts, self.gateway.url, self._reason, at_once=AT_ONCE, deadline=DEADLINE_SECONDS, each=fault
+        )
+        if number == signal.SIGKILL:
+            self.prefill.kill()
+        return numbers
+
+    async def _anew(self) -> Numbers:
+        self.prefill = self._start("prefill", 0)
+        self.gateway.serve({"models": [self._fleet()]})
+        return await self._again(5)
+
+    async def _awake(self) -> Numbers:
+        self.prefill.signal(signal.SIGCONT)
+        return await self._again(6)
+
+    async def _again(self, seed: int) -> Numbers:
+        """Ask until a hand-off works again; pairs that failed are left alone for half a minute."""
+        prompts = await asked(self.decode.url, MODEL, count=60, seed=seed, least=LONG_TOKENS)
+        numbers: Numbers = {}
+        for at, one in enumerate(prompts):
+            numbers = await self._compared([one], self.gateway.url, self._reason, at_once=1)
+            if numbers["handed_over"]:
+                return numbers | {"prompts": at + 1}
+            await asyncio.sleep(2.0)
+        demand(False, "no hand-off any more", numbers)
+        return numbers
+
+    # Comparing ---------------------------------------------------------------------------------------------------------
+
+    async def _compared(
+        self,
+        prompts: Sequence[Asked],
+        url: str,
+        reason: Callable[[str], str],
+        *,
+        at_once: int = 2,
+        deadline: float = DEADLINE_SECONDS,
+        each: Callable[[int], None] | None = None,
+        again: bool = False,
+    ) -> Numbers:
+        """Ask the decode engine alone, then ``url``; every answer must be the same one, and in time."""
+        async with client_of(self.decode.url) as direct, client_of(url) as through:
+            alone = await ask_all(direct, prompts, salt=f"alone-{next(self._rounds)}")
+            before = self._decoded()
+            said = await ask_all(through, prompts, at_once=at_once, deadline=deadline, each=each)
+            late = [at for at, one in enumerate(said) if again and one.status == 504]
+            for at in late:
+                said[at] = (await ask_all(through, [prompts[at]], deadline=deadline))[0]
+            after = self._decoded()
+        reasons = [reason(one.decision) if one.decision else "not answered" for one in said]
+        wrong = [
+            _wrong(one, want, got, why)
+            for one, want, got, why in zip(prompts, alone, said, reasons, strict=True)
+            if not (got.ended and got.tokens == want.tokens and len(want.tokens) > 0)
+        ]
+        numbers = {
+            "prompts": len(prompts),
+            "shortest_tokens": min(one.tokens for one in prompts),
+            "longest_tokens": max(one.tokens for one in prompts),
+            "equal": len(prompts) - len(wrong),
+            "handed_over": sum(one.startswith("prefill on ") for one in reasons),
+            "asked_again": len(late),
+            "tokens_transferred": round(after[0] - before[0]),
+            "transfers_failed": round(after[1] - before[1]),
+            "alone_seconds": spread([one.seconds for one in alone]),
+            "gateway_seconds": spread([one.seconds for one in said]),
+            "not_handed_over": dict(Counter(map(_kind, reasons)) - Counter({_kind("prefill on "): len(reasons)})),
+            "slowest": [
+                [one.tokens, round(got.seconds, 1), why[:300]]
+                for one, got, why in zip(prompts, said, reasons, strict=True)
+                if got.seconds > SLOW_SECONDS
+            ],
+            "wrong": wrong,
+        }
+        demand(all(one.ended for one in alone), "the decode engine alone did not answer", numbers)
+        demand(not wrong, "not every answer is the one of one engine alone", numbers)
+        demand(all(one.seconds <= deadline for one in said), "an answer came too late", numbers)
+        return numbers
+
+    def _decoded(self) -> tuple[float, float]:
+        """Prompt tokens that came from another engine, and failed transfers, as the decode engine counts them."""
+        source = self.decode.metric("vllm:prompt_tokens_by_source_total", source="external_kv_transfer")
+        return source, self.decode.metric("vllm:nixl_num_failed_transfers_total")
+
+    def _reason(self, request_id: str) -> str:
+        """The gateway's last reason for a request."""
+        return str(self.gateway.decision(request_id)["choices"][-1]["reason"])
+
+    def _as_value(self) -> Fleet:
+        """The same fleet for a gateway inside this process."""
+
+        def instance(engine: Engine, role: Role) -> Instance:
+            return Instance(
+                engine.name,
+                "default",
+                MODEL,
+                role.value.lower(),
+                engine.url,
+                role=role,
+                state=InstanceState.READY,
+                transfer=self._transfer,
+                bootstrap=engine.bootstrap,
+            )
+
+        both = (instance(self.prefill, Role.PREFILL), instance(self.decode, Role.DECODE))
+        return Fleet(1, 1, {f"default/{MODEL}": Model("default", MODEL)}, {f"default/{MODEL}": both})
+
+
+def _wrong(one: Asked, want: Said, got: Said, why: str) -> Numbers:
+    """All that may tell where an answer went wrong."""
+    same = next((at for at, pair in enumerate(zip(want.tokens, got.tokens, strict=False)) if pair[0] != pair[1]), -1)
+    return {
+        "tokens": one.tokens,
+        "kind": one.kind,
+        "stream": bool(one.body.get("stream")),
+        "status": got.status,
+        "ended": got.ended,
+        "error": got.error,
+        "seconds": round(got.seconds, 1),
+        "wrong_from_token": same,
+        "said_tokens": len(got.tokens),
+        "reason": why[:400],
+    }
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, names and routing words."""
+    if reason.startswith("prefill on "):
+        return "prefill"
+    return re.sub(r"[\d.]+", "N", re.sub(r"(nixl|mooncake)-(prefill|decode)-\d+", r"\2", reason.split(";")[0]))
+
+
+def shim() -> dict[str, str]:
+    """Mooncake's connector speaks to the graphics card even where there is none; see ``shim/sitecustomize.py``."""
+    return {"PYTHONPATH": str(Path(__file__).parent / "shim"), "WITHOUT_A_CARD": "1"}

@@ -1,0 +1,419 @@
+"""The conformance table: endpoints × behaviours, each cell probed and none claimed. Writes docs/reference/conformance.md.
+
+Between gateway and engine stands a tap for every instance: it notes what the gateway sends and may break the connection where a
+probe wants it. So the same probes run before a simulated engine (here, and in the tests, which fail when the page is stale)
+and before a real one (``e2e/vllm``, which keeps what it saw in bench/results/vllm.json; the page's last column reads that).
+
+``python scripts/conformance.py`` writes the page, ``--check`` only compares and exits 1.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tap import Tap
+
+from fairlead.testing.raw_http import Answer, Connection, get, post
+from fairlead_gateway.keys import Keys, digest
+from fairlead_gateway.loops import loop_factory
+from fairlead_gateway.testing import fleet_of, running_gateway
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reference" / "conformance.md"
+SEEN = ROOT / "bench" / "results" / "vllm.json"
+MODEL = "tiny"
+YES, NOT_ITS = "yes", "–"
+_KEY, _PEPPER = "a-key-of-the-probes", b"a pepper of the probes"
+_AUTHORIZED = f"authorization: Bearer {_KEY}\r\n"
+_PATIENCE_SECONDS = 30.0
+_PROBE_SECONDS = 60.0
+_DEADLINE_SECONDS = 0.3
+_UNKNOWN = b'"x_unknown_field":{"kept":[1.50,"\\u00e9"]}'
+_HANDOFF = b'"kv_transfer_params":{"do_remote_prefill":true},"ec_transfer_params":{"a":1}'
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path: what is asked there, which field is made wrong, and whether it streams and generates text."""
+
+    shown: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    wrong: Mapping[str, Any] = field(default_factory=lambda: {"model": 5})
+    streams: bool = False
+    events: bool = False  # a stream's events are understood: usage, continuation
+    pooling: bool = False
+    engine: bool = True
+
+
+_SAY: dict[str, Any] = {"max_tokens": 400, "temperature": 1, "ignore_eos": True}
+_CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "import os"}], **_SAY}
+_PAIR: dict[str, Any] = {"text_1": "import os", "text_2": ["import sys", "def main():"]}
+_RANK: dict[str, Any] = {"query": "import os", "documents": ["import sys", "def main():"]}
+ENDPOINTS = (
+    Endpoint("`POST /v1/chat/completions`", "/v1/chat/completions", _CHAT, {"n": "two"}, True, True),
+    Endpoint(
+        "`POST /v1/completions`", "/v1/completions", {"prompt": "import os", **_SAY}, {"max_tokens": -1}, True, True
+    ),
+    Endpoint("`POST /v1/embeddings`", "/v1/embeddings", {"input": ["import os"]}, {"input": 5}, pooling=True),
+    Endpoint(
+        "`POST /v1/responses` (passed on)",
+        "/v1/responses",
+        {"input": "import os", "max_output_tokens": 200},
+        streams=True,
+    ),
+    Endpoint("`POST /v1/messages` (passed on)", "/v1/messages", {**_CHAT, "max_tokens": 200}, streams=True),
+    Endpoint("`POST /tokenize`", "/tokenize", {"prompt": "import os"}),
+    Endpoint("`POST /detokenize`", "/detokenize", {"tokens": [300, 301]}),
+    *(
+        Endpoint(f"`POST {path}`", path, body, pooling=True)
+        for path, body in (
+            *((path, _RANK) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+            *((path, _PAIR) for path in ("/score", "/v1/score")),
+            *((path, {"input": ["import os"]}) for path in ("/classify", "/v1/classify")),
+        )
+    ),
+    Endpoint("`POST /v1/moderations` and other paths (passed on)", "/v1/moderations", {"input": "import os"}),
+    Endpoint("`GET /v1/models`", "/v1/models", engine=False),
+    Endpoint("`GET /v1/models/NAME`", f"/v1/models/{MODEL}", engine=False),
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """A gateway that asks for keys, two taps, and behind both the same kind of engine."""
+
+    url: str
+    taps: list[Tap]
+
+    def fault(self, kind: str) -> None:
+        """Arm both taps for the next request."""
+        for tap in self.taps:
+            tap.fault = kind
+
+    @property
+    def sent(self) -> list[bytes]:
+        """Bodies that the gateway sent to engines."""
+        return [body for tap in self.taps for body in tap.sent]
+
+    async def ask(
+        self, endpoint: Endpoint, body: bytes | Mapping[str, Any] | None = None, *, more: str = _AUTHORIZED
+    ) -> Answer:
+        """One request to the endpoint."""
+        async with self.asking(endpoint, body, more=more) as connection:
+            return await connection.answer()
+
+    @asynccontextmanager
+    async def asking(
+        self, endpoint: Endpoint, body: bytes | Mapping[str, Any] | None = None, *, more: str = _AUTHORIZED
+    ) -> AsyncIterator[Connection]:
+        """A connection on which the request has been sent; leaving the block closes it."""
+        connection = await Connection.to(self.url)
+        try:
+            if endpoint.body is None:
+                await connection.send(get(endpoint.path, more=more))
+            else:
+                asked = body if isinstance(body, bytes) else {"model": MODEL, **endpoint.body, **(body or {})}
+                await connection.send(post(asked, path=endpoint.path, more=f"content-type: application/json\r\n{more}"))
+            yield connection
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def bench(engine: str) -> AsyncIterator[Bench]:
+    """A fresh gateway, so that no probe feels what another one did."""
+    async with AsyncExitStack() as stack:
+        taps = [Tap(engine), Tap(engine)]
+        taps[0].others, taps[1].others = [taps[1]], [taps[0]]
+        taps[1].asked, taps[1].left = taps[0].asked, taps[0].left
+        for tap in taps:
+            server = await asyncio.start_server(tap.accept, "127.0.0.1", 0)
+            tap.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            stack.push_async_callback(_closed, server, tap)
+        keys = Keys(_PEPPER, {digest(_KEY.encode(), _PEPPER): "probes"})
+        running = await stack.enter_async_context(running_gateway(fleet_of([tap.url for tap in taps]), keys=keys))
+        yield Bench(running.url, taps)
+
+
+async def _closed(server: asyncio.Server, tap: Tap) -> None:
+    server.close()
+    for task in list(tap.tasks):
+        task.cancel()
+    await asyncio.gather(*tap.tasks, return_exceptions=True)
+
+
+# The probes -----------------------------------------------------------------------------------------------------------------
+
+Probe = Callable[[Bench, Endpoint], Awaitable[str]]
+
+
+def told(answer: Answer) -> str:
+    """An answer in a word or two."""
+    if answer.status == 200:
+        return YES
+    try:
+        return f"{answer.status} `{answer.error['code']}`"
+    except (AssertionError, KeyError, ValueError):
+        return str(answer.status)
+
+
+async def answers(on: Bench, endpoint: Endpoint) -> str:
+    """A plain request."""
+    return told(await on.ask(endpoint))
+
+
+async def streams(on: Bench, endpoint: Endpoint) -> str:
+    """The same as a stream, to its proper end."""
+    if not endpoint.streams:
+        return NOT_ITS
+    answer = await on.ask(endpoint, {"stream": True})
+    whole = answer.status == 200 and answer.complete and (not endpoint.events or answer.events[-1] == "[DONE]")
+    return YES if whole else f"{told(answer)}, not to its end"
+
+
+async def usage(on: Bench, endpoint: Endpoint) -> str:
+    """Asked of the engine in any case, shown to those who ask."""
+    if not endpoint.events:
+        return NOT_ITS
+    silent = await on.ask(endpoint, {"stream": True})
+    asked = json.loads(on.sent[-1] if len(on.taps[0].sent) + len(on.taps[1].sent) == 1 else b"{}")
+    shown = await on.ask(endpoint, {"stream": True, "stream_options": {"include_usage": True}})
+    injected = asked.get("stream_options", {}).get("include_usage") is True
+    stripped = not any('"usage":{' in event for event in silent.events)
+    seen = any('"usage":{' in event for event in shown.events)
+    return YES if injected and stripped and seen else f"injected {injected}, stripped {stripped}, shown {seen}"
+
+
+async def unknown_kept(on: Bench, endpoint: Endpoint) -> str:
+    """What nobody here knows arrives as it was written."""
+    if endpoint.body is None:
+        return NOT_ITS
+    await on.ask(endpoint, _with(endpoint, _UNKNOWN))
+    return YES if on.sent and _UNKNOWN in on.sent[0] else "changed"
+
+
+async def handoff_dropped(on: Bench, endpoint: Endpoint) -> str:
+    """What engines tell each other never comes from a client."""
+    if endpoint.body is None:
+        return NOT_ITS
+    await on.ask(endpoint, _with(endpoint, _HANDOFF))
+    return YES if on.sent and b"transfer_params" not in on.sent[0] else "passed on"
+
+
+async def bad_field(on: Bench, endpoint: Endpoint) -> str:
+    """400, which names it, and no engine is asked."""
+    if endpoint.body is None:
+        return NOT_ITS
+    answer = await on.ask(endpoint, endpoint.wrong)
+    named = answer.status == 400 and answer.error["param"] == next(iter(endpoint.wrong)) and not on.sent
+    return f"`{answer.error['param']}`" if named else told(answer)
+
+
+async def no_key(on: Bench, endpoint: Endpoint) -> str:
+    """401."""
+    answer = await on.ask(endpoint, more="")
+    return YES if told(answer) == "401 `invalid_api_key`" and not on.sent else told(answer)
+
+
+async def no_model(on: Bench, endpoint: Endpoint) -> str:
+    """404."""
+    if endpoint.body is None:
+        if endpoint.path == "/v1/models":
+            return NOT_ITS
+        endpoint = Endpoint("", "/v1/models/nobody", engine=False)
+    answer = await on.ask(endpoint, {"model": "nobody"})
+    return YES if told(answer) == "404 `model_not_found`" and not on.sent else told(answer)
+
+
+async def dead_before(on: Bench, endpoint: Endpoint) -> str:
+    """Another engine answers."""
+    if not endpoint.engine:
+        return NOT_ITS
+    on.fault("before")
+    answer = await on.ask(endpoint, {"stream": True} if endpoint.streams else None)
+    return await _elsewhere(on, endpoint, answer)
+
+
+async def _elsewhere(on: Bench, endpoint: Endpoint, answer: Answer) -> str:
+    """Whether the answer is a retry that is as good as any other answer."""
+    retried = answer.fields["x-fairlead-reason"].startswith("retry-") and all(len(tap.sent) == 1 for tap in on.taps)
+    return "retried" if retried and told(answer) == told(await on.ask(endpoint)) else told(answer)
+
+
+async def dead_within(on: Bench, endpoint: Endpoint) -> str:
+    """A plain answer comes from another engine; a stream with its own chances says that it is not whole."""
+    if not endpoint.engine:
+        return NOT_ITS
+    on.fault("middle")
+    answer = await on.ask(endpoint, {"stream": True} if endpoint.streams else None)
+    if not endpoint.streams:
+        return await _elsewhere(on, endpoint, answer)
+    if not endpoint.events:
+        return "looks whole" if answer.complete else "connection cut"
+    code = json.loads(answer.events[-1]).get("error", {}).get("code") if answer.events[-1] != "[DONE]" else None
+    return f"`{code}`" if code else "looks whole"
+
+
+async def continued(on: Bench, endpoint: Endpoint) -> str:
+    """A greedy stream goes on from another engine."""
+    if not endpoint.events:
+        return NOT_ITS
+    on.fault("middle")
+    answer = await on.ask(endpoint, {"stream": True, "temperature": 0})
+    whole = answer.events[-1] == "[DONE]" and not any('"error"' in event for event in answer.events)
+    return YES if whole and len(on.sent) == 2 else "no"
+
+
+async def client_leaves(on: Bench, endpoint: Endpoint) -> str:
+    """The engine's connection is closed, which stops its work; streams after their first words."""
+    if not endpoint.engine:
+        return NOT_ITS
+    on.fault("stall" if endpoint.streams else "silence")
+    async with on.asking(endpoint, {"stream": True} if endpoint.streams else None) as connection:
+        if endpoint.streams:
+            await connection.reader.readuntil(b"data: ")
+        else:
+            await on.taps[0].asked.wait()
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await on.taps[0].left.wait()
+    except TimeoutError:
+        return "the engine goes on"
+    return YES
+
+
+async def deadline(on: Bench, endpoint: Endpoint) -> str:
+    """The client's own, in ``x-request-timeout``."""
+    if not endpoint.engine:
+        return NOT_ITS
+    on.fault("silence")
+    more = f"{_AUTHORIZED}x-request-timeout: {_DEADLINE_SECONDS}\r\n"
+    answer = await on.ask(endpoint, {"stream": True} if endpoint.streams else None, more=more)
+    return YES if told(answer) == "504 `deadline_exceeded`" else told(answer)
+
+
+PROBES: dict[str, Probe] = {
+    "answers": answers,
+    "streams": streams,
+    "usage": usage,
+    "unknown fields": unknown_kept,
+    "hand-off fields": handoff_dropped,
+    "bad field": bad_field,
+    "no key": no_key,
+    "no model": no_model,
+    "dead before": dead_before,
+    "dead within": dead_within,
+    "greedy": continued,
+    "client leaves": client_leaves,
+    "deadline": deadline,
+}
+
+
+def _with(endpoint: Endpoint, more: bytes) -> bytes:
+    """The endpoint's usual body with bytes of ours at its end."""
+    plain = json.dumps({"model": MODEL, **(endpoint.body or {})}, separators=(",", ":")).encode()
+    return plain[:-1] + b"," + more + b"}"
+
+
+async def probe(engine: str, *, pooling: str | None = None) -> dict[str, dict[str, str]]:
+    """Every cell. ``pooling``: another engine for what a generating one does not serve; endpoints without one stay."""
+    table: dict[str, dict[str, str]] = {}
+    for endpoint in ENDPOINTS:
+        row = table[endpoint.shown] = {}
+        for name, one in PROBES.items():
+            async with (
+                bench(pooling if endpoint.pooling and pooling else engine) as on,
+                asyncio.timeout(_PROBE_SECONDS),
+            ):
+                row[name] = await one(on, endpoint)
+    return table
+
+
+# The page -------------------------------------------------------------------------------------------------------------------
+
+_HEAD = """<!-- Generated by `python scripts/conformance.py`. Do not edit. -->
+# Conformance: endpoints × behaviours
+
+Every cell was probed: a gateway that asks for keys, two instances, and before each a tap that notes what the gateway sends and breaks
+connections where a probe wants it. A test probes the simulated engine again and fails when this page is stale; the last column
+is what the same probes met at a real engine (`e2e/vllm`). `–`: there is nothing of the kind here.
+
+| endpoint |"""
+_LEGEND = """
+| column | `yes`, or the word in the cell, means |
+|---|---|
+| answers | a plain request gets 200; `unknown_url`: the engine does not serve it, and the client gets an OpenAI error |
+| streams | the same as a stream, to its proper end |
+| usage | the engine is always asked for it, and only a client that asked sees it |
+| unknown fields | reach the engine byte for byte |
+| hand-off fields | `kv_transfer_params` and `ec_transfer_params` of a client do not |
+| bad field | 400 with this `param`, and no engine is asked |
+| no key | 401 `invalid_api_key` |
+| no model | 404 `model_not_found` |
+| dead before | the engine's connection breaks before the first byte of the answer: another engine is asked |
+| dead within | it breaks in the middle: a plain answer comes from another engine, a stream ends with this error and no `[DONE]` |
+| greedy | the same with `temperature` 0: another engine says the rest |
+| client leaves | its engine's connection is closed at once, streams included |
+| deadline | `x-request-timeout` passes while the engine is silent: 504 `deadline_exceeded` |
+"""
+
+
+def page(table: Mapping[str, Mapping[str, str]], real: Mapping[str, Any] | None) -> str:
+    """The table with what was seen at a real engine."""
+    lines = [f"{_HEAD} {' | '.join(PROBES)} | real engine |", "|---" * (len(PROBES) + 2) + "|"]
+    for shown, row in table.items():
+        lines.append(f"| {shown} | {' | '.join(row.values())} | {_compared(row, shown, real)} |")
+    seen = f"\nThe real engine was {real['engine']}.\n" if real is not None else ""
+    return "\n".join(lines) + "\n" + _LEGEND + seen
+
+
+def _compared(row: Mapping[str, str], shown: str, real: Mapping[str, Any] | None) -> str:
+    """What a real engine did otherwise."""
+    if real is None or shown not in real["table"]:
+        return "not probed"
+    other = real["table"][shown]
+    differing = [f"{name}: {other.get(name, 'not probed')}" for name, word in row.items() if other.get(name) != word]
+    return "; ".join(differing) or "the same"
+
+
+async def simulated() -> dict[str, dict[str, str]]:
+    """The table before a simulated engine."""
+    from fairlead_sim.server.settings import EngineSettings
+    from fairlead_sim.server.testing import serving
+
+    async with serving(EngineSettings(model=MODEL, served_names=(MODEL,), speed=50.0)) as engine:
+        return await probe(engine.url)
+
+
+def wanted() -> str:
+    """What the page should hold."""
+    real = json.loads(SEEN.read_text()).get("conformance") if SEEN.exists() else None
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return page(runner.run(simulated()), real)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when the page is up to date or was written, 1 when ``--check`` found a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    check = parser.parse_args(arguments).check
+    text = wanted()
+    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    if check:
+        print(f"out of date: {PAGE.relative_to(ROOT)} (run `python scripts/conformance.py`)\n{text}", file=sys.stderr)
+        return 1
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

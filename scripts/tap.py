@@ -1,0 +1,102 @@
+"""A tap between gateway and engine: it notes what the gateway sends, and breaks or stops the connection where a probe wants it."""
+
+import asyncio
+import socket
+import struct
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+_PIECES = 6
+_ENDLESS = ("silence", "stall")
+
+
+@dataclass(slots=True)
+class Tap:
+    """Stands before an engine. ``fault`` is what befalls the next request: the connection breaks ``before`` the first byte of
+    its answer or in the ``middle`` of it, the engine says nothing (``silence``) or stops speaking (``stall``); None passes
+    everything. A fault happens once, whichever tap meets the request. ``asked``: a request has come; ``left``: the gateway
+    gave up an engine that is silent or has stalled."""
+
+    engine: str
+    sent: list[bytes] = field(default_factory=list)
+    fault: str | None = None
+    others: "list[Tap]" = field(default_factory=list)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    url: str = ""
+    tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A connection of the gateway."""
+        task = asyncio.get_running_loop().create_task(self._carry(reader, writer))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def strike(self) -> str | None:
+        """Take the fault, everywhere."""
+        found = self.fault
+        for tap in (self, *self.others):
+            tap.fault = None
+        return found
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parts = urlsplit(self.engine)
+        try:
+            from_engine, to_engine = await asyncio.open_connection(parts.hostname, parts.port)
+            with ExitStack() as stack:
+                stack.callback(to_engine.transport.abort)
+                while True:
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    body = await reader.readexactly(_length(head))
+                    self.sent.append(body)
+                    self.asked.set()
+                    fault = self.strike()
+                    if fault == "before":
+                        return
+                    if fault in _ENDLESS:
+                        stack.callback(self.left.set)
+                    if fault != "silence":
+                        to_engine.write(head + body)
+                        await _pass(from_engine, writer, part=fault is not None)
+                    if fault in _ENDLESS:
+                        await reader.read()
+                    if fault is not None:
+                        return
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            _reset(writer)
+
+
+def _length(head: bytes) -> int:
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+    return int(fields.get(b"content-length", b"0"))
+
+
+async def _pass(engine: asyncio.StreamReader, writer: asyncio.StreamWriter, *, part: bool) -> None:
+    """Pass one answer on, or only a ``part`` of it."""
+    head = await engine.readuntil(b"\r\n\r\n")
+    writer.write(head)
+    if b"transfer-encoding: chunked" not in head.lower():
+        body = await engine.readexactly(_length(head))
+        writer.write(body[: len(body) // 2] if part else body)
+        await writer.drain()
+        return
+    pieces = 0
+    while True:
+        size = await engine.readuntil(b"\r\n")
+        writer.write(size + await engine.readexactly(int(size, 16) + 2))
+        await writer.drain()
+        pieces += 1
+        if int(size, 16) == 0 or (part and pieces == _PIECES):
+            return
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """As a killed process does."""
+    with suppress(OSError):
+        bound: socket.socket | None = writer.get_extra_info("socket")
+        if bound is not None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
