@@ -393,6 +393,8 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "loop_lag_seconds": _lag,
     _P + "uptime_seconds": _plain(lambda scrape: scrape.uptime_seconds),
     _P + "keys_refused_total": _keys_refused,
+    _P + "workers": _own("workers"),
+    _P + "worker_deaths_total": _own("worker_deaths_total"),
     _P + "access_log_dropped_total": _own("access_log_dropped_total"),
     _P + "spans_exported_total": _own("spans_exported_total"),
     _P + "spans_dropped_total": _own("spans_dropped_total"),

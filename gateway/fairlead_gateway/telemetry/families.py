@@ -147,6 +147,8 @@ FAMILIES: Final = (
     Family(_P + "loop_lag_seconds", "gauge", ("quantile",), "How late the event loop wakes."),
     Family(_P + "uptime_seconds", "gauge", (), "Time since the gateway's counters began."),
     Family(_P + "keys_refused_total", "counter", (), "Requests whose API key was missing or unknown."),
+    Family(_P + "workers", "gauge", (), "Worker processes that serve and answer."),
+    Family(_P + "worker_deaths_total", "counter", (), "Workers that ended unasked; each was started again."),
     Family(
         _P + "access_log_dropped_total",
         "counter",

@@ -1,0 +1,112 @@
+"""A gateway as processes inside a test: started, asked on both ports, its workers told apart and killed."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead.testing.processes import descendants
+from fairlead.testing.raw_http import Answer, Connection, get, post, send
+
+PATIENCE_SECONDS = 60.0
+COMMAND = (sys.executable, "-m", "fairlead_gateway")
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """A gateway that said ``ready``."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    manage: str
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
+
+    def workers(self) -> set[int]:
+        """The process ids of its workers."""
+        return {pid for pid in descendants(self.process.pid) if b"fairlead_gateway.worker" in _command(pid)}
+
+    async def told(self, path: str) -> Any:
+        """The JSON that the management port answers."""
+        return (await self.asked(path)).json
+
+    async def asked(self, path: str) -> Answer:
+        """What the management port answers."""
+        return (await send(self.manage, get(path).replace(b"host: x", b"host: 127.0.0.1")))[0]
+
+    async def notes(self) -> str:
+        """The notes of the management port's readiness."""
+        return "; ".join((await self.told("/readyz"))["notes"])
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over all its labels; 0 where it has no line."""
+        text = (await self.asked("/metrics")).body.decode()
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+    async def lines(self, count: int) -> "list[Line]":
+        """One kept connection to each of ``count`` workers, told apart by the ids that they make."""
+        found: dict[str, Line] = {}
+        spare = []
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while len(found) < count:
+                line = Line(await Connection.to(self.url))
+                spare.append(line)
+                found.setdefault(await line.worker(), line)
+        for line in spare:
+            if line not in found.values():
+                await line.connection.close()
+        return list(found.values())
+
+
+class Line:
+    """A kept connection to one worker."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def worker(self) -> str:
+        """What tells this worker's requests from those of others."""
+        await self.connection.send(get("/readyz", close=False))
+        return (await self.connection.answer()).fields["x-request-id"].rpartition("-")[0]
+
+    async def ask(self, body: object) -> Answer:
+        """One request and its answer."""
+        await self.begin(body)
+        return await self.connection.answer()
+
+    async def begin(self, body: object) -> None:
+        """One request."""
+        await self.connection.send(post(body, close=False))
+
+
+@asynccontextmanager
+async def gateway_process(fleet: Path, *options: str, listen: str = "127.0.0.1:0") -> AsyncIterator[GatewayProcess]:
+    """Run a gateway until the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "--fleet", str(fleet), "--listen", listen, *options, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
+        found = re.fullmatch(r"ready (https?://\S+) manage (http://\S+)\n", line)
+        assert found, line
+        yield GatewayProcess(process, found[1], found[2])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

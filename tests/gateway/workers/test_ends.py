@@ -1,0 +1,185 @@
+"""How workers end: killed, told to go, and left alone by their helper. Nobody else's request is lost."""
+
+import asyncio
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+from fairlead.fleetfile import write_atomic
+from fairlead.testing.engine import Call, honest, scripted_engine, token
+from fairlead.testing.processes import alive
+from fairlead.testing.raw_http import Connection
+from fairlead.testing.waiting import until, until_async
+from fairlead_gateway.testing import fleet_of, run
+from fairlead_gateway.testing_process import GatewayProcess, Line, gateway_process
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STAY = {"model": "tiny", "messages": [{"role": "user", "content": "stay"}], "stream": True}
+
+
+class Gate:
+    """An engine whose streams wait in the middle."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def script(self, call: Call) -> None:
+        if b"stay" not in call.body:
+            await honest(call)
+            return
+        await call.begin()
+        await call.event(token("a"))
+        await self.go_on.wait()
+        await call.finish()
+
+
+async def staying(line: Line) -> None:
+    """A stream that has begun."""
+    await line.begin(STAY)
+    await line.connection.reader.readuntil(b'"content":"a"')
+
+
+async def whole(gateway: GatewayProcess, former: set[int]) -> bool:
+    """Two workers serve, none of them is ``former``."""
+    return await gateway.metric("fairlead_gateway_workers") == 2 and not former & gateway.workers()
+
+
+def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate, path = Gate(), tmp_path / "fleet.yaml"
+        async with scripted_engine(gate.script) as one, scripted_engine(gate.script) as two:
+            write_atomic(path, fleet_of([one.url, two.url], preset="least-request"))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                doomed, safe = await gateway.lines(2)
+                extra = [doomed]
+                while len(extra) < 4:  # four streams of the one that dies
+                    line = Line(await Connection.to(gateway.url))
+                    if await line.worker() == await doomed.worker():
+                        extra.append(line)
+                    else:
+                        await line.connection.close()
+                for line in extra:
+                    await staying(line)
+                victim = _owner(gateway, doomed)
+                answered = 0
+
+                async def client() -> None:
+                    nonlocal answered
+                    while not gone.is_set():
+                        answer = await safe.ask(CHAT)
+                        assert (answer.status, answer.complete) == (200, True)
+                        answered += 1
+
+                gone = asyncio.Event()
+                asking = asyncio.create_task(client())
+                await until(lambda: answered > 5)
+                os.kill(victim, signal.SIGKILL)
+                await until_async(partial(whole, gateway, {victim}))
+                before = answered
+                await until(lambda: answered > before + 5)
+                gone.set()
+                await asking
+                assert "killed by signal 9" in await gateway.notes()
+                assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 1
+                assert await gateway.metric("fairlead_gateway_in_flight") == 0
+                places = [(await safe.ask(CHAT)).fields["x-fairlead-instance"] for _ in range(60)]
+                assert set(places) == {"e-0/0/0", "e-1/1/0"}  # nothing of the dead one's row is left
+                for line in [*extra, safe, *await gateway.lines(2)]:
+                    await line.connection.close()
+                gate.go_on.set()
+
+    run(main())
+
+
+def _owner(gateway: GatewayProcess, line: Line) -> int:
+    """The worker that holds the other end of this connection."""
+    local = line.connection.writer.get_extra_info("sockname")[1]
+    remote = line.connection.writer.get_extra_info("peername")[1]
+    inode = ""
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = row.split()
+        if fields[1].endswith(f":{remote:04X}") and fields[2].endswith(f":{local:04X}"):
+            inode = fields[9]
+    for pid in gateway.workers():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if os.readlink(link) == f"socket:[{inode}]":
+                return pid
+    raise AssertionError("nobody holds this connection")
+
+
+def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate, path = Gate(), tmp_path / "fleet.yaml"
+        async with scripted_engine(gate.script) as engine:
+            write_atomic(path, fleet_of([engine.url]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                leaving, other = await gateway.lines(2)
+                for _ in range(3):
+                    assert (await leaving.ask(CHAT)).status == 200
+                await staying(leaving)
+                pid = _owner(gateway, leaving)
+                os.kill(pid, signal.SIGTERM)
+
+                async def replaced() -> bool:
+                    notes = await gateway.notes()
+                    return "drains" in notes and await gateway.metric("fairlead_gateway_workers") == 2
+
+                await until_async(replaced)
+                fresh = await gateway.lines(2)
+                for line in (*fresh, other):
+                    assert (await line.ask(CHAT)).status == 200
+                    await line.connection.close()
+                assert await gateway.metric("fairlead_gateway_in_flight") == 1
+                gate.go_on.set()
+                assert (await leaving.connection.reader.readuntil(b"\r\n0\r\n\r\n")).endswith(
+                    b"[DONE]\n\n\r\n0\r\n\r\n"
+                )
+                await leaving.connection.close()
+                await until(lambda: not alive(pid))
+
+                async def done() -> bool:
+                    return "drains" not in await gateway.notes()
+
+                await until_async(done)
+                assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 0
+                assert await gateway.metric("fairlead_gateway_received_total") == 7  # the leaver's four count on
+
+    run(main())
+
+
+def test_without_their_helper_workers_finish_and_leave_no_orphan(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate, path = Gate(), tmp_path / "fleet.yaml"
+        async with scripted_engine(gate.script) as engine:
+            write_atomic(path, fleet_of([engine.url]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                busy, idle = await gateway.lines(2)
+                await staying(busy)
+                workers = gateway.workers()
+                assert len(workers) == 2
+                gateway.process.kill()
+                await gateway.process.wait()
+                await until(lambda: sum(map(alive, workers)) == 1)
+                gate.go_on.set()
+                assert (await busy.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+                await until(lambda: not any(map(alive, workers)))
+                await busy.connection.close()
+                await idle.connection.close()
+            port = gateway.url.rpartition(":")[2]
+            async with gateway_process(path, listen=f"127.0.0.1:{port}") as again:
+                assert (await again.asked("/readyz")).status == 200
+
+    run(main())
+
+
+def test_a_gateway_whose_helper_was_killed_can_be_started_again_at_once_on_its_port(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        write_atomic(path, fleet_of([]))
+        async with gateway_process(path) as gateway:
+            port = gateway.url.rpartition(":")[2]
+        async with gateway_process(path, listen=f"127.0.0.1:{port}") as again:
+            assert again.url == gateway.url
+
+    run(main())
