@@ -1,0 +1,134 @@
+"""Malformed requests by the hundred thousand, each on a connection of its own: mutations of the fuzzers' corpora, sent to a process.
+
+None may be answered 5xx, none may end the process or make it grow, and none may hold its loop. What is not malformed any more,
+since mutations sometimes repair each other, is answered by a simulated engine.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from soak.engines import engines
+from soak.gateways import GatewayProcess, gateway, managed, metric, write_fleet
+from soak.report import ROOT, SEED, Line, count, flat, resident, write
+
+from fairlead.testing.raw_http import Connection, post
+
+sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
+from fuzzing.mutate import Mutator
+from fuzzing.targets import TARGETS
+
+LANES = 8
+SAMPLES = 12
+STALL_SECONDS = 0.020
+REQUESTS = ("FAIRLEAD_SOAK_MALFORMED", 4_000, 100_000)
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/rerank", "/v1/odd")
+
+
+class Hostile:
+    """Requests of three kinds: bytes on the wire, bodies in a right head, and right requests with a few bytes changed."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+        self._wire, self._body = (
+            Mutator(f"{seed}", target.seeds, target.words, target.pieces, target.grow)
+            for target in (TARGETS["head"], TARGETS["splice"])
+        )
+
+    def next(self) -> bytes:
+        """One more."""
+        draw = self._draw
+        kind = draw.random()
+        if kind < 0.4:
+            return self._wire.next()
+        if kind < 0.8:
+            return post(self._body.next(), path=draw.choice(_PATHS))
+        good = bytearray(post({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}))
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(good))
+            good[at : at + draw.randint(0, 3)] = draw.randbytes(draw.randint(0, 3))
+        return bytes(good)
+
+
+async def lane(url: str, hostile: Hostile, share: int, seen: Counter[int]) -> None:
+    """Send, close our side, read what comes until the other side closes too."""
+    for _ in range(share):
+        connection = await Connection.to(url)
+        try:
+            await connection.send(hostile.next())
+            connection.writer.write_eof()
+            answers = await connection.rest()
+            for answer in answers:
+                seen[answer.status] += 1
+            seen[0] += not answers
+        except ConnectionError:
+            seen[0] += 1
+        finally:
+            connection.writer.transport.abort()
+
+
+@asynccontextmanager
+async def bystander(url: str) -> AsyncIterator[dict[str, float]]:
+    """What somebody who has nothing to do with it waits; the dictionary is filled at the end of the block."""
+    waits: dict[str, float] = {}
+    parts = urlsplit(url)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).parent / "bystander.py"), str(parts.hostname), str(parts.port)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield waits
+        said, _ = await process.communicate(b"")  # closes its input
+        waits.update(json.loads(said))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def worst_lag(running: GatewayProcess) -> float:
+    """How late the gateway's own loop woke at worst within the last minute, in seconds."""
+    return await metric(running, "fairlead_gateway_loop_lag_seconds", 'quantile="1"')
+
+
+async def run(folder: Path) -> list[Line]:
+    """The part; the lines that do not hold."""
+    begun, requests = time.monotonic(), count(*REQUESTS)
+    seen: Counter[int] = Counter()
+    sizes: list[int] = []
+    async with engines(1, "--model", "tiny", "--served-model-name", "tiny", "--speed", "50") as found:
+        write_fleet(folder / "fleet.yaml", found.urls)
+        async with gateway(folder / "fleet.yaml") as running:
+            hostile, late = Hostile(SEED), [await worst_lag(running)]
+            async with bystander(running.url) as waits:
+                for _ in range(SAMPLES):
+                    share = requests // SAMPLES // LANES + 1
+                    await asyncio.gather(*(lane(running.url, hostile, share, seen) for _ in range(LANES)))
+                    sizes.append(resident(running.pid))
+                    late.append(await worst_lag(running))
+            alive = running.process.returncode is None and (await managed(running, "/readyz")).status == 200
+    bad = {str(status): number for status, number in sorted(seen.items()) if status >= 500}
+    lines = [
+        Line(f"{requests} malformed requests: 0 5xx", bad, not bad),
+        Line("0 crashes", int(not alive), alive),
+        Line(
+            "loop stall at most 20 ms (the latest that the loop ever woke, seconds)",
+            round(max(late), 4),
+            max(late) <= STALL_SECONDS,
+        ),
+        Line("memory flat", sizes, flat(sizes)),
+    ]
+    figures = {
+        "requests": requests,
+        "statuses": {str(status): number for status, number in sorted(seen.items())},
+        "bystander_waits_seconds": waits,
+    }
+    return write("malformed", begun, figures, lines)

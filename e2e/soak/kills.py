@@ -1,0 +1,105 @@
+"""Engines die under load: each time one that has just answered, so that it has work.
+
+Half of the requests are greedy streams, which another engine may go on with; a quarter are streams that nobody may go on with; a
+quarter are plain. A request that had not begun must be answered whole, whatever died. Engines come back at once on the same port.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+from soak.engines import Engines, engines
+from soak.gateways import chat, gateway, metric, one, write_fleet
+from soak.report import SEED, Line, count, write
+
+ENGINES = 8
+TOKENS = 40
+PER_SECOND = 100.0
+KILL_SECONDS = 0.6
+KILLS = ("FAIRLEAD_SOAK_KILLS", 12, 1_000)
+
+
+class Load:
+    """Open-loop requests, and what came of them."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.outcomes: Counter[str] = Counter()
+        self.texts: dict[int, set[str]] = {}
+        self.busy: list[str] = []
+        self.sent = 0
+
+    async def run(self, done: asyncio.Event) -> None:
+        """Send until ``done``, then wait for all answers."""
+        begun = time.monotonic()
+        while not done.is_set():
+            while self.sent < (time.monotonic() - begun) * PER_SECOND:
+                task = asyncio.create_task(self._one(self.sent))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                self.sent += 1
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*self._tasks)
+
+    async def _one(self, number: int) -> None:
+        greedy = number % 4 < 2
+        body = chat(number, stream=number % 4 != 3, tokens=TOKENS, greedy=greedy)
+        outcome, text, instance = await one(self._url, body)
+        self.outcomes[outcome] += 1
+        if outcome == "complete" and greedy:
+            self.texts.setdefault(number % 40, set()).add(text)
+        if instance:
+            self.busy.append(instance)
+            del self.busy[:-20]
+
+
+async def kill_engines(load: Load, found: Engines, kills: int, draw: random.Random) -> None:
+    """Kill one that has just answered, bring it back, and so on."""
+    for _ in range(kills):
+        await asyncio.sleep(KILL_SECONDS)
+        names = [name for name in load.busy if int(name[2]) in found.pids]
+        number = int(draw.choice(names)[2]) if names else draw.choice(list(found.pids))
+        found.kill(number)
+        await found.start(number)
+
+
+async def run(folder: Path) -> list[Line]:
+    """The part; the lines that do not hold."""
+    begun, kills = time.monotonic(), count(*KILLS)
+    async with engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
+        write_fleet(folder / "fleet.yaml", found.urls)
+        async with gateway(folder / "fleet.yaml") as running:
+            load, done = Load(running.url), asyncio.Event()
+            loading = asyncio.create_task(load.run(done))
+            await kill_engines(load, found, kills, random.Random(SEED))
+            done.set()
+            await loading
+            continued = {
+                how: int(await metric(running, "fairlead_gateway_continued_total", f'result="{how}"'))
+                for how in ("whole", "broken")
+            }
+    seen = load.outcomes
+    lost = {name: number for name, number in seen.items() if name not in ("complete", "ended with an error event")}
+    untrue = seen["looks complete and is not"] + seen["cut silently"]
+    different = sum(len(texts) > 1 for texts in load.texts.values())
+    lines = [
+        Line(f"{kills} engine kills under load", found.kills, found.kills == kills),
+        Line(
+            "0 lost requests that had not started",
+            lost,
+            not any(name.startswith(("status", "no answer")) for name in lost),
+        ),
+        Line("0 hangs", seen["hangs"], not seen["hangs"]),
+        Line("0 streams that look complete and are not", untrue, not untrue),
+        Line("greedy answers of one conversation are one text, continued or not", different, not different),
+    ]
+    figures = {
+        "kills": found.kills,
+        "requests": seen.total(),
+        "outcomes": dict(sorted(seen.items())),
+        "continued": continued,
+    }
+    return write("engine_kills", begun, figures, lines)

@@ -1,0 +1,130 @@
+"""Gateways are restarted one after the other while clients with kept connections ask without a pause.
+
+A restart is what a rolling update does: the successor starts and is ready, then the old one gets SIGTERM. Clients learn of that
+late: for a moment after the signal the old one is still in the list that new connections are drawn from. All they forgive is a
+connection that was refused, since nothing had been sent; then they take the next address. Everything else that is not a whole and
+right answer is an error: a reset, a cut, a 503. Every gateway must exit with 0.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+from soak.engines import engines
+from soak.gateways import HANG_SECONDS, GatewayProcess, chat, judged, start, write_fleet
+from soak.report import SEED, Line, count, write
+
+from fairlead.testing.raw_http import Connection, post
+
+CLIENTS = 24
+TOKENS = 20
+LATE_SECONDS = 0.2  # so long the old one stays in the list
+SERVED_SECONDS = 0.5  # so long both serve before the old one goes
+RESTARTS = ("FAIRLEAD_SOAK_RESTARTS", 4, 100)
+
+
+class Addresses:
+    """Where clients may connect: what a Service's endpoints are."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.urls: list[str] = []
+        self.refused = 0
+        self._draw = draw
+
+    async def connect(self) -> Connection:
+        """A connection to any of them. Raises OSError when none takes one."""
+        for url in self._draw.sample(self.urls, len(self.urls)):
+            try:
+                return await Connection.to(url)
+            except ConnectionRefusedError:
+                self.refused += 1
+        raise ConnectionRefusedError("no address takes a connection")
+
+
+async def client(number: int, addresses: Addresses, outcomes: Counter[str], done: asyncio.Event) -> None:
+    """Ask again and again over one connection until it is said to end, then over the next."""
+    connection: Connection | None = None
+    turn = number
+    while not done.is_set():
+        turn += CLIENTS
+        body = chat(turn, stream=number % 2 == 0, tokens=TOKENS, greedy=False)
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                connection = connection or await addresses.connect()
+                connection.writer.write(post(body, close=False))
+                await connection.writer.drain()
+                answer = await connection.answer()
+        except TimeoutError:
+            outcomes["hangs"] += 1
+            connection = None
+            continue
+        except (OSError, asyncio.IncompleteReadError) as error:
+            outcomes[f"no answer: {type(error).__name__}"] += 1
+            connection = None
+            continue
+        outcomes[judged(answer, TOKENS)[0]] += 1
+        if answer.fields.get("connection") == "close":
+            await connection.close()
+            connection = None
+    if connection is not None:
+        await connection.close()
+
+
+async def restart(old: GatewayProcess, fleet: Path, addresses: Addresses) -> tuple[GatewayProcess, "asyncio.Task[int]"]:
+    """The successor, and the end of the old one."""
+    new = await start(fleet)
+    addresses.urls.append(new.url)
+    await asyncio.sleep(SERVED_SECONDS)
+    old.terminate()
+    await asyncio.sleep(LATE_SECONDS)
+    addresses.urls.remove(old.url)
+    return new, asyncio.create_task(old.ended())
+
+
+async def run(folder: Path) -> list[Line]:
+    """The part; the lines that do not hold."""
+    begun, restarts = time.monotonic(), count(*RESTARTS)
+    outcomes: Counter[str] = Counter()
+    addresses, done = Addresses(random.Random(SEED)), asyncio.Event()
+    codes: list[asyncio.Task[int]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        found = await stack.enter_async_context(
+            engines(4, "--model", "tiny", "--served-model-name", "tiny", "--speed", "2")
+        )
+        write_fleet(folder / "fleet.yaml", found.urls)
+        living = [await start(folder / "fleet.yaml") for _ in range(2)]
+        stack.push_async_callback(_end, living)
+        addresses.urls += [one.url for one in living]
+        clients = asyncio.gather(*(client(number, addresses, outcomes, done) for number in range(CLIENTS)))
+        for number in range(restarts):
+            living[number % 2], code = await restart(living[number % 2], folder / "fleet.yaml", addresses)
+            codes.append(code)
+        ended = Counter(await asyncio.gather(*codes))
+        done.set()
+        await clients
+    errors = {name: number for name, number in outcomes.items() if name != "complete"}
+    lines = [
+        Line(f"{restarts} rolling restarts of gateways", len(codes), len(codes) == restarts),
+        Line("0 errors", errors, not errors),
+        Line(
+            "every gateway drained and exited with 0",
+            {str(code): number for code, number in ended.items()},
+            set(ended) == {0},
+        ),
+    ]
+    figures = {
+        "restarts": restarts,
+        "requests": outcomes.total(),
+        "refused_before_anything_was_sent": addresses.refused,
+    }
+    return write("rolling_restarts", begun, figures, lines)
+
+
+async def _end(living: list[GatewayProcess]) -> None:
+    for one in living:
+        if one.process.returncode is None:
+            one.process.kill()
+        await one.process.wait()

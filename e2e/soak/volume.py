@@ -1,0 +1,71 @@
+"""A million requests through one gateway, from the benchmark's load generator to its mock engines: memory stays what it was.
+
+In full every prompt ends differently, so that every bounded table fills: that is the first third, and from there on nothing may grow.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from soak.gateways import gateway, write_fleet
+from soak.report import FULL, ROOT, SEED, Line, count, flat, resident, write
+
+sys.path[:0] = [str(ROOT / "bench" / "gateway"), str(ROOT / "bench")]
+from gatewaybench.bodies import UNIQUE, bodies  # noqa: E402 - found through the line above
+from gatewaybench.engine import MockEngine  # noqa: E402
+from gatewaybench.native import build  # noqa: E402
+
+ENGINES = 2
+CONNECTIONS = 64
+STREAMED = 4  # every fourth stretch of the load is streams
+EVENTS = 8
+SECONDS = 5.0 if FULL else 1.0
+REQUESTS = ("FAIRLEAD_SOAK_REQUESTS", 20_000, 1_000_000)
+
+
+async def run(folder: Path) -> list[Line]:
+    """The part; the lines that do not hold."""
+    begun, requests = time.monotonic(), count(*REQUESTS)
+    programs = build()
+    files = [_bodies(folder, stream) for stream in (False, True)]
+    totals = {"requests": 0, "errors": 0, "wrong": 0, "unfinished": 0, "events": 0}
+    sizes: list[int] = []
+    with MockEngine(programs.engine, ports=ENGINES) as mock:
+        mock.pace(0)
+        write_fleet(folder / "fleet.yaml", [f"http://127.0.0.1:{port}" for port in mock.ports], model="bench-model")
+        async with gateway(folder / "fleet.yaml") as running:
+            while totals["requests"] < requests:
+                stream = len(sizes) % STREAMED == STREAMED - 1
+                found = _load(programs.load, running.url, files[stream], stream, len(sizes))
+                for name in totals:
+                    totals[name] += int(found[name])
+                sizes.append(resident(running.pid))
+        left = mock.stats()["open"]
+    bad = {name: totals[name] for name in ("errors", "wrong", "unfinished") if totals[name]}
+    lines = [
+        Line(f"{requests:,} requests, every answer whole and right", bad, not bad),
+        Line("memory flat", sizes, flat(sizes)),
+        Line("no stream is left at the engines", left, not left),
+    ]
+    return write("volume", begun, {**totals, "unique_prompts": FULL}, lines)
+
+
+def _bodies(folder: Path, stream: bool) -> Path:
+    """2 KB prompts as a file; each is new in full, and the same few again in a small run, whose tables would not fill."""
+    path = folder / f"bodies-{stream}"
+    lines = bodies(2_048, count=64, seed=SEED, max_tokens=EVENTS if stream else 16, stream=stream)
+    path.write_text("".join(f"{line if FULL else line.replace(UNIQUE, 'x' * len(UNIQUE))}\n" for line in lines))
+    return path
+
+
+def _load(program: Path, url: str, file: Path, stream: bool, number: int) -> dict[str, Any]:
+    command = [str(program), "closed", "--port", url.rpartition(":")[2], "--bodies", str(file), "--warmup", "0"]
+    command += ["--connections", str(CONNECTIONS), "--seconds", str(SECONDS), "--seed", str(SEED * 1_000 + number)]
+    command += ["--events", str(EVENTS)] if stream else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,477 @@
+"""A canary in every prompt, sent along every path of a real gateway process, faults included; then all that it wrote down is read.
+
+Read are: its log at debug level and both its streams, the access log, the spans that a collector got, its metrics, every page of the
+management port, every decision, and what it put into Redis. A second canary is the API key. Clients may get their prompt back;
+nobody else may. (The path of a URL is no prompt: the access log has it.)
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import random
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from fairlead.fleet import Fleet, Model
+from fairlead.fleetfile import write_atomic
+from fairlead.testing.engine import Call, Hangup, event, honest, scripted_engine, token
+from fairlead.testing.raw_http import Connection, get, post
+from fairlead.testing.split import Split, engine
+from fairlead.testing.valkey import Valkey
+from fairlead.testing.waiting import until, until_async
+from fairlead_gateway.testing import fleet_of, run
+
+pytestmark = pytest.mark.timeout(300)
+
+CANARY = "canary7c1e55"
+KEY = "sk-canary-key-91aa"
+PEPPER = "pepper of the test"
+TEXT = f"tell me of {CANARY}"
+_SPLIT = (
+    *("--served-model-name", "split", "--profile", "tiny-cpu", "--speed", "20", "--kv-connector", "nixl"),
+    *("--kv-lease-seconds", "30", "--kv-load-failure-policy", "recompute", "--kv-dead-peer-seconds", "0.1"),
+    *("--kv-abort-seconds", "30"),
+)
+CHAT = "/v1/chat/completions"
+HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
+
+
+async def script(call: Call) -> None:
+    """An engine that does what a request's ``user`` says."""
+    body = call.body
+    if call.path.startswith(("/metrics", "/health")):
+        await call.plain(b"", kind="text/plain")
+        return
+    user = re.search(rb'"user":"([a-z-]+)"', body)
+    await BEHAVIOURS[user[1].decode() if user else "honest"](call)
+
+
+async def _hang_up(call: Call) -> None:
+    raise Hangup
+
+
+async def _reset(call: Call) -> None:
+    call.reset()
+    raise Hangup
+
+
+async def _quote_500(call: Call) -> None:
+    await call.plain({"error": {"message": call.body.decode(), "code": 500}}, "500 Internal Server Error")
+
+
+async def _quote_400(call: Call) -> None:
+    await call.plain({"error": {"message": call.body.decode(), "type": CANARY, "code": CANARY}}, "400 Bad Request")
+
+
+async def _quote_503(call: Call) -> None:
+    await call.plain({"error": {"message": TEXT, "code": 503}}, "503 Service Unavailable", more="retry-after: 1\r\n")
+
+
+async def _html(call: Call) -> None:
+    await call.plain(b"<html>" + call.body, kind="text/html")
+
+
+async def _garbage(call: Call) -> None:
+    await call.send(call.body)
+    raise Hangup
+
+
+async def _cut(call: Call) -> None:
+    if b"continue_final_message" in call.body:
+        await honest(call)
+        return
+    await call.begin()
+    await call.event(token(CANARY) | {"id": "c", "created": 1, "model": "tiny"})
+    raise Hangup
+
+
+async def _abort(call: Call) -> None:
+    await call.begin()
+    await call.event(token(CANARY))
+    await call.event(token(CANARY, "abort"))
+    raise Hangup
+
+
+async def _error_event(call: Call) -> None:
+    await call.begin()
+    await call.chunk(event({"error": {"message": TEXT, "type": CANARY, "code": 500}}))
+    raise Hangup
+
+
+async def _late_error_event(call: Call) -> None:
+    await call.begin()
+    await call.event(token(CANARY))
+    await call.chunk(event({"error": {"message": TEXT, "type": CANARY, "code": CANARY}}))
+    raise Hangup
+
+
+async def _no_json(call: Call) -> None:
+    await call.begin()
+    await call.chunk(f"data: {TEXT}\n\n".encode())
+    raise Hangup
+
+
+async def _silent(call: Call) -> None:
+    await call.gone()
+
+
+async def _long(call: Call) -> None:
+    await call.begin()
+    while not call.writer.is_closing():
+        await call.event(token(CANARY))
+
+
+BEHAVIOURS = {
+    "honest": honest,
+    "hang-up": _hang_up,
+    "reset": _reset,
+    "quote-five": _quote_500,
+    "quote-four": _quote_400,
+    "quote-busy": _quote_503,
+    "html": _html,
+    "garbage": _garbage,
+    "cut": _cut,
+    "abort": _abort,
+    "error-event": _error_event,
+    "late-error-event": _late_error_event,
+    "no-json": _no_json,
+    "silent": _silent,
+    "long": _long,
+}
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    """A chat with the canary in its prompt, its tools and its stop strings; what is None is left out."""
+    found = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": TEXT}],
+        "tools": [{"type": "function", "function": {"name": CANARY, "description": CANARY}}],
+        "stop": [CANARY],
+        "user": "honest",
+        **more,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def good_ones() -> Iterator[tuple[str, Any]]:
+    """(path, body) of everything that reaches an engine, well or badly."""
+    for user in BEHAVIOURS:
+        for more in ({}, {"temperature": 0, "tools": None, "stop": None}):
+            for stream in (False, True):
+                if user not in ("silent", "long"):
+                    yield CHAT, chat(user=user, stream=stream, **more)
+    for stream in (False, True):
+        yield "/v1/completions", {"model": "tiny", "prompt": TEXT, "suffix": CANARY, "user": "honest", "stream": stream}
+        yield "/v1/completions", {"model": "tiny", "prompt": TEXT, "user": "cut", "temperature": 0, "stream": stream}
+        yield "/v1/responses", {"model": "tiny", "input": TEXT, "user": "honest", "stream": stream}
+    yield (
+        "/v1/embeddings",
+        {"model": "default/tiny", "input": [TEXT], "user": "honest", "kv_transfer_params": {"x": CANARY}},
+    )
+    for path in ("/tokenize", "/detokenize", "/rerank", "/v1/rerank", "/score", "/v1/score", "/classify"):
+        yield (
+            path,
+            {"model": "tiny", "prompt": TEXT, "query": TEXT, "documents": [TEXT], "text_1": TEXT, "user": "honest"},
+        )
+    yield "/v1/odd", {"model": "tiny", "input": TEXT, "user": "quote-five"}
+    yield "/v1/odd", {"model": "tiny", "input": TEXT, "user": "garbage"}
+
+
+def bad_ones() -> Iterator[bytes]:
+    """What is refused, with the canary at the place that is wrong."""
+    for wrong in (
+        {"model": CANARY}, {"model": ["tiny", CANARY]}, {"messages": TEXT},
+        {"messages": [{"role": "user", "content": {CANARY: 1}}]},
+        {"messages": [{"content": TEXT}]}, {"messages": [TEXT]}, {"temperature": CANARY}, {"stream": CANARY},
+        {"n": CANARY}, {"n": 10**9},
+        {"max_tokens": CANARY}, {"max_tokens": -1}, {"stop": [CANARY, 5]}, {"stop": CANARY * 10_000},
+        {"tools": [CANARY]}, {"logit_bias": {CANARY: CANARY}},
+        {"tools": [{"type": "function", "function": {CANARY: 1}}]}, {"response_format": {"x": CANARY * 30_000}},
+        {"stream_options": CANARY},
+        {"seed": 2**70}, {"tool_choice": 5}, {"user": [CANARY]}, {"cache_salt": [CANARY]},
+        {"extra": [[CANARY]] * 1_000},
+    ):  # fmt: skip
+        yield signed(CHAT, chat(**wrong))
+    yield signed("/v1/completions", {"model": "tiny", "prompt": {CANARY: 1}})
+    yield signed("/v1/completions", {"model": "tiny", "prompt": [CANARY, 1]})
+    yield signed("/v1/embeddings", {"model": "tiny", "input": {"x": CANARY}})
+    yield signed("/v1/odd", {"input": TEXT})
+    yield signed("/nowhere", chat())
+    yield signed(CHAT, chat()).replace(b"POST", b"PUT", 1)
+    yield signed(CHAT, chat()).replace(KEY.encode(), CANARY.encode())
+    yield post(chat())
+    for body in (
+        b"", b'{"model":"tiny","messages":"' + CANARY.encode(), CANARY.encode(), b'["' + CANARY.encode() + b'"]',
+        b'{"' + CANARY.encode() + b'":NaN}', b'{"model":"tiny","x":"' + CANARY.encode() + b'\xff"}',
+        b'{"model":"' + CANARY.encode() + b'\\ud800"}',
+        b'{"model":"tiny","x":' + b"[" * 500 + b'"' + CANARY.encode() + b'"' + b"]" * 500 + b"}",
+    ):  # fmt: skip
+        yield signed(CHAT, body)
+    canary = CANARY.encode()
+    for head in (
+        b"Host: " + canary + b" \x01\r\n", canary + b"\r\n", canary + b" : x\r\n", b"Expect: " + canary + b"\r\n",
+        b"X: " + canary + b"\x00\r\n",
+        b"Content-Encoding: " + canary + b"\r\n", b"Transfer-Encoding: " + canary + b"\r\n",
+        b"Content-Length: " + canary + b"\r\n",
+        b"X-Request-Timeout: " + canary + b"\r\n", b"Connection: " + canary + b"\r\n",
+        b"X: " + canary * 4_000 + b"\r\n",
+    ):  # fmt: skip
+        yield HEAD + head + b"\r\n" + canary
+    yield HEAD + b"content-length: 40000000\r\n\r\n" + canary
+    yield HEAD + b"content-length: 100\r\n\r\n" + canary
+    for chunks in (
+        canary + b"\r\n", b"5;" + canary + b"\x00\r\n", b"c\r\n" + canary + b"XX", b"0\r\n" + canary + b"\r\n\r\n",
+        b"fffffff\r\n" + canary,
+    ):  # fmt: skip
+        yield HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunks
+    yield f"{CANARY} / HTTP/9.9\r\n\r\n".encode()
+    yield b"\x16\x03\x01" + canary
+    for target in (f"/v1/odd?q={CANARY}&model={CANARY}", f"/v1/odd?q={CANARY}&model=tiny", f"/readyz?{CANARY}"):
+        yield get(target, more=f"authorization: Bearer {KEY}\r\n")
+
+
+def signed(path: str, body: object, more: str = "", *, close: bool = True) -> bytes:
+    """A whole request with the key."""
+    return post(
+        body,
+        path=path,
+        more=f"authorization: Bearer {KEY}\r\ntraceparent: 00-{'a' * 32}-{'b' * 16}-01\r\n{more}",
+        close=close,
+    )
+
+
+class Collector:
+    """Takes whatever is posted."""
+
+    def __init__(self) -> None:
+        self.got = b""
+
+    async def take(self, call: Call) -> None:
+        self.got += call.body
+        await call.plain({})
+
+
+async def answered(url: str, data: bytes, *, half_close: bool = False) -> list[int]:
+    """The statuses of what comes back; a connection that breaks is an answer, too."""
+    connection = await Connection.to(url)
+    try:
+        await connection.send(data)
+        if half_close:
+            connection.writer.write_eof()
+        return [answer.status for answer in await connection.rest()]
+    except (AssertionError, ConnectionError, asyncio.IncompleteReadError):
+        return [0]
+    except TimeoutError:
+        raise AssertionError(f"no answer to {data[:2_000]!r}") from None
+    finally:
+        connection.writer.transport.abort()
+
+
+async def leaves(url: str, data: bytes, after: bytes) -> None:
+    """A client that goes in the middle of its answer, or before it."""
+    connection = await Connection.to(url)
+    await connection.send(data)
+    if after:
+        await connection.reader.readuntil(after)
+    connection.writer.transport.abort()
+
+
+@asynccontextmanager
+async def gateway_process(
+    folder: Path, fleet: Fleet, redis_url: str, collector: str
+) -> AsyncIterator[tuple[str, str, Any]]:
+    """A gateway with everything on that writes anything down: its two URLs and the process."""
+    write_atomic(folder / "fleet.yaml", fleet)
+    digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
+    (folder / "keys.yaml").write_text(f'keys:\n  - {{name: somebody, digest: "{digest}"}}\n')
+    environ = {
+        **os.environ,
+        "FAIRLEAD_KEY_PEPPER": PEPPER,
+        "FAIRLEAD_LOG_LEVEL": "debug",
+        "FAIRLEAD_ACCESS_LOG": str(folder / "access.log"),
+        "FAIRLEAD_TRACE_ENDPOINT": collector,
+        "FAIRLEAD_TRACE_SAMPLE": "1",
+        "PYTHONASYNCIODEBUG": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "fairlead_gateway",
+        "--fleet",
+        str(folder / "fleet.yaml"),
+        "--listen",
+        "127.0.0.1:0",
+    ]
+    command += ["--keys", str(folder / "keys.yaml"), "--redis", redis_url]
+    with (folder / "stderr").open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=stderr, env=environ
+        )
+    try:
+        assert process.stdout is not None
+        words = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+        assert words[:1] == ["ready"], (folder / "stderr").read_text()
+        yield words[1], words[3], process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def pages(manage: str) -> dict[str, str]:
+    """Everything that the management port shows."""
+    found = {}
+    for path in (
+        "/",
+        "/readyz",
+        "/metrics",
+        "/api/fleet",
+        "/api/stats",
+        "/api/decisions?limit=500",
+        "/openapi.json",
+        "/docs",
+    ):
+        found[path] = await _page(manage, path)
+    for number, id_ in enumerate(
+        sorted(set(re.findall(r'"(?:request_)?id":"([^"]+)"', found["/api/decisions?limit=500"])))
+    ):
+        if number < 200:
+            found[f"/api/decisions/{id_}"] = await _page(manage, f"/api/decisions/{id_}")
+    return found
+
+
+async def _page(manage: str, path: str) -> str:
+    connection = await Connection.to(manage)
+    try:
+        await connection.send(get(path).replace(b"host: x", b"host: 127.0.0.1"))
+        answer = await connection.answer()
+        return str(answer.fields) + answer.body.decode()
+    finally:
+        await connection.close()
+
+
+def stored(valkey: Valkey) -> str:
+    """Everything in Redis, as text."""
+    with redis.Redis(unix_socket_path=str(valkey.path)) as client:
+        found = []
+        for key in client.scan_iter(count=1_000):
+            kind = client.type(key)
+            reader = {
+                b"string": client.get,
+                b"hash": client.hgetall,
+                b"list": lambda name: client.lrange(name, 0, -1),
+                b"set": client.smembers,
+                b"zset": lambda name: client.zrange(name, 0, -1, withscores=True),
+                b"stream": client.xrange,
+            }[kind]
+            found.append(f"{key!r} {reader(key)!r}")
+        return "\n".join(found)
+
+
+def fleet(scripted: str, split: Split) -> Fleet:
+    """``tiny`` on three addresses of a scripted engine, ``split`` on engines that hand prompts over."""
+    plain = fleet_of([scripted] * 3)
+    (parts,) = split.fleet().instances.values()
+    model = Model("default", "split")
+    return Fleet(
+        1,
+        1,
+        plain.models | {"default/split": model},
+        plain.instances | {"default/split": tuple(replace(one, model="split") for one in parts)},
+    )
+
+
+async def faults(url: str, process: Any, split: Split) -> None:
+    """Deadlines, clients that leave, hand-offs whose engines die, quarantine, and a storm of bytes."""
+    for stream in (False, True):
+        for user in ("silent", "long"):
+            body = chat(user=user, stream=stream)
+            if user == "silent" or stream:
+                await answered(url, signed(CHAT, body, "x-request-timeout: 300ms\r\n"))
+        await leaves(url, signed(CHAT, chat(user="silent", stream=stream)), b"")
+    await leaves(url, signed(CHAT, chat(user="long", stream=True)), b'"content"')
+    for _ in range(4):
+        await answered(
+            url, signed(CHAT, chat(user="hang-up", metadata={"x": CANARY}))
+        )  # two engines die of it: quarantined
+    long = {"model": "split", "messages": [{"role": "user", "content": f"{TEXT} " * 800}], "max_tokens": 30}
+    assert await answered(url, signed(CHAT, long)) == [200]
+    dying = asyncio.create_task(
+        leaves(url, signed(CHAT, long | {"stream": True, "max_tokens": 2_000, "temperature": 1}), b"\n\n")
+    )
+    await dying
+    split.prefill[0].kill()
+    assert await answered(url, signed(CHAT, long | {"messages": [{"role": "user", "content": f"{TEXT}! " * 800}]})) == [
+        200
+    ]
+    streaming = asyncio.create_task(
+        answered(url, signed(CHAT, long | {"stream": True, "max_tokens": 2_000, "temperature": 1}))
+    )
+    await asyncio.sleep(0)
+    split.decode[0].kill()
+    await streaming
+    draw = random.Random(1)
+    for _ in range(150):
+        data = bytearray(signed(CHAT, chat()))
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        await answered(url, bytes(data), half_close=True)
+
+
+def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
+    async def main(valkey: Valkey, split: Split) -> dict[str, str]:
+        collector = Collector()
+        async with AsyncExitStack() as stack:
+            scripted = await stack.enter_async_context(scripted_engine(script))
+            spans = await stack.enter_async_context(scripted_engine(collector.take))
+            url, manage, process = await stack.enter_async_context(
+                gateway_process(tmp_path, fleet(scripted.url, split), valkey.url, spans.url)
+            )
+            statuses = set()
+            for path, body in good_ones():
+                statuses.update(await answered(url, signed(path, body)))
+            for data in bad_ones():
+                statuses.update(await answered(url, data, half_close=True))
+            await faults(url, process, split)
+            assert {200, 400, 401, 404, 405, 413, 417, 431, 502} <= statuses, statuses
+            written = await pages(manage)
+            decided = written["/api/decisions?limit=500"]
+            for word in ("default/tiny", "default/split", "continue-1", "prefill-0"):
+                assert word in decided, word
+
+            async def told() -> bool:
+                return "default/tiny" in await asyncio.to_thread(stored, valkey)
+
+            await until_async(told)
+            written["redis"] = await asyncio.to_thread(stored, valkey)
+            await until(lambda: b"/v1/traces" in collector.got or bool(collector.got))
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+            written["stdout"] = (await process.stdout.read()).decode()
+            written["spans"] = collector.got.decode()
+            written["stderr"] = (tmp_path / "stderr").read_text()
+            written["access log"] = (tmp_path / "access.log").read_text()
+            assert all(written[name] for name in ("spans", "stderr", "access log"))
+            return written
+
+    valkey = Valkey(tmp_path)
+    valkey.start()
+    try:
+        produces, consumes = (*_SPLIT, "--kv-role", "kv_producer"), (*_SPLIT, "--kv-role", "kv_consumer")
+        with engine(*produces) as prefill, engine(*consumes) as decode, engine(*consumes) as other:
+            written = run(main(valkey, Split([prefill], [decode, other])))
+    finally:
+        valkey.kill()
+    for place, text in written.items():
+        for secret in (CANARY, KEY, PEPPER):
+            assert secret not in text, (place, secret, text[max(0, text.find(secret) - 300) : text.find(secret) + 100])
