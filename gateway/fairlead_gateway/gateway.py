@@ -76,12 +76,8 @@ class Gateway:
         self.clock = clock
         self.limits = limits
         self.lag = LoopLag(keep=3_000)  # one minute: every look at it sorts them
-        self.telemetry = Telemetry(clock, limits, self.lag)
-        self._observing = observing
-        self._observers = tuple(observing.observers) if observing is not None else ()
-        self._tracer = observing.tracer if observing is not None else None
-        if observing is not None:
-            observing.attach(self.telemetry)
+        telemetry = self.telemetry = Telemetry(clock, limits, self.lag)
+        self._observe(observing)
         self.decisions = DecisionLog(limits.decision_log)
         self.listener = Listener(self, clock=clock, limits=limits, loop=loop, new_id=new_id)
         self.memory = Memory(limits, memory, self.listener.memory_short)
@@ -92,9 +88,7 @@ class Gateway:
         breaker = Breaker(limits, draw)
         self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings)
         self._prefill_routes = Routes(secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings)
-        self._health = Health(
-            breaker, ready=self._routes.ready_ids, telemetry=self.telemetry, clock=clock, limits=limits
-        )
+        self._health = Health(breaker, ready=self._routes.ready_ids, telemetry=telemetry, clock=clock, limits=limits)
         self.telemetry.standing = self._health.words
         self.reach = Reach(environ, clock.now)
         self._pool = Pool(limits, loop, self.reach)
@@ -133,9 +127,16 @@ class Gateway:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._new_id = new_id
         self._started_wall = int(clock.wall())
-        self._loaded = False
-        self._draining = False
+        self._loaded = self._draining = False
         self._under_way: dict[str, asyncio.Task[None] | Short] = {}
+
+    def _observe(self, observing: "Observing | None") -> None:
+        """Who is told of requests besides metrics and the decision log; nobody costs nothing."""
+        self._observing = observing
+        self._observers = tuple(observing.observers) if observing is not None else ()
+        self._tracer = observing.tracer if observing is not None else None
+        if observing is not None:
+            observing.attach(self.telemetry)
 
     # The fleet and what the management port sees.
 
