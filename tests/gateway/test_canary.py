@@ -1,0 +1,194 @@
+"""One canary in every prompt, along every path and into every fault: nothing that Fairlead keeps, logs, exports or shows has it."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fairlead.clock import SystemClock
+from fairlead.fleet import Fleet, Instance, Model, Objectives, Role
+from fairlead.limits import Limits
+from fairlead.testing.canned import Answer, CannedServer
+from fairlead.testing.engine import Call, Hangup, Script, event, honest, scripted_engine, token
+from fairlead.testing.raw_http import Connection, ask, post, send
+from fairlead_cli.local import answers
+from fairlead_cli.local.explaining import told
+from fairlead_gateway.management.shapes import decision_json
+from fairlead_gateway.observing import Observing, Wanted
+from fairlead_gateway.testing import KEY, Running, run, running_gateway
+
+CANARY = "canary-7c1e"
+LONG = f"tell me of {CANARY} and of nothing else " * 30
+LIMITS = replace(
+    Limits(),
+    span_gather_seconds=0.0,
+    stream_idle_seconds=0.3,
+    first_token_seconds=0.3,
+    handoff_least_tokens=16,
+    handoff_prefill_seconds=0.3,
+    handoff_first_event_seconds=0.3,
+)
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "system", "content": CANARY}, {"role": "user", "content": LONG}],
+    "tools": [{"type": "function", "function": {"name": CANARY}}],
+    "metadata": {"k": CANARY},
+    "stop": [CANARY],
+    "user": CANARY,
+}
+GREEDY = {"model": "tiny", "prompt": LONG, "temperature": 0, "max_tokens": 20, "stream": True}
+REQUESTS: list[tuple[str, Any]] = [
+    ("/v1/chat/completions", CHAT),
+    ("/v1/chat/completions", CHAT | {"stream": True}),
+    ("/v1/chat/completions?q=" + CANARY, CHAT),
+    ("/v1/completions", GREEDY),
+    ("/v1/embeddings", {"model": "tiny", "input": [LONG, LONG]}),
+    ("/tokenize", {"model": "tiny", "prompt": LONG}),
+    ("/rerank", {"model": "tiny", "query": LONG, "documents": [LONG]}),
+    ("/v1/something/else", {"model": "tiny", "input": LONG}),
+    ("/v1/chat/completions", CHAT | {"model": "nobody"}),
+    ("/v1/chat/completions", CHAT | {"temperature": CANARY}),
+    ("/v1/chat/completions", CHAT | {"n": CANARY, "kv_transfer_params": {CANARY: CANARY}}),
+    ("/v1/chat/completions", f'{{"model": "tiny", "messages": "{CANARY}'.encode()),
+    ("/nowhere", CHAT),
+]
+
+
+async def hang_up(call: Call) -> None:
+    raise Hangup
+
+
+async def broken_stream(call: Call) -> None:
+    await call.begin()
+    await call.event(token(f"of {CANARY}"))
+    raise Hangup
+
+
+async def garbage(call: Call) -> None:
+    await call.plain(b"<html>" + call.body, kind="text/html")
+
+
+async def failing(call: Call) -> None:
+    await call.plain({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+
+
+async def refusing(call: Call) -> None:
+    await call.plain({"error": {"message": f"{CANARY} is too long", "code": 400, "param": CANARY}}, "400 Bad Request")
+
+
+async def full(call: Call) -> None:
+    await call.plain({"error": {"message": CANARY}}, "503 Service Unavailable")
+
+
+async def error_event(call: Call) -> None:
+    await call.begin()
+    await call.event(token(CANARY))
+    await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
+
+
+async def silent(call: Call) -> None:
+    await call.gone()
+    raise Hangup
+
+
+async def prefilling(call: Call) -> None:
+    found = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": CANARY, "remote_request_id": "r"}
+    found |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
+    await call.plain({"choices": [{"index": 0, "text": CANARY}], "kv_transfer_params": found})
+
+
+async def failing_to_pull(call: Call) -> None:
+    await (failing if call.json.get("kv_transfer_params") else honest)(call)
+
+
+SCENES: dict[str, tuple[list[Script], list[Script]]] = {
+    "well": ([], [honest, honest]),
+    "one hangs up": ([], [hang_up, honest]),
+    "all hang up": ([], [hang_up, hang_up, hang_up]),
+    "streams break": ([], [broken_stream, honest]),
+    "garbage": ([], [garbage, honest]),
+    "one fails": ([], [failing, honest]),
+    "all fail": ([], [failing]),
+    "refused": ([], [refusing]),
+    "full": ([], [full]),
+    "an error in the stream": ([], [error_event]),
+    "silence": ([], [silent]),
+    "split": ([prefilling], [honest]),
+    "no prefill": ([failing], [honest]),
+    "no pull": ([prefilling], [failing_to_pull]),
+}
+
+
+@asynccontextmanager
+async def scene(name: str, collector: str, log: Path) -> AsyncIterator[Running]:
+    prefill, decode = SCENES[name]
+    async with AsyncExitStack() as stack:
+        found = []
+        for role, scripts in ((Role.PREFILL, prefill), (Role.DECODE if prefill else Role.SERVE, decode)):
+            for number, script in enumerate(scripts):
+                engine = await stack.enter_async_context(scripted_engine(script))
+                transfer = "nixl" if prefill else None
+                found.append(
+                    Instance(f"{role}{number}", "default", "tiny", role, engine.url, role=role, transfer=transfer)
+                )
+        fleet = Fleet(1, 1, {KEY: Model("default", "tiny", Objectives(ttft_seconds=1.0))}, {KEY: tuple(found)})
+        what = Wanted(access_log=str(log), endpoint=collector, share=1.0)
+        watching = Observing(
+            what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw=random.Random(1).getrandbits
+        )
+        yield await stack.enter_async_context(running_gateway(fleet, LIMITS, observing=watching))
+
+
+async def everything(running: Running) -> None:
+    for path, body in REQUESTS:
+        await ask(running.url, body, path=path)
+    await ask(running.url, CHAT | {"stream": True}, more="x-request-timeout: 0.05\r\n")
+    await send(running.url, f"GET /{CANARY} HTTP/9.9\r\n\r\n".encode())
+    leaving = await Connection.to(running.url)
+    await leaving.send(post(CHAT | {"stream": True}))
+    await leaving.close()
+    while running.gateway.in_flight():  # noqa: ASYNC110 - the client that left
+        await asyncio.sleep(0)
+
+
+def shown(running: Running) -> str:
+    """All that the gateway keeps and its pages, metrics and `fairlead explain` show."""
+    gateway = running.gateway
+    kept = gateway.decisions.last(1_000)
+    texts = [repr(kept), repr(gateway.ready()), repr(gateway.loads())]
+    for logged in kept:
+        page = decision_json(logged).model_dump_json()
+        texts += [page, *told(msgspec.json.decode(page, type=answers.Decision))]
+    texts.append(gateway.telemetry.render(gateway.fleet(), gateway.loads(), gateway.clock.now()).decode())
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_canary_is_in_nothing_that_is_kept_logged_exported_or_shown(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    log = tmp_path / "access.log"
+
+    async def main() -> str:
+        async with scene(name, collector.url, log) as running:
+            await everything(running)
+            return shown(running)
+
+    with CannedServer({"/v1/traces": Answer([b"{}"])}) as collector:
+        pages = run(main())
+    spans = b"".join(asked.body for asked in collector.asked).decode()
+    lines = log.read_text()
+    assert lines.count("\n") == len(REQUESTS) + 3
+    assert '"spanId"' in spans
+    assert CANARY not in pages
+    assert CANARY not in lines
+    assert CANARY not in spans
+    assert CANARY not in caplog.text
