@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,11 @@ class Connection:
         """Connect; an https URL needs ``tls``."""
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24, ssl=tls))
+
+    @classmethod
+    async def over(cls, connected: socket.socket) -> "Connection":
+        """Use a socket that is connected already."""
+        return cls(*await asyncio.open_connection(sock=connected, limit=1 << 24))
 
     async def send(self, data: bytes) -> None:
         """Write bytes as they are; a server that has closed already is no surprise."""

@@ -25,6 +25,7 @@ class Server:
         self._public = public
         self._certificate = certificate
         self._server: asyncio.Server | None = None
+        self._knocks: list[asyncio.Task[object]] = []
 
     async def start(self) -> None:
         """Accept connections."""
@@ -46,9 +47,24 @@ class Server:
         gateway.drain()
         await asyncio.sleep(KNOCKED_SECONDS)
         if self._server is not None:
+            self._let_in()
             self._server.close()
         await self._until(lambda: not gateway.in_flight() and not listener.busy(), gateway.limits.drain_seconds)
         await self._until(lambda: not listener.connections, QUIET_SECONDS)
+
+    def _let_in(self) -> None:
+        """Take what the kernel has accepted until this very moment: closing the port would reset it, and its clients may have
+        sent a request already."""
+        loop, make = asyncio.get_running_loop(), self._gateway.listener.protocol
+        secure = self._certificate.context if self._certificate is not None else None
+        with self._public.dup() as port:
+            while True:
+                try:
+                    knocked, _ = port.accept()
+                except OSError:
+                    return
+                knocked.setblocking(False)
+                self._knocks.append(loop.create_task(loop.connect_accepted_socket(make, knocked, ssl=secure)))
 
     def close(self) -> None:
         """Cut what is left."""
