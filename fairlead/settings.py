@@ -18,8 +18,12 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
         "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
-        "FAIRLEAD_SOAK_KILLS": "how many engines `make soak` kills",
-        "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests `make soak` sends",
+        "FAIRLEAD_SOAK": "`full`: the soak does everything as often as the bar says; `make soak` sets it",
+        "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",
+        "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests the soak sends",
+        "FAIRLEAD_SOAK_REQUESTS": "how many requests the soak counts memory over",
+        "FAIRLEAD_SOAK_RESTARTS": "how many gateways the soak restarts",
+        "FAIRLEAD_SOAK_SEED": "the soak's seed",
     }
 )
 """Read by the Makefile and the tests, not by a process of Fairlead: variable → what it means."""
@@ -68,6 +72,9 @@ class GatewaySettings:
     )
     trace_headers: str | None = _setting(
         "header fields that the collector wants, as `name=value,name=value`", secret=True
+    )
+    compiled: str | None = _setting(
+        "`0` runs workers from the sources even where a compiled copy of the data plane lies in the cache (`make compile`)"
     )
     memory_limit: str | None = _setting(
         "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
