@@ -17,7 +17,7 @@ from soak.report import SEED, Line, count, write
 ENGINES = 8
 TOKENS = 40
 PER_SECOND = 100.0
-KILL_SECONDS = 0.6
+KILL_SECONDS = 0.45
 KILLS = ("FAIRLEAD_SOAK_KILLS", 12, 1_000)
 
 
@@ -69,7 +69,7 @@ async def kill_engines(load: Load, found: Engines, kills: int, draw: random.Rand
 async def run(folder: Path) -> list[Line]:
     """The part; the lines that do not hold."""
     begun, kills = time.monotonic(), count(*KILLS)
-    async with engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
+    async with engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "0.5") as found:
         write_fleet(folder / "fleet.yaml", found.urls)
         async with gateway(folder / "fleet.yaml") as running:
             load, done = Load(running.url), asyncio.Event()
