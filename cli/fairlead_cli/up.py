@@ -36,6 +36,7 @@ def up(
         bool, _SWITCH, Parameter(help="Allow listening beyond loopback: nobody is asked for a key.")
     ] = False,
     redis: Annotated[bool, Parameter(help="Start an embedded Redis.")] = True,
+    workers: Annotated[int, Parameter(help="Processes of the gateway that carry requests, on one port.")] = 1,
     logs: Annotated[Path | None, Parameter(help="Keep every process's output in this folder.")] = None,
     plain: Annotated[bool, _SWITCH, Parameter(help="Plain lines instead of the live view.")] = False,
 ) -> int:
@@ -48,5 +49,7 @@ def up(
 
     paths = named(up, files, file)
     return launch(
-        Wishes(paths, listen, manage, speed, seed, preset, engines_per_process, real, insecure, redis, logs, plain)
+        Wishes(
+            paths, listen, manage, speed, seed, preset, engines_per_process, real, insecure, redis, workers, logs, plain
+        )
     )

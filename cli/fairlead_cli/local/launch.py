@@ -10,6 +10,7 @@ from pathlib import Path
 import fairlead
 from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
+from fairlead.limits import Limits
 from fairlead.manifests import load
 from fairlead.settings import CliSettings, read
 from fairlead_cli.local.errors import PortBusy
@@ -35,6 +36,7 @@ class Wishes:
     real: bool
     insecure: bool
     redis: bool
+    workers: int
     logs: Path | None
     plain: bool
 
@@ -59,8 +61,27 @@ def setup_of(wishes: Wishes) -> Setup:
     settings = read(CliSettings, os.environ)
     secret = settings.hash_secret or made_up_secret(wishes.seed)
     return Setup(
-        wanted, listen, manage, secret, settings.manage_token, wishes.insecure, wishes.redis, wishes.logs, program()
+        wanted,
+        listen,
+        manage,
+        secret,
+        token=settings.manage_token,
+        insecure=wishes.insecure,
+        redis=wishes.redis,
+        workers=workers(wishes.workers),
+        logs=wishes.logs,
+        program=program(),
     )
+
+
+def workers(number: int) -> int:
+    """The gateway's workers. Raises BadInput."""
+    most = Limits().workers
+    if not 1 <= number <= most:
+        raise BadInput(
+            f"--workers: {number} is not a number from 1 to {most}", field="--workers", hint="one for each processor"
+        )
+    return number
 
 
 def made_up_secret(seed: int | None) -> str:

@@ -46,6 +46,7 @@ class Setup:
     token: str | None = None
     insecure: bool = False
     redis: bool = True
+    workers: int = 1
     logs: Path | None = None
     program: str = "fairlead"
 
@@ -248,6 +249,7 @@ def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -
     """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
     argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
+    argv += ["--workers", str(setup.workers)]
     if setup.insecure:
         argv.append("--insecure")
     environment = {SECRET_VARIABLE: setup.secret}

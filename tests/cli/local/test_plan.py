@@ -8,7 +8,7 @@ from fairlead.engines import adapter
 from fairlead.errors import BadInput
 from fairlead.manifests import Manifests, load
 from fairlead.testing.stack import SMALL
-from fairlead_cli.local.launch import Wishes, addresses, eight_engines, made_up_secret, setup_of
+from fairlead_cli.local.launch import Wishes, addresses, eight_engines, made_up_secret, setup_of, workers
 from fairlead_cli.local.plan import Options, Plan, plan
 
 TWO_MODELS = """
@@ -177,6 +177,13 @@ def test_beyond_loopback_only_when_asked_for() -> None:
     assert addresses("0.0.0.0:0", ":0", insecure=True)[0].host == "0.0.0.0"
 
 
+@pytest.mark.parametrize("number", [0, -3, 65])
+def test_a_number_of_workers_is_from_1_to_64(number: int) -> None:
+    with pytest.raises(BadInput, match="--workers"):
+        workers(number)
+    assert (workers(1), workers(64)) == (1, 64)
+
+
 def test_a_seed_makes_routing_repeatable_and_none_makes_it_secret() -> None:
     assert made_up_secret(3) == made_up_secret(3) != made_up_secret(4)
     assert made_up_secret(None) != made_up_secret(None)
@@ -187,5 +194,5 @@ def test_the_environments_secret_comes_first_and_an_empty_one_counts_as_unset(
     given: str, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", given)
-    wishes = Wishes((), ":0", ":0", 1.0, 3, None, 1, False, False, False, None, False)
+    wishes = Wishes((), ":0", ":0", 1.0, 3, None, 1, False, False, False, 1, None, False)
     assert setup_of(wishes).secret == used
