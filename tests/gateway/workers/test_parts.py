@@ -1,0 +1,98 @@
+"""Counters of several processes added up: exactly what one process would have counted."""
+
+import random
+
+import pytest
+
+from fairlead.clock import ManualClock
+from fairlead.fleet import Fleet
+from fairlead_gateway.telemetry import Outcome, Telemetry
+from fairlead_gateway.telemetry.parts import TABLES, ModelPart, part_of, series_of, sum_of
+from fairlead_gateway.telemetry.series import ModelSeries
+
+KEYS = ("chat/a", "chat/b")
+
+
+def busy(telemetry: Telemetry, draw: random.Random) -> None:
+    """One request of some kind. Times are eighths of a second, so that sums of them are exact too."""
+    key, instance = draw.choice(KEYS), f"i-{draw.randrange(3)}"
+    if draw.random() < 0.2:
+        telemetry.rejected(draw.choice((*KEYS, None)), draw.choice((404, 503)), draw.choice(("unknown-model", "full")))
+        return
+    telemetry.received(key)
+    telemetry.retried(key, instance, draw.choice(("cut", "refused")))
+    telemetry.ejected(key, instance, "refused")
+    telemetry.continued(key, "whole")
+    telemetry.handoff(key, "failed", draw.choice(("expired", "none")))
+    telemetry.prefilled(key, instance, draw.randrange(8) / 8, draw.choice(("ok", "timeout")))
+    telemetry.first_token(key, instance, draw.randrange(64) / 8)
+    telemetry.inter_token(key, instance, draw.randrange(8) / 8)
+    telemetry.finished(
+        Outcome(
+            "r",
+            key,
+            instance,
+            draw.choice((200, 502)),
+            draw.choice((None, "cut")),
+            0.0,
+            draw.randrange(64) / 8,
+            itl_mean_seconds=0.125,
+            prompt_tokens=draw.randrange(9_000),
+            cached_tokens=draw.randrange(900),
+            predicted_cached_tokens=5,
+            output_tokens=draw.randrange(90),
+            within_objective=draw.random() < 0.5,
+            overhead_seconds=draw.randrange(8) / 8,
+        )
+    )
+
+
+def parts_of(telemetry: Telemetry, now: float | None) -> dict[str, ModelPart]:
+    return {key: part_of(key, series, now) for key, series in telemetry.models.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_three_processes_count_what_one_would_have_counted(seed: int) -> None:
+    draw, clock = random.Random(seed), ManualClock(1_000.0)
+    one, several = Telemetry(clock), [Telemetry(clock) for _ in range(3)]
+    for _ in range(150):
+        counted_by = several[draw.randrange(3)]
+        state = draw.getstate()
+        busy(counted_by, draw)
+        draw.setstate(state)
+        busy(one, draw)
+        clock.advance(draw.choice((0.0, 0.3, 4.0)))
+    now = clock.now()
+    found = sum_of([parts_of(telemetry, now) for telemetry in several])
+    assert found.keys() == one.models.keys()
+    for key, part in found.items():
+        series, wanted = series_of(part, now), one.models[key]
+        assert (series.ints, series.sums) == (wanted.ints, wanted.sums)
+        assert series.window(now + 0.4) == wanted.window(now)
+        for name in TABLES:
+            assert getattr(series, name) == getattr(wanted, name)
+        assert series.instances.keys() == wanted.instances.keys()
+        for item, instance in series.instances.items():
+            assert (instance.ints, instance.sums) == (wanted.instances[item].ints, wanted.instances[item].sums)
+            assert instance.window(now) == wanted.instances[item].window(now)
+
+
+def test_a_sum_renders_as_one_process_would_and_a_part_without_a_window_adds_nothing_to_it() -> None:
+    clock = ManualClock(1_000.0)
+    one, other = Telemetry(clock), Telemetry(clock)
+    for telemetry in (one, other):
+        busy(telemetry, random.Random(7))
+    shown = Telemetry(clock)
+    both = sum_of([parts_of(one, clock.now()), parts_of(other, None)])
+    shown.models.update({key: series_of(part, clock.now()) for key, part in both.items()})
+    text = shown.render(Fleet(), {}, clock.now()).decode()
+    assert 'fairlead_gateway_received_total{model="chat/' in text
+    for key, series in shown.models.items():
+        assert series.window(clock.now()) == one.models[key].window(clock.now())
+        assert series.ints == [2 * count for count in one.models[key].ints]
+
+
+def test_every_table_of_a_model_is_added_up() -> None:
+    """A new one must be named there."""
+    tables = {name for name in dir(ModelSeries()) if isinstance(getattr(ModelSeries(), name, None), dict)}
+    assert tables - {"instances"} == set(TABLES)
