@@ -7,7 +7,7 @@ JOBS ?= 2
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e soak nightly generate clean env bench bench-routing lock
+.PHONY: up demo test lint types e2e e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -31,7 +31,16 @@ lint: env ## style, types and the arrows of the house
 e2e: env ## the whole of local mode, driven as a user would
 	@$(RUN) -m pytest e2e -m "not soak"
 
-bench: bench-routing
+compile: env ## the data plane as machine code: half the processor time; once per state of the sources, in the cache
+	@$(RUN) scripts/compile.py || [ $$? -eq 3 ]
+
+e2e-vllm: compile ## real vLLM engines on this machine's processors; 6 GB the first time; report in bench/results/vllm.json
+	@$(RUN) e2e/vllm/run.py
+
+bench: bench-routing bench-gateway
+
+bench-gateway: compile ## the gateway beside its peers, all in one run; out/bench/gateway.json
+	@$(RUN) bench/gateway/run.py
 
 bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
 	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))

@@ -151,7 +151,8 @@ class Limits:
     worker_restart_most_seconds: float = _limit(10.0, "longest such pause; ten seconds of life end the doubling")
     channel_message_bytes: int = _limit(64 * 1024 * 1024, "one message between helper and worker; a fleet has a few MB")
     channel_waiting_bytes: int = _limit(
-        16 * 1024 * 1024, "messages to a worker that does not read them; then they are dropped, and the fleet is sent later"
+        16 * 1024 * 1024,
+        "messages to a worker that does not read them; then they are dropped, and the fleet is sent later",
     )
     sibling_seconds: float = _limit(0.05, "decisions are gathered this long until the other workers are told")
     sibling_decisions: int = _limit(4_096, "decisions that wait for that; the oldest are dropped")

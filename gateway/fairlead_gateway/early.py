@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 
 from fairlead.limits import Limits
+from fairlead_gateway.compiled import worker_environment
 
 _MODULE = "fairlead_gateway.worker"
 ROWS_EACH = 2
@@ -34,7 +35,9 @@ def spawn(number: int, rows: int | None, *, talks: bool = False) -> Spawned:
             handed.append(rows)
         try:
             stdout = None if talks else subprocess.DEVNULL
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=handed)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=handed, env=worker_environment(os.environ)
+            )
         except OSError:
             ours.close()
             raise

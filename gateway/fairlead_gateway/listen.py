@@ -157,7 +157,7 @@ class Downstream(asyncio.Protocol):
         if self._state is _State.READING:
             self._reader.feed(data)
             self._advance()
-            if self._weight or self._state is not _State.BUSY:  # a request that came whole has been weighed
+            if self._weight or self._reply is None:  # a request that came whole has been weighed
                 self._weigh()
             if len(data) >= _TURN_BYTES and self._state is _State.READING and not self._paused:
                 self._pause()  # a sender that never pauses would be read from again and again

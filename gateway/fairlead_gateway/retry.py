@@ -8,8 +8,6 @@ Also never for an answer that the client caused (4xx), never after the first byt
 broken off on the same request: one request that kills engines must not take the fleet with it.
 """
 
-from dataclasses import dataclass
-
 from fairlead.limits import Limits
 from fairlead_gateway.errors import EngineFailed, EngineSilent, GatewayError, Overloaded
 
@@ -18,7 +16,6 @@ _ALWAYS = 3
 _DEATHS = 2
 
 
-@dataclass(slots=True)
 class Failure(Exception):
     """Raised when one engine failed a request before its first byte; ``why`` is one word of a closed list.
 
@@ -26,12 +23,16 @@ class Failure(Exception):
     reached the engine. ``where``: the instance's id.
     """
 
-    why: str
-    died: bool = False
-    final: bool = False
-    overloaded: bool = False
-    sent: bool = True
-    where: str = ""
+    def __init__(
+        self, why: str, *, died: bool = False, final: bool = False, overloaded: bool = False, sent: bool = True
+    ) -> None:
+        super().__init__(why)
+        self.why = why
+        self.died = died
+        self.final = final
+        self.overloaded = overloaded
+        self.sent = sent
+        self.where = ""
 
     @property
     def free(self) -> bool:

@@ -24,9 +24,10 @@ from fairlead.fleet import Fleet
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway import memory, quiet_log, system
+from fairlead_gateway import forward, memory, quiet_log, system
 from fairlead_gateway.answers import Answers
 from fairlead_gateway.channel import Channel
+from fairlead_gateway.compiled import is_compiled
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
@@ -265,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = read(GatewaySettings, os.environ)
     quiet_log.start(settings.log_level)
     rows = None if options.rows is None else mmap.mmap(options.rows, 0)
+    _log.info("worker %d runs %s", options.number, "compiled" if is_compiled(forward.__file__) else "interpreted")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_run(settings, rows, options.channel))
 

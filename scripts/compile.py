@@ -1,0 +1,145 @@
+"""Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--into FOLDER]``; once per state of the sources.
+
+Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead_gateway.compiled``);
+with ``--into`` elsewhere, for an image. Needs a C compiler and Python's headers; without them it says so and exits 3, and
+gateways run interpreted. Takes about a minute of one core.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from fairlead_gateway import compiled
+
+ROOMS = (
+    "listen",
+    "reader",
+    "head",
+    "chunked",
+    "reply",
+    "halfclose",
+    "deadline",
+    "model",
+    "splice",
+    "handoff",
+    "prompt",
+    "route",
+    "wire",
+    "upstream",
+    "answer",
+    "forward",
+    "short",
+    "overdue",
+    "judge",
+    "retry",
+    "settle",
+    "gateway",
+    "job",
+    "decision_log",
+    "health",
+    "patience",
+    "quarantine",
+    "breaker",
+    "lateness",
+)
+ROUTING = (
+    "__init__",
+    "dual_hash",
+    "hotness",
+    "ledger",
+    "prefix",
+    "request",
+    "ring",
+    "router",
+    "simple",
+)
+TELEMETRY = (
+    "telemetry",
+    "histogram",
+    "series",
+    "outcome",
+)
+MODULES = [
+    *(f"fairlead_gateway/{room}.py" for room in ROOMS),
+    *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
+    *(f"fairlead_gateway/telemetry/{part}.py" for part in TELEMETRY),
+    "fairlead_kvstore/mirror.py",
+    "fairlead/decision.py",
+    "fairlead/profile.py",
+]
+"""What a request passes through. Left out: modules with msgspec structs (mypyc cannot make them) and what runs once in a while."""
+
+_SETUP = """
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+setup(
+    name="fairlead-compiled", packages=[],
+    ext_modules=mypycify(["--config-file=mypy.ini", *sys.argv.pop(1).split(",")], opt_level="2", debug_level="0"),
+)
+"""
+_MYPY = """
+[mypy]
+namespace_packages = True
+explicit_package_bases = True
+ignore_missing_imports = True
+follow_imports = silent
+"""
+NO_COMPILER = 3
+
+
+def main() -> int:
+    """0 when the copy is there afterwards."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--into", type=Path, help="put the copy here instead of into the cache")
+    parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
+    options = parser.parse_args()
+    folders = compiled.package_folders()
+    target = options.into or compiled.copy_of(folders, compiled.cache_folder(os.environ))
+    if options.print:
+        if (target / compiled.COMPLETE).is_file():
+            print(target)
+        return 0
+    if (target / compiled.COMPLETE).is_file():
+        return 0
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        print(
+            "no C compiler is installed: gateways run interpreted, at about twice the processor time", file=sys.stderr
+        )
+        return NO_COMPILER
+    print("compiling the data plane (once per state of its sources, about a minute) ...", file=sys.stderr)
+    return _build(folders, target)
+
+
+def _build(folders: list[Path], target: Path) -> int:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="compiling-") as name:
+        work = Path(name) / "work"
+        work.mkdir()
+        for folder in folders:
+            shutil.copytree(folder, work / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+        (work / "setup.py").write_text(_SETUP, encoding="utf-8")
+        (work / "mypy.ini").write_text(_MYPY, encoding="utf-8")
+        # Only the copy may be found under these names, or mypy sees every module twice.
+        command = [sys.executable, "setup.py", ",".join(MODULES), "build_ext", "--inplace"]
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("FAIRLEAD")}
+        made = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, check=False)
+        if made.returncode:
+            print(f"{made.stdout[-4000:]}{made.stderr[-4000:]}", file=sys.stderr)
+            return made.returncode
+        for leftover in ("build", ".mypy_cache", "setup.py", "mypy.ini"):
+            path = work / leftover
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (work / compiled.COMPLETE).touch()
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+    print(f"compiled: {target}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
