@@ -98,11 +98,11 @@ async def managed(gateway: GatewayProcess, path: str) -> Answer:
         await connection.close()
 
 
-async def metric(gateway: GatewayProcess, name: str, labels: str = "") -> float:
-    """The sum of a metric's samples whose labels hold ``labels``."""
+async def metric(gateway: GatewayProcess, name: str, labels: str = "") -> list[float]:
+    """A metric's samples whose labels hold ``labels``."""
     page = (await managed(gateway, "/metrics")).body.decode()
     found = re.findall(rf"^{name}({{[^\n]*}})? ([^\n]+)$", page, re.MULTILINE)
-    return sum(float(value) for text, value in found if labels in text)
+    return [float(value) for text, value in found if labels in text]
 
 
 def chat(number: int, *, stream: bool, tokens: int, greedy: bool, topics: int = 40) -> dict[str, Any]:

@@ -78,7 +78,7 @@ async def run(folder: Path) -> list[Line]:
             done.set()
             await loading
             continued = {
-                how: int(await metric(running, "fairlead_gateway_continued_total", f'result="{how}"'))
+                how: int(sum(await metric(running, "fairlead_gateway_continued_total", f'result="{how}"')))
                 for how in ("whole", "broken")
             }
     seen = load.outcomes

@@ -202,12 +202,13 @@ def _set(before: list[Member], after: list[Member], changes: dict[str, Any]) -> 
 
 
 def _bare(body: bytes) -> None:
-    """The hand-off fields are cut out of objects that no parser has seen, too, and of bytes that are no object without an error."""
+    """The hand-off fields are cut out of bodies that are refused for something else than their syntax, too."""
     if (b"transfer_params" not in body and b"\\u00" not in body) or not body.lstrip().startswith(b"{"):
         return
     try:
+        msgspec.json.decode(body)
         found = members(body)
-    except (ValueError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return
     try:
         after = members(without_handoff(body))
