@@ -4,8 +4,9 @@
     scripts/nightly.py [--inputs N] [--jobs N] [--seed TEXT] [--out FILE]
     scripts/nightly.py --replay TARGET FILE      try one input again, with the traceback
 
-Seeds are printed: the same seed, number of inputs and number of jobs give the same inputs again. What breaks a property is made
-small, kept below out/fuzz and named together with the command that repeats it; then the exit code is 1.
+What runs is what gateways run: the compiled data plane where there is a copy of these sources (``make compile``), unless
+FAIRLEAD_COMPILED=0. Seeds are printed: the same seed and number of inputs give the same inputs again. What breaks a property is
+made small, kept below out/fuzz and named together with the command that repeats it; then the exit code is 1.
 """
 
 import argparse
@@ -26,6 +27,9 @@ sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 from fuzzing.campaign import Report, campaign  # noqa: E402 - found through the line above
 from fuzzing.targets import TARGETS  # noqa: E402
 
+from fairlead_gateway import head  # noqa: E402 - one of those that may be compiled
+from fairlead_gateway.compiled import is_compiled, worker_environment  # noqa: E402
+
 INPUTS = 10_000_000
 _PART = 250_000
 _KEPT = ROOT / "out" / "fuzz"
@@ -34,6 +38,9 @@ _KEPT = ROOT / "out" / "fuzz"
 def main() -> int:
     """Run it; 1 when something was found."""
     options = _options()
+    environ = worker_environment(os.environ)
+    if environ != os.environ and not is_compiled(head.__file__):
+        os.execve(sys.executable, [sys.executable, *sys.argv], environ)
     if options.replay:
         name, file = options.replay
         print(f"{name}: {TARGETS[name].check(Path(file).read_bytes())}")
@@ -45,7 +52,8 @@ def main() -> int:
         for most in [round(options.inputs * target.share)]
         for number in range(-(-most // _PART))
     ]
-    print(f"seed {seed}: {options.inputs:,} inputs in {len(parts)} parts, {options.jobs} at once", flush=True)
+    what = "compiled" if is_compiled(head.__file__) else "interpreted"
+    print(f"seed {seed}, {what}: {options.inputs:,} inputs in {len(parts)} parts, {options.jobs} at once", flush=True)
     begun, used = time.monotonic(), 0.0
     reports: list[Report] = []
     with ProcessPoolExecutor(options.jobs) as pool:
@@ -93,6 +101,7 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
     return {
         "machine": _machine(),
         "commit": _commit(),
+        "compiled": is_compiled(head.__file__),
         "seed": seed,
         "jobs": jobs,
         "inputs": sum(report.inputs for report in reports),
