@@ -49,6 +49,7 @@ class Server:
         if self._server is not None:
             self._let_in()
             self._server.close()
+        await asyncio.gather(*self._knocks, return_exceptions=True)
         await self._until(lambda: not gateway.in_flight() and not listener.busy(), gateway.limits.drain_seconds)
         await self._until(lambda: not listener.connections, QUIET_SECONDS)
 
@@ -57,6 +58,7 @@ class Server:
         sent a request already."""
         loop, make = asyncio.get_running_loop(), self._gateway.listener.protocol
         secure = self._certificate.context if self._certificate is not None else None
+        patience = self._gateway.limits.header_deadline_seconds if secure is not None else None
         with self._public.dup() as port:
             while True:
                 try:
@@ -64,7 +66,8 @@ class Server:
                 except OSError:
                     return
                 knocked.setblocking(False)
-                self._knocks.append(loop.create_task(loop.connect_accepted_socket(make, knocked, ssl=secure)))
+                made = loop.connect_accepted_socket(make, knocked, ssl=secure, ssl_handshake_timeout=patience)
+                self._knocks.append(loop.create_task(made))
 
     def close(self) -> None:
         """Cut what is left."""
