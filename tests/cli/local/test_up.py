@@ -190,8 +190,9 @@ def test_when_nobody_reads_its_output_any_more_it_ends(tmp_path: Path) -> None:
         assert process.stdout is not None
         next(line for line in process.stdout if line.startswith("ready"))
         pids = descendants(process.pid)
+        engine = next(pid for pid in pids if b"fairlead_sim" in Path(f"/proc/{pid}/cmdline").read_bytes())
         process.stdout.close()
-        os.kill(max(pids), SIGKILL)  # an event, which it cannot tell anybody
+        os.kill(engine, SIGKILL)  # an event, which it cannot tell anybody
         process.wait(60)
     wait_until(lambda: not any(map(alive, pids)), "nothing is left")
 
