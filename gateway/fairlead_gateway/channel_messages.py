@@ -60,9 +60,10 @@ class Notes(msgspec.Struct, tag=True):
 
 
 class Heard(msgspec.Struct, tag=True):
-    """What siblings have sent where: lists of ``Sent``, as the workers encoded them."""
+    """What a sibling has sent where: a list of ``Sent``, as it encoded it; and on which bodies which engines broke off."""
 
-    sent: bytes
+    sent: bytes | None
+    deaths: list[tuple[bytes, str]]
 
 
 class Drain(msgspec.Struct, tag=True):
@@ -148,10 +149,11 @@ class Last(msgspec.Struct, tag=True):
 
 
 class Told(msgspec.Struct, tag=True):
-    """What has happened since the last time. ``sent`` is a list of ``Sent``, encoded, for the siblings; ``records`` and ``loads`` are
-    for Redis (loads None: as before)."""
+    """What has happened since the last time. ``sent`` (a list of ``Sent``, encoded) and ``deaths`` are for the siblings,
+    ``records`` and ``loads`` for Redis (loads None: as before)."""
 
     sent: bytes | None
+    deaths: list[tuple[bytes, str]]
     records: list["WireRecord"]
     loads: dict[str, "WireLoad"] | None
     dropped: int

@@ -246,8 +246,8 @@ class Crew:
             hand.send_encoded(data)
 
     def _heard(self, hand: Hand, told: say.Told) -> None:
-        if told.sent is not None and len(self.hands) > 1:
-            data = encoded(say.Heard(told.sent))
+        if (told.sent is not None or told.deaths) and len(self.hands) > 1:
+            data = encoded(say.Heard(told.sent, told.deaths))
             for sibling in self.hands:
                 if sibling is not hand and sibling.is_ready:
                     sibling.send_encoded(data)

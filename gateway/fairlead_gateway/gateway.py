@@ -101,7 +101,7 @@ class Gateway:
             limits=limits,
             draw=draw,
         )
-        quarantine = Quarantine(secret, limits)
+        quarantine = self.quarantine = Quarantine(secret, limits, siblings.died if siblings is not None else None)
         self._forward = Forward(
             routes=self._routes,
             pool=self._pool,

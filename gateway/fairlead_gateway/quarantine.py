@@ -6,6 +6,7 @@ fingerprints are kept, bounded in number and time, and nothing is computed while
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -21,9 +22,11 @@ class _Suspect:
 
 
 class Quarantine:
-    """Fingerprints of bodies that engines broke off on. ``secret`` keys them."""
+    """Fingerprints of bodies that engines broke off on. ``secret`` keys them; ``told`` hears of each death (fingerprint, instance),
+    so that the other workers of a gateway refuse the same body."""
 
-    def __init__(self, secret: bytes, limits: Limits) -> None:
+    def __init__(self, secret: bytes, limits: Limits, told: Callable[[bytes, str], None] | None = None) -> None:
+        self._told = told
         self._key = blake2b(secret, digest_size=32).digest()
         self._limits = limits
         self._suspects: OrderedDict[bytes, _Suspect] = OrderedDict()
@@ -40,6 +43,12 @@ class Quarantine:
         if not body:
             return
         print_ = self._print(body)
+        self.heard(print_, instance, now)
+        if self._told is not None:
+            self._told(print_, instance)
+
+    def heard(self, print_: bytes, instance: str, now: float) -> None:
+        """An instance broke off while it had the body with this fingerprint."""
         suspect = self._suspects.pop(print_, None)
         if suspect is None or suspect.until <= now:
             suspect = _Suspect(0.0)

@@ -51,6 +51,7 @@ class Teller:
         self._publish = publish
         self._loads = loads
         self._dispatched: deque[tuple[str, str, PrefixChain]] = deque()
+        self._deaths: list[tuple[bytes, str]] = []
         self._records: deque[DecisionRecord] = deque()
         self._shown: dict[str, WireLoad] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -62,6 +63,12 @@ class Teller:
             self._dispatched.popleft()
         self._dispatched.append((model, instance, request.chain))
         self._later(len(self._dispatched))
+
+    def died(self, print_: bytes, instance: str) -> None:
+        """An instance broke off on a body: the siblings should know before it is sent to them."""
+        if len(self._deaths) < self._limits.quarantine:
+            self._deaths.append((print_, instance))
+        self.flush()
 
     def decided(self, record: DecisionRecord) -> None:
         """A choice was made."""
@@ -80,12 +87,13 @@ class Teller:
         if self._dispatched:
             sent = _encode([_wire_sent(*item) for item in self._dispatched])
             self._dispatched.clear()
+        deaths, self._deaths = self._deaths, []
         records = [wire_record(record) for record in self._records]
         self._records.clear()
         loads = self._changed_loads() if self._publish else None
-        if sent is None and not records and loads is None:
+        if sent is None and not deaths and not records and loads is None:
             return
-        if self._sink.send(Told(sent, records, loads, self._dropped)):
+        if self._sink.send(Told(sent, deaths, records, loads, self._dropped)):
             self._dropped = 0
         else:
             self._dropped += len(records)

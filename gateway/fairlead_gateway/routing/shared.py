@@ -63,10 +63,12 @@ class SharedRows:
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """The other workers of the same gateway: what they have in flight, and how a dispatch is told: model, prompt, instance."""
+    """The other workers of the same gateway: what they have in flight, how a dispatch is told (model, prompt, instance), and how a
+    death (fingerprint of a body, instance)."""
 
     rows: SharedRows
     sent: Callable[[str, RouteRequest, str], None]
+    died: Callable[[bytes, str], None]
 
 
 def bytes_of(rows: int, slots_each: int) -> int:

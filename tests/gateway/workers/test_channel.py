@@ -86,10 +86,10 @@ def test_what_nobody_reads_is_dropped_and_said_to_be() -> None:
         limits = replace(Limits(), channel_waiting_bytes=100_000, channel_message_bytes=1_000_000)
         async with ends(limits) as (helper, worker, raw):
             taken = 0
-            while helper.channel.send(say.Heard(b"y" * 50_000)):
+            while helper.channel.send(say.Heard(b"y" * 50_000, [])):
                 taken += 1
             assert helper.channel.dropped == 1
-            assert not helper.channel.send(say.Heard(b"y" * 2_000_000))
+            assert not helper.channel.send(say.Heard(b"y" * 2_000_000, []))
             await worker.channel.open(raw.dup())
             await until(lambda: len(worker.heard) == taken)
             assert helper.channel.send(say.Drain())
@@ -169,7 +169,7 @@ def test_loads_for_redis_are_told_until_they_are_gone() -> None:
         assert [record.request_id for record in sink.told[0].records] == ["r"]
         loads.clear()
         await until(lambda: len(sink.told) == 2)
-        assert sink.told[1] == say.Told(None, [], {}, 0)
+        assert sink.told[1] == say.Told(None, [], [], {}, 0)
 
     run(main())
 

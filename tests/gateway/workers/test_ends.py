@@ -183,3 +183,30 @@ def test_a_gateway_whose_helper_was_killed_can_be_started_again_at_once_on_its_p
             assert again.url == gateway.url
 
     run(main())
+
+
+def test_a_request_that_killed_two_engines_through_one_worker_is_refused_by_its_sibling(tmp_path: Path) -> None:
+    async def script(call: Call) -> None:
+        if b"poison" in call.body:
+            call.reset()
+        else:
+            await honest(call)
+
+    poison = {"model": "tiny", "messages": [{"role": "user", "content": "poison"}]}
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(script) as one, scripted_engine(script) as two, scripted_engine(script) as three:
+            write_atomic(path, fleet_of([one.url, two.url, three.url]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                first, second = await gateway.lines(2)
+                assert (await first.ask(poison)).status >= 500
+                for _ in range(2):  # messages keep their order: the first worker's reached the helper, then the second
+                    await gateway.notes()
+                assert (await second.ask(poison)).status == 422
+                assert sum(b"poison" in call.body for engine in (one, two, three) for call in engine.calls) == 2
+                assert (await second.ask(CHAT)).status == 200
+                await first.connection.close()
+                await second.connection.close()
+
+    run(main())
