@@ -120,8 +120,8 @@ class Reply:
             self._finish()
 
     def broken(self, event: bytes) -> None:
-        """End a stream with an error event: said aloud, framed properly, and the connection closed behind it."""
-        self._keep = False
+        """End a stream with an error event: said aloud and framed properly, so that the connection, which was told keep-alive, may
+        ask again: clients that read to the end do, and would lose their next request."""
         self.pieces([event], last=True)
 
     def cut(self) -> None:

@@ -432,7 +432,7 @@ def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(end: Scr
             await connection.send(post(STREAM, close=False))
             begun = await connection.reader.readuntil(b'"content":"b"')
             seen.set()
-            answer = await _parsed(begun + await connection.reader.read())
+            answer = await _parsed(begun + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
             await connection.close()
             assert answer.complete
             assert len(answer.events) == 3
@@ -613,5 +613,28 @@ def test_an_engine_that_does_not_know_the_model_is_passed_over_whichever_way_it_
                 asked = {"model": "tiny", "input": f"{number} " * 300}
                 assert (await ask(running.url, asked, path="/v1/embeddings")).status == 200
             assert one.calls
+
+    run(main())
+
+
+def test_the_connection_of_a_stream_that_ended_with_an_error_event_asks_again() -> None:
+    async def script(call: Call) -> None:
+        if not call.json.get("stream"):
+            await honest(call)
+            return
+        await call.begin()
+        await call.event(token("a"))
+        raise Hangup
+
+    async def main() -> None:
+        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            connection = await Connection.to(running.url)
+            await connection.send(post(STREAM, close=False))
+            answer = await connection.answer()
+            assert answer.complete
+            assert '"code":"stream_cut"' in answer.events[-1]
+            await connection.send(post(GOOD))
+            assert (await connection.answer()).status == 200
+            await connection.close()
 
     run(main())
