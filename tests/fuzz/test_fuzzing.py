@@ -1,7 +1,10 @@
 """The fuzzers themselves: inputs that once broke something, hostile inputs of other tests, and that a broken property is noticed."""
 
 import importlib.util
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -81,3 +84,20 @@ def test_a_broken_property_is_found_made_small_kept_and_can_be_repeated(tmp_path
     assert len(finding.data) == len(b"chunkedclose")
     assert Path(finding.file).read_bytes() == finding.data
     assert finding.file in finding.replay
+
+
+def nightly(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(HERE.parents[1] / "scripts" / "nightly.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_the_nightly_script_writes_its_report_and_repeats_one_input(tmp_path: Path) -> None:
+    path = tmp_path / "nightly.json"
+    done = nightly("--inputs", "400", "--jobs", "2", "--seed", "some", "--out", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(path.read_text())
+    assert (report["seed"], report["inputs"], report["found"]) == ("some", 400, [])
+    assert set(report["targets"]) == set(TARGETS)
+    again = nightly("--replay", "head", str(next(path for path in REGRESSIONS)))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("head: ")
