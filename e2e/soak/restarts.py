@@ -32,28 +32,41 @@ class Addresses:
     def __init__(self, draw: random.Random) -> None:
         self.urls: list[str] = []
         self.refused = 0
+        self.signalled: dict[str, float] = {}
+        self.errors: list[dict[str, object]] = []
         self._draw = draw
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> tuple[Connection, str]:
         """A connection to any of them. Raises OSError when none takes one."""
         for url in self._draw.sample(self.urls, len(self.urls)):
             try:
-                return await Connection.to(url)
+                return await Connection.to(url), url
             except ConnectionRefusedError:
                 self.refused += 1
         raise ConnectionRefusedError("no address takes a connection")
+
+    def failed(self, kind: str, url: str, asked: int, idle: float) -> None:
+        """What is needed to understand an error: how the connection was used, and how long ago its gateway was told to go."""
+        told = self.signalled.get(url)
+        late = None if told is None else round(time.monotonic() - told, 3)
+        found = {"error": kind, "answers_before": asked, "idle_seconds": round(idle, 3), "seconds_after_sigterm": late}
+        if len(self.errors) < 20:
+            self.errors.append(found)
 
 
 async def client(number: int, addresses: Addresses, outcomes: Counter[str], done: asyncio.Event) -> None:
     """Ask again and again over one connection until it is said to end, then over the next."""
     connection: Connection | None = None
-    turn = number
+    turn, asked, url, last, idle = number, 0, "", 0.0, 0.0
     while not done.is_set():
         turn += CLIENTS
         body = chat(turn, stream=number % 2 == 0, tokens=TOKENS, greedy=False)
         try:
             async with asyncio.timeout(HANG_SECONDS):
-                connection = connection or await addresses.connect()
+                if connection is None:
+                    connection, url = await addresses.connect()
+                    asked, last = 0, time.monotonic()
+                idle = time.monotonic() - last
                 connection.writer.write(post(body, close=False))
                 await connection.writer.drain()
                 answer = await connection.answer()
@@ -63,8 +76,10 @@ async def client(number: int, addresses: Addresses, outcomes: Counter[str], done
             continue
         except (OSError, asyncio.IncompleteReadError) as error:
             outcomes[f"no answer: {type(error).__name__}"] += 1
+            addresses.failed(type(error).__name__, url, asked, idle)
             connection = None
             continue
+        asked, last = asked + 1, time.monotonic()
         outcomes[judged(answer, TOKENS)[0]] += 1
         if answer.fields.get("connection") == "close":
             await connection.close()
@@ -78,6 +93,7 @@ async def restart(old: GatewayProcess, fleet: Path, addresses: Addresses) -> tup
     new = await start(fleet)
     addresses.urls.append(new.url)
     await asyncio.sleep(SERVED_SECONDS)
+    addresses.signalled[old.url] = time.monotonic()
     old.terminate()
     await asyncio.sleep(LATE_SECONDS)
     addresses.urls.remove(old.url)
@@ -119,6 +135,7 @@ async def run(folder: Path) -> list[Line]:
         "restarts": restarts,
         "requests": outcomes.total(),
         "refused_before_anything_was_sent": addresses.refused,
+        "details": addresses.errors,
     }
     return write("rolling_restarts", begun, figures, lines)
 
