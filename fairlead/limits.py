@@ -101,7 +101,7 @@ class Limits:
     retry_after_most_seconds: float = _limit(60.0, "longest Retry-After that is told")
 
     bodies_bytes: int = _limit(
-        512 * 1024 * 1024, "request bodies being read or answered, all together; then larger ones than 64 KiB get 503"
+        512 * 1024 * 1024, "request bodies of one worker, all together; then larger ones than 64 KiB get 503"
     )
     json_values: int = _limit(
         2_097_152,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 2 when it cannot start."""
+    """Run a gateway until SIGTERM or SIGINT; 0 after a clean drain, 1 when that was cut short, 2 when it cannot start."""
     options = _options(arguments)
     try:
         settings = read(GatewaySettings, os.environ)
@@ -42,13 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with listen.reserve() as public, manage.bind() as private:
             early = Early(workers, limits, talk=settings.access_log == "-")
             try:
-                _run(options, settings, limits, public, private, early)
+                return _run(options, settings, limits, public, private, early)
             finally:
                 early.end()
     except (FairleadError, OSError) as error:
         print(f"fairlead-gateway: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _run(
@@ -58,7 +57,7 @@ def _run(
     public: socket.socket,
     private: socket.socket,
     early: Early,
-) -> None:
+) -> int:
     import asyncio
     import logging
 
@@ -89,10 +88,10 @@ def _run(
         hosts=options.manage_host,
     )
 
-    async def serve() -> None:
-        await Helper(plan, early, clock=clock, limits=limits, announce=_say).run()
+    async def serve() -> int:
+        return await Helper(plan, early, clock=clock, limits=limits, announce=_say).run()
 
-    asyncio.run(serve())
+    return asyncio.run(serve())
 
 
 def _checked(settings: GatewaySettings) -> None:

@@ -99,16 +99,19 @@ class Crew:
             if not hand.is_ready:
                 raise Unavailable(hand.failure or f"worker {hand.number} {hand.cause()} before it was ready")
 
-    async def stop(self) -> None:
-        """Drain all workers, and end those that have not gone when the limit is over."""
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Drain all workers, and end those that have not gone when the limit is over, or when there is no time left."""
         self.stopping = True
         for task in self._tasks:
             task.cancel()
         for hand in self.hands:
             hand.send(say.Drain())
         living = [hand.exited for hand in self.hands if not hand.exited.done()]
-        if living:
-            await asyncio.wait(living, timeout=self._limits.drain_seconds + 2 * self._limits.worker_answer_seconds)
+        limit = self._limits.drain_seconds + 2 * self._limits.worker_answer_seconds
+        hurried = asyncio.get_running_loop().create_task(hurry.wait())
+        waits: set[asyncio.Future[Any]] = {hurried, asyncio.gather(*living)}
+        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
         await self.end()
 
     async def end(self) -> None:

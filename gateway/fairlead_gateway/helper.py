@@ -84,6 +84,7 @@ class Helper:
         self._notes: list[str] = []
         self._watches = self._watched(plan)
         self._draining = False
+        self._hurry = asyncio.Event()
         self._fleet = Fleet()
         self.started = clock.now()
         self.crew = Crew(early, setup=self._setup, told=self._told, clock=clock, limits=limits)
@@ -97,12 +98,14 @@ class Helper:
             reach=plan.reach,
         )
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain. Raises FairleadError when a file cannot be used at the start."""
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short.
+
+        Raises FairleadError when a file cannot be used at the start."""
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
+        stop, hurry = asyncio.Event(), self._hurry
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
         loop.set_exception_handler(quiet_log.loop_defect)
         stopped = loop.create_task(stop.wait())
         starting = loop.create_task(self._start())
@@ -116,6 +119,7 @@ class Helper:
             await self.crew.end()
             for watch in self._watches:
                 await watch.stop()
+        return int(self._hurry.is_set())
 
     async def _start(self) -> AsyncIterator[Fleet]:
         for watch in self._watches:
@@ -141,7 +145,7 @@ class Helper:
             await stopped
             self._draining = True
             plan.public.close()
-            await self.crew.stop()
+            await self.crew.stop(self._hurry)
         finally:
             for task in work:
                 await ended(task)

@@ -144,7 +144,7 @@ FAMILIES: Final = (
     Family(_P + "engine_signals_age_seconds", "gauge", _ENGINE, "Age of the engine's signals; absent until it spoke."),
     Family(_P + "fleet_version", "gauge", (), "Snapshots of the fleet seen so far."),
     Family(_P + "membership_epoch", "gauge", (), "Changes of the set of instances that homes are computed over."),
-    Family(_P + "loop_lag_seconds", "gauge", ("quantile",), "How late the event loop wakes."),
+    Family(_P + "loop_lag_seconds", "gauge", ("quantile",), "How late the event loop wakes, of the latest worker."),
     Family(_P + "uptime_seconds", "gauge", (), "Time since the gateway's counters began."),
     Family(_P + "keys_refused_total", "counter", (), "Requests whose API key was missing or unknown."),
     Family(_P + "workers", "gauge", (), "Worker processes that serve and answer."),

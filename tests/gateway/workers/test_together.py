@@ -265,3 +265,30 @@ def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Pa
                 assert await gateway.ended() == 0
 
     run(main())
+
+
+def test_a_second_signal_ends_the_gateway_at_once(tmp_path: Path) -> None:
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.event(token("a"))
+        await call.gone()
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(script) as engine:
+            write_atomic(path, fleet_of([engine.url]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                (line,) = await gateway.lines(1)
+                await line.begin(CHAT | {"stream": True})
+                await line.connection.reader.readuntil(b'"content":"a"')
+                gateway.process.send_signal(signal.SIGTERM)
+
+                async def unready() -> bool:
+                    return (await gateway.asked("/readyz")).status == 503
+
+                await until_async(unready)
+                gateway.process.send_signal(signal.SIGTERM)
+                assert await gateway.ended() == 1
+                await line.connection.close()
+
+    run(main())
