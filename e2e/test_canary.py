@@ -312,7 +312,7 @@ async def gateway_process(
         "--listen",
         "127.0.0.1:0",
     ]
-    command += ["--keys", str(folder / "keys.yaml"), "--redis", redis_url]
+    command += ["--keys", str(folder / "keys.yaml"), "--redis", redis_url, "--workers", "2"]
     with (folder / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=stderr, env=environ
