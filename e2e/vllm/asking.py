@@ -36,15 +36,18 @@ async def ask(
     body = dict(asked.body) | ({"cache_salt": salt} if salt else {})
     fields = {"x-request-timeout": f"{deadline:g}"} if deadline else {}
     began = time.monotonic()
+    lines: list[str] = []
     try:
         if not body.get("stream"):
             answer = await client.post(asked.path, json=body, headers=fields)
             return _whole(answer, time.monotonic() - began)
         async with client.stream("POST", asked.path, json=body, headers=fields) as answer:
-            lines = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
-            return _streamed(answer, [line[6:] for line in lines], time.monotonic() - began)
+            async for line in answer.aiter_lines():
+                lines += [line[6:]] if line.startswith("data: ") else []
+            return _streamed(answer, lines, time.monotonic() - began)
     except httpx.HTTPError as error:
-        return Said(0, [], False, time.monotonic() - began, error=type(error).__name__)
+        why = f"{type(error).__name__} after {len(lines)} events"
+        return Said(0, [], False, time.monotonic() - began, error=why)
 
 
 async def ask_all(

@@ -29,6 +29,7 @@ _POLL_SECONDS = 0.25
 _SPINNING = 0.15  # of a core, while nothing is asked and others want it, too
 _LOOK_SECONDS = 3.0
 _LEAST = 19
+_TAKEN_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -55,7 +56,6 @@ class Engine:
     url: str
     process: "subprocess.Popen[bytes]"
     log: Path
-    bootstrap: str | None = None
     started_seconds: float = 0.0
 
     def signal(self, number: int) -> None:
@@ -148,7 +148,6 @@ class Stage:
         *options: str,
         core: int = 0,
         environment: Mapping[str, str] | None = None,
-        bootstrap: str | None = None,
         names: Sequence[str] = ("tiny",),
     ) -> Engine:
         """Start an engine on the ``core``-th processor that is ours; it is not healthy yet. ``names``: of its model."""
@@ -190,7 +189,7 @@ class Stage:
                 env={**_plain_environment(), **alone, **(environment or {})},
                 preexec_fn=_nice,
             )
-        engine = Engine(name, f"http://127.0.0.1:{port}", process, log, bootstrap)
+        engine = Engine(name, f"http://127.0.0.1:{port}", process, log)
         self.engines.append(engine)
         return engine
 
@@ -240,7 +239,12 @@ class Gateway:
         beside = self.fleet.with_suffix(".new")
         beside.write_text(json.dumps(fleet))
         beside.rename(self.fleet)
+        began = time.monotonic()
         while self._version() == version:
+            if time.monotonic() - began > _TAKEN_SECONDS:
+                raise RuntimeError(
+                    f"the gateway does not take the new fleet: {fetch(f'{self.manage}/readyz').decode()}"
+                )
             time.sleep(_POLL_SECONDS)
 
     def decision(self, request_id: str) -> dict[str, Any]:
@@ -264,11 +268,7 @@ class Gateway:
 
 def fleet_of(model: str, engines: Sequence[tuple[Engine, str]], transfer: str | None = None) -> dict[str, Any]:
     """A model of a fleet file; each engine with its role, its name as id."""
-    instances = [
-        {"id": engine.name, "url": engine.url, "role": role}
-        | ({"bootstrap": engine.bootstrap} if engine.bootstrap and role == "Prefill" else {})
-        for engine, role in engines
-    ]
+    instances = [{"id": engine.name, "url": engine.url, "role": role} for engine, role in engines]
     return {"name": model, "instances": instances} | ({"kvTransfer": transfer} if transfer else {})
 
 

@@ -11,7 +11,6 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from asking import Said, ask_all, client_of
@@ -30,22 +29,17 @@ BEFORE_FAULT = 6
 AT_ONCE = 4
 DEADLINE_SECONDS = 90.0
 SLOW_SECONDS = 10.0
-TRANSFERS = ("nixl", "mooncake")
-_CONNECTOR = {"nixl": "NixlConnector", "mooncake": "MooncakeConnector"}
+TRANSFER = "nixl"
 _ROLE = {"prefill": "kv_producer", "decode": "kv_consumer"}
-_EXTRA: dict[str, dict[str, object]] = {
-    "nixl": {"num_threads": 0, "kv_lease_duration": 30},
-    "mooncake": {"mooncake_protocol": "tcp"},
-}
+_EXTRA = {"num_threads": 0, "kv_lease_duration": 30}
 
 
 class Handoff:
     """A prefill engine, a decode engine, and a gateway before them."""
 
-    def __init__(self, stage: Stage, report: Report, transfer: str) -> None:
+    def __init__(self, stage: Stage, report: Report) -> None:
         self._stage = stage
         self._report = report
-        self._transfer = transfer
         self._prefills = 0
         self._rounds = itertools.count()
 
@@ -55,60 +49,42 @@ class Handoff:
         self.prefill = self._start("prefill", 0)
         try:
             self.gateway = self._stage.gateway({"models": [self._fleet()]})
-            await self._report.check(self._name("first hand-off"), self._first)
-            await self._report.check(self._name("50 prompts, as shipped"), self._as_shipped)
-            await self._report.check(self._name("50 prompts, every length handed over"), self._every_length)
-            await self._report.check(
-                self._name("SIGKILL of the prefill engine"), lambda: self._fault(signal.SIGKILL, 3)
-            )
-            await self._report.check(self._name("a new prefill engine is used"), self._anew)
-            await self._report.check(
-                self._name("SIGSTOP of the prefill engine"), lambda: self._fault(signal.SIGSTOP, 4)
-            )
-            await self._report.check(self._name("SIGCONT, and hand-offs again"), self._awake)
+            await self._report.check("first hand-off", self._first)
+            await self._report.check("50 prompts, as shipped", self._as_shipped)
+            await self._report.check("50 prompts, every length handed over", self._every_length)
+            await self._report.check("SIGKILL of the prefill engine", lambda: self._fault(signal.SIGKILL, 3))
+            await self._report.check("a new prefill engine is used", self._anew)
+            await self._report.check("SIGSTOP of the prefill engine", lambda: self._fault(signal.SIGSTOP, 4))
+            await self._report.check("SIGCONT, and hand-offs again", self._awake)
         finally:
             for engine in (self.prefill, self.decode):
                 engine.signal(signal.SIGCONT)
                 engine.kill()
 
-    def _name(self, what: str) -> str:
-        return f"{self._transfer}: {what}"
-
     def _start(self, role: str, core: int) -> Engine:
         """One engine, healthy; NIXL's two get each a core, and their spinning threads only what is left of it."""
         self._prefills += role == "prefill"
         told = {
-            "kv_connector": _CONNECTOR[self._transfer],
+            "kv_connector": "NixlConnector",
             "kv_role": _ROLE[role],
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": _EXTRA[self._transfer],
+            "kv_connector_extra_config": _EXTRA,
         }
-        bootstrap = free_port()
         environment = {
             "UCX_TLS": "tcp",
             "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
-            "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(bootstrap),
-            "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "15",
         }
-        if self._transfer == "mooncake":
-            environment |= shim()
-        engine = self._stage.engine(
-            f"{self._transfer}-{role}-{self._prefills}",
-            "--kv-transfer-config",
-            json.dumps(told),
-            core=core,
-            environment=environment,
-            bootstrap=f"http://127.0.0.1:{bootstrap}" if self._transfer == "mooncake" else None,
-        )
+        name = f"{role}-{self._prefills}"
+        engine = self._stage.engine(name, "--kv-transfer-config", json.dumps(told), core=core, environment=environment)
         engine.await_health()
         spinning = engine.calm_spinners()
         numbers = {"start_seconds": engine.started_seconds, "spinning_threads": spinning}
-        self._report.add(self._name(f"{role} engine {self._prefills} starts"), {"holds": True, **numbers})
+        self._report.add(f"{role} engine {self._prefills} starts", {"holds": True, **numbers})
         return engine
 
     def _fleet(self) -> dict[str, Any]:
-        return fleet_of(MODEL, [(self.prefill, "Prefill"), (self.decode, "Decode")], self._transfer)
+        return fleet_of(MODEL, [(self.prefill, "Prefill"), (self.decode, "Decode")], TRANSFER)
 
     # Checks ------------------------------------------------------------------------------------------------------------
 
@@ -249,8 +225,7 @@ class Handoff:
                 engine.url,
                 role=role,
                 state=InstanceState.READY,
-                transfer=self._transfer,
-                bootstrap=engine.bootstrap,
+                transfer=TRANSFER,
             )
 
         both = (instance(self.prefill, Role.PREFILL), instance(self.decode, Role.DECODE))
@@ -278,9 +253,4 @@ def _kind(reason: str) -> str:
     """A reason without its numbers, names and routing words."""
     if reason.startswith("prefill on "):
         return "prefill"
-    return re.sub(r"[\d.]+", "N", re.sub(r"(nixl|mooncake)-(prefill|decode)-\d+", r"\2", reason.split(";")[0]))
-
-
-def shim() -> dict[str, str]:
-    """Mooncake's connector speaks to the graphics card even where there is none; see ``shim/sitecustomize.py``."""
-    return {"PYTHONPATH": str(Path(__file__).parent / "shim"), "WITHOUT_A_CARD": "1"}
+    return re.sub(r"[\d.]+", "N", re.sub(r"(prefill|decode)-\d+", r"\1", reason.split(";")[0]))

@@ -3,11 +3,14 @@
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from install import HERE
 
 Numbers = dict[str, Any]
 
@@ -27,19 +30,44 @@ def demand(holds: object, why: str, numbers: Numbers | None = None) -> None:
 
 
 @dataclass(slots=True)
+class Part:
+    """One part of a run: its checks in the order in which they were made."""
+
+    when: str
+    revision: str
+    checks: dict[str, Numbers] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    seconds: int = 0
+
+    def shown(self) -> Numbers:
+        """As JSON."""
+        held = bool(self.checks) and all(one["holds"] for one in self.checks.values())
+        return {
+            "held": held,
+            "when": self.when,
+            "revision": self.revision,
+            "seconds": self.seconds,
+            "checks": self.checks,
+        }
+
+
+@dataclass(slots=True)
 class Report:
-    """Checks in the order in which they were made."""
+    """All parts. Parts that a former run wrote into the same file stay, as long as the versions are the same."""
 
     versions: Mapping[str, str]
-    checks: dict[str, Numbers] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
     conformance: dict[str, Any] | None = None
-    began: float = field(default_factory=time.monotonic)
 
     @property
     def held(self) -> bool:
-        """Everything that was checked."""
-        return all(one["holds"] for one in self.checks.values())
+        """Everything that was checked in this run."""
+        return all(part.shown()["held"] for part in self.parts.values())
+
+    def begin(self, part: str) -> None:
+        """What is checked from now on belongs to this part."""
+        when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
+        self.parts[part] = Part(when, _revision())
 
     async def check(self, name: str, what: Callable[[], Awaitable[Numbers]]) -> bool:
         """Make one check; whatever it raises is its result."""
@@ -54,26 +82,28 @@ class Report:
         self.add(name, found)
         return bool(found["holds"])
 
-    def add(self, name: str, found: Numbers) -> None:
+    def add(self, check: str, found: Numbers) -> None:
         """Keep and print the result of a check."""
-        self.checks[name] = found
+        name, part = next(reversed(self.parts.items()))
+        part.checks[check] = found
+        part.seconds = round(time.monotonic() - part.began)
         more = ", ".join(
             f"{key} {value}" for key, value in found.items() if key != "holds" and not isinstance(value, list)
         )
-        print(f"{'holds ' if found['holds'] else 'BROKEN'}  {name}: {more}", flush=True)
+        print(f"{'holds ' if found['holds'] else 'BROKEN'}  {name}: {check}: {more}", flush=True)
 
     def write(self, path: Path) -> None:
-        """The whole as JSON."""
+        """The whole as JSON, beside the parts that are there already."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if before.get("versions") != dict(self.versions):
+            before = {}
         whole = {
-            "held": self.held,
-            "machine": f"{platform.machine()}, {_cores()} cores",
+            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
             "python": platform.python_version(),
             "versions": dict(self.versions),
-            "seconds": round(time.monotonic() - self.began),
-            "left_out": self.left_out,
-            "checks": self.checks,
-            "conformance": self.conformance,
+            "parts": {**before.get("parts", {}), **{name: part.shown() for name, part in self.parts.items()}},
+            "conformance": self.conformance or before.get("conformance"),
         }
         path.write_text(json.dumps(whole, indent=1) + "\n")
 
@@ -84,5 +114,7 @@ def spread(values: list[float]) -> Numbers:
     return {"p50": round(known[len(known) // 2], 3), "max": round(known[-1], 3)} if known else {}
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _revision() -> str:
+    """The commit that was run, ``+`` behind it when files differ from it."""
+    told = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"

@@ -1,13 +1,12 @@
 """Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only surface,nixl] [--report FILE]``.
 
 Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and nothing else collects it. Exits 1 when
-something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``nixl`` and ``mooncake``
-(prefill and decode on two engines). Mooncake's library needs ``libibverbs1`` from the system, and is left out without it.
+something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes) and ``nixl`` (prefill and
+decode on two engines). The report keeps the parts that are in it already and were not asked for.
 """
 
 import argparse
 import asyncio
-import ctypes
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,29 +17,32 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 
 from engines import Stage  # noqa: E402
-from handoff import TRANSFERS, Handoff  # noqa: E402
+from handoff import TRANSFER, Handoff  # noqa: E402
 from install import install  # noqa: E402
 from report import Report  # noqa: E402
 from surface import Surface  # noqa: E402
 
-PARTS = ("surface", *TRANSFERS)
+PARTS = ("surface", TRANSFER)
 
 
 async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
     """The parts, one after another; one that cannot even begin does not hide the others."""
     for part in parts:
-        room = Surface(stage, report) if part == "surface" else Handoff(stage, report, part)
+        report.begin(part)
+        room = Surface(stage, report) if part == "surface" else Handoff(stage, report)
         try:
             await room.run()
         except Exception as error:  # noqa: BLE001
-            report.add(part, {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+            report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
-    parser.add_argument("--report", type=Path, default=ROOT / "out" / "vllm.json", help="where the report goes")
+    parser.add_argument(
+        "--report", type=Path, default=ROOT / "bench" / "results" / "vllm.json", help="where the report goes"
+    )
     options = parser.parse_args(arguments)
     parts = [part for part in options.only.split(",") if part]
     unknown = sorted(set(parts) - set(PARTS))
@@ -49,9 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
     installed = install()
     report = Report(installed.versions())
-    if "mooncake" in parts and not _loads("libibverbs.so.1"):
-        parts.remove("mooncake")
-        report.left_out["mooncake"] = "libibverbs.so.1 is not installed"
     with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
         with Stage(installed, Path(folder)) as stage:
             asyncio.run(run(stage, report, parts))
@@ -68,14 +67,6 @@ def _keep_logs(folder: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for log in folder.glob("*.log"):
         (kept / log.name).write_bytes(log.read_bytes()[-1_000_000:])
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -270,8 +270,13 @@ class Surface:
             "texts_that_are_the_same_tokens_again": sum(survive),
             "looks_whole_and_is_not": sum(one.ended and one.reported != DEAD_TOKENS for one in said),
             "seconds": spread([one.seconds for one in said]),
+            "not_whole": [
+                [asked_for.kind, bool(asked_for.body["stream"]), one.status, round(one.seconds, 1), one.error[:300]]
+                for asked_for, one in zip(prompts, said, strict=True)
+                if not one.ended
+            ],
         }
-        demand(all(one.ended or one.error for one in said), "an answer ended without a word", numbers)
+        demand(all(one.ended or (one.status and one.error) for one in said), "an answer ended without a word", numbers)
         demand(sum(one.ended for one in said) >= len(prompts) * 0.95, "too many answers were lost", numbers)
         return numbers
 
