@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from fuzzing.target import Target, cuttings
 
+from fairlead_gateway.continuation import Said, fitted, whole_usage
 from fairlead_gateway.sse import Event, Events, first_event
 
 LIMIT = 1 << 20
@@ -44,6 +45,7 @@ def check(data: bytes) -> Hashable:
     learned, sent = seen(events), told(data)
     proper = well_formed(data, sent)
     examine(out, events, sent, proper)
+    continued(out, sent)
     for pieces in cuttings(data):
         again, events_again = through(pieces, strip, 1)
         if proper:
@@ -75,6 +77,16 @@ def examine(out: bytes, events: Events, sent: list[bytes], proper: bool) -> None
             assert isinstance(found, dict)
             assert found.get("error") is None, "an error passes as an answer"
             assert b'"finish_reason":"abort"' not in event, "an abort passes as an answer"
+
+
+def continued(out: bytes, sent: list[bytes]) -> None:
+    """What another engine's stream is made into, whatever it is; text is text."""
+    said = Said(LIMIT)
+    said.add([out])
+    if said.read():
+        assert said.tokens <= len(sent)
+        whole_usage(None, said)
+    told(b"".join(fitted([out], said)))
 
 
 def well_formed(data: bytes, sent: list[bytes]) -> bool:
