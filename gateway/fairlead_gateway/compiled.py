@@ -56,6 +56,7 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
             return made
     except (OSError, RuntimeError):  # no such folder, or no home: then there is no copy either
         return made
+    made["PYTHONSAFEPATH"] = "1"  # the folder that a worker is started in may hold the sources, and would come first
     before = environ.get("PYTHONPATH")
     made["PYTHONPATH"] = f"{copy}{os.pathsep}{before}" if before else str(copy)
     return made

@@ -86,9 +86,9 @@ class Listener:
         self.short = False
         self._date = (0, "")
 
-    def protocol(self) -> "Downstream":
+    def protocol(self) -> asyncio.Protocol:
         """One more connection."""
-        return Downstream(self)
+        return cast(asyncio.Protocol, Downstream(self))
 
     def memory_short(self, short: bool) -> None:
         """From now on large bodies are not read on, or are again."""
@@ -123,8 +123,9 @@ class _State(Enum):
     CLOSED = 4
 
 
-class Downstream(asyncio.Protocol):
-    """One client connection; also the ``Line`` that its answers go out on."""
+class Downstream:
+    """One client connection; also the ``Line`` that its answers go out on. To asyncio it is a Protocol, without being derived from
+    it: a compiled class with an interpreted base is slower, and must not be referred to weakly."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener

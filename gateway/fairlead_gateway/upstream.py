@@ -60,8 +60,8 @@ class Sink(Protocol):
         ...
 
 
-class Upstream(asyncio.Protocol):
-    """One connection to one engine, answering one request at a time."""
+class Upstream:
+    """One connection to one engine, answering one request at a time; a Protocol, not derived from asyncio's (as in ``listen``)."""
 
     def __init__(self, pool: "Pool", address: str) -> None:
         self._pool = pool
@@ -153,6 +153,12 @@ class Upstream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         return False
+
+    def pause_writing(self) -> None:
+        """A request waits in our memory for an engine that reads slowly; bodies are bounded."""
+
+    def resume_writing(self) -> None:
+        """It has been read."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
@@ -271,9 +277,9 @@ class Pool:
         try:
             secure = self.reach.context(self.reach.of(address)) if url.scheme == "https" else None
             async with asyncio.timeout(self.limits.connect_seconds):
-                _, connection = await self.loop.create_connection(
-                    lambda: Upstream(self, address), url.hostname or "", url.port or 80, ssl=secure
-                )
+                connection = Upstream(self, address)
+                made = cast(asyncio.Protocol, connection)
+                await self.loop.create_connection(lambda: made, url.hostname or "", url.port or 80, ssl=secure)
         except TimeoutError:
             raise Broken("connect-timeout", sent=False) from None
         except ssl.SSLError:
