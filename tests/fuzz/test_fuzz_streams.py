@@ -1,4 +1,4 @@
-"""20,000 event streams and 10,000 metrics pages in ``make test``; ``make nightly`` tries millions more with another seed."""
+"""20,000 event streams, 5,000 metrics pages and 5,000 engine connections in ``make test``; ``make nightly`` tries millions more with another seed."""
 
 from fuzzing.ci import holds
 
@@ -8,4 +8,8 @@ def test_event_streams() -> None:
 
 
 def test_what_engines_tell_of_themselves() -> None:
-    holds("engine", 10_000)
+    holds("engine", 5_000)
+
+
+def test_engine_connections() -> None:
+    holds("upstream", 5_000)

@@ -101,4 +101,4 @@ WORDS = [
 SEEDS = [_PAGE, _PAGE.replace(b"\n", b"\r\n"), _WHOLE, b'{"0":{"engine_id":"x"}}', b'{"message":"full","type":"x","code":503}',
          b'{"message":"full","code":"503"}', b'{"remote_port":1,"kv_transfer_params":{}}']  # fmt: skip
 PIECES = re.compile(rb'"(?:[^"\\]|\\.)*"?|[{}\[\],:\n ]|[^"{}\[\],:\n ]+', re.DOTALL)
-ENGINE = Target("engine", "metrics pages and hand-off objects of engines", check, SEEDS, WORDS, PIECES, 0.1)
+ENGINE = Target("engine", "metrics pages and hand-off objects of engines", check, SEEDS, WORDS, PIECES, 0.05)

@@ -5,5 +5,6 @@ from fuzzing.head_target import HEAD
 from fuzzing.splice_target import SPLICE
 from fuzzing.sse_target import SSE
 from fuzzing.target import Target
+from fuzzing.upstream_target import UPSTREAM
 
-TARGETS: dict[str, Target] = {target.name: target for target in (SPLICE, HEAD, SSE, ENGINE)}
+TARGETS: dict[str, Target] = {target.name: target for target in (SPLICE, HEAD, SSE, ENGINE, UPSTREAM)}

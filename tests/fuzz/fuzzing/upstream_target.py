@@ -1,0 +1,183 @@
+"""The bytes of an engine's connection: whatever they are, the request behind them is answered or broken off, exactly once.
+
+The second reading is the same bytes cut otherwise: where both come to an answer, it is the same answer.
+"""
+
+import asyncio
+import atexit
+import re
+from collections.abc import Hashable
+
+from fuzzing.target import Target, cuttings
+
+from fairlead.limits import Limits
+from fairlead_gateway.reach import Reach
+from fairlead_gateway.upstream import Broken, Pool, Upstream
+
+_LIMITS = Limits(response_head_bytes=2_000)
+_ADDRESS = "http://127.0.0.1:1"
+_RENEWED = 20_000  # inputs for one loop, whose cancelled timers nobody collects
+
+
+class _Line(asyncio.Transport):
+    """A connection that goes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def writelines(self, list_of_data: object) -> None:
+        pass
+
+
+class _Sink:
+    """What a request learns."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.fields: dict[bytes, bytes] = {}
+        self.parts: list[bytes] = []
+        self.ends: list[str] = []
+
+    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """The answer's head."""
+        assert not self.status
+        assert 200 <= status <= 999, status
+        self.status, self.fields = status, dict(fields)
+
+    def body(self, pieces: list[bytes], complete: bool) -> None:
+        """Parts of its body."""
+        assert self.status
+        assert not self.ends, "something behind the end"
+        self.parts += pieces
+        if complete:
+            self.ends.append("complete")
+
+    def broken(self, error: Broken) -> None:
+        """No more comes."""
+        assert not self.ends, "broken off twice"
+        self.ends.append(error.why)
+
+    def silent(self) -> float:
+        """Never waited for here."""
+        return 0.0
+
+    def told(self) -> tuple[object, ...]:
+        """All of it."""
+        return self.status, tuple(sorted(self.fields.items())), b"".join(self.parts), self.ends
+
+
+class _Place:
+    """A pool on a loop that is renewed now and then."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def pool(self) -> Pool:
+        """The present one."""
+        self._left -= 1
+        if self._left < 0:
+            self.close()
+            self._left, self._loop = _RENEWED, asyncio.new_event_loop()
+            self._pool = Pool(_LIMITS, self._loop, Reach({}, self._loop.time))
+        return self._pool
+
+    def close(self) -> None:
+        """Close its loop."""
+        if self._loop is not None:
+            self._loop.close()
+
+
+_place = _Place()
+atexit.register(_place.close)
+
+
+def answered(pieces: list[bytes]) -> _Sink:
+    """What comes of these bytes, after which the engine closes."""
+    connection, line, sink = Upstream(_place.pool(), _ADDRESS), _Line(), _Sink()
+    connection.connection_made(line)
+    connection.ask([b"GET / HTTP/1.1\r\n\r\n"], sink, 5.0)
+    for piece in pieces:
+        if line.closed:
+            break
+        connection.data_received(piece)
+    connection.connection_lost(None)
+    assert len(sink.ends) == 1, "a request that never ends"
+    return sink
+
+
+def check(data: bytes) -> Hashable:
+    """Ended once, and not in two ways."""
+    whole = answered([data] if data else [])
+    for pieces in cuttings(data):
+        again = answered(pieces)
+        if whole.ends == again.ends == ["complete"]:
+            assert again.told() == whole.told(), "cut otherwise, another answer"
+        else:
+            assert again.status in (0, whole.status) or not whole.status, "cut otherwise, another head"
+    return whole.status, whole.ends[0], len(whole.parts), tuple(sorted(whole.fields))[:4]
+
+
+WORDS = [
+    *(
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.0 200 OK\r\n",
+        b"HTTP/1.1 500 X\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 099 X\r\n",
+    ),
+    *(
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\n\r\n",
+    ),
+    *(
+        b"content-length: 5\r\n",
+        b"content-length: 0\r\n",
+        b"transfer-encoding: chunked\r\n",
+        b"connection: close\r\n",
+        b"\r\n",
+        b"\n",
+        b"\r",
+    ),
+    *(
+        b"5\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"0\r\nx: y\r\n\r\n",
+        b"hello",
+        b": ",
+        b"\0",
+        b"\xff",
+        b"x" * 300,
+        b"content-type: text/event-stream\r\n",
+    ),
+    *(
+        b"connection: upgrade\r\n",
+        b"trailer: x\r\n",
+        b"content-length: 99999999999999999999\r\n",
+        b"transfer-encoding: gzip, chunked\r\n",
+    ),
+]
+PIECES = re.compile(rb"[^\r\n]*\r\n|[^\r\n]+|[\r\n]")
+_PLAIN = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5\r\n\r\nhello"
+_CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n3;a=b\r\nabc\r\n0\r\nx: y\r\n\r\n"
+_CLOSED = b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {}\n\n"
+_INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + _PLAIN
+SEEDS = [_PLAIN, _CHUNKED, _CLOSED, _INTERIM, _PLAIN + _CHUNKED, b"HTTP/1.1 204 No Content\r\n\r\n"]
+UPSTREAM = Target("upstream", "the bytes of an engine's connection", check, SEEDS, WORDS, PIECES, 0.05)
