@@ -1,4 +1,4 @@
-"""20,000 event streams, 5,000 metrics pages and 5,000 engine connections in ``make test``; ``make nightly`` tries millions more with another seed."""
+"""20,000 event streams and 10,000 other inputs from engines in ``make test``; ``make nightly`` tries millions more with another seed."""
 
 from fuzzing.ci import holds
 
