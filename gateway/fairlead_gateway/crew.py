@@ -31,6 +31,7 @@ from fairlead_gateway.telemetry.parts import ModelPart, sum_of
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 _SHOWN_SECONDS = 60.0
+_DRAIN_POLL_SECONDS = 0.02
 _SOUND_SECONDS = 10.0  # a worker that lived this long was no part of a series of deaths
 
 
@@ -63,6 +64,7 @@ class Crew:
         self.hands: list[Hand] = []
         self.deaths = 0
         self.stopping = False
+        self._started = False
         self._recent: deque[Death] = deque(maxlen=64)
         self._series: dict[int, int] = {}
         self._buried: dict[str, ModelPart] = {}
@@ -92,12 +94,14 @@ class Crew:
         taken, self._early.spawned = self._early.spawned, []
         for number, spawned in enumerate(taken, 1):
             self.hands.append(self._hand(number, spawned))
-        for hand in self.hands:
+        first = list(self.hands)
+        for hand in first:
             await self._open(hand)
-        await self._until(lambda: all(hand.is_ready or hand.exited.done() for hand in self.hands))
-        for hand in self.hands:
-            if not hand.is_ready:
+        await self._until(lambda: all(hand.is_ready for hand in first) or any(hand.exited.done() for hand in first))
+        for hand in first:
+            if hand.exited.done():
                 raise Unavailable(hand.failure or f"worker {hand.number} {hand.cause()} before it was ready")
+        self._started = True
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Drain all workers, and end those that have not gone when the limit is over, or when there is no time left."""
@@ -105,13 +109,11 @@ class Crew:
         for task in self._tasks:
             task.cancel()
         for hand in self.hands:
-            hand.send(say.Drain())
-        living = [hand.exited for hand in self.hands if not hand.exited.done()]
-        limit = self._limits.drain_seconds + 2 * self._limits.worker_answer_seconds
-        hurried = asyncio.get_running_loop().create_task(hurry.wait())
-        waits: set[asyncio.Future[Any]] = {hurried, asyncio.gather(*living)}
-        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+            if not hand.send(say.Drain()) and not hand.connected:
+                hand.kill()  # it has no channel yet, and so nothing to lose
+        end = self._clock.now() + self._limits.drain_seconds + 2 * self._limits.worker_answer_seconds
+        while not (hurry.is_set() or self._clock.now() >= end or all(hand.mute_since for hand in self.hands)):  # noqa: ASYNC110
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
         await self.end()
 
     async def end(self) -> None:
@@ -144,7 +146,7 @@ class Crew:
 
     def _leaving(self, hand: Hand) -> None:
         self._show_applied()
-        if not self.stopping:
+        if not self.stopping and self._started:
             _log.info("worker %d drains and is replaced", hand.number)
             self._replace(hand.number, self._limits.worker_restart_seconds)
 
@@ -153,7 +155,7 @@ class Crew:
         self._bury(hand)
         self._changed.set()
         self._show_applied()
-        if self.stopping or hand.is_leaving:
+        if self.stopping or hand.is_leaving or not self._started:
             return
         now = self._clock.now()
         self.deaths += 1
@@ -292,7 +294,12 @@ class Crew:
         for part in self._buried.values():
             for gone in part.instances.keys() - present:
                 del part.instances[gone]
-        return sum_of([self._buried, *parts])
+        processes = [self._buried, *parts]
+        found: dict[str, ModelPart] = {}
+        for key in dict.fromkeys(key for models in processes for key in models):
+            found |= sum_of([{key: models[key]} for models in processes if key in models])
+            await asyncio.sleep(0)
+        return found
 
     def own(self) -> dict[str, int]:
         """What belongs to no model, as last known, added up."""

@@ -11,6 +11,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.compiled import worker_environment
 
 _MODULE = "fairlead_gateway.worker"
+_LEAVE_SECONDS = 10.0
 ROWS_EACH = 2
 """Rows of shared memory for each worker: one for it, one for whoever replaces it while it drains."""
 
@@ -68,7 +69,11 @@ class Early:
         for one in waiting:
             one.sock.close()
         for one in waiting:
-            one.process.wait()
+            try:
+                one.process.wait(_LEAVE_SECONDS)
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+                one.process.wait()
 
 
 def _shared_memory(size: int) -> int:

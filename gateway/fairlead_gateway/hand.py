@@ -83,6 +83,11 @@ class Hand:
         return self._channel.send_encoded(message)
 
     @property
+    def connected(self) -> bool:
+        """Whether it can be told anything."""
+        return self._channel.open_still
+
+    @property
     def serves(self) -> bool:
         """Whether it takes new connections."""
         return self.is_ready and not self.is_leaving and not self.exited.done()
@@ -109,9 +114,10 @@ class Hand:
         return [msgspec.msgpack.decode(piece, type=kind) for piece in pieces if piece]
 
     def kill(self) -> None:
-        """End it now."""
+        """End it now; ``exited`` tells when it has."""
         if self.process.poll() is None:
             self.process.kill()
+        self._wait_for_it()
 
     def cause(self) -> str:
         """How it ended, in words."""
@@ -163,15 +169,15 @@ class Hand:
         for asked in self._asked.values():
             asked.answer.set_result(None)
         self._asked.clear()
+        self._wait_for_it()
+
+    def _wait_for_it(self) -> None:
         if not self.exited.done() and self._waiting_for is None:
             self._waiting_for = asyncio.get_running_loop().create_task(self._wait())
 
     async def _wait(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            code = await loop.run_in_executor(None, self._waited)
-        finally:
-            self.kill()
+        code = await asyncio.get_running_loop().run_in_executor(None, self._waited)
+        self._channel.close()
         self.exited.set_result(code)
         self._events.ended(self)
 

@@ -6,11 +6,14 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from fairlead.fleetfile import write_atomic
 from fairlead.testing.engine import Call, honest, scripted_engine, token
 from fairlead.testing.processes import alive
 from fairlead.testing.raw_http import Connection
 from fairlead.testing.waiting import until, until_async
+from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.testing import fleet_of, run
 from fairlead_gateway.testing_process import GatewayProcess, Line, gateway_process
 
@@ -144,6 +147,51 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 await until_async(done)
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 0
                 assert await gateway.metric("fairlead_gateway_received_total") == 7  # the leaver's four count on
+
+    run(main())
+
+
+STUMBLE = """
+import os, sys
+if "fairlead_gateway.worker" in sys.orig_argv and os.path.exists(os.environ["STUMBLE"]):
+    os._exit(3)
+"""
+
+
+def test_a_worker_that_cannot_start_ends_the_start_and_later_is_tried_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STUMBLE)
+    stone, path = tmp_path / "stone", tmp_path / "fleet.yaml"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("STUMBLE", str(stone))
+    write_atomic(path, fleet_of([]))
+    stone.touch()
+    assert gateway_main(["--fleet", str(path), "--listen", "127.0.0.1:0", "--workers", "2"]) == 2
+    assert "ended with exit code 3 before it was ready" in capsys.readouterr().err
+    stone.unlink()
+
+    async def main() -> None:
+        async with gateway_process(path, "--workers", "2") as gateway:
+            await asyncio.to_thread(stone.touch)
+            former = gateway.workers()
+            os.kill(min(former), signal.SIGKILL)
+
+            async def falls() -> bool:
+                return await gateway.metric("fairlead_gateway_worker_deaths_total") >= 3
+
+            await until_async(falls)
+            assert "ended with exit code 3" in await gateway.notes()
+            assert "1 of 2 workers do not serve yet" in await gateway.notes()
+            assert (await gateway.asked("/readyz")).status == 200
+            await asyncio.to_thread(stone.unlink)
+
+            async def stands() -> bool:
+                return await gateway.metric("fairlead_gateway_workers") == 2
+
+            await until_async(stands)
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
 
     run(main())
 
