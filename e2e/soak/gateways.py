@@ -114,6 +114,7 @@ def chat(number: int, *, stream: bool, tokens: int, greedy: bool, topics: int = 
         "max_tokens": tokens,
         "ignore_eos": True,
         "temperature": 0 if greedy else 1,
+        "user": f"user-{number}",
     }
     return body | ({"stream": True} if stream else {})
 

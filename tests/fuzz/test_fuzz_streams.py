@@ -1,4 +1,4 @@
-"""20,000 event streams and 10,000 other inputs from engines in ``make test``; ``make nightly`` tries millions more with another seed."""
+"""20,000 event streams and 10,000 other inputs of engines in ``make test``; ``make nightly`` tries millions more, newly drawn."""
 
 from fuzzing.ci import holds
 
