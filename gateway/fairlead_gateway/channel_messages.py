@@ -138,7 +138,7 @@ class Applied(msgspec.Struct, tag=True):
 
 
 class Leaving(msgspec.Struct, tag=True):
-    """It takes no more requests and ends when those under way have finished."""
+    """It was told to go, and asks to be drained as soon as somebody has taken its place."""
 
 
 class Last(msgspec.Struct, tag=True):

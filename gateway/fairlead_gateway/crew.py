@@ -1,13 +1,14 @@
 """The workers together: started, told, asked, restarted when they die, drained at the end.
 
 Every worker has a number from 1 and, while it lives, a row of the memory that siblings share. One that dies is started again after
-a pause that doubles while it goes on dying. One that leaves in order (SIGTERM) is replaced at once, and takes as long as its
-requests take. What it had counted stays counted.
+a pause that doubles while it goes on dying. One that was told to go (SIGTERM) drains as soon as another serves in its place, and
+takes as long as its requests take. What it had counted stays counted.
 """
 
 import asyncio
 import logging
 import mmap
+import signal
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,14 +142,19 @@ class Crew:
 
     def _ready(self, hand: Hand) -> None:
         self._changed.set()
+        for other in self.hands:
+            if other.is_leaving and other.number == hand.number:
+                other.send(say.Drain())
         if hand.version != self._fleet.version:
             self._send_fleet(hand)
 
     def _leaving(self, hand: Hand) -> None:
         self._show_applied()
-        if not self.stopping and self._started:
-            _log.info("worker %d drains and is replaced", hand.number)
-            self._replace(hand.number, self._limits.worker_restart_seconds)
+        if self.stopping or not self._started:
+            hand.send(say.Drain())
+            return
+        _log.info("worker %d leaves and is replaced", hand.number)
+        self._replace(hand.number, 0.0)
 
     def _ended(self, hand: Hand) -> None:
         self.hands.remove(hand)
@@ -156,6 +162,9 @@ class Crew:
         self._changed.set()
         self._show_applied()
         if self.stopping or hand.is_leaving or not self._started:
+            return
+        if hand.process.returncode == -signal.SIGTERM:  # told to go before it had begun
+            self._replace(hand.number, self._limits.worker_restart_seconds)
             return
         now = self._clock.now()
         self.deaths += 1
@@ -333,7 +342,7 @@ class Crew:
             if hand.mute_since is not None:
                 found.append(f"worker {hand.number} does not answer since {duration(now - hand.mute_since)}")
             elif hand.is_leaving:
-                found.append(f"worker {hand.number} drains")
+                found.append(f"worker {hand.number} leaves")
             if hand.problem is not None:
                 found.append(f"the last fleet was not taken: {hand.problem}")
         found += self._deaths_note(now)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
 
 _log = logging.getLogger("fairlead.gateway")
 _LAST_WORDS_SECONDS = 1.0
+_LEAVE_SECONDS = 10.0  # for the helper to put another in the place of a worker that was told to go
 
 
 class Worker:
@@ -71,7 +72,7 @@ class Worker:
 
     async def run(self, sock: socket.socket) -> int:
         """Serve until told to stop; 0 after a clean drain, 2 when it could not start."""
-        self._loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGTERM, self._leave)
         self._loop.set_exception_handler(quiet_log.loop_defect)
         await self._channel.open(sock)
         setup = await self._setup
@@ -86,7 +87,6 @@ class Worker:
             return 2
         try:
             await self._stop.wait()
-            self._channel.send(say.Leaving())
             await server.drain()
         finally:
             server.close()
@@ -233,6 +233,15 @@ class Worker:
 
     def _problems(self) -> list[str]:
         return [*self._notes, *([self._problem] if self._problem is not None else [])]
+
+    def _leave(self) -> None:
+        """SIGTERM: go once somebody else listens, which the helper tells; soon in any case, and at once without a helper."""
+        if self._answers is not None and self._channel.send(say.Leaving()):
+            self._loop.call_later(_LEAVE_SECONDS, self._stop.set)
+        else:
+            self._stop.set()
+            if not self._setup.done():
+                self._setup.set_result(None)
 
     def _lost(self) -> None:
         """The helper is gone."""

@@ -126,7 +126,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
 
                 async def replaced() -> bool:
                     notes = await gateway.notes()
-                    return "drains" in notes and await gateway.metric("fairlead_gateway_workers") == 2
+                    return "worker" in notes and "leaves" in notes and await gateway.metric("fairlead_gateway_workers") == 2
 
                 await until_async(replaced)
                 fresh = await gateway.lines(2)
@@ -142,7 +142,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 await until(lambda: not alive(pid))
 
                 async def done() -> bool:
-                    return "drains" not in await gateway.notes()
+                    return "leaves" not in await gateway.notes()
 
                 await until_async(done)
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 0
