@@ -118,6 +118,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
             write_atomic(path, fleet_of([engine.url]))
             async with gateway_process(path, "--workers", "2") as gateway:
                 leaving, other = await gateway.lines(2)
+                name = await leaving.worker()
                 for _ in range(3):
                     assert (await leaving.ask(CHAT)).status == 200
                 await staying(leaving)
@@ -126,10 +127,14 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
 
                 async def replaced() -> bool:
                     notes = await gateway.notes()
-                    return "worker" in notes and "leaves" in notes and await gateway.metric("fairlead_gateway_workers") == 2
+                    return (
+                        "worker" in notes
+                        and "leaves" in notes
+                        and await gateway.metric("fairlead_gateway_workers") == 2
+                    )
 
                 await until_async(replaced)
-                fresh = await gateway.lines(2)
+                fresh = await gateway.lines(2, but=name)
                 for line in (*fresh, other):
                     assert (await line.ask(CHAT)).status == 200
                     await line.connection.close()
