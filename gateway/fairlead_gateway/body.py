@@ -21,6 +21,9 @@ Whole = int | None
 Tokens = str | list[str | int | list[int]]
 
 
+_NO_JSON = Raw(b"null")
+
+
 class StreamOptions(Struct):
     """``stream_options``."""
 
@@ -86,6 +89,12 @@ class Common(Struct, kw_only=True):
     kv_transfer_params: Raw | UnsetType = UNSET
     ec_transfer_params: Raw | UnsetType = UNSET
     vllm_xargs: Raw | UnsetType = UNSET
+
+    def forget(self) -> None:
+        """Let go what refers to the body's bytes."""
+        for name in self.__struct_fields__:
+            if isinstance(getattr(self, name), Raw):
+                setattr(self, name, _NO_JSON)
 
     @property
     def may_hand_over(self) -> bool:

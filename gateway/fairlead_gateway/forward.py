@@ -146,7 +146,7 @@ class Forward:
                 job.failures.append(failure)
                 self._health.failed(job, failure)
                 if failure.died:
-                    self._quarantine.died(job.ask.body, instance.id, self._clock.now())
+                    self._quarantine.died(self._fingerprint(job), instance.id, self._clock.now())
                 excluded |= {instance.id}
                 if not worth_retrying(job.failures, self._limits):
                     raise self._given_up(job) from None
@@ -197,8 +197,8 @@ class Forward:
         finished = False
         try:
             finished = await self._exchange(job, instance, begun)
-            if finished:
-                self._quarantine.answered(job.ask.body)
+            if finished and len(self._quarantine):
+                self._quarantine.answered(self._fingerprint(job))
         finally:
             self.ended(job, router, finished)
 
@@ -295,6 +295,7 @@ class Forward:
                     judge(job, answer, broken, job.patience is not None and job.patience.exhausted)
                     self._health.answered(job, instance.id)
                     self._prefill.accepted(job)
+                    message = []  # a stream may take minutes
                     return await self._pass(job, instance, answer, used)
             finally:
                 if not stale and not answer.complete and not answer.events.done:
@@ -337,6 +338,12 @@ class Forward:
         reply.pulses = reply.pulses and answer.stream
         job.said = Said(self._limits.continued_bytes) if answer.stream and continuable(job.ask) else None
         answer.told = job.said.add if job.said is not None else None
+        if (
+            answer.stream and job.said is None
+        ):  # nobody will be asked again: thousands of streams need not keep their prompts
+            job.fingerprint = self._fingerprint(job)
+            job.request.body = b""
+            job.ask.forget()
         answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
         why = await self._passed_on(job, instance, answer, connection)
         if why is None:
@@ -355,6 +362,10 @@ class Forward:
             reply.cut()
         return False
 
+    def _fingerprint(self, job: Job) -> bytes:
+        """What the body is known by, whether or not it is still here."""
+        return self._quarantine.fingerprint(job.ask.body) if job.fingerprint is None else job.fingerprint
+
     async def _passed_on(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> str | None:
         """Wait until the answer has been sent, perhaps its rest by another engine; None or what went wrong."""
         kept = KeepAlive(job.reply, self._limits.keep_alive_seconds, self._pool.loop)
@@ -367,7 +378,7 @@ class Forward:
                 return why
             self._health.broke(job, instance.id, why)
             if why == "cut":
-                self._quarantine.died(job.ask.body, instance.id, self._clock.now())
+                self._quarantine.died(self._fingerprint(job), instance.id, self._clock.now())
             if job.said is None:
                 return why
             if not answer.complete:

@@ -19,7 +19,8 @@ from fairlead_gateway.steps import Trace
 
 @dataclass(slots=True)
 class Job:
-    """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward."""
+    """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
+    body is known by in quarantine; from then on the body may have been let go."""
 
     request: Request
     reply: Reply
@@ -46,3 +47,4 @@ class Job:
     story: HandoffStory | None = None
     handed_over: bool = False
     trace: Trace | None = None
+    fingerprint: bytes | None = None

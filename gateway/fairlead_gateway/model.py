@@ -54,6 +54,11 @@ class Ask:
         """Neither prompt nor answer are understood here."""
         return isinstance(self.parsed, Other)
 
+    def forget(self) -> None:
+        """Let the prompt go, when nobody will be asked again."""
+        self.body = b""
+        self.parsed.forget()
+
     @property
     def max_tokens(self) -> int | None:
         """What the client allows the answer to be."""

@@ -33,16 +33,19 @@ class Quarantine:
 
     def seconds_left(self, body: bytes, now: float) -> float | None:
         """How long this body is still refused; None when it is not."""
-        suspect = self._find(body)
+        suspect = self._suspects.get(self.fingerprint(body)) if self._suspects else None
         if suspect is None or len(suspect.instances) < _DEATHS or suspect.until <= now:
             return None
         return suspect.until - now
 
-    def died(self, body: bytes, instance: str, now: float) -> None:
-        """An instance broke off while it had this body. Without one there is nothing to know the request by."""
-        if not body:
+    def fingerprint(self, body: bytes) -> bytes:
+        """What a body is known by here, for whoever wants to let it go; empty when there is none."""
+        return blake2b(body, key=self._key, digest_size=16).digest() if body else b""
+
+    def died(self, print_: bytes, instance: str, now: float) -> None:
+        """An instance broke off while it had the body with this fingerprint. Without one there is nothing to know the request by."""
+        if not print_:
             return
-        print_ = self._print(body)
         self.heard(print_, instance, now)
         if self._told is not None:
             self._told(print_, instance)
@@ -58,16 +61,9 @@ class Quarantine:
         while len(self._suspects) > self._limits.quarantine or next(iter(self._suspects.values())).until <= now:
             self._suspects.popitem(last=False)
 
-    def answered(self, body: bytes) -> None:
-        """An engine answered this body to the end: it is harmless."""
-        if self._find(body) is not None:
-            del self._suspects[self._print(body)]
+    def answered(self, print_: bytes) -> None:
+        """An engine answered the body with this fingerprint to the end: it is harmless."""
+        self._suspects.pop(print_, None)
 
     def __len__(self) -> int:
         return len(self._suspects)
-
-    def _find(self, body: bytes) -> _Suspect | None:
-        return self._suspects.get(self._print(body)) if self._suspects else None
-
-    def _print(self, body: bytes) -> bytes:
-        return blake2b(body, key=self._key, digest_size=16).digest()
