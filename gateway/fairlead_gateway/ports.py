@@ -30,7 +30,7 @@ class Address:
         """Hold the port without listening. Raises OSError when somebody else has it."""
         if self.port:
             self._ask_alone()
-        held = self._made()
+        held = self._made(again=bool(self.port))  # a free port is nobody's, also not of one who waits to listen
         try:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((self.host, self.port))
@@ -49,7 +49,7 @@ class Address:
         """Ask for the port without sharing, for a moment: the last user may be on its way out."""
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            probe = self._made()
+            probe = self._made(again=True)
             try:
                 probe.bind((self.host, self.port))
                 return
@@ -60,9 +60,10 @@ class Address:
             finally:
                 probe.close()
 
-    def _made(self) -> socket.socket:
+    def _made(self, *, again: bool) -> socket.socket:
+        """A socket; ``again``: also where connections of the last user have not quite ended."""
         made = socket.socket(self.family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(again))
         if self.family is socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         return made
