@@ -76,6 +76,16 @@ class Message(Struct):
     tool_calls: list[ToolCall] | None = None
 
 
+class TextMessage(Struct):
+    """A message whose content is looked at, but not copied: where it is a plain text, there is nothing more to check."""
+
+    role: str
+    content: Raw | None = None
+    name: Text = None
+    tool_call_id: Text = None
+    tool_calls: list[ToolCall] | None = None
+
+
 class Common(Struct, kw_only=True):
     """Fields of every request for a model."""
 
@@ -168,6 +178,7 @@ _DECODERS: dict[type[Common], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (Chat, Completion, Embedding, Other)
 }
 _MESSAGES = msgspec.json.Decoder(list[Message])
+_TEXT_MESSAGES = msgspec.json.Decoder(list[TextMessage])
 _STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 _TOKENS = msgspec.json.Decoder(Tokens)
 _STOP = msgspec.json.Decoder(str | list[str] | None)
@@ -194,6 +205,7 @@ _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
 _SLICE_BYTES = 65_536
+_QUOTE = ord('"')
 _INT_32 = (1 << 31) - 1
 _INT_64 = (1 << 63) - 1
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -204,7 +216,8 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
     if not body:
         raise BadRequest("the body is empty: a JSON object is expected", code="invalid_json")
     try:
-        str(body, "utf-8")
+        if not body.isascii():
+            str(body, "utf-8")
         _check_values(body, limits)
         found: Common = _DECODERS[kind].decode(body)
     except UnicodeDecodeError as error:
@@ -221,9 +234,7 @@ def parse(kind: type[Common], body: bytes, limits: Limits) -> Common:
     if isinstance(found, Generation):
         _check_generation(found, limits)
     if isinstance(found, Chat):
-        messages = _inner(_MESSAGES, found.messages, "messages", limits)
-        if not messages:
-            raise BadRequest("messages: at least one message is needed", param="messages")
+        _check_messages(found.messages, b"\\" not in body, limits)
     elif isinstance(found, Completion):
         _check_prompts("prompt", found.prompt, max(found.n or 1, found.best_of or 1), limits)
     elif isinstance(found, Embedding):
@@ -280,7 +291,7 @@ def _check_values(body: bytes, limits: Limits) -> None:
 
 def _check_depth(body: bytes, limits: Limits) -> None:
     """Bound nesting, also inside fields that nobody here reads. Cheap when there are few brackets at all."""
-    if body.count(b"[") + body.count(b"{") <= limits.json_depth:
+    if not _more_than(body, b"{", limits.json_depth // 2) and not _more_than(body, b"[", limits.json_depth // 2):
         return
     bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
     marks = _PLAIN_STRING.sub(b"", bare.translate(None, _NOT_STRUCTURE))
@@ -297,6 +308,29 @@ def _check_depth(body: bytes, limits: Limits) -> None:
             raise BadRequest(what, code="invalid_json")
     if deepest > limits.json_depth:
         raise _too_deep(limits)
+
+
+def _more_than(body: bytes, mark: bytes, most: int) -> bool:
+    """Whether ``mark`` is there more than ``most`` times: a few searches where it is rare, and soon known where it is not."""
+    at = -1
+    for _ in range(most + 1):
+        at = body.find(mark, at + 1)
+        if at < 0:
+            return False
+    return True
+
+
+def _check_messages(raw: Raw, plain: bool, limits: Limits) -> None:
+    """``plain``: no text has an escape, so that a text is nothing but its bytes, and need not be decoded to be known as one."""
+    if plain:
+        try:
+            light = _TEXT_MESSAGES.decode(raw)
+        except (msgspec.DecodeError, RecursionError):
+            light = []
+        if light and all(one.content is None or memoryview(one.content)[0] == _QUOTE for one in light):
+            return
+    if not _inner(_MESSAGES, raw, "messages", limits):
+        raise BadRequest("messages: at least one message is needed", param="messages")
 
 
 def _check_prompts(field: str, raw: Raw, each: int, limits: Limits) -> None:
