@@ -116,6 +116,7 @@ class Worker:
         self._waiting.clear()
         system.settled()
         system.collect_seldom()
+        _log.info("worker %d runs %s", setup.number, "compiled" if is_compiled(forward.__file__) else "interpreted")
         self._channel.send(say.Ready(gateway.fleet().version))
         return server
 
@@ -281,7 +282,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = read(GatewaySettings, os.environ)
     quiet_log.start(settings.log_level)
     rows = None if options.rows is None else mmap.mmap(options.rows, 0)
-    _log.info("worker %d runs %s", options.number, "compiled" if is_compiled(forward.__file__) else "interpreted")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_run(settings, rows, options.channel))
 
