@@ -127,7 +127,7 @@ class Reply:
     def cut(self) -> None:
         """Break off an answer that began and cannot be completed."""
         if not self.ended:
-            self.ended = True
+            self._over()
             self._line.cut()
 
     def client(self) -> str | None:
@@ -137,9 +137,10 @@ class Reply:
     def lost(self) -> None:
         """The connection is gone; whoever makes the answer is told."""
         if not self.ended:
-            self.ended = True
-            if self.gone is not None:
-                self.gone()
+            gone = self.gone
+            self._over()
+            if gone is not None:
+                gone()
 
     def _head(self, status: int, fields: str) -> bytes:
         keep = self._keep = self._keep and not self._line.ending
@@ -149,6 +150,11 @@ class Reply:
             f"x-request-id: {self.request_id}\r\n{connection}{fields}\r\n"
         ).encode("latin-1")
 
-    def _finish(self) -> None:
+    def _over(self) -> None:
+        """Nobody is called any more, and nobody is known any more: a circle of references would wait for the collector."""
         self.ended = True
+        self.gone = self.flow = None
+
+    def _finish(self) -> None:
+        self._over()
         self._line.replied(self._keep)  # what the head said: a client that was told `keep-alive` may ask once more

@@ -222,3 +222,27 @@ def test_a_client_that_pipelines_and_half_closes_is_still_watched_for_its_second
                     await asyncio.sleep(0.001)
 
     run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answered_request_leaves_nothing_for_the_collector(stream: bool) -> None:
+    """Its prompt would stay in memory until the collector's next turn, and the collector would have to look at all of it."""
+
+    async def main() -> list[str]:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            body = GOOD | {"stream": stream}
+            await ask(running.url, body)
+            gc.collect()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for _ in range(20):
+                assert (await ask(running.url, body)).status == 200
+            gc.collect()
+            return [type(one).__name__ for one in gc.garbage if type(one).__module__.startswith("fairlead_gateway")]
+
+    gc.disable()
+    try:
+        assert run(main()) == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
