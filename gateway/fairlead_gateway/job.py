@@ -1,7 +1,5 @@
 """One request on its way through the rooms, with everything that has become known of it."""
 
-from dataclasses import dataclass, field
-
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead_gateway.continuation import Said
@@ -17,34 +15,70 @@ from fairlead_gateway.sse import Usage
 from fairlead_gateway.steps import Trace
 
 
-@dataclass(slots=True)
 class Job:
     """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
     body is known by in quarantine; from then on the body may have been let go."""
 
-    request: Request
-    reply: Reply
-    id: str
-    ask: Ask
-    route: RouteRequest
-    router: ModelRouter | None = None
-    instance: Instance | None = None
-    decision: Decision | None = None
-    attempt: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    dispatched_at: float | None = None
-    first_at: float | None = None
-    last_at: float | None = None
-    events: int = 0
-    status: int = 0
-    error: str | None = None
-    usage: Usage | None = None
-    client_gone: bool = False
-    until: float | None = None
-    patience: Patience | None = None
-    said: Said | None = None
-    handoff: Handoff | None = None
-    story: HandoffStory | None = None
-    handed_over: bool = False
-    trace: Trace | None = None
-    fingerprint: bytes | None = None
+    __slots__ = (
+        "ask",
+        "attempt",
+        "client_gone",
+        "decision",
+        "dispatched_at",
+        "error",
+        "events",
+        "failures",
+        "fingerprint",
+        "first_at",
+        "handed_over",
+        "handoff",
+        "id",
+        "instance",
+        "last_at",
+        "patience",
+        "reply",
+        "request",
+        "route",
+        "router",
+        "said",
+        "status",
+        "story",
+        "trace",
+        "until",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        reply: Reply,
+        id: str,
+        ask: Ask,
+        route: RouteRequest,
+    ) -> None:
+        self.request = request
+        self.reply = reply
+        self.id = id
+        self.ask = ask
+        self.route = route
+        self.router: ModelRouter | None = None
+        self.instance: Instance | None = None
+        self.decision: Decision | None = None
+        self.attempt: int = 0
+        self.failures: list[Failure] = []
+        self.dispatched_at: float | None = None
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self.events: int = 0
+        self.status: int = 0
+        self.error: str | None = None
+        self.usage: Usage | None = None
+        self.client_gone: bool = False
+        self.until: float | None = None
+        self.patience: Patience | None = None
+        self.said: Said | None = None
+        self.handoff: Handoff | None = None
+        self.story: HandoffStory | None = None
+        self.handed_over: bool = False
+        self.trace: Trace | None = None
+        self.fingerprint: bytes | None = None

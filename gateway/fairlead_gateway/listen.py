@@ -8,7 +8,6 @@ everything, the rest; otherwise the kernel could throw away the answer that expl
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from email.utils import formatdate
 from enum import Enum
 from typing import Protocol, cast
@@ -33,18 +32,29 @@ _ID_BYTES = 128
 _ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
 
 
-@dataclass(slots=True)
 class Request:
     """A whole request; ``received`` is the monotonic time of its last byte, ``wall`` the same for people; ``caller`` the
     name of its key; ``client`` its sender's address, where somebody asked for it."""
 
-    head: Head
-    body: bytes
-    id: str
-    received: float
-    wall: float
-    caller: str | None = None
-    client: str | None = None
+    __slots__ = ("body", "caller", "client", "head", "id", "received", "wall")
+
+    def __init__(
+        self,
+        head: Head,
+        body: bytes,
+        id: str,
+        received: float,
+        wall: float,
+        caller: str | None = None,
+        client: str | None = None,
+    ) -> None:
+        self.head = head
+        self.body = body
+        self.id = id
+        self.received = received
+        self.wall = wall
+        self.caller = caller
+        self.client = client
 
 
 class Handler(Protocol):
