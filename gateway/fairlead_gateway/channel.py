@@ -73,6 +73,11 @@ class Channel(asyncio.Protocol, Generic[T]):
         """Whether anything can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What the other end has not read yet, beyond what the system holds."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def send(self, message: msgspec.Struct) -> bool:
         """Send it some time soon; False when it was dropped, because the channel is closed or too much waits already."""
         return self.send_encoded(_encode(message))

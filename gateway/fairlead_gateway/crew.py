@@ -145,8 +145,8 @@ class Crew:
         for other in self.hands:
             if other.is_leaving and other.number == hand.number:
                 other.send(say.Drain())
-        if hand.version != self._fleet.version:
-            self._send_fleet(hand)
+        if hand.owed or hand.version != self._fleet.version:
+            self._send_all(hand)
 
     def _leaving(self, hand: Hand) -> None:
         self._show_applied()
@@ -226,15 +226,23 @@ class Crew:
         self._placed = self._slots.place(fleet, self._clock.now())
         message = encoded(say.Snapshot(fleet, self._placed))
         for hand in self.hands:
-            hand.owes_fleet = not hand.send_encoded(message)
+            hand.owed |= not hand.send_encoded(message)
         self._show_applied()
 
     def fleet(self) -> Fleet:
         """The newest snapshot that every worker that answers has taken over: nobody routes by an older one any more."""
         return self._shown
 
-    def _send_fleet(self, hand: Hand) -> None:
-        hand.owes_fleet = not hand.send(say.Snapshot(self._fleet, self._placed))
+    def _send_all(self, hand: Hand) -> None:
+        """Everything that a worker has to know, once more: something did not reach it."""
+        now = self._setup(hand.number, hand.row, self._rows_beside(hand), self._placed)
+        messages: list[msgspec.Struct] = [say.Snapshot(self._fleet, self._placed), say.Siblings(now.siblings)]
+        messages.append(say.Notes(now.notes))
+        if now.keys is not None:
+            messages.append(say.Keys(now.keys))
+        if now.certificate is not None:
+            messages.append(say.Renew())
+        hand.owed = not all(hand.send(message) for message in messages)
 
     def _applied(self, hand: Hand) -> None:
         del hand
@@ -257,13 +265,14 @@ class Crew:
         """Tell all workers."""
         data = encoded(message)
         for hand in self.hands:
-            hand.send_encoded(data)
+            hand.owed |= not hand.send_encoded(data)
 
     def _heard(self, hand: Hand, told: say.Told) -> None:
         if (told.sent is not None or told.deaths) and len(self.hands) > 1:
             data = encoded(say.Heard(told.sent, told.deaths))
+            room = self._limits.channel_waiting_bytes // 4  # the rest is for what must arrive
             for sibling in self.hands:
-                if sibling is not hand and sibling.is_ready:
+                if sibling is not hand and sibling.is_ready and sibling.waiting_bytes < room:
                     sibling.send_encoded(data)
         if told.records or told.dropped:
             self._told(told.records, told.dropped)
@@ -271,7 +280,7 @@ class Crew:
     def _tell_siblings(self) -> None:
         if self._cells is not None:
             for hand in self.hands:
-                hand.send(say.Siblings(self._rows_beside(hand)))
+                hand.owed |= not hand.send(say.Siblings(self._rows_beside(hand)))
 
     def _rows_beside(self, hand: Hand) -> list[int]:
         return [other.row for other in self.hands if other is not hand]
@@ -282,8 +291,8 @@ class Crew:
         """The answers of those that answer, by worker."""
         hands = [hand for hand in self.hands if hand.is_ready]
         for hand in hands:
-            if hand.owes_fleet:
-                self._send_fleet(hand)
+            if hand.owed:
+                self._send_all(hand)
         found = await asyncio.gather(*[hand.ask(question, kind) for hand in hands])
         self._show_applied()
         return [(hand, answer) for hand, answer in zip(hands, found, strict=True) if answer is not None]
@@ -294,7 +303,7 @@ class Crew:
         parts: list[dict[str, ModelPart]] = []
         answers = await self.ask(lambda number: say.AskCounters(number, now, windows), ModelPart)
         for hand, pieces in answers:
-            if hand in self.hands:
+            if not hand.said_last:
                 hand.counters = {part.key: part for part in pieces}
         answered = {hand for hand, _ in answers}
         parts += [hand.counters if hand in answered else _without_windows(hand.counters) for hand in self.hands]

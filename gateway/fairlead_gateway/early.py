@@ -74,6 +74,9 @@ class Early:
             except subprocess.TimeoutExpired:
                 one.process.kill()
                 one.process.wait()
+        if self.rows is not None:
+            os.close(self.rows)
+            self.rows = None
 
 
 def _shared_memory(size: int) -> int:

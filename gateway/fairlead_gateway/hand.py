@@ -55,7 +55,8 @@ class Hand:
         self.failure: str | None = None
         self.version = -1
         self.problem: str | None = None
-        self.owes_fleet = False
+        self.owed = False  # something that it must know did not reach it
+        self.said_last = False
         self.mute_since: float | None = None
         self.counters: dict[str, ModelPart] = {}
         self.own: dict[str, int] = {}
@@ -81,6 +82,11 @@ class Hand:
     def send_encoded(self, message: bytes) -> bool:
         """The same, encoded once for several."""
         return self._channel.send_encoded(message)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What it has not read yet."""
+        return self._channel.waiting_bytes
 
     @property
     def connected(self) -> bool:
@@ -147,7 +153,7 @@ class Hand:
                 self._events.leaving(self)
             case say.Last(models, own):
                 self.counters = {part.key: part for part in models}
-                self.own = own
+                self.own, self.said_last = own, True
             case say.Failed(text):
                 self.failure = text
 

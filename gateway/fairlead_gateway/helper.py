@@ -293,5 +293,6 @@ class Helper:
     async def _states(self) -> list[tuple[int, say.State]]:
         answers = await self.crew.ask(say.AskState, say.State)
         for hand, pieces in answers:
-            hand.own = pieces[0].own
+            if not hand.said_last:
+                hand.own = pieces[0].own
         return sorted(((hand.number, pieces[0]) for hand, pieces in answers), key=lambda found: found[0])

@@ -292,3 +292,38 @@ def test_a_second_signal_ends_the_gateway_at_once(tmp_path: Path) -> None:
                 await line.connection.close()
 
     run(main())
+
+
+def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine() as one, scripted_engine() as two:
+            write_atomic(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                lines = await gateway.lines(2)
+                stopped = min(gateway.workers())
+                os.kill(stopped, signal.SIGSTOP)
+
+                async def mute() -> bool:
+                    return "does not answer" in await gateway.notes()
+
+                async def states() -> list[str]:
+                    return [each["state"] for each in (await gateway.told("/api/fleet"))["models"][0]["instances"]]
+
+                async def shown() -> bool:
+                    return await states() == ["Ready", "Draining"]
+
+                await until_async(mute)
+                write_atomic(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+                await until_async(shown)  # nobody waits for the one that does not answer
+                os.kill(stopped, signal.SIGCONT)
+
+                async def well() -> bool:
+                    return not await mute()
+
+                await until_async(well)
+                for line in lines:
+                    assert (await line.ask(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
+                    await line.connection.close()
+
+    run(main())
