@@ -67,6 +67,7 @@ def _run(
     from fairlead_gateway.helper import Helper, Plan
     from fairlead_gateway.reach import Reach
 
+    system.more_files()  # engines that hang while they are asked for their metrics hold one each
     system.large_blocks_go_back()
     quiet_log.start(settings.log_level)
     for line in unknown(os.environ):
