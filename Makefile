@@ -29,7 +29,7 @@ lint: env ## style, types and the arrows of the house
 	@$(RUN) scripts/generate.py --check
 
 e2e: env ## the whole of local mode, driven as a user would
-	@$(RUN) -m pytest e2e -m "not soak"
+	@$(RUN) -m pytest e2e
 
 compile: env ## the data plane as machine code: half the processor time; once per state of the sources, in the cache
 	@$(RUN) scripts/compile.py || [ $$? -eq 3 ]
@@ -45,11 +45,12 @@ bench-gateway: compile ## the gateway beside its peers, all in one run; out/benc
 bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
 	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
-soak: env ## engine kills, disconnects and hostile requests under load, bounded; out/soak.json
-	@$(RUN) -m pytest e2e -m soak
+soak: compile ## engines killed, gateways restarted, hostile requests, a million more, as often as the bar says; bench/results/soak.json
+	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/test_soak.py -q
 
-nightly: env ## the property tests with many more examples
+nightly: compile ## the property tests with many more examples; ten million fuzzed inputs; bench/results/nightly.json
 	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property
+	@$(RUN) scripts/nightly.py
 
 generate: env ## CRDs and reference pages from the API types
 	@$(RUN) scripts/generate.py
