@@ -43,6 +43,7 @@ class Head:
     """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body.
 
     ``fields`` are without Content-Length. ``passed_on`` is for ``wire``: what of them engines get, once somebody has asked.
+    ``shown`` is for ``keys``: whose key is in them, and among which keys it was found.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Head:
     continues: bool
     query: bytes = b""
     passed_on: bytes | None = None
+    shown: tuple[object, str] | None = None
     _table: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
 
     def get(self, name: bytes) -> bytes | None:
@@ -76,6 +78,7 @@ class Head:
             False,
             self.query,
             self.passed_on,
+            self.shown,
             self._table,
         )
 

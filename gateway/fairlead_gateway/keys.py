@@ -43,7 +43,13 @@ class Keys:
         self._known = {known: (known, name) for known, name in names.items()}
 
     def caller(self, head: Head) -> str:
-        """The name of the key that a request shows. Raises NoKey."""
+        """The name of the key that a request shows. Raises NoKey.
+
+        A connection that shows the very bytes of its last request again is not digested again, as long as the same keys are known.
+        """
+        seen = head.shown
+        if seen is not None and seen[0] is self._known:
+            return seen[1]
         key = presented(head)
         if not key:
             raise NoKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
@@ -51,4 +57,5 @@ class Keys:
         known, name = self._known.get(asked, (b"", ""))
         if not hmac.compare_digest(known, asked):
             raise NoKey("this API key is not known here")
+        head.shown = (self._known, name)
         return name

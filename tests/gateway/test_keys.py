@@ -20,8 +20,11 @@ from fairlead.testing.raw_http import Answer, Connection, ask, get, post, send
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.decision_log import Logged
+from fairlead_gateway.errors import NoKey
+from fairlead_gateway.head import Head
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.keys_file import KeysFile, parse
+from fairlead_gateway.reader import RequestReader
 from fairlead_gateway.testing import fleet_of, run, running_gateway
 
 PEPPER = b"a pepper of the test"
@@ -226,3 +229,27 @@ def test_keys_without_a_pepper_or_a_file_do_not_start(
     with environment(monkeypatch):
         assert gateway_main(arguments) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_connection_that_shows_its_key_again_is_asked_again_once_other_keys_are_known() -> None:
+    limits = Limits()
+    keys = Keys(PEPPER, {bytes.fromhex(digest("secret")): "team-a"})
+    reader = RequestReader(limits)
+
+    def head(key: str, length: int) -> Head:
+        body = b"x" * length
+        reader.feed(
+            f"POST / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n".encode()
+            + body
+        )
+        found = reader.next()
+        assert found is not None
+        return found[0]
+
+    assert keys.caller(head("secret", 1)) == "team-a"
+    assert head("secret", 12).shown is not None, "known again by its bytes"
+    assert head("secre7", 12).shown is None, "other bytes, another key"
+    assert keys.caller(head("secret", 3)) == "team-a"
+    keys.use({})
+    with pytest.raises(NoKey):
+        keys.caller(head("secret", 3))
