@@ -1,7 +1,7 @@
 """Finished spans to a collector: OTLP over HTTP in its JSON encoding, in batches, from a thread.
 
 A collector that is away, slow or full costs spans and nothing else: what waits is bounded, each batch is tried a few times with
-growing pauses, and what is lost is counted. Why this is written here and not taken from the SDK: docs/decisions/0015.
+growing pauses, and what is lost is counted. Why this is written here and not taken from the SDK: docs/decisions/0017.
 """
 
 import http.client
