@@ -1,17 +1,25 @@
 """The decision alone: parse, validate, hash, match, pick and insert, with the gateway's own code and a full index.
 
+It runs in a process that is started as a worker is, so that it measures the compiled copy where workers run one.
+
 The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a gateway that has run for a while.
 """
 
 import gc
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.profile import presets
+from fairlead_gateway.compiled import worker_environment
 from fairlead_gateway.head import Head
 from fairlead_gateway.model import understand
 from fairlead_gateway.prompt import route_request
@@ -24,6 +32,16 @@ _CHAIN_BLOCKS = 500
 _BLOCK_BYTES = 256
 _PATH = "/v1/chat/completions"
 _KV_TOKENS = 1 << 40  # the index is bounded by its blocks, not by what an engine can hold
+
+
+def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[str, float]:
+    """``decision_seconds`` by size, measured in a process like a worker's."""
+    environ = worker_environment(os.environ)
+    here = str(Path(__file__).parents[1])
+    environ["PYTHONPATH"] = os.pathsep.join(part for part in (environ.get("PYTHONPATH"), here) if part)
+    command = [sys.executable, "-m", "gatewaybench.decision", str(blocks), str(seed), *sizes]
+    told = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+    return dict(zip(sizes, map(float, told.split()), strict=True))
 
 
 def decision_seconds(size: str, *, blocks: int, seed: int, batches: int = 20, batch: int = 100) -> float:
@@ -90,3 +108,8 @@ def _fleet() -> Fleet:
 
 def _instance_id(number: int) -> str:
     return f"main-{number}/8000/0"
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[3:]:
+        print(decision_seconds(wanted, blocks=int(sys.argv[1]), seed=int(sys.argv[2])))

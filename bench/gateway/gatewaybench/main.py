@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gatewaybench.bodies import write as write_bodies
 from gatewaybench.cases import CASES, FULL, QUICK, Case, Plan
-from gatewaybench.decision import decision_seconds
+from gatewaybench.decision import decisions_seconds
 from gatewaybench.engine import MockEngine
 from gatewaybench.measure import Run, measure
 from gatewaybench.native import BuildError, Programs, build
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 2
-    decisions = {size: decision_seconds(size, blocks=_INDEX_BLOCKS, seed=given.seed) for size in ("2k", "32k")}
+    decisions = decisions_seconds(("2k", "32k"), blocks=_INDEX_BLOCKS, seed=given.seed)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-bench-")))
