@@ -19,7 +19,7 @@ from fairlead_cli.local.supervisor import StackPlan, Supervisor
 
 PATIENCE = 100.0
 KEY = "default/tiny"
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
 
 
 def engine(ports: tuple[int, ...], first: int) -> Command:
