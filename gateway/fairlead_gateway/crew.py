@@ -193,7 +193,7 @@ class Crew:
             while not self._free_rows:  # too many still drain
                 await self._until(lambda: bool(self._free_rows))
             try:
-                spawned = spawn(number, self._early.rows, talks=self._early.talk)
+                spawned = spawn(number, self._early.rows, self._early.environ, talks=self._early.talk)
             except OSError as error:
                 _log.error("worker %d cannot be started: %s", number, error)
                 self._replace(number, self._limits.worker_restart_most_seconds)

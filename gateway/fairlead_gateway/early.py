@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fairlead.limits import Limits
@@ -24,8 +25,8 @@ class Spawned:
     sock: socket.socket
 
 
-def spawn(number: int, rows: int | None, *, talks: bool = False) -> Spawned:
-    """Start worker ``number``; ``rows`` is the descriptor of the shared memory. The environment is ours, PYTHONPATH included.
+def spawn(number: int, rows: int | None, environ: Mapping[str, str], *, talks: bool = False) -> Spawned:
+    """Start worker ``number``; ``rows`` is the descriptor of the shared memory, ``environ`` its environment.
     Standard output is ours too where it ``talks`` there; else nobody who reads ours should wait for the worker's end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
@@ -36,9 +37,7 @@ def spawn(number: int, rows: int | None, *, talks: bool = False) -> Spawned:
             handed.append(rows)
         try:
             stdout = None if talks else subprocess.DEVNULL
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=handed, env=worker_environment(os.environ)
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=handed, env=environ)
         except OSError:
             ours.close()
             raise
@@ -52,13 +51,14 @@ class Early:
         self.count = count
         self.talk = talk
         self.rows: int | None = None
+        self.environ = worker_environment(os.environ)  # once: it looks at every source
         self.spawned: list[Spawned] = []
         if count > 1:
             from fairlead_gateway.routing.shared import bytes_of
 
             self.rows = _shared_memory(bytes_of(count * ROWS_EACH, limits.shared_slots))
         try:
-            self.spawned.extend(spawn(number, self.rows, talks=talk) for number in range(1, count + 1))
+            self.spawned.extend(spawn(number, self.rows, self.environ, talks=talk) for number in range(1, count + 1))
         except OSError:
             self.end()
             raise

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fairlead.clock import Clock
+from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.answer import Answer
@@ -87,7 +88,7 @@ class Forward:
             routes=routes,
             pool=pool,
             telemetry=telemetry,
-            decisions=decisions,
+            chosen=self._chosen,
             clock=clock,
             limits=limits,
             health=health,
@@ -168,8 +169,12 @@ class Forward:
         instance = self._routes.ready(job.ask.key, chosen)
         if instance is None:
             raise self._routes.none_ready(job.ask.key, now)
-        job.attempt = len(job.failures) + 1
-        job.instance, job.decision = instance, decision
+        self._chosen(job, instance, decision, len(job.failures) + 1)
+        return instance
+
+    def _chosen(self, job: Job, instance: Instance, decision: Decision, attempt: int) -> None:
+        """A choice is the job's from now on: counted and logged."""
+        job.attempt, job.instance, job.decision = attempt, instance, decision
         self._telemetry.routed(job.ask.key, instance.id, decision)
         self._decisions.append(
             DecisionRecord(
@@ -183,7 +188,6 @@ class Forward:
                 job.story,
             )
         )
-        return instance
 
     def _given_up(self, job: Job) -> GatewayError:
         """What the client is told now that no engine answered."""

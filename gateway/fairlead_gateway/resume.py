@@ -4,11 +4,12 @@ from collections.abc import Callable
 from functools import partial
 
 from fairlead.clock import Clock
+from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.continuation import Said, continued_body, fitted, whole_usage
-from fairlead_gateway.decision_log import CONTINUED, DecisionLog, DecisionRecord
+from fairlead_gateway.decision_log import CONTINUED
 from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
@@ -23,7 +24,10 @@ from fairlead_gateway.wire import engine_request
 
 
 class Resume:
-    """Continues streams. One object serves all requests of a gateway."""
+    """Continues streams. One object serves all requests of a gateway.
+
+    ``chosen`` makes a choice the job's, under the attempt's number.
+    """
 
     def __init__(
         self,
@@ -31,7 +35,7 @@ class Resume:
         routes: Routes,
         pool: Pool,
         telemetry: Telemetry,
-        decisions: DecisionLog,
+        chosen: Callable[[Job, Instance, Decision, int], None],
         clock: Clock,
         limits: Limits,
         health: Health,
@@ -41,7 +45,7 @@ class Resume:
         self._routes = routes
         self._pool = pool
         self._telemetry = telemetry
-        self._decisions = decisions
+        self._chosen = chosen
         self._clock = clock
         self._limits = limits
         self._health = health
@@ -93,21 +97,7 @@ class Resume:
         if instance is None:
             return None
         decision = decision.told(rule=CONTINUED, reason=f"continued after {why}; {decision.rule}: {decision.reason}")
-        job.attempt += 1
-        job.instance, job.decision = instance, decision
-        self._telemetry.routed(job.ask.key, instance.id, decision)
-        self._decisions.append(
-            DecisionRecord(
-                job.id,
-                job.request.wall,
-                job.ask.key,
-                decision,
-                job.attempt,
-                round(self._routes.prompt_tokens(job.ask.key, job.route)),
-                job.request.caller,
-                job.story,
-            )
-        )
+        self._chosen(job, instance, decision, job.attempt + 1)
         return instance
 
     def _ask(self, job: Job, instance: Instance, body: bytes, said: Said, connection: Upstream) -> Answer:
