@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fairlead.clock import SystemClock
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
+from fairlead.testing.engine import Script, scripted_engine
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
@@ -90,3 +91,27 @@ async def running_gateway(
         while gateway.listener.connections or gateway.in_flight():  # noqa: ASYNC110 - transports close a turn later
             await asyncio.sleep(0)
         await server.wait_closed()
+
+
+async def with_engines(
+    scripts: list[Script], use: Callable[[Running], Awaitable[None]], limits: Limits | None = None
+) -> None:
+    """A gateway before one engine for each script; afterwards the ledger must be empty."""
+    async with asyncio.TaskGroup() as group:
+        ready: asyncio.Queue[str] = asyncio.Queue()
+        over = asyncio.Event()
+
+        async def engine(script: Script) -> None:
+            async with scripted_engine(script) as one:
+                ready.put_nowait(one.url)
+                await over.wait()
+
+        for script in scripts:
+            group.create_task(engine(script))
+        try:
+            urls = [await ready.get() for _ in scripts]
+            async with running_gateway(fleet_of(urls), limits) as running:
+                await use(running)
+                assert {load.inflight for load in running.gateway.loads().values()} == {0}
+        finally:
+            over.set()
