@@ -136,9 +136,6 @@ class Decision:
             return NotImplemented
         return self._shown() == other._shown()
 
-    def __hash__(self) -> int:
-        return hash((self.chosen, self.rule))
-
     def __repr__(self) -> str:
         return f"Decision({self.chosen!r}, {self.rule!r}, {self.reason!r})"
 

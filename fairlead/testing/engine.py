@@ -132,6 +132,23 @@ async def honest(call: Call) -> None:
     await call.finish()
 
 
+class Gate:
+    """A script whose streams wait after their first token, ``a``, until ``go_on`` is set; all else is answered as by ``honest``."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def script(self, call: Call) -> None:
+        """The script itself."""
+        if not call.json.get("stream"):
+            await honest(call)
+            return
+        await call.begin()
+        await call.event(token("a"))
+        await self.go_on.wait()
+        await call.finish()
+
+
 @asynccontextmanager
 async def scripted_engine(
     script: Script = honest, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"

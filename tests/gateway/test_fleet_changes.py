@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.fleet import Fleet, InstanceState
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, honest, scripted_engine, token
+from fairlead.testing.engine import Gate, honest, scripted_engine
 from fairlead.testing.raw_http import Connection, ask, get, post, send
 from fairlead_gateway.testing import fleet_of, run, running_gateway
 from fairlead_gateway.upstream import Pool, Upstream
@@ -16,16 +16,10 @@ READY, DRAINING, STARTING = InstanceState.READY, InstanceState.DRAINING, Instanc
 
 
 def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has() -> None:
-    go_on = asyncio.Event()
-
-    async def slow(call: Call) -> None:
-        await call.begin()
-        await call.event(token("a"))
-        await go_on.wait()
-        await call.finish()
+    gate = Gate()
 
     async def main() -> None:
-        async with scripted_engine(slow) as one, scripted_engine() as two:
+        async with scripted_engine(gate.script) as one, scripted_engine() as two:
             urls = [one.url, two.url]
             async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
                 connection = await Connection.to(running.url)
@@ -36,7 +30,7 @@ def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has() -> N
                     body = GOOD | {"messages": [{"role": "user", "content": f"{number} " * 100}]}
                     assert (await ask(running.url, body)).fields["x-fairlead-instance"] == "e-1/1/0"
                 assert len(one.calls) == 1
-                go_on.set()
+                gate.go_on.set()
                 assert b"data: [DONE]" in await connection.reader.readuntil(b"0\r\n\r\n")
                 await connection.close()
 

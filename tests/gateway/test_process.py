@@ -15,7 +15,7 @@ import pytest
 
 from fairlead.fleet import InstanceState
 from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Call, scripted_engine, token
+from fairlead.testing.engine import Gate, scripted_engine
 from fairlead.testing.raw_http import Connection, ask, get, post, send
 from fairlead.testing.waiting import until, until_async
 from fairlead_gateway.__main__ import main as gateway_main
@@ -81,17 +81,11 @@ def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path)
 
 
 def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        await call.begin()
-        await call.event(token("a"))
-        await go_on.wait()
-        await call.finish()
+    gate = Gate()
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as engine:
+        async with scripted_engine(gate.script) as engine:
             write_atomic(path, fleet_of([engine.url]))
             async with started(path) as gateway:
                 idle, busy = await Connection.to(gateway.url), await Connection.to(gateway.url)
@@ -104,7 +98,7 @@ def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path)
                 await idle.send(get("/readyz", close=False))
                 last = await idle.rest()
                 assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
-                go_on.set()
+                gate.go_on.set()
                 rest = await busy.reader.read()
                 assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
                 assert await gateway.ended() == 0
@@ -115,20 +109,11 @@ def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path)
 
 
 def test_a_stream_that_began_before_sigterm_leaves_its_connection_for_one_more_request(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        if "stream" not in call.json:
-            await call.plain({"object": "chat.completion", "choices": []})
-            return
-        await call.begin()
-        await call.event(token("a"))
-        await go_on.wait()
-        await call.finish()
+    gate = Gate()
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as engine:
+        async with scripted_engine(gate.script) as engine:
             write_atomic(path, fleet_of([engine.url]))
             async with started(path) as gateway:
                 connection = await Connection.to(gateway.url)
@@ -137,7 +122,7 @@ def test_a_stream_that_began_before_sigterm_leaves_its_connection_for_one_more_r
                 assert b"connection: close" not in head
                 gateway.process.send_signal(signal.SIGTERM)
                 await until_async(partial(_refuses, gateway.url))
-                go_on.set()
+                gate.go_on.set()
                 await connection.reader.readuntil(b"\r\n0\r\n\r\n")
                 await connection.send(post(GOOD, close=False))
                 last = await connection.rest()

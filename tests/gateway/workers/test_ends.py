@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Call, honest, scripted_engine, token
+from fairlead.testing.engine import Call, Gate, honest, scripted_engine
 from fairlead.testing.processes import alive
 from fairlead.testing.raw_http import Connection
 from fairlead.testing.waiting import until, until_async
@@ -19,22 +19,6 @@ from fairlead_gateway.testing_process import GatewayProcess, Line, gateway_proce
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STAY = {"model": "tiny", "messages": [{"role": "user", "content": "stay"}], "stream": True}
-
-
-class Gate:
-    """An engine whose streams wait in the middle."""
-
-    def __init__(self) -> None:
-        self.go_on = asyncio.Event()
-
-    async def script(self, call: Call) -> None:
-        if b"stay" not in call.body:
-            await honest(call)
-            return
-        await call.begin()
-        await call.event(token("a"))
-        await self.go_on.wait()
-        await call.finish()
 
 
 async def staying(line: Line) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fairlead.fleet import InstanceState
 from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Call, honest, scripted_engine, token
+from fairlead.testing.engine import Call, Gate, honest, scripted_engine, token
 from fairlead.testing.raw_http import get, send
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.__main__ import main as gateway_main
@@ -235,17 +235,11 @@ def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Pat
 
 
 def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        await call.begin()
-        await call.event(token("a"))
-        await go_on.wait()
-        await call.finish()
+    gate = Gate()
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as engine:
+        async with scripted_engine(gate.script) as engine:
             write_atomic(path, fleet_of([engine.url]))
             async with gateway_process(path, "--workers", "2") as gateway:
                 lines = await gateway.lines(2)
@@ -258,7 +252,7 @@ def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Pa
                     return (await gateway.asked("/readyz")).status == 503
 
                 await until_async(unready)
-                go_on.set()
+                gate.go_on.set()
                 for line in lines:
                     assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
                     await line.connection.close()
