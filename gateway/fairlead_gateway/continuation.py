@@ -14,12 +14,14 @@ from typing import Any
 
 import msgspec
 
-from fairlead_gateway.body import Chat, Completion, Generation
+from fairlead_gateway import given
+from fairlead_gateway.body import Chat, Completion, Generation, StreamOptions
 from fairlead_gateway.model import Ask
 from fairlead_gateway.splice import splice
 from fairlead_gateway.sse import Usage
 
-_MORE_THAN_TEXT = (b'"continue_final_message"', b'"return_token_ids"', b'"prompt_logprobs"', b'"use_beam_search"')
+_MORE_THAN_TEXT = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
+_RUNNING_USAGE = b"continuous_usage_stats"
 _KNOWN_DELTA = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
@@ -32,17 +34,26 @@ def continuable(ask: Ask) -> bool:
         return False
     steady = parsed.temperature == 0 or parsed.seed is not None
     one = (parsed.n or 1) == 1
-    plain = not parsed.stop and not parsed.min_tokens and not parsed.logit_bias
+    plain = not given.value(parsed.stop) and not parsed.min_tokens and not given.value(parsed.logit_bias)
     unpunished = not parsed.frequency_penalty and not parsed.presence_penalty and parsed.repetition_penalty in (None, 1)
-    free = parsed.response_format is msgspec.UNSET and parsed.structured_outputs is msgspec.UNSET
-    if not (steady and one and plain and unpunished and free) or any(name in ask.body for name in _MORE_THAN_TEXT):
+    free = not given.value(parsed.response_format) and not given.value(parsed.structured_outputs)
+    if not (steady and one and plain and unpunished and free and parsed.prompt_logprobs is None):
+        return False
+    if given.any_of(_MORE_THAN_TEXT, ask.body) or _running_usage(parsed):
         return False
     if isinstance(parsed, Chat):
-        return not parsed.tools and not parsed.logprobs and b"continuous_usage_stats" not in ask.body
+        return not given.value(parsed.tools) and not parsed.logprobs
     if isinstance(parsed, Completion):
         text = bytes(parsed.prompt)[:1] == b'"' and not parsed.echo and not parsed.suffix and parsed.logprobs is None
-        return text and (parsed.best_of or 1) == 1 and b"continuous_usage_stats" not in ask.body
+        return text and (parsed.best_of or 1) == 1
     return False
+
+
+def _running_usage(parsed: Generation) -> bool:
+    options = b"" if parsed.stream_options is msgspec.UNSET else bytes(parsed.stream_options)
+    if _RUNNING_USAGE not in options:
+        return False
+    return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
 class Said:

@@ -17,12 +17,13 @@ import msgspec
 
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
+from fairlead_gateway import given
 from fairlead_gateway.body import Chat, Common, Completion, Generation
 from fairlead_gateway.splice import splice
 
 _PARAMS = "kv_transfer_params"
 _PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
-_PROMPT_ASKED = (b'"prompt_logprobs"', b'"echo"')
+_ECHO = (b'"echo"',)
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ def why_not(parsed: Common, body: bytes, uncached_tokens: float, limits: Limits)
         return "not-generation", "nothing is generated"
     if isinstance(parsed, Completion) and not _one_prompt(bytes(parsed.prompt)):
         return "several-prompts", "several prompts in one request"
-    if any(mark in body for mark in _PROMPT_ASKED):
+    if parsed.prompt_logprobs is not None or given.any_of(_ECHO, body):
         return "prompt-asked", "the prompt's own probabilities or text are asked for"
     if uncached_tokens < limits.handoff_least_tokens:
         return "short", f"about {uncached_tokens:.0f} tokens to compute, under {limits.handoff_least_tokens}"

@@ -141,6 +141,10 @@ def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens(
         {"frequency_penalty": 0.5},
         {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
         {"continue_final_message": True, "add_generation_prompt": False},
+        {"return_token_ids": True},
+        {"prompt_logprobs": 0},
+        {"logit_bias": {"5": 1}},
+        {"structured_outputs": {"regex": "a+"}},
         {"max_tokens": 2},
     ],
     ids=lambda change: next(iter(change)),
@@ -159,6 +163,56 @@ def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: 
             assert '"code":"stream_cut"' in answer.events[-1]
             assert "[DONE]" not in answer.events
             assert len(met) == 1
+
+    run(main())
+
+
+_NULLS = (
+    *("stop", "n", "logit_bias", "response_format", "structured_outputs", "frequency_penalty", "presence_penalty"),
+    *("repetition_penalty", "min_tokens", "prompt_logprobs", "return_token_ids", "use_beam_search", "user", "seed"),
+    *("continue_final_message", "add_generation_prompt", "max_completion_tokens", "stream_options", "logprobs"),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {**CHAT, **dict.fromkeys((*_NULLS, "top_logprobs", "tools", "tool_choice"))}),
+        ("/v1/completions", {**TEXT, **dict.fromkeys((*_NULLS, "echo", "suffix", "best_of"))}),
+        ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True, "continuous_usage_stats": None}}),
+        ("/v1/chat/completions", {**CHAT, "continue_final_message": False, "return_token_ids": False}),
+        ("/v1/chat/completions", {**CHAT, "metadata": {"use_beam_search": "yes"}}),
+    ],
+)
+def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str, Any]) -> None:
+    met: list[Call] = []
+
+    async def script(call: Call) -> None:
+        met.append(call)
+        await call.begin()
+        first = len(met) == 1
+        piece: dict[str, Any] = token("one " if first else "two", None if first else "stop")
+        if path == "/v1/completions":
+            piece["choices"][0] = {
+                "index": 0,
+                "text": "one " if first else "two",
+                "finish_reason": None if first else "stop",
+            }
+        await call.event({"id": "x", **piece})
+        if first:
+            raise Hangup
+        await call.finish()
+
+    async def main() -> None:
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url])) as running,
+        ):
+            answer = await ask(running.url, body, path=path)
+            assert said(answer.events) == "one two"
+            assert answer.events[-1] == "[DONE]"
+            assert len(met) == 2
 
     run(main())
 

@@ -81,6 +81,7 @@ CASES = [
     ("bypassed", "short", [], [prefilling], honest, SHORT, LIMITS),
     ("bypassed", "several-prompts", [], [prefilling], honest, BATCH, LIMITS),
     ("bypassed", "prompt-asked", [], [prefilling], honest, chat(prompt_logprobs=1), LIMITS),
+    ("done", "none", [("P0", "ok")], [prefilling], honest, chat(prompt_logprobs=None, echo=None), LIMITS),
     ("failed", "prefill-no-blocks", [("P0", "no-blocks")], [no_blocks], honest, chat(), LIMITS),
     ("failed", "prefill-status-500", [("P0", "status-500")], [failing], honest, chat(), LIMITS),
     ("failed", "prefill-timeout", [("P0", "timeout")], [silent], honest, chat(), LIMITS),
