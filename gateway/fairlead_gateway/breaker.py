@@ -83,6 +83,14 @@ class Breaker:
                 found[item] = why
         return found if len(found) < len(ready) else _NONE
 
+    def may_try(self, instance: str, now: float) -> bool:
+        """Whether a request that has nowhere else to go has a chance there."""
+        if instance not in self._out:
+            return True
+        record = self._records[instance]
+        self._advance(instance, record, now)
+        return record.standing is not Standing.EJECTED and not record.probed
+
     def sent(self, instance: str) -> None:
         """A request goes there; when the pause is over, it is the probe."""
         if instance in self._out:

@@ -73,6 +73,7 @@ class Forward:
         health: Health,
         quarantine: Quarantine,
         prefill: Prefill,
+        budget: RetryBudget,
     ) -> None:
         self._routes = routes
         self._prefill = prefill
@@ -83,7 +84,7 @@ class Forward:
         self._decisions = decisions
         self._clock = clock
         self._limits = limits
-        self.budget = RetryBudget(limits)
+        self.budget = budget
         self._resume = Resume(
             routes=routes,
             pool=pool,

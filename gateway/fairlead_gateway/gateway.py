@@ -37,6 +37,7 @@ from fairlead_gateway.prompt import route_request
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.reach import Reach
 from fairlead_gateway.reply import Reply
+from fairlead_gateway.retry import RetryBudget
 from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
 from fairlead_gateway.routing.shared import Siblings
@@ -88,7 +89,10 @@ class Gateway:
         breaker = Breaker(limits, draw)
         self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings)
         self._prefill_routes = Routes(secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings)
-        self._health = Health(breaker, ready=self._routes.ready_ids, telemetry=telemetry, clock=clock, limits=limits)
+        budget = RetryBudget(limits)
+        self._health = Health(
+            breaker, ready=self._routes.ready_ids, telemetry=telemetry, clock=clock, limits=limits, budget=budget
+        )
         self.telemetry.standing = self._health.words
         self.reach = Reach(environ, clock.now)
         self._pool = Pool(limits, loop, self.reach)
@@ -112,6 +116,7 @@ class Gateway:
             health=self._health,
             quarantine=quarantine,
             prefill=self._prefill,
+            budget=budget,
         )
         self._short = ShortWay(
             self,

@@ -5,7 +5,8 @@ against an engine only when another one then answered the same request, or when 
 what makes every engine fail ejects none of them. Load is nobody's fault.
 
 Silence is judged by the engine's whole voice: one that still sends tokens to others is slow, and waited for; one from which
-nobody has heard a byte for several times the predicted time hangs.
+nobody has heard a byte for several times the predicted time hangs. That is a fault in any case; the request leaves such an
+engine only when another one can take it, since an error now is no better than one at the deadline.
 """
 
 import math
@@ -16,7 +17,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.breaker import Breaker, Standing
 from fairlead_gateway.job import Job
 from fairlead_gateway.patience import Patience
-from fairlead_gateway.retry import Failure
+from fairlead_gateway.retry import Failure, RetryBudget, worth_retrying
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Peer
 
@@ -37,8 +38,10 @@ class Health:
         telemetry: Telemetry,
         clock: Clock,
         limits: Limits,
+        budget: RetryBudget,
     ) -> None:
         self.breaker = breaker
+        self._budget = budget
         self._ready = ready
         self._telemetry = telemetry
         self._clock = clock
@@ -48,8 +51,8 @@ class Health:
         """An attempt failed before the first byte."""
         if failure.overloaded:
             self.breaker.unknown(failure.where)
-        elif failure.why in _AT_ONCE:
-            self._fault(job, failure.where, failure.why)
+        elif failure.why in _AT_ONCE and not _blamed(job, failure.why):
+            self._fault(job.ask.key, failure.where, failure.why)
 
     def answered(self, job: Job, instance: str) -> None:
         """An attempt gave an answer that can be passed on: the former ones were the engines' fault."""
@@ -66,14 +69,15 @@ class Health:
             self.breaker.unknown(failure.where)
 
     def broke(self, job: Job, instance: str, why: str) -> None:
-        """A stream broke after its first byte."""
-        self._fault(job, instance, why)
+        """A stream broke after its first byte, or its continuation before."""
+        if not _blamed(job, why):
+            self._fault(job.ask.key, instance, why)
 
     def late(self, job: Job) -> None:
         """The request's own time is over. Its engine is to blame only when it has been silent to everybody for long enough."""
-        patience, instance = job.patience, job.instance
-        if patience is not None and instance is not None and patience.silence_seconds() > self._long(job):
-            self._fault(job, instance.id, "timeout")
+        patience = job.patience
+        if patience is not None and not patience.blamed and patience.silence_seconds() > self._long(job):
+            self._fault(job.ask.key, patience.instance, "timeout")
 
     def _long(self, job: Job) -> float:
         predicted = _predicted(job)
@@ -81,12 +85,41 @@ class Health:
 
     def patience(self, job: Job, peer: Peer) -> Patience:
         """How long the engine that ``job`` goes to now may be silent."""
-        limits = self._limits
-        predicted = _predicted(job)
-        soft = None
-        if predicted is not None:
-            soft = max(limits.first_token_floor_seconds, limits.first_token_factor * predicted)
-        return Patience(peer, soft, job.request.received + limits.first_token_seconds, self._clock)
+        until = job.request.received + self._limits.first_token_seconds
+        elsewhere = self._elsewhere if job.handoff is None else _at_once
+        assert job.instance is not None
+        soft = self._soft(job)
+        return Patience(peer, soft, until, self._clock, elsewhere, job.ask.key, job.instance.id, job.failures)
+
+    def last_patience(self, job: Job, peer: Peer) -> Patience:
+        """The same for the engine that continues a stream: there is no other after it, and the stream may be old."""
+        soft, until = self._soft(job), self._clock.now() + self._limits.stream_idle_seconds
+        assert job.instance is not None
+        return Patience(peer, soft, until, self._clock, self._stays, job.ask.key, job.instance.id, job.failures)
+
+    def _soft(self, job: Job) -> float | None:
+        predicted, limits = _predicted(job), self._limits
+        if predicted is None:
+            return None
+        return max(limits.first_token_floor_seconds, limits.first_token_factor * predicted)
+
+    def _elsewhere(self, patience: Patience) -> bool:
+        """Whether a request should leave an engine that has been silent to everybody for long."""
+        now = self._clock.now()
+        tried = {failure.where for failure in patience.failures}
+        others = any(
+            one != patience.instance and one not in tried and self.breaker.may_try(one, now)
+            for one in self._ready(patience.key)
+        )
+        again = others and worth_retrying([*patience.failures, Failure("timeout")], self._limits)
+        return (again and self._budget.left(now)) or self._stays(patience)
+
+    def _stays(self, patience: Patience) -> bool:
+        """The request stays there, and the silence counts already, once."""
+        if not patience.blamed:
+            patience.blamed = True
+            self._fault(patience.key, patience.instance, "timeout")
+        return False
 
     def words(self, instance: str) -> tuple[Standing, str]:
         """An instance's standing and why."""
@@ -95,11 +128,22 @@ class Health:
     def _blame(self, job: Job, failures: Iterable[Failure]) -> None:
         for failure in failures:
             if failure.why not in _AT_ONCE and not failure.overloaded:
-                self._fault(job, failure.where, failure.why)
+                self._fault(job.ask.key, failure.where, failure.why)
 
-    def _fault(self, job: Job, instance: str, why: str) -> None:
-        if self.breaker.fault(instance, why, self._clock.now(), self._ready(job.ask.key)):
-            self._telemetry.ejected(job.ask.key, instance, why)
+    def _fault(self, key: str, instance: str, why: str) -> None:
+        if self.breaker.fault(instance, why, self._clock.now(), self._ready(key)):
+            self._telemetry.ejected(key, instance, why)
+
+
+def _at_once(patience: Patience) -> bool:
+    """Whether a hand-off leaves a silent engine: the same request goes again plainly, there or elsewhere."""
+    del patience
+    return True
+
+
+def _blamed(job: Job, why: str) -> bool:
+    """Whether this silence has been counted already."""
+    return why == "timeout" and job.patience is not None and job.patience.blamed and job.patience.silence_seconds() > 0
 
 
 def _predicted(job: Job) -> float | None:

@@ -70,6 +70,8 @@ class Resume:
             connection = self._pool.idle(instance.url) or await self._pool.connect(instance.url)
             answer = self._ask(job, instance, body, said, connection)
             broken = await answer.verdict
+            if broken is not None and not broken.stale:
+                self._health.broke(job, instance.id, broken.why)
             if broken is not None or not answer.stream or answer.events.fault is not None or answer.events.aborted:
                 return why
             breaker.good(instance.id, self._clock.now())
@@ -106,7 +108,7 @@ class Resume:
         if job.trace is not None:
             more += job.trace.asked(instance, CONTINUATION, CONTINUED)
         message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank, more=more)
-        patience = job.patience = self._health.patience(job, connection.peer)
+        patience = job.patience = self._health.last_patience(job, connection.peer)
         answer = Answer(
             stream=True,
             strip=job.ask.strip_usage,
@@ -118,7 +120,7 @@ class Resume:
         answer.rewrite = partial(fitted, said=said)
         if job.router is not None:
             job.router.dispatched(job.route, instance.id, self._clock.now())
-        connection.ask(message, answer, min(patience.first(), self._limits.stream_idle_seconds))
+        connection.ask(message, answer, patience.first())
         return answer
 
     async def _pass(

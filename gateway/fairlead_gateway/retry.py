@@ -54,10 +54,14 @@ class RetryBudget:
         self._roll(now)
         self._requests[self._second % _WINDOW_SECONDS] += 1
 
-    def take(self, now: float) -> bool:
-        """May there be one more retry? If so, it is counted."""
+    def left(self, now: float) -> bool:
+        """May there be one more retry?"""
         self._roll(now)
-        if sum(self._retries) >= max(_ALWAYS, self._share * sum(self._requests)):
+        return sum(self._retries) < max(_ALWAYS, self._share * sum(self._requests))
+
+    def take(self, now: float) -> bool:
+        """The same; if so, it is counted."""
+        if not self.left(now):
             return False
         self._retries[self._second % _WINDOW_SECONDS] += 1
         return True

@@ -11,6 +11,7 @@ from fairlead.limits import Limits
 from fairlead.testing.engine import Call, Hangup, Script, event, scripted_engine, token, usage
 from fairlead.testing.raw_http import Answer, Connection, ask, post
 from fairlead.testing.sim_engine import engine_processes
+from fairlead.testing.waiting import until
 from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
 
 CHAT: dict[str, Any] = {
@@ -254,6 +255,41 @@ def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_
             assert '"code":"stream_cut"' in answer.events[-1]
             assert len(met) == 2
             assert running.gateway.telemetry.models[KEY].continued == {"broken": 1}
+
+    run(main())
+
+
+def test_a_continuation_is_waited_for_however_silent_it_is_and_however_long_ago_the_stream_began() -> None:
+    met: list[Call] = []
+    old, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(call: Call) -> None:
+        met.append(call)
+        first = len(met) == 1
+        if not first:
+            await go_on.wait()
+        await call.begin()
+        await call.event({"id": "x", **token("one " if first else "two", None if first else "stop")})
+        if first:
+            await old.wait()
+            raise Hangup
+        await call.finish()
+
+    async def main() -> None:
+        limits = Limits(first_token_seconds=0.5, first_token_floor_seconds=0.05, first_token_factor=0.0)
+        async with (
+            scripted_engine(script) as one,
+            scripted_engine(script) as two,
+            running_gateway(fleet_of([one.url, two.url]), limits) as running,
+        ):
+            breaker, clock = running.gateway._health.breaker, running.gateway.clock
+            asked = asyncio.create_task(ask(running.url, CHAT))
+            late = clock.now() + limits.first_token_seconds
+            await until(lambda: clock.now() > late)
+            old.set()
+            await until(lambda: any(record.row["timeout"] for record in breaker._records.values()))
+            go_on.set()
+            assert said((await asked).events) == "one two"
 
     run(main())
 

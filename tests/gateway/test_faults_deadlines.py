@@ -1,15 +1,17 @@
 """Deadlines of clients, of first tokens and of silences; comments in silent streams; poison; when to come back."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from fairlead.fleet import InstanceState
 from fairlead.limits import Limits
 from fairlead.testing.engine import Call, Hangup, honest, scripted_engine, token
 from fairlead.testing.raw_http import Connection, ask, post
 from fairlead.testing.waiting import until
 from fairlead_gateway.breaker import Standing
-from fairlead_gateway.testing import KEY, fleet_of, run, running_gateway
+from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
@@ -126,6 +128,117 @@ def test_a_first_token_that_does_not_come_is_asked_for_elsewhere() -> None:
                 assert answer.events[-1] == "[DONE]"
                 assert answer.fields["x-fairlead-reason"] == "retry-1"
                 assert running.gateway.telemetry.models[KEY].retries_by_reason == {"timeout": 1}
+
+    run(main())
+
+
+def silences(running: Running, instance: str) -> int:
+    """Faults for silence since the last answer."""
+    record = running.gateway._health.breaker._records.get(instance)
+    return record.row["timeout"] if record is not None else 0
+
+
+SHORT = GOOD | {"max_tokens": 1}
+HASTY = Limits(first_token_floor_seconds=0.05, first_token_factor=0.0, ejection_seconds=600.0)
+
+
+@pytest.mark.parametrize("body", [SHORT, STREAM])
+def test_the_only_engine_is_waited_for_and_its_silence_counts_as_one_fault(body: dict[str, object]) -> None:
+    go_on = asyncio.Event()
+
+    async def stuck(call: Call) -> None:
+        await go_on.wait()
+        await honest(call)
+
+    async def main() -> None:
+        async with scripted_engine(stuck) as engine, running_gateway(fleet_of([engine.url]), HASTY) as running:
+            asked = asyncio.create_task(ask(running.url, body))
+            await until(lambda: silences(running, "e-0/0/0") > 0)
+            go_on.set()
+            answer = await asked
+            assert answer.status == 200
+            assert "retry" not in answer.fields["x-fairlead-reason"]
+            assert silences(running, "e-0/0/0") == 0
+
+    run(main())
+
+
+def test_the_only_engine_is_waited_for_until_the_clients_deadline() -> None:
+    async def main() -> None:
+        async with scripted_engine(mute) as engine, running_gateway(fleet_of([engine.url]), HASTY) as running:
+            answer = await ask(running.url, STREAM, more="x-request-timeout: 0.5\r\n")
+            assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+            assert silences(running, "e-0/0/0") == 1
+
+    run(main())
+
+
+def test_the_only_engine_is_waited_for_until_the_deadline_of_first_tokens() -> None:
+    async def main() -> None:
+        limits = replace(HASTY, first_token_seconds=0.3)
+        async with scripted_engine(mute) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            answer = await ask(running.url, STREAM)
+            assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
+            assert silences(running, "e-0/0/0") == 1
+
+    run(main())
+
+
+def test_a_silent_engine_is_waited_for_while_the_others_sit_out() -> None:
+    go_on = asyncio.Event()
+
+    async def stuck(call: Call) -> None:
+        await go_on.wait()
+        await honest(call)
+
+    async def main() -> None:
+        async with scripted_engine(stuck) as one, scripted_engine() as two:  # noqa: SIM117
+            async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
+                health, ids = running.gateway._health, ["e-0/0/0", "e-1/1/0"]
+                for _ in range(3):
+                    health.breaker.fault("e-1/1/0", "refused", running.gateway.clock.now(), ids)
+                asked = asyncio.create_task(ask(running.url, STREAM))
+                await until(lambda: silences(running, "e-0/0/0") > 0)
+                go_on.set()
+                assert (await asked).fields["x-fairlead-instance"] == "e-0/0/0"
+                assert not two.calls
+
+    run(main())
+
+
+def test_a_silent_engine_is_left_for_one_that_becomes_ready() -> None:
+    async def main() -> None:
+        async with scripted_engine(mute) as one, scripted_engine() as two:
+            urls, waking = [one.url, two.url], [InstanceState.READY, InstanceState.STARTING]
+            async with running_gateway(fleet_of(urls, states=waking), HASTY) as running:
+                asked = asyncio.create_task(ask(running.url, STREAM))
+                await until(lambda: silences(running, "e-0/0/0") > 0)
+                running.gateway.apply(fleet_of(urls))
+                answer = await asked
+                assert answer.events[-1] == "[DONE]"
+                assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
+
+    run(main())
+
+
+@pytest.mark.parametrize("limits", [replace(HASTY, attempts=1), replace(HASTY, retry_share=0.0)])
+def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt(limits: Limits) -> None:
+    go_on = asyncio.Event()
+
+    async def stuck(call: Call) -> None:
+        await go_on.wait()
+        await honest(call)
+
+    async def main() -> None:
+        async with scripted_engine(stuck) as one, scripted_engine(stuck) as two:  # noqa: SIM117
+            async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
+                while limits.attempts > 1 and running.gateway._forward.budget.take(running.gateway.clock.now()):
+                    pass
+                asked = asyncio.create_task(ask(running.url, STREAM))
+                await until(lambda: silences(running, "e-0/0/0") + silences(running, "e-1/1/0") > 0)
+                go_on.set()
+                assert (await asked).status == 200
+                assert len(one.calls) + len(two.calls) == 1
 
     run(main())
 

@@ -13,6 +13,7 @@ from fairlead.fleet import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead.testing.engine import Call, Hangup, ScriptedEngine, honest, scripted_engine
 from fairlead.testing.raw_http import Answer, ask
+from fairlead.testing.waiting import until
 from fairlead_gateway.testing import KEY, Running, run, running_gateway
 
 OBJECT: dict[str, Any] = {
@@ -279,6 +280,27 @@ def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> Non
                 answer = await found.ask(chat(f"{number} {LONG}"))
                 assert complete(answer)
                 assert found.gateway.gateway.decisions.last(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
+
+    run(check())
+
+
+def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
+    go_on = asyncio.Event()
+
+    async def stuck(call: Call) -> None:
+        await go_on.wait()
+        await honest(call)
+
+    async def check() -> None:
+        limits = replace(LIMITS, first_token_floor_seconds=0.05, first_token_factor=0.0)
+        async with scene([prefilling()], [stuck], limits) as found:
+            asked = asyncio.create_task(found.ask())
+            breaker = found.gateway.gateway._health.breaker
+            await until(lambda: "D0" in breaker._records)
+            go_on.set()
+            assert complete(await asked)
+            assert params(found.decode[0]) == [OBJECT, None]
+            assert [good for _, good in breaker._records["D0"].seen] == [False, True]
 
     run(check())
 
