@@ -39,6 +39,9 @@ class Limits:
     connect_seconds: float = _limit(2.0, "TCP connect to an engine, then the request is tried elsewhere")
     first_token_seconds: float = _limit(600.0, "an engine that says nothing this long is given up")
     stream_idle_seconds: float = _limit(120.0, "a stream without a byte this long is broken off with an error event")
+    mute_seconds: float = _limit(
+        5.0, "an engine with requests that says nothing to anybody this long must take a connection, or is given up"
+    )
     response_head_bytes: int = _limit(65_536, "an engine's response head; more is a broken engine")
     sse_event_bytes: int = _limit(1024 * 1024, "one event of an engine's stream as far as Fairlead reads into it")
     attempts: int = _limit(3, "engines tried for one request before the first byte")

@@ -278,7 +278,7 @@ def test_every_error_code_is_documented_and_every_documented_code_exists() -> No
 def test_every_fault_of_an_engine_is_documented_and_every_end_of_a_stream_has_its_code() -> None:
     faults = {text for text in first_texts("Broken", "Failure", "_end") if re.fullmatch(r"[a-z-]+", text)}
     assert faults - column("errors.md", "Faults of engines") == set()
-    ends = first_texts("_end") | {"timeout", "garbage"}  # these two come from the connection, see ``Broken``
+    ends = first_texts("_end") | {"timeout", "gone", "garbage"}  # these come from the connection, see ``Broken``
     assert column("errors.md", "Errors within a stream") == {f"stream_{end.replace('-', '_')}" for end in ends}
 
 

@@ -24,6 +24,7 @@ _WORDS = {
     "refused": "refusal",
     "connect-timeout": "connect timeout",
     "cut": "broken answer",
+    "gone": "silence and refusal",
     "garbage": "unreadable answer",
     "error-event": "error event",
     "aborted": "abort",

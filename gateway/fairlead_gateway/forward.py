@@ -37,6 +37,7 @@ from fairlead_gateway.wire import engine_request, header_value, passed_back
 _WORDS = {
     "cut": "the engine broke off",
     "timeout": "the engine fell silent",
+    "gone": "the engine fell silent and takes no connections",
     "error-event": "the engine reported an error",
     "aborted": "the engine aborted the request",
     "garbage": "the engine's answer cannot be read",

@@ -22,7 +22,7 @@ from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Peer
 
 _LATE_SECONDS = 1.0
-_AT_ONCE = frozenset({"refused", "connect-timeout", "timeout"})
+_AT_ONCE = frozenset({"refused", "connect-timeout", "timeout", "gone"})
 _GUESSED_TOKEN_SECONDS = 1e-3
 _GUESSED_OUTPUT_SECONDS = 0.05
 

@@ -89,7 +89,7 @@ class Resume:
     def _choose(self, job: Job, why: str) -> Instance | None:
         now = self._clock.now()
         assert job.instance is not None
-        if why != "cut" and not self._budget.take(now):
+        if why not in ("cut", "gone") and not self._budget.take(now):
             return None
         try:
             decision = self._routes.choose(job.ask.key, job.route, now, frozenset({job.instance.id}))

@@ -1,7 +1,7 @@
 """When a request may be tried on another engine: never more than a share of the traffic, so that retries cannot feed a fire.
 
 The share is charged for engines that answered badly, are full or too slow: asking another one then is more work for a fleet
-that may have too much already. An engine that refused the connection, or was gone in the middle, costs the others nothing
+that may have too much already. An engine that refused the connection, or went in the middle, costs the others nothing
 that they would not have had anyway, so that retry is free: a dying engine under a burst loses no request.
 
 Also never for an answer that the client caused (4xx), never after the first byte, and never on a third engine when two have
@@ -37,7 +37,7 @@ class Failure(Exception):
     @property
     def free(self) -> bool:
         """Trying elsewhere is not charged to the budget."""
-        return self.died or not self.sent
+        return self.died or not self.sent or self.why == "gone"
 
 
 class RetryBudget:

@@ -3,6 +3,10 @@
 An engine may close an idle connection at the very moment that a request is written to it (the stale-connection race): the
 request then has met nobody. ``Broken.stale`` says so, and the request goes again over a new connection. Idle connections
 are dropped before the engine's own keep-alive ends, so the race stays rare.
+
+An engine that was told to end may keep its connections open and say nothing more on them, for ever: real ones do when their core
+goes first. Such a one listens no longer. So whoever hears nothing for a while, when nobody else does either, knocks; an engine
+that refuses is ``gone``.
 """
 
 import asyncio
@@ -32,12 +36,14 @@ class Broken(Exception):
 
 
 class Peer:
-    """One engine's address; ``heard`` counts the times that anybody received bytes from there."""
+    """One engine's address; ``heard`` counts the times that anybody received bytes from there, ``waiting`` are the
+    connections that want to know whether it still listens."""
 
-    __slots__ = ("heard",)
+    __slots__ = ("heard", "waiting")
 
     def __init__(self) -> None:
         self.heard = 0
+        self.waiting: list[Upstream] = []
 
 
 class Sink(Protocol):
@@ -74,6 +80,8 @@ class Upstream:
         self._deadline = Deadline(pool.loop, self._silent)
         self._sink: Sink | None = None
         self._served = 0
+        self._left_seconds = 0.0
+        self._heard_before = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -95,7 +103,7 @@ class Upstream:
         self._sink = sink
         shown = self._pool.reach.authorization(self._pool.reach.of(self.address))
         self._transport.writelines(_with(shown, message) if shown else message)
-        self._deadline.set(first_seconds)
+        self._listen(first_seconds)
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: the client's pace becomes the engine's."""
@@ -140,7 +148,7 @@ class Upstream:
         pieces, self._pieces = self._pieces, []
         if pieces:
             self._spoke = True
-            self._deadline.set(self._limits.stream_idle_seconds)
+            self._listen(self._limits.stream_idle_seconds)
         if self._complete:
             self._sink = None
             self._park()
@@ -223,10 +231,27 @@ class Upstream:
         else:
             self._transport.close()
 
+    def gone(self) -> None:
+        """The engine has said nothing to anybody and takes no connections."""
+        if self._sink is not None and not self._paused:
+            self._fail("gone")
+
+    def _listen(self, seconds: float) -> None:
+        """So long may silence last from now on; meanwhile it is looked into."""
+        step = min(seconds, self._limits.mute_seconds)
+        self._left_seconds = seconds - step
+        self._heard_before = self.peer.heard
+        self._deadline.set(step)
+
     def _silent(self) -> None:
+        if self._left_seconds > 0.0:
+            if not self._paused and self.peer.heard == self._heard_before:
+                self._pool.knock(self)
+            self._listen(self._left_seconds)
+            return
         more = self._sink.silent() if self._sink is not None and not self._spoke else 0.0
         if more > 0:
-            self._deadline.set(more)
+            self._listen(more)
         else:
             self._fail("timeout")
 
@@ -252,6 +277,7 @@ class Pool:
         self.loop = loop
         self._idle: dict[str, deque[Upstream]] = {}
         self._peers: dict[str, Peer] = {}
+        self._knocks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     def idle(self, address: str) -> Upstream | None:
@@ -288,6 +314,16 @@ class Pool:
             raise Broken("refused", sent=False) from None
         return connection
 
+    def knock(self, connection: Upstream) -> None:
+        """Find out whether a silent engine still takes connections; those that wait for one that does not are told. Once at a
+        time, however many wait."""
+        waiting = connection.peer.waiting
+        waiting.append(connection)
+        if len(waiting) == 1:
+            task = self.loop.create_task(self._knock(connection.peer, connection.address, connection.peer.heard))
+            self._knocks.add(task)
+            task.add_done_callback(self._knocks.discard)
+
     def park(self, connection: Upstream) -> None:
         """Keep a connection for the next request."""
         waiting = self._idle.setdefault(connection.address, deque())
@@ -315,9 +351,23 @@ class Pool:
     def close(self) -> None:
         """Close every idle connection."""
         self.keep_only(frozenset())
+        for task in self._knocks:
+            task.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+
+    async def _knock(self, peer: Peer, address: str, heard: int) -> None:
+        refused = False
+        try:
+            (await self.connect(address)).abort()
+        except Broken as error:
+            refused = error.why == "refused"
+        finally:
+            waiting, peer.waiting = peer.waiting, []
+        if refused and peer.heard == heard:
+            for connection in waiting:
+                connection.gone()
 
     def _sweep(self) -> None:
         self._sweeper = None

@@ -7,9 +7,12 @@ import socket
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.testing.engine import Call, Hangup, event, honest, scripted_engine, token, usage
+from fairlead.testing.engine import Call, Hangup, ScriptedEngine, event, honest, scripted_engine, token, usage
 from fairlead.testing.raw_http import Connection, ask, post, send
-from fairlead_gateway.testing import Running, fleet_of, run, running_gateway, with_engines
+from fairlead.testing.waiting import until
+from fairlead_gateway.reach import Reach
+from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway, with_engines
+from fairlead_gateway.upstream import Broken, Pool
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
@@ -24,6 +27,108 @@ def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> None:
         assert (answer.status, answer.error["code"]) == (504, "engine_timeout")
 
     run(with_engines([script], use, Limits(first_token_seconds=0.2)))
+
+
+@pytest.mark.parametrize("body", [GOOD, STREAM])
+def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(body: dict[str, object]) -> None:
+    async def script(call: Call) -> None:
+        for one in engines:
+            if one.calls and one.server is not None and one.calls[0] is call:
+                one.server.close()
+        if sum(len(one.calls) for one in engines) == 1:
+            await call.gone()
+        await honest(call)
+
+    engines: list[ScriptedEngine] = []
+
+    async def main() -> None:
+        async with scripted_engine(script) as one, scripted_engine(script) as two:
+            engines.extend((one, two))
+            limits = Limits(mute_seconds=0.02)
+            async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
+                answer = await ask(running.url, body)
+                assert (answer.status, answer.fields["x-fairlead-reason"]) == (200, "retry-1")
+                assert running.gateway.telemetry.models[KEY].retries_by_reason == {"gone": 1}
+
+    run(main())
+
+
+def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.event(token("a"))
+        await until(lambda: engine.connections > 3)  # it is knocked at again and again
+        await call.event(token("b"))
+        await call.finish()
+
+    async def main() -> None:
+        nonlocal engine
+        async with scripted_engine(script) as engine:  # noqa: SIM117
+            async with running_gateway(fleet_of([engine.url]), Limits(mute_seconds=0.02)) as running:
+                answer = await ask(running.url, STREAM)
+                assert answer.events[-1] == "[DONE]"
+                assert len(engine.calls) == 1
+
+    engine = ScriptedEngine()
+    run(main())
+
+
+class Listener:
+    """What a connection tells whoever asked."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """Not looked at."""
+
+    def body(self, pieces: list[bytes], complete: bool) -> None:
+        """Not looked at."""
+
+    def broken(self, error: Broken) -> None:
+        """Why nothing more comes."""
+        self.ended.append(error.why)
+
+    def silent(self) -> float:
+        """For ever."""
+        return 60.0
+
+
+def test_one_knock_answers_all_that_wait_and_not_while_the_engine_speaks_to_anybody() -> None:
+    async def script(call: Call) -> None:
+        await call.gone()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = Pool(Limits(), loop, Reach({}, loop.time))
+        async with scripted_engine(script) as engine:
+            listeners = [Listener(), Listener()]
+            connections = [await pool.connect(engine.url) for _ in listeners]
+            for connection, listener in zip(connections, listeners, strict=True):
+                connection.ask([b"GET / HTTP/1.1\r\n\r\n"], listener, 60.0)
+            await until(lambda: len(engine.calls) == 2)
+
+            def knock() -> None:
+                for connection in connections:
+                    pool.knock(connection)
+
+            knock()
+            await until(lambda: not pool._knocks)
+            await until(lambda: engine.connections == 3)
+            assert engine.server is not None
+            engine.server.close()
+            knock()
+            pool.peer(engine.url).heard += 1
+            await until(lambda: not pool._knocks)
+            assert [one.ended for one in listeners] == [[], []]
+            connections[1].pause(True)
+            knock()
+            await until(lambda: not pool._knocks)
+            assert [one.ended for one in listeners] == [["gone"], []]
+            connections[1].abort()
+            pool.close()
+
+    run(main())
 
 
 def test_a_stale_connection_is_replaced_without_a_word() -> None:

@@ -35,8 +35,10 @@ def said(events: list[str]) -> str:
     return "".join(parts)
 
 
-async def broken_by_a_kill(running: Running, engines: list[Any], body: dict[str, Any], path: str) -> Answer:
-    """The answer to a request whose engine is killed once some of it has come."""
+async def broken_by(
+    number: signal.Signals, running: Running, engines: list[Any], body: dict[str, Any], path: str
+) -> Answer:
+    """The answer to a request whose engine gets a signal once some of it has come."""
     connection = await Connection.to(running.url)
     await connection.send(post(body, path=path))
     head = await connection.reader.readuntil(b"\r\n\r\n")
@@ -44,7 +46,7 @@ async def broken_by_a_kill(running: Running, engines: list[Any], body: dict[str,
     got = b""
     for _ in range(8):
         got += await connection.reader.readuntil(b"\n\n\r\n")
-    engines[int(used.split(b"e-")[1][:1])].send(signal.SIGKILL)
+    engines[int(used.split(b"e-")[1][:1])].send(number)
     raw = asyncio.StreamReader()
     raw.feed_data(head + got + await connection.reader.read())
     raw.feed_eof()
@@ -63,7 +65,7 @@ def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_
             running_gateway(fleet_of([one.url for one in engines])) as running,
         ):
             whole = await ask(running.url, body, path=path)
-            broken = await broken_by_a_kill(running, engines, body, path)
+            broken = await broken_by(signal.SIGKILL, running, engines, body, path)
             assert broken.complete
             assert broken.events[-1] == "[DONE]"
             assert said(broken.events) == said(whole.events)
@@ -79,6 +81,24 @@ def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_
             assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
             assert running.gateway.telemetry.models[KEY].continued == {"whole": 1}
             assert {load.inflight for load in running.gateway.loads().values()} == {0}
+
+    run(main())
+
+
+def test_a_greedy_stream_whose_engine_falls_silent_and_listens_no_more_goes_on_elsewhere() -> None:
+    async def main() -> None:
+        limits = Limits(mute_seconds=0.1)
+        async with (
+            engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
+            running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+        ):
+            path = "/v1/chat/completions"
+            whole = await ask(running.url, CHAT, path=path)
+            rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
+            assert rest.events[-1] == "[DONE]"
+            assert said(rest.events) == said(whole.events)
+            reason = running.gateway.decisions.last(1)[0].last.decision.reason
+            assert reason.startswith("continued after gone; "), reason
 
     run(main())
 
