@@ -98,8 +98,10 @@ class Limits:
     keep_alive_seconds: float = _limit(
         15.0, "a stream silent this long gets a comment, so that nothing between closes it"
     )
-    quarantine: int = _limit(1_024, "fingerprints of requests that two engines broke off on")
-    quarantine_seconds: float = _limit(600.0, "such a request is refused this long")
+    quarantine: int = _limit(1_024, "fingerprints of requests that engines broke off on")
+    quarantine_seconds: float = _limit(
+        600.0, "such a request is refused this long, since an engine takes minutes to come back"
+    )
     continued_bytes: int = _limit(1024 * 1024, "of a stream, kept so that another engine can continue it")
     retry_after_most_seconds: float = _limit(60.0, "longest Retry-After that is told")
 

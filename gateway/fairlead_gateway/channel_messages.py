@@ -60,10 +60,12 @@ class Notes(msgspec.Struct, tag=True):
 
 
 class Heard(msgspec.Struct, tag=True):
-    """What a sibling has sent where: a list of ``Sent``, as it encoded it; and on which bodies which engines broke off."""
+    """What a sibling has sent where: a list of ``Sent``, as it encoded it; on which bodies which engines broke off, since when they
+    had them and when; and which of those bodies were answered, and when."""
 
     sent: bytes | None
-    deaths: list[tuple[bytes, str]]
+    deaths: list[tuple[bytes, str, float, float]]
+    cleared: list[tuple[bytes, float]] = []
 
 
 class Drain(msgspec.Struct, tag=True):
@@ -149,14 +151,15 @@ class Last(msgspec.Struct, tag=True):
 
 
 class Told(msgspec.Struct, tag=True):
-    """What has happened since the last time. ``sent`` (a list of ``Sent``, encoded) and ``deaths`` are for the siblings,
-    ``records`` and ``loads`` for Redis (loads None: as before)."""
+    """What has happened since the last time. ``sent`` (a list of ``Sent``, encoded), ``deaths`` and ``cleared`` (as in ``Heard``) are
+    for the siblings, ``records`` and ``loads`` for Redis (loads None: as before)."""
 
     sent: bytes | None
-    deaths: list[tuple[bytes, str]]
+    deaths: list[tuple[bytes, str, float, float]]
     records: list["WireRecord"]
     loads: dict[str, "WireLoad"] | None
     dropped: int
+    cleared: list[tuple[bytes, float]] = []
 
 
 class Piece(msgspec.Struct, tag=True):

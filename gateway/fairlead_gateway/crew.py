@@ -268,8 +268,8 @@ class Crew:
             hand.owed |= not hand.send_encoded(data)
 
     def _heard(self, hand: Hand, told: say.Told) -> None:
-        if (told.sent is not None or told.deaths) and len(self.hands) > 1:
-            data = encoded(say.Heard(told.sent, told.deaths))
+        if (told.sent is not None or told.deaths or told.cleared) and len(self.hands) > 1:
+            data = encoded(say.Heard(told.sent, told.deaths, told.cleared))
             room = self._limits.channel_waiting_bytes // 4  # the rest is for what must arrive
             for sibling in self.hands:
                 if sibling is not hand and sibling.is_ready and sibling.waiting_bytes < room:

@@ -96,6 +96,7 @@ class Forward:
             health=health,
             budget=self.budget,
             follow=_follow_pace,
+            died=self._died,
         )
 
     async def carry(self, job: Job, begun: Begun | None = None) -> None:
@@ -148,11 +149,12 @@ class Forward:
                     continue
                 job.failures.append(failure)
                 self._health.failed(job, failure)
-                if failure.died:
-                    self._quarantine.died(self._fingerprint(job), instance.id, self._clock.now())
+                held = failure.died and self._died(job, instance.id, job.dispatched_at)
                 excluded |= {instance.id}
                 if not worth_retrying(job.failures, self._limits):
                     raise self._given_up(job) from None
+                if held:  # others like it have been the end of another engine
+                    raise Quarantined(self._limits.quarantine_seconds) from None
 
     def choose(self, job: Job, excluded: frozenset[str]) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
@@ -203,8 +205,6 @@ class Forward:
         finished = False
         try:
             finished = await self._exchange(job, instance, begun)
-            if finished and len(self._quarantine):
-                self._quarantine.answered(self._fingerprint(job))
         finally:
             self.ended(job, router, finished)
 
@@ -219,6 +219,8 @@ class Forward:
     def ended(self, job: Job, router: ModelRouter, finished: bool) -> None:
         """Ledger and breaker learn of an attempt's end."""
         now, usage = self._clock.now(), job.usage
+        if finished and len(self._quarantine) and job.status < 400:
+            self._acquit(job, now)
         if finished and usage is not None:
             router.finished(
                 job.route.id,
@@ -372,6 +374,16 @@ class Forward:
         """What the body is known by, whether or not it is still here."""
         return self._quarantine.fingerprint(job.ask.body) if job.fingerprint is None else job.fingerprint
 
+    def _died(self, job: Job, instance: str, began: float | None) -> bool:
+        """An engine broke off on a request that it had been sent at ``began``; whether no engine should get it any more."""
+        now = self._clock.now()
+        return self._quarantine.died(self._fingerprint(job), instance, now if began is None else began, now)
+
+    def _acquit(self, job: Job, now: float) -> None:
+        """An engine has done what the request asked for; hashes the body only when it may be a suspect's."""
+        if job.fingerprint is not None or self._quarantine.knows(job.ask.body):
+            self._quarantine.answered(self._fingerprint(job), now)
+
     async def _passed_on(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> str | None:
         """Wait until the answer has been sent, perhaps its rest by another engine; None or what went wrong."""
         kept = KeepAlive(job.reply, self._limits.keep_alive_seconds, self._pool.loop)
@@ -383,9 +395,8 @@ class Forward:
             if why is None or (why == "timeout" and answer.paused):
                 return why
             self._health.broke(job, instance.id, why)
-            if why == "cut":
-                self._quarantine.died(self._fingerprint(job), instance.id, self._clock.now())
-            if job.said is None:
+            held = why == "cut" and self._died(job, instance.id, job.dispatched_at)
+            if job.said is None or held:
                 return why
             if not answer.complete:
                 connection.abort()

@@ -105,7 +105,8 @@ class Gateway:
             limits=limits,
             draw=draw,
         )
-        quarantine = self.quarantine = Quarantine(secret, limits, siblings.died if siblings is not None else None)
+        told = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
+        quarantine = self.quarantine = Quarantine(secret, limits, *told)
         self._forward = Forward(
             routes=self._routes,
             pool=self._pool,

@@ -7,7 +7,7 @@ import msgspec
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.errors import error_body
 from fairlead_gateway.job import Job
-from fairlead_gateway.retry import Failure
+from fairlead_gateway.retry import DIED, Failure
 from fairlead_gateway.sse import Fault, PlainAnswer, Usage, engine_fault
 from fairlead_gateway.upstream import Broken
 
@@ -24,7 +24,7 @@ def judge(job: Job, answer: Answer, broken: Broken | None, late: bool) -> None:
     """Raise a Failure unless the answer can be passed on; the usage of a whole plain one becomes the job's. ``late``: nobody has
     time for another engine."""
     if broken is not None:
-        raise Failure(broken.why, died=broken.why in ("reset", "cut"), final=late)
+        raise Failure(broken.why, died=broken.why in DIED, final=late)
     if answer.status == 404 and answer.complete and _is_wrong_model(answer.whole_body):
         raise Failure("wrong-model")  # the address belongs to somebody else now
     fault = _fault(job, answer)

@@ -15,7 +15,7 @@ from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.keepalive import KeepAlive
 from fairlead_gateway.lateness import remaining
-from fairlead_gateway.retry import RetryBudget
+from fairlead_gateway.retry import DIED, RetryBudget
 from fairlead_gateway.route import Routes
 from fairlead_gateway.steps import ATTEMPT, CONTINUATION
 from fairlead_gateway.telemetry import Telemetry
@@ -41,6 +41,7 @@ class Resume:
         health: Health,
         budget: RetryBudget,
         follow: Callable[[Answer, Upstream, bool], None],
+        died: Callable[[Job, str, float], bool],
     ) -> None:
         self._routes = routes
         self._pool = pool
@@ -51,6 +52,7 @@ class Resume:
         self._health = health
         self._budget = budget
         self._follow = follow
+        self._died = died
 
     async def rest(self, job: Job, said: Said, why: str, kept: KeepAlive) -> str | None:
         """The rest of the answer from another instance: None when it is complete now, else what went wrong."""
@@ -66,16 +68,22 @@ class Resume:
         connection: Upstream | None = None
         answer: Answer | None = None
         breaker.sent(instance.id)
+        began = self._clock.now()
         try:
             connection = self._pool.idle(instance.url) or await self._pool.connect(instance.url)
             answer = self._ask(job, instance, body, said, connection)
             broken = await answer.verdict
             if broken is not None and not broken.stale:
                 self._health.broke(job, instance.id, broken.why)
+                if broken.why in DIED:
+                    self._died(job, instance.id, began)
             if broken is not None or not answer.stream or answer.events.fault is not None or answer.events.aborted:
                 return why
             breaker.good(instance.id, self._clock.now())
-            return await self._pass(job, instance, answer, connection, said, kept)
+            rest = await self._pass(job, instance, answer, connection, said, kept)
+            if rest == "cut":
+                self._died(job, instance.id, began)
+            return rest
         except Broken as error:
             self._health.broke(job, instance.id, error.why)
             return why

@@ -14,6 +14,8 @@ from fairlead_gateway.errors import EngineFailed, EngineSilent, GatewayError, Ov
 _WINDOW_SECONDS = 10
 _ALWAYS = 3
 _DEATHS = 2
+DIED = ("reset", "cut")
+"""How it is called when an engine breaks off."""
 
 
 class Failure(Exception):

@@ -77,7 +77,7 @@ class ShortWay:
             ask.stream
             or ask.opaque
             or job.trace is not None
-            or len(self._quarantine)
+            or self._quarantine.knows(ask.body)
             or job.request.head.get(FIELD) is not None
             or self._prefill.applies(ask.key)
         )

@@ -51,7 +51,8 @@ class Teller:
         self._publish = publish
         self._loads = loads
         self._dispatched: deque[tuple[str, str, PrefixChain]] = deque()
-        self._deaths: list[tuple[bytes, str]] = []
+        self._deaths: list[tuple[bytes, str, float, float]] = []
+        self._cleared: list[tuple[bytes, float]] = []
         self._records: deque[DecisionRecord] = deque()
         self._shown: dict[str, WireLoad] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -64,10 +65,16 @@ class Teller:
         self._dispatched.append((model, instance, request.chain))
         self._later(len(self._dispatched))
 
-    def died(self, print_: bytes, instance: str) -> None:
-        """An instance broke off on a body: the siblings should know before it is sent to them."""
+    def died(self, print_: bytes, instance: str, began: float, at: float) -> None:
+        """An instance broke off on a body that it had since ``began``: the siblings should know before it is sent to them."""
         if len(self._deaths) < self._limits.quarantine:
-            self._deaths.append((print_, instance))
+            self._deaths.append((print_, instance, began, at))
+        self.flush()
+
+    def cleared(self, print_: bytes, at: float) -> None:
+        """A body on which an instance broke off was answered."""
+        if len(self._cleared) < self._limits.quarantine:
+            self._cleared.append((print_, at))
         self.flush()
 
     def decided(self, record: DecisionRecord) -> None:
@@ -88,12 +95,13 @@ class Teller:
             sent = _encode([_wire_sent(*item) for item in self._dispatched])
             self._dispatched.clear()
         deaths, self._deaths = self._deaths, []
+        cleared, self._cleared = self._cleared, []
         records = [wire_record(record) for record in self._records]
         self._records.clear()
         loads = self._changed_loads() if self._publish else None
-        if sent is None and not deaths and not records and loads is None:
+        if sent is None and not deaths and not cleared and not records and loads is None:
             return
-        if self._sink.send(Told(sent, deaths, records, loads, self._dropped)):
+        if self._sink.send(Told(sent, deaths, records, loads, self._dropped, cleared)):
             self._dropped = 0
         else:
             self._dropped += len(records)

@@ -131,7 +131,7 @@ class Worker:
                 self._channel, self._loop, self._limits, publish=setup.publish, loads=lambda: gateway.loads()
             )
         if self._shared is not None and self._teller is not None:
-            siblings = Siblings(self._shared, self._teller.sent, self._teller.died)
+            siblings = Siblings(self._shared, self._teller.sent, self._teller.died, self._teller.cleared)
         gateway = Gateway(
             clock=self._clock,
             limits=self._limits,
@@ -174,11 +174,14 @@ class Worker:
 
     def _follow(self, message: say.ToWorker, answers: Answers) -> None:
         match message:
-            case say.Heard(sent, deaths):
+            case say.Heard(sent, deaths, cleared):
                 if self._hearer is not None and sent is not None:
                     self._hearer.take(sent)
-                for print_, instance in deaths:
-                    self._died(print_, instance)
+                if self._gateway is not None:
+                    for death in deaths:
+                        self._gateway.quarantine.heard(*death)
+                    for clearing in cleared:
+                        self._gateway.quarantine.cleared(*clearing)
             case say.Snapshot(fleet, slots):
                 self._place(slots)
                 self._apply(fleet)
@@ -217,10 +220,6 @@ class Worker:
         except FairleadError as error:
             problem = str(error)
         self._channel.send(say.Applied(fleet.version, problem))
-
-    def _died(self, print_: bytes, instance: str) -> None:
-        if self._gateway is not None:
-            self._gateway.quarantine.heard(print_, instance, self._clock.now())
 
     async def _renew(self) -> None:
         if self._certificate is None:

@@ -63,12 +63,13 @@ class SharedRows:
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """The other workers of the same gateway: what they have in flight, how a dispatch is told (model, prompt, instance), and how a
-    death (fingerprint of a body, instance)."""
+    """The other workers of the same gateway: what they have in flight, how a dispatch is told (model, prompt, instance), how a
+    death (fingerprint of a body, instance, since when it had it, time), and how that such a body was answered (fingerprint, time)."""
 
     rows: SharedRows
     sent: Callable[[str, RouteRequest, str], None]
-    died: Callable[[bytes, str], None]
+    died: Callable[[bytes, str, float, float], None]
+    cleared: Callable[[bytes, float], None]
 
 
 def bytes_of(rows: int, slots_each: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from fairlead.decision import Decision, Input, Rejected
@@ -170,6 +171,23 @@ def test_loads_for_redis_are_told_until_they_are_gone() -> None:
         loads.clear()
         await until(lambda: len(sink.told) == 2)
         assert sink.told[1] == say.Told(None, [], [], {}, 0)
+
+    run(main())
+
+
+def test_deaths_and_what_clears_them_are_told_at_once() -> None:
+    async def main() -> None:
+        sink = Sink()
+        teller = Teller(sink, asyncio.get_running_loop(), Limits(), publish=False, loads=dict)
+        teller.died(b"print", "a", 1.0, 2.0)
+        teller.cleared(b"print", 3.0)
+        assert [(told.deaths, told.cleared) for told in sink.told] == [
+            ([(b"print", "a", 1.0, 2.0)], []),
+            ([], [(b"print", 3.0)]),
+        ]
+        for told in sink.told:
+            heard = say.Heard(told.sent, told.deaths, told.cleared)
+            assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.Heard) == heard
 
     run(main())
 

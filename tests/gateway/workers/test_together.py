@@ -6,13 +6,14 @@ import signal
 from functools import partial
 from hashlib import sha256
 from hmac import new as hmac_new
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from fairlead.fleet import InstanceState
 from fairlead.fleetfile import write_atomic
-from fairlead.testing.engine import Call, Gate, honest, scripted_engine, token
+from fairlead.testing.engine import Call, Gate, Hangup, honest, scripted_engine, token
 from fairlead.testing.raw_http import get, send
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.__main__ import main as gateway_main
@@ -122,6 +123,39 @@ def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path: Path
                     )
 
                 await until_async(known)
+                await first.connection.close()
+                await second.connection.close()
+
+    run(main())
+
+
+def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> None:
+    deadly = True
+
+    async def script(call: Call) -> None:
+        if deadly and b"deadly" in call.body:
+            raise Hangup
+        await honest(call)
+
+    async def main() -> None:
+        nonlocal deadly
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(script) as one, scripted_engine(script) as two, scripted_engine(script) as three:
+            write_atomic(path, fleet_of([one.url, two.url, three.url]))
+            async with gateway_process(path, "--workers", "2") as gateway:
+                first, second = await gateway.lines(2)
+
+                numbers = count()
+
+                async def refused() -> bool:
+                    """Whether the second worker has heard of it already; if not, it is answered there."""
+                    nonlocal deadly
+                    body, deadly = chat(f"deadly {next(numbers)}"), True
+                    assert (await first.ask(body)).error["code"] == "engines_broke_off"
+                    deadly = False
+                    return (await second.ask(body)).status == 422
+
+                await until_async(refused)
                 await first.connection.close()
                 await second.connection.close()
 
