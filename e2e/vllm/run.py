@@ -1,7 +1,7 @@
 """Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only surface,nixl] [--report FILE]``.
 
 Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and nothing else collects it. Exits 1 when
-something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes) and ``nixl`` (prefill and
+something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``nixl`` and ``mooncake`` (prefill and
 decode on two engines). The report keeps the parts that are in it already and were not asked for.
 """
 
@@ -16,24 +16,30 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 
+from connectors import mooncake, nixl  # noqa: E402
 from engines import Stage  # noqa: E402
-from handoff import TRANSFER, Handoff  # noqa: E402
+from handoff import Handoff  # noqa: E402
 from install import install  # noqa: E402
 from report import Report  # noqa: E402
 from surface import Surface  # noqa: E402
 
-PARTS = ("surface", TRANSFER)
+PARTS = ("surface", "nixl", "mooncake")
 
 
 async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
     """The parts, one after another; one that cannot even begin does not hide the others."""
     for part in parts:
         report.begin(part)
-        room = Surface(stage, report) if part == "surface" else Handoff(stage, report)
         try:
-            await room.run()
+            await _room(part, stage, report).run()
         except Exception as error:  # noqa: BLE001
             report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+
+
+def _room(part: str, stage: Stage, report: Report) -> Surface | Handoff:
+    if part == "surface":
+        return Surface(stage, report)
+    return Handoff(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

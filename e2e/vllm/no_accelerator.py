@@ -1,0 +1,9 @@
+"""A plugin that vLLM loads in each of its processes: where there is no accelerator, its number is 0 (``connectors.py`` says why)."""
+
+import torch
+
+
+def answer() -> None:
+    """Leaves machines that have an accelerator as they are."""
+    if not torch.accelerator.is_available():
+        torch.accelerator.current_device_index = lambda: 0
