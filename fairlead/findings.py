@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fairlead.api.base import Strict, field_names
 from fairlead.documents import Node, dotted, shown
 from fairlead.errors import Problem
 from fairlead.names import nearest
+from fairlead.strict import Strict, field_names
 
 Path = tuple[str | int, ...]
 

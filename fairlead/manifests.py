@@ -13,7 +13,6 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from fairlead.api.accelerators import builtin_accelerators
-from fairlead.api.base import Strict
 from fairlead.api.kinds import PLANNED_KINDS, kinds
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, Pool
 from fairlead.documents import Node, decode, documents, shown
@@ -23,6 +22,7 @@ from fairlead.fleet import Model
 from fairlead.limits import Limits
 from fairlead.names import nearest
 from fairlead.profile import EngineProfile, presets
+from fairlead.strict import Strict
 
 STDIN = "-"
 

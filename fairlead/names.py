@@ -1,6 +1,5 @@
 """Names: what Kubernetes and URLs allow, and how a too long or clashing one is shortened."""
 
-import difflib
 import hashlib
 import re
 import unicodedata
@@ -33,5 +32,7 @@ def shorten(name: str, *, taken: Iterable[str] = ()) -> str:
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """The known names most like ``name``, best first: for error messages that help."""
+    import difflib  # only who has something to say pays for it
+
     by_folded = {item.casefold(): item for item in known}
     return [by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)]

@@ -283,8 +283,11 @@ def test_every_fault_of_an_engine_is_documented_and_every_end_of_a_stream_has_it
 
 
 def test_every_path_of_the_management_port_is_documented() -> None:
-    app = text_of(ROOT / "gateway" / "fairlead_gateway" / "management" / "app.py")
-    served = {path.replace(":path}", "}") for path in re.findall(r'@app\.get\("([^"]+)"', app)}
+    management = ROOT / "gateway" / "fairlead_gateway" / "management"
+    described = re.findall(r'@app\.get\(\s*"([^"]+)"', text_of(management / "api.py"))
+    plain = re.findall(r'"(/[^"]*)": self\.', text_of(management / "plain.py"))
+    assert plain
+    served = {path.replace(":path}", "}") for path in (*described, *plain)}
     text = text_of(REFERENCE / "management.md")
     assert served == set(re.findall(r"^\| `(/[^`]*)` \|", text, re.MULTILINE)) - {"/openapi.json"}
 

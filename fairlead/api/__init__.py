@@ -1,7 +1,6 @@
 """The API of Fairlead: what is written in manifests, as types. See ``docs/reference/api.md``."""
 
 from fairlead.api.accelerators import builtin_accelerators
-from fairlead.api.base import Objectives, Profile, Routing, RoutingPreset
 from fairlead.api.v1alpha1 import (
     API_VERSION,
     GROUP,
@@ -19,6 +18,7 @@ from fairlead.api.v1alpha1 import (
     PoolRole,
     Replicas,
 )
+from fairlead.strict import Objectives, Profile, Routing, RoutingPreset
 
 __all__ = [
     "API_VERSION",

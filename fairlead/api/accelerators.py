@@ -4,8 +4,8 @@ Their profiles are rooflines of one typical model each (see ``fairlead/profile.p
 until an engine has been measured.
 """
 
-from fairlead.api.base import Profile
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, AcceleratorClassSpec, Metadata
+from fairlead.strict import Profile
 
 _PRESETS = {
     "nvidia-l4": "l4-qwen8b",

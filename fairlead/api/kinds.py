@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fairlead.api.base import Strict
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
+from fairlead.strict import Strict
 
 
 @dataclass(frozen=True, slots=True)

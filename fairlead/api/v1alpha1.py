@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from fairlead.api.base import Objectives, Profile, Routing, Strict, wrong
 from fairlead.names import DNS_LABEL, DNS_SUBDOMAIN
+from fairlead.strict import Objectives, Profile, Routing, Strict, wrong
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"

@@ -4,7 +4,6 @@ from pydantic import ValidationError
 
 from fairlead.documents import Node, documents, dotted
 from fairlead.errors import ManifestError, Problem
-from fairlead.findings import findings
 from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, Model, Role
 from fairlead.fleetfile.schema import FileFleet, FileInstance, FileModel
 from fairlead.limits import Limits
@@ -23,6 +22,8 @@ def parse(text: str, *, file: str, limits: Limits | None = None) -> Fleet:
     try:
         content = FileFleet.model_validate(node.plain())
     except ValidationError as error:
+        from fairlead.findings import findings  # most files are right
+
         raise ManifestError(tuple(findings(error, FileFleet, node, file))) from error
     problems = (
         _duplicates(content, node, file) + _unpaired(content, node, file) + _oversize(content, node, file, limits)

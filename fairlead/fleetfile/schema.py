@@ -6,7 +6,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.base import Objectives, Profile, Routing, Strict, wrong
 from fairlead.documents import shown
 from fairlead.endpoints import engine_url
 from fairlead.engines import engine_kinds
@@ -14,6 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import TRANSFERS, InstanceState, Role
 from fairlead.names import DNS_LABEL, model_name
 from fairlead.settings import PREFIX
+from fairlead.strict import Objectives, Profile, Routing, Strict, wrong
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"

@@ -100,10 +100,14 @@ def _checked(settings: GatewaySettings) -> None:
     from fairlead_gateway import memory
 
     memory.reader(settings.memory_limit)
-    if settings.access_log or settings.access_log_clients or settings.trace_endpoint or settings.trace_sample:
+    if _observed(settings) != _observed(GatewaySettings()):
         from fairlead_gateway import observing
 
         observing.wanted(settings)
+
+
+def _observed(settings: GatewaySettings) -> tuple[str | None, ...]:
+    return (settings.access_log, settings.access_log_clients, settings.trace_endpoint, settings.trace_sample)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

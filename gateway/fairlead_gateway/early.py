@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,6 +83,8 @@ def _shared_memory(size: int) -> int:
     if hasattr(os, "memfd_create"):
         made = os.memfd_create("fairlead-rows")
     else:
+        import tempfile
+
         with tempfile.TemporaryFile() as file:
             made = os.dup(file.fileno())
     os.ftruncate(made, size)

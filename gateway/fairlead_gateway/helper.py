@@ -134,7 +134,7 @@ class Helper:
 
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
         plan, loop = self._plan, asyncio.get_running_loop()
-        management = Management(self, plan.private, token=plan.token, hosts=plan.hosts)
+        management = Management(self, plan.private, limits=self._limits, token=plan.token, hosts=plan.hosts)
         await management.start()
         self.beside.start()
         work = [loop.create_task(one) for one in (self._follow(snapshots), self._tell_notes(), self._keep_counts())]

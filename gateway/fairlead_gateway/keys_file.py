@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
-from fairlead.api.base import Strict, wrong
 from fairlead.documents import Node, decode, documents, dotted
 from fairlead.errors import ManifestError, Problem, Unavailable
 from fairlead.limits import Limits
+from fairlead.strict import Strict, wrong
 
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -8,12 +8,12 @@ everything, the rest; otherwise the kernel could throw away the answer that expl
 
 import asyncio
 from collections.abc import Callable
-from email.utils import formatdate
 from enum import Enum
 from typing import Protocol, cast
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead_gateway.dates import http_date
 from fairlead_gateway.deadline import Deadline
 from fairlead_gateway.errors import GatewayError, Overloaded, TooSlow
 from fairlead_gateway.halfclose import HalfClosed
@@ -108,7 +108,7 @@ class Listener:
         """The Date header's value, made once a second."""
         second = int(self.clock.wall())
         if second != self._date[0]:
-            self._date = (second, formatdate(second, usegmt=True))
+            self._date = (second, http_date(second))
         return self._date[1]
 
     def drain(self) -> None:

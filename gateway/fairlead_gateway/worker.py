@@ -4,7 +4,6 @@ It has no web framework, no Redis client and no YAML reader: what it works from 
 ends, the helper is gone: then it stops accepting, lets what is in flight finish, and ends. SIGTERM and the helper's word do the same.
 """
 
-import argparse
 import asyncio
 import itertools
 import logging
@@ -268,21 +267,24 @@ class Worker:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker until it is told to stop."""
-    parser = argparse.ArgumentParser(prog="fairlead-gateway-worker", description="Started by fairlead-gateway alone.")
-    parser.add_argument("--number", type=int, required=True, help="which of the workers it is")
-    parser.add_argument(
-        "--channel", type=int, required=True, metavar="FD", help="the helper's end is on the other side"
-    )
-    parser.add_argument("--rows", type=int, metavar="FD", help="memory shared with the other workers")
-    options = parser.parse_args(arguments)
+    options = _options(sys.argv[1:] if arguments is None else arguments)
+    if "--channel" not in options:
+        print("fairlead-gateway-worker: this is started by fairlead-gateway alone", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the helper decides
     system.more_files()
     system.large_blocks_go_back()
     settings = read(GatewaySettings, os.environ)
     quiet_log.start(settings.log_level)
-    rows = None if options.rows is None else mmap.mmap(options.rows, 0)
+    rows = mmap.mmap(options["--rows"], 0) if "--rows" in options else None
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_run(settings, rows, options.channel))
+        return runner.run(_run(settings, rows, options["--channel"]))
+
+
+def _options(words: Sequence[str]) -> dict[str, int]:
+    """``early.spawn`` wrote them: ``--number`` (which of the workers it is), ``--channel`` (the descriptor behind which the helper
+    is) and, among siblings, ``--rows`` (that of the memory they share). Nobody types them: no parser for people is loaded."""
+    return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=False) if value.isdigit()}
 
 
 async def _run(settings: GatewaySettings, rows: mmap.mmap | None, channel: int) -> int:

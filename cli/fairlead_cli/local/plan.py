@@ -7,13 +7,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fairlead.api.base import RoutingPreset
 from fairlead.api.v1alpha1 import ModelDeployment, Pool
 from fairlead.engines import Launch, Replica, adapter
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives, Role
 from fairlead.limits import Limits
 from fairlead.manifests import Manifests, fleet_model
+from fairlead.strict import RoutingPreset
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.pool import PoolPlan
 

@@ -1,140 +1,53 @@
-"""The management app: a handful of GET routes over the view, described by OpenAPI at ``/openapi.json``.
+"""The management app: guarded, small while nobody looks, a framework from the first question to the API on.
 
-It runs in the helper process. Answers about many models give the loop back between two models.
+It runs in the helper process. Probes and scrapers ask all day, people and the command line now and then: FastAPI, with all that it
+brings, is a third of the helper's memory and is loaded when they do.
 """
 
 import asyncio
 from collections.abc import Iterable
-from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.exceptions import HTTPException
-
-import fairlead
-from fairlead.names import nearest
-from fairlead_gateway.management import models
-from fairlead_gateway.management.guard import Guard
-from fairlead_gateway.management.page import load_page
-from fairlead_gateway.management.shapes import decision_json, fleet_json
-from fairlead_gateway.management.stats import model_stats, unknown_model_requests
+from fairlead_gateway.management.guard import App, Guard, Receive, Scope, Send
+from fairlead_gateway.management.plain import Answer, Plain
 from fairlead_gateway.management.view import View
-from fairlead_gateway.telemetry.exposition import CONTENT_TYPE
-
-_ERRORS: dict[int | str, dict[str, Any]] = {404: {"model": models.Error}, 400: {"model": models.Error}}
 
 
-def management_app(view: View, *, hosts: Iterable[str] = (), token: str | None = None) -> FastAPI:
+def management_app(view: View, *, hosts: Iterable[str] = (), token: str | None = None) -> App:
     """The ASGI app; ``hosts`` are DNS names it is reached under, ``token`` (if any) guards ``/api``."""
-    app = FastAPI(
-        title="Fairlead gateway: management",
-        description='What one gateway sees and does. Reading only; null is "not known", never zero.',
-        version=fairlead.__version__,
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.add_middleware(Guard, hosts=tuple(hosts), token=token)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _bad_parameter)
-    _health(app, view)
-    _api(app, view)
-    return app
+    return Guard(_Front(view), hosts=tuple(hosts), token=token)
 
 
-def _health(app: FastAPI, view: View) -> None:
-    page, policy = load_page()
+class _Front:
+    """The plain paths here, everything else by the API."""
 
-    @app.get("/", include_in_schema=False)
-    async def status_page() -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": policy})
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._plain = Plain(view)
+        self._loading: asyncio.Task[App] | None = None
 
-    @app.get("/readyz", summary="Is this gateway answering requests?", responses={503: {"model": models.Ready}})
-    async def readyz(response: Response) -> models.Ready:
-        look = await view.look()
-        response.status_code = 200 if look.ready else 503
-        return models.Ready(ready=look.ready, notes=look.notes)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        plain = self._plain.paths.get(scope["path"]) if scope["type"] == "http" else None
+        if plain is not None:
+            await _send(send, await plain())
+            return
+        await (await self._api())(scope, receive, send)
 
-    @app.get("/metrics", summary="Prometheus text", response_class=Response)
-    async def metrics() -> Response:
-        pieces: list[bytes] = []
-        look, telemetry = await view.look(), await view.counted(windows=False)
-        telemetry.lag = look.lag
-        for piece in telemetry.render_parts(view.fleet(), look.loads, view.clock.now()):
-            pieces.append(piece)
-            await asyncio.sleep(0)
-        return Response(b"".join(pieces), headers={"content-type": CONTENT_TYPE})
-
-
-def _api(app: FastAPI, view: View) -> None:
-    @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
-    async def fleet() -> models.Fleet:
-        look = await view.look()
-        return fleet_json(view.fleet(), look.loads, view.clock.now(), look.standing)
-
-    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
-    async def stats(
-        model: Annotated[str | None, Query(description="Only this model (namespace/name, or a unique name).")] = None,
-    ) -> models.Stats:
-        look, telemetry = await view.look(), await view.counted(windows=True)
-        snapshot, now = view.fleet(), view.clock.now()
-        keys = list(snapshot.models) if model is None else [_key(view, model)]
-        found: dict[str, models.ModelStats] = {}
-        for key in keys:
-            found[key] = model_stats(key, telemetry, snapshot, look.loads, now)
-            await asyncio.sleep(0)
-        return models.Stats(
-            version=fairlead.__version__,
-            wall=view.clock.wall(),
-            uptime_seconds=now - view.started,
-            ready=look.ready,
-            notes=look.notes,
-            loop_lag_p99_seconds=look.lag.quantile(0.99),
-            unknown_model_requests=unknown_model_requests(telemetry, now),
-            models=found,
-        )
-
-    @app.get("/api/decisions", summary="The last decisions, newest first", responses=_ERRORS)
-    async def decisions(
-        limit: Annotated[int, Query(ge=1, le=500)] = 50,
-        model: Annotated[str | None, Query(description="Only this model.")] = None,
-    ) -> models.Decisions:
-        key = None if model is None else _key(view, model)
-        found = await view.decisions(limit, key)
-        return models.Decisions(decisions=[decision_json(logged) for logged in found])
-
-    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=_ERRORS)
-    async def decision(request_id: str) -> models.Decision:
-        logged = await view.decision(request_id)
-        if logged is None:
-            raise HTTPException(404, f"request {request_id!r} is not in the log, which keeps the last few thousand")
-        return decision_json(logged)
+    async def _api(self) -> App:
+        """Loaded once, beside the loop; whoever asks meanwhile waits for the same."""
+        if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
+            self._loading = asyncio.get_running_loop().create_task(asyncio.to_thread(_loaded, self._view, self._plain))
+        return await asyncio.shield(self._loading)
 
 
-def _key(view: View, name: str) -> str:
-    snapshot = view.fleet()
-    key = snapshot.resolve(name)
-    if key is None:
-        near = nearest(name, [*snapshot.models, *(item.name for item in snapshot.models.values())])
-        raise HTTPException(404, f"no model {name!r}" + (f"; near ones: {', '.join(near)}" if near else ""))
-    return key
+def _loaded(view: View, plain: Plain) -> App:
+    from fairlead_gateway.management.api import api
+
+    return api(view, plain)
 
 
-def _error(status: int, message: str, *, param: str | None = None) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = models.Error(error=models.ErrorBody(message=message, type=kind, param=param))
-    return JSONResponse(body.model_dump(), status_code=status)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    return _error(error.status_code, str(error.detail))
-
-
-async def _bad_parameter(_: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    first = error.errors()[0]
-    name = str(first["loc"][-1])
-    return _error(400, f"{name}: {first['msg']}", param=name)
+async def _send(send: Send, answer: Answer) -> None:
+    length = (b"content-length", str(len(answer.body)).encode())
+    headers = [*((name.encode(), value.encode("latin-1")) for name, value in answer.headers), length]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from importlib.resources import files
 
 
 def load_page() -> tuple[bytes, str]:
@@ -17,6 +16,8 @@ def load_page() -> tuple[bytes, str]:
 
 
 def _part(name: str) -> str:
+    from importlib.resources import files
+
     return files("fairlead_gateway.management").joinpath(name).read_text(encoding="utf-8")
 
 

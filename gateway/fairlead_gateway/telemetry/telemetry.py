@@ -6,18 +6,21 @@ call of ``rejected`` (it never reached an engine) or ``finished`` (everything el
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from fairlead.clock import Clock
 from fairlead.decision import Decision
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
-from fairlead_gateway.telemetry import exposition
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.outcome import Outcome
 from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
+
+if TYPE_CHECKING:
+    from fairlead_gateway.telemetry import exposition
 
 OTHER = "other"
 UNKNOWN = "unknown"
@@ -155,8 +158,10 @@ class Telemetry:
         """Everything as Prometheus text (version 0.0.4)."""
         return b"".join(self.render_parts(fleet, loads, now))
 
-    def render_parts(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> exposition.Parts:
+    def render_parts(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> "exposition.Parts":
         """The same text in pieces of bounded work, so that a scrape of many models need not hold the loop."""
+        from fairlead_gateway.telemetry import exposition  # workers count, and show nothing
+
         self.forget(fleet, now)
         return exposition.parts(
             self.models,

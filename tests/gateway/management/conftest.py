@@ -5,6 +5,7 @@ Run as a script it serves the status page to look at:  python tests/gateway/mana
 
 import asyncio
 import random
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -204,9 +205,7 @@ def made_up(clock: ManualClock) -> MadeUp:
 
 
 async def _serve(state: str, port: int) -> None:
-    import uvicorn
-
-    from fairlead_gateway.management import management_app
+    from fairlead_gateway.management.serving import Management
 
     view = MadeUp(SystemClock())
     view.lag.start()
@@ -222,9 +221,8 @@ async def _serve(state: str, port: int) -> None:
         )
     elif state == "idle":
         view.populate(ready=2)
-    config = uvicorn.Config(management_app(view), port=port, log_level="warning", server_header=False)
-    server = asyncio.create_task(uvicorn.Server(config).serve())
-    while not server.done():
+    await Management(view, socket.create_server(("127.0.0.1", port)), limits=Limits(), token=None).start()
+    while True:
         if state == "busy":
             view.populate(ready=8, starting=1)
             view.serve(view.random.randint(4, 9))

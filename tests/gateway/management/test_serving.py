@@ -1,0 +1,187 @@
+"""The management port on the wire: its connections are those of the clients' port, as strict and as gentle."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead.testing.raw_http import Connection, get, post, send
+from fairlead.testing.waiting import until
+from fairlead_gateway.head import read_head
+from fairlead_gateway.listen import Request
+from fairlead_gateway.management.asgi import answer
+from fairlead_gateway.management.guard import Guard
+from fairlead_gateway.management.serving import Management
+from fairlead_gateway.reply import Reply
+from fairlead_gateway.testing import run
+
+
+@asynccontextmanager
+async def managed(view: Any, token: str | None = None) -> AsyncIterator[str]:
+    private = socket.create_server(("127.0.0.1", 0))
+    management = Management(view, private, limits=Limits(), token=token)
+    await management.start()
+    try:
+        yield f"http://127.0.0.1:{private.getsockname()[1]}"
+    finally:
+        await management.stop()
+
+
+def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
+    async def main() -> None:
+        made_up.serve(50)
+        async with managed(made_up) as url:
+            connection = await Connection.to(url)
+            for path, kind in {
+                "/readyz": "application/json",
+                "/metrics": "text/plain; version=0.0.4; charset=utf-8",
+                "/": "text/html; charset=utf-8",
+                "/api/stats?model=llama-70b": "application/json",
+                "/api/decisions/a%20b": "application/json",
+            }.items():
+                await connection.send(get(path, close=False))
+                found = await connection.answer()
+                assert found.fields["content-type"] == kind
+                assert found.fields["x-content-type-options"] == "nosniff"
+                assert found.status == (404 if "%20" in path else 200)
+            assert "'a b'" in found.json["error"]["message"]
+            await connection.close()
+
+    run(main())
+
+
+def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up) as url:
+            for wrong in (b"GET / HTTP/1.1\nhost: x\n\n", b"GET / HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n"):
+                found = (await send(url, wrong))[0]
+                assert (found.status, found.error["code"]) == (400, "malformed_http")
+
+    run(main())
+
+
+def test_nobody_waits_for_a_body(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up) as url:
+            whole = (await send(url, post({"a": 1}, path="/api/stats")))[0]
+            announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n"))[0]
+            for found in (whole, announced):
+                assert (found.status, found.fields["allow"]) == (405, "GET")
+
+    run(main())
+
+
+def test_the_answer_to_head_has_no_body(made_up: Any) -> None:
+    async def main() -> None:
+        async with managed(made_up) as url:
+            connection = await Connection.to(url)
+            for _ in range(2):
+                await connection.send(get("/readyz", method="HEAD", close=False))
+                assert (await connection.answer(head_only=True)).status == 405
+            await connection.close()
+
+    run(main())
+
+
+def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, caplog: pytest.LogCaptureFixture) -> None:
+    words = "a secret"
+
+    async def look() -> None:
+        raise RuntimeError(words)
+
+    async def main() -> None:
+        made_up.look = look
+        async with managed(made_up) as url:
+            found = (await send(url, get("/readyz")))[0]
+            assert found.status == 500
+            assert words not in found.error["message"]
+
+    run(main())
+    assert "RuntimeError on the management port" in caplog.text
+    assert words not in caplog.text
+
+
+def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
+    ended = []
+    asked = asyncio.Event()
+
+    async def look() -> None:
+        asked.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(True)
+
+    async def main() -> None:
+        made_up.look = look
+        async with managed(made_up) as url:
+            connection = await Connection.to(url)
+            await connection.send(get("/readyz"))
+            await asked.wait()
+            await connection.close()
+            await until(lambda: bool(ended))
+
+    run(main())
+
+
+def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
+    async def main() -> None:
+        asked, may = asyncio.Event(), asyncio.Event()
+        look = made_up.look
+
+        async def slow() -> Any:
+            asked.set()
+            await may.wait()
+            return await look()
+
+        made_up.look = slow
+        private = socket.create_server(("127.0.0.1", 0))
+        management = Management(made_up, private, limits=Limits(), token=None)
+        await management.start()
+        connection = await Connection.to(f"http://127.0.0.1:{private.getsockname()[1]}")
+        await connection.send(get("/readyz", close=False))
+        await asked.wait()
+        ending = asyncio.create_task(management.stop())
+        await asyncio.sleep(0)
+        may.set()
+        found = await connection.answer()
+        assert (found.status, found.fields["connection"]) == (200, "close")
+        await connection.close()
+        await ending
+
+    run(main())
+
+
+def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
+    """A connection that was reset before it was looked at has none."""
+
+    class Gone:
+        def __init__(self) -> None:
+            self.sent = b""
+            self.ending = False
+
+        def write(self, data: bytes) -> None:
+            self.sent += data
+
+        def replied(self, keep: bool) -> None: ...
+
+        def cut(self) -> None: ...
+
+        def date(self) -> str:
+            return ""
+
+        def client(self) -> str | None:
+            return None
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was asked")
+
+    line = Gone()
+    head = read_head(b"GET /api/fleet HTTP/1.1\r\nhost: x", Limits())
+    request = Request(head, b"", "r", 0.0, 0.0)
+    asyncio.run(answer(Guard(never), request, Reply(line, head, "r"), ("127.0.0.1", 1)))
+    assert line.sent.startswith(b"HTTP/1.1 403 ")

@@ -1,0 +1,87 @@
+"""What an idle gateway has loaded, which is most of its memory: what no option asks for and nobody has looked at yet stays on disk.
+
+The memory itself is measured by bench/gateway. Here both processes say at their end what they had imported.
+"""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from fairlead.fleetfile import write_atomic
+from fairlead.testing.engine import scripted_engine
+from fairlead.testing.raw_http import ask
+from fairlead_gateway.testing import fleet_of, run
+from fairlead_gateway.testing_process import GatewayProcess, gateway_process
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+TELL = """
+import atexit, os, sys
+def told():
+    with open(os.path.join(os.environ["TELL"], str(os.getpid())), "w") as file:
+        file.write("\\n".join(sys.modules))
+atexit.register(told)
+"""
+NOBODY = {
+    *("fastapi", "starlette", "anyio", "uvicorn", "click", "httpx", "redis", "prometheus_client", "opentelemetry"),
+    *("multiprocessing", "statistics", "difflib", "http.client", "urllib.request"),
+    *("fairlead_gateway.observing", "fairlead_gateway.otlp", "fairlead_kvstore.redis"),
+}
+"""With the default features, neither process needs them, whether it carries requests or is probed and scraped."""
+WORKER = {
+    *("pydantic", "yaml", "argparse", "email", "shutil", "tempfile", "json"),
+    *("fairlead_gateway.management", "fairlead_gateway.telemetry.exposition", "fairlead.fleetfile", "fairlead.api"),
+}
+HELPER = {
+    *("uvloop", "fairlead.api", "fairlead.findings"),
+    *(
+        "fairlead_gateway.gateway",
+        "fairlead_gateway.forward",
+        "fairlead_gateway.upstream",
+        "fairlead_gateway.management.api",
+    ),
+}
+
+
+async def _used(gateway: GatewayProcess) -> None:
+    assert (await ask(gateway.url, GOOD)).status == 200
+    assert (await gateway.asked("/readyz")).status == 200
+    assert (await gateway.asked("/metrics")).status == 200
+    assert (await gateway.asked("/")).status == 200
+
+
+def test_an_idle_gateway_has_not_loaded_what_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELL)
+    told = tmp_path / "told"
+    told.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TELL", str(told))
+
+    async def main() -> list[set[str]]:
+        async with scripted_engine() as engine:
+            path = tmp_path / "fleet.yaml"
+            write_atomic(path, fleet_of([engine.url]))
+            async with gateway_process(path) as gateway:
+                await _used(gateway)
+                (worker,) = gateway.workers()
+                gateway.process.send_signal(signal.SIGTERM)
+                assert await gateway.ended() == 0
+        return [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
+
+    helper, worker = run(main())
+    assert helper & (NOBODY | HELPER) == set()
+    assert worker & (NOBODY | WORKER) == set()
+
+
+def test_the_api_is_loaded_when_it_is_asked_for_and_by_all_who_ask_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            path = tmp_path / "fleet.yaml"
+            write_atomic(path, fleet_of([engine.url]))
+            async with gateway_process(path) as gateway:
+                asked = ("/api/fleet", "/api/stats", "/openapi.json", "/readyz")
+                answers = await asyncio.gather(*(gateway.asked(path) for path in asked))
+                assert [answer.status for answer in answers] == [200] * 4
+
+    run(main())
