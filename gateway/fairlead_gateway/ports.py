@@ -6,11 +6,16 @@ Then it is held by a socket that never listens, so that its number stays ours wh
 """
 
 import errno
+import logging
 import socket
+import sys
 import time
 from dataclasses import dataclass
 
 BACKLOG = 4096
+_log = logging.getLogger("fairlead.gateway")
+_SO_BINDTOIFINDEX = 62  # of <asm-generic/socket.h>: which interface a socket belongs to
+_NO_INTERFACE = 2**31 - 1  # the kernel does not ask whether there is one of this number
 _PATIENCE_SECONDS = 1.0  # workers of a gateway that was killed close the port within a twentieth
 _AGAIN_SECONDS = 0.05
 
@@ -71,6 +76,25 @@ class Address:
     def _refused(self, error: OSError) -> OSError:
         shown = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         return OSError(error.errno, f"cannot listen on {shown}: {error.strerror}")
+
+
+def turn_away(listening: socket.socket) -> bool:
+    """From now on let no new connection in through this socket, while handshakes that are under way come to their end; False where
+    the system cannot.
+
+    There is no call for that: a listening socket lets in until it is closed, and closing it resets whom nobody has accepted. But one
+    that belongs to an interface hears nothing from others, and a handshake keeps the interface that it began with. New clients
+    are refused at once; where others listen on the port too, the share of this one is dropped, and reaches them when the
+    clients try again after a second. It takes no privilege (Linux 5.7), unlike a packet filter (``SO_ATTACH_FILTER``), which
+    newer kernels keep for CAP_NET_ADMIN."""
+    try:
+        if sys.platform != "linux":
+            raise OSError(errno.ENOPROTOOPT, "not Linux")
+        listening.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+    except OSError as error:
+        _log.debug("new connections come in until the port closes: %s", error)
+        return False
+    return True
 
 
 def url(bound: socket.socket, *, secure: bool = False) -> str:

@@ -8,11 +8,11 @@ import socket
 from collections.abc import Callable
 
 from fairlead_gateway.gateway import Gateway
-from fairlead_gateway.ports import BACKLOG
+from fairlead_gateway.ports import BACKLOG, turn_away
 from fairlead_gateway.tls import Certificate
 
 _DRAIN_POLL_SECONDS = 0.02
-KNOCKED_SECONDS = 0.05  # connections that the kernel has accepted already are served too
+KNOCKED_SECONDS = 0.05  # for handshakes that are under way: whom the kernel has let in is served too
 _GOODBYE_SECONDS = 2.0  # for a TLS client to say goodbye too
 QUIET_SECONDS = 1.0  # for clients to read their last bytes, or to learn on their next request that this is the end
 
@@ -42,9 +42,10 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Be unready, stop accepting, and wait until nothing is in flight, or the limit."""
+        """Be unready, let nobody new in, accept whom the kernel has let in, and wait until nothing is in flight, or the limit."""
         gateway, listener = self._gateway, self._gateway.listener
         gateway.drain()
+        turn_away(self._public)
         await asyncio.sleep(KNOCKED_SECONDS)
         if self._server is not None:
             self._let_in()
@@ -54,7 +55,7 @@ class Server:
         await self._until(lambda: not listener.connections, QUIET_SECONDS)
 
     def _let_in(self) -> None:
-        """Take what the kernel has accepted until this very moment: closing the port would reset it, and its clients may have
+        """Take what the kernel has let in until this very moment: closing the port would reset it, and its clients may have
         sent a request already."""
         loop, make = asyncio.get_running_loop(), self._gateway.listener.protocol
         secure = self._certificate.context if self._certificate is not None else None

@@ -1,33 +1,182 @@
-"""A port that closes resets nobody whom the kernel has let in already."""
+"""A port that closes resets nobody whom the kernel has let in, and the kernel lets in nobody who would be."""
 
+import asyncio
+import errno
+import logging
+import os
+import select
 import socket
+import sys
+
+import pytest
 
 from fairlead.testing.engine import scripted_engine
 from fairlead.testing.raw_http import Connection, post
+from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.ports import Address
 from fairlead_gateway.server import Server
 from fairlead_gateway.testing import fleet_of, run, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+HOSTS = ("127.0.0.1", "::1")
+PATIENCE_SECONDS = 30.0
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere new connections come in until the port closes"
+)
 
 
-def test_connections_that_wait_when_the_port_closes_are_answered() -> None:
+class Knocking(Server):
+    """Clients knock between its last ``accept`` and the close of its port."""
+
+    def __init__(self, gateway: Gateway, public: socket.socket, clients: int) -> None:
+        super().__init__(gateway, public)
+        self.address = public.getsockname()[:2]
+        self.late = [socket.socket(public.family) for _ in range(clients)]
+
+    def _let_in(self) -> None:
+        super()._let_in()
+        self.codes = [knock(one, self.address) for one in self.late]
+
+    def outcomes(self) -> list[str]:
+        return [outcome(*one) for one in zip(self.late, self.codes, strict=True)]
+
+
+def knock(client: socket.socket, address: tuple[str, int]) -> int:
+    """Begin to connect; the error that came at once, if one did."""
+    client.setblocking(False)
+    code = client.connect_ex(address)
+    return 0 if code == errno.EINPROGRESS else code
+
+
+def outcome(client: socket.socket, code: int) -> str:
+    """What became of it, also if it was let in first."""
+    if not code:
+        assert select.select([], [client], [], PATIENCE_SECONDS)[1]
+        code = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if not code:
+        try:
+            client.recv(1)
+        except BlockingIOError:
+            return "open"
+        except OSError as error:
+            code = error.errno or 0
+    return os.strerror(code)
+
+
+async def answered(client: socket.socket) -> None:
+    """A good request gets its answer, which says that it is the connection's last."""
+    client.setblocking(False)
+    connection = await Connection.over(client)
+    await connection.send(post(GOOD))
+    answer = await connection.answer()
+    assert (answer.status, answer.fields["connection"]) == (200, "close")
+    await connection.close()
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_connections_that_wait_when_the_port_closes_are_answered(host: str) -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            public = Address("127.0.0.1", 0).bind(shared=True)
-            address = public.getsockname()
+            public = Address(host, 0).bind(shared=True)
             server = Server(running.gateway, public)
             await server.start()
-            knocked = [socket.create_connection(address) for _ in range(5)]  # the loop gets no turn to accept them
+            running.gateway.drain()
+            knocked = [socket.create_connection(public.getsockname()[:2]) for _ in range(5)]  # no turn to accept them
             server._let_in()
             assert server._server is not None
             server._server.close()
             for one in knocked:
-                one.setblocking(False)
-                connection = await Connection.over(one)
-                await connection.send(post(GOOD))
-                assert (await connection.answer()).status == 200
-                await connection.close()
+                await answered(one)
             running.gateway.lag.stop()
 
     run(main())
+
+
+@linux_only
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(host: str) -> None:
+    async def main() -> None:
+        async with running_gateway(fleet_of([])) as running:
+            server = Knocking(running.gateway, Address(host, 0).bind(shared=True), 3)
+            await server.start()
+            await server.drain()
+            found = server.outcomes()
+            for one in server.late:
+                one.close()
+            assert found == [os.strerror(errno.ECONNREFUSED)] * 3
+            running.gateway.lag.stop()
+
+    run(main())
+
+
+@linux_only
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            public = Address(host, 0).bind(shared=True)
+            address = public.getsockname()[:2]
+            public.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)  # a handshake ends with the first data
+            server = Server(running.gateway, public)
+            await server.start()
+            half = [socket.create_connection(address) for _ in range(3)]
+            drain = asyncio.create_task(server.drain())
+            await asyncio.sleep(0)  # it has begun
+            with socket.socket(public.family) as late:
+                found = outcome(late, knock(late, address))
+            await asyncio.gather(*(answered(one) for one in half))
+            await drain
+            assert found == os.strerror(errno.ECONNREFUSED)
+            running.gateway.lag.stop()
+
+    run(main())
+
+
+@linux_only
+@pytest.mark.parametrize("host", HOSTS)
+def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str) -> None:
+    async def main() -> None:
+        async with running_gateway(fleet_of([])) as running:
+            public = Address(host, 0).bind(shared=True)
+            with Address(host, public.getsockname()[1]).bind(shared=True) as successor:
+                server = Knocking(running.gateway, public, 16)  # the kernel deals them out by their addresses
+                await server.start()
+                await server.drain()
+                found = server.outcomes()
+                for one in server.late:
+                    one.close()
+                assert found == ["open"] * 16
+                for _ in server.late:
+                    successor.accept()[0].close()
+            running.gateway.lag.stop()
+
+    run(main())
+
+
+class Plain(socket.socket):
+    """Of a system that knows no such thing."""
+
+    def setsockopt(self, *args: object) -> None:
+        raise OSError(errno.ENOPROTOOPT, "not here")
+
+
+def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            public = Plain(fileno=Address("127.0.0.1", 0).bind(shared=True).detach())
+            address = public.getsockname()
+            server = Server(running.gateway, public)
+            await server.start()
+            drain = asyncio.create_task(server.drain())
+            await asyncio.sleep(0)  # it has begun
+            await answered(socket.create_connection(address))
+            await drain
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
+            running.gateway.lag.stop()
+
+    with caplog.at_level(logging.DEBUG, "fairlead.gateway"):
+        run(main())
+    assert [one.message for one in caplog.records if "come in until the port closes" in one.message] == [
+        f"new connections come in until the port closes: [Errno {errno.ENOPROTOOPT}] not here"
+    ]
