@@ -27,8 +27,28 @@ class DecisionRecord:
     decision: Decision
     attempt: int
     prompt_tokens: float
-    caller: str | None = None
-    story: HandoffStory | None = None
+    caller: str | None
+    story: HandoffStory | None
+
+    def __init__(
+        self,
+        request_id: str,
+        wall: float,
+        model_key: str,
+        decision: Decision,
+        attempt: int,
+        prompt_tokens: float,
+        caller: str | None = None,
+        story: HandoffStory | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.wall = wall
+        self.model_key = model_key
+        self.decision = decision
+        self.attempt = attempt
+        self.prompt_tokens = prompt_tokens
+        self.caller = caller
+        self.story = story
 
 
 @dataclass(slots=True)
@@ -36,7 +56,11 @@ class Logged:
     """All choices made for one request, in order, and how it ended (None while it runs)."""
 
     records: list[DecisionRecord]
-    outcome: Outcome | None = None
+    outcome: Outcome | None
+
+    def __init__(self, records: list[DecisionRecord], outcome: Outcome | None = None) -> None:
+        self.records = records
+        self.outcome = outcome
 
     @property
     def last(self) -> DecisionRecord:

@@ -22,7 +22,7 @@ from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.judge import is_error_object, judge, not_served
 from fairlead_gateway.keepalive import KeepAlive
-from fairlead_gateway.lateness import allowed, remaining, too_late
+from fairlead_gateway.lateness import FIELD, allowed, remaining, too_late
 from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.resume import Resume
@@ -32,7 +32,7 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
-from fairlead_gateway.wire import engine_request, header_value, passed_back
+from fairlead_gateway.wire import JSON, Named, Starts, framed, milliseconds, named, passed_back
 
 _WORDS = {
     "cut": "the engine broke off",
@@ -84,7 +84,10 @@ class Forward:
         self._telemetry = telemetry
         self._decisions = decisions
         self._clock = clock
+        self._now = clock.now  # called more often than anything: without a look at the clock each time
         self._limits = limits
+        self._starts = Starts()
+        self._named = Named()
         self.budget = budget
         self._resume = Resume(
             routes=routes,
@@ -107,7 +110,7 @@ class Forward:
             return
         job.until = job.request.received + seconds
         try:
-            async with asyncio.timeout(job.until - self._clock.now()):
+            async with asyncio.timeout(job.until - self._now()):
                 await self._carry(job, begun)
         except TimeoutError:
             self._late(job, too_late(job.request.head, seconds))
@@ -126,14 +129,14 @@ class Forward:
     async def _carry(self, job: Job, begun: Begun | None) -> None:
         excluded: frozenset[str] = frozenset()
         if begun is None:
-            left = self._quarantine.seconds_left(job.ask.body, self._clock.now())
+            left = self._quarantine.seconds_left(job.ask.body, self._now())
             if left is not None:
                 raise Quarantined(left)
-            self.budget.request(self._clock.now())
+            self.budget.request(self._now())
             await self._prefill.before(job)
         while True:
             first, begun = begun, None
-            instance = first.instance if first is not None else self.choose(job, excluded)
+            instance = first.instance if first is not None else self.choose(job, excluded, self._now())
             try:
                 await self._attempt(job, instance, first if first is not None and first.answer is not None else None)
                 return
@@ -156,11 +159,12 @@ class Forward:
                 if held:  # others like it have been the end of another engine
                     raise Quarantined(self._limits.quarantine_seconds) from None
 
-    def choose(self, job: Job, excluded: frozenset[str]) -> Instance:
+    def choose(self, job: Job, excluded: frozenset[str], now: float) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
-        now = self._clock.now()
-        unfit = self._prefill.unfit(job, excluded)
-        decision = self._prefill.told(job, self._routes.choose(job.ask.key, job.route, now, excluded | unfit))
+        unusable = excluded if job.handoff is None else excluded | self._prefill.unfit(job, excluded)
+        decision = self._routes.choose(job.ask.key, job.route, now, unusable)
+        if job.story is not None:
+            decision = self._prefill.told(job, decision)
         chosen = decision.chosen
         if chosen is None:
             raise self._given_up(job)
@@ -178,8 +182,8 @@ class Forward:
 
     def _chosen(self, job: Job, instance: Instance, decision: Decision, attempt: int) -> None:
         """A choice is the job's from now on: counted and logged."""
-        job.attempt, job.instance, job.decision = attempt, instance, decision
-        self._telemetry.routed(job.ask.key, instance.id, decision)
+        job.attempt, job.instance, job.decision, job.instance_id = attempt, instance, decision, instance.id
+        self._telemetry.routed(job.ask.key, job.instance_id, decision)
         self._decisions.append(
             DecisionRecord(
                 job.id,
@@ -187,7 +191,7 @@ class Forward:
                 job.ask.key,
                 decision,
                 job.attempt,
-                round(self._routes.prompt_tokens(job.ask.key, job.route)),
+                _rounded(self._routes.prompt_tokens(job.ask.key, job.route)),
                 job.request.caller,
                 job.story,
             )
@@ -200,58 +204,47 @@ class Forward:
 
     async def _attempt(self, job: Job, instance: Instance, begun: Begun | None) -> None:
         """One engine: send, wait for the verdict, pass on. The ledger knows of it from here to the end."""
-        router = job.router if begun is not None else self.dispatched(job, instance)
+        router = job.router if begun is not None else self.dispatched(job, self._now())
         assert router is not None
         finished = False
         try:
             finished = await self._exchange(job, instance, begun)
         finally:
-            self.ended(job, router, finished)
+            self.ended(job, router, finished, self._now())
 
-    def dispatched(self, job: Job, instance: Instance) -> ModelRouter:
+    def dispatched(self, job: Job, now: float) -> ModelRouter:
         """Ledger and breaker learn of an attempt."""
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
-        router.dispatched(job.route, instance.id, self._clock.now())
-        self._health.breaker.sent(instance.id)
+        router.dispatched(job.route, job.instance_id, now)
+        self._health.breaker.sent(job.instance_id)
         return router
 
-    def ended(self, job: Job, router: ModelRouter, finished: bool) -> None:
+    def ended(self, job: Job, router: ModelRouter, finished: bool, now: float) -> None:
         """Ledger and breaker learn of an attempt's end."""
-        now, usage = self._clock.now(), job.usage
         if finished and len(self._quarantine) and job.status < 400:
             self._acquit(job, now)
-        if finished and usage is not None:
+        if finished:
             router.finished(
                 job.route.id,
                 now,
-                prompt_tokens=usage.prompt_tokens,
-                cached_tokens=usage.cached_tokens,
-                output_tokens=usage.completion_tokens,
+                prompt_tokens=job.prompt_tokens,
+                cached_tokens=job.cached_tokens,
+                output_tokens=job.output_tokens,
             )
-        elif finished:
-            router.finished(job.route.id, now)
         else:
             router.abandoned(job.route.id, now)
-        assert job.instance is not None
-        self._health.breaker.unknown(job.instance.id)
+        self._health.breaker.unknown(job.instance_id)
 
     def message(self, job: Job, instance: Instance) -> list[bytes]:
         """The request as this attempt's engine gets it."""
-        head, body = job.request.head, self._prefill.body(job)
-        more = remaining(head, job.until, self._clock.now()) if job.until is not None else ""
+        head, body = job.request.head, job.ask.body if job.handoff is None else self._prefill.body(job)
+        more = remaining(head, job.until, self._now()) if head.get(FIELD) is not None and job.until is not None else ""
         if job.trace is not None:
             more += job.trace.asked(instance, ATTEMPT, job.decision.rule if job.decision is not None else "")
-        return engine_request(
-            instance.url,
-            job.ask.target or head.path,
-            head,
-            body,
-            job.request.id,
-            method=job.ask.method,
-            rank=instance.dp_rank,
-            more=more,
-        )
+        target = job.ask.target
+        start = self._starts.of(job.ask.method, head.path if target is None else target, instance.url)
+        return framed(start, head, body, job.request.id, rank=instance.dp_rank, more=more)
 
     def ask(
         self,
@@ -272,8 +265,9 @@ class Forward:
             decided=decided,
         )
         answer.opaque = job.ask.opaque
-        job.dispatched_at = self._clock.now()
-        connection.ask(message, answer, patience.first())
+        now = self._now()
+        job.dispatched_at = now
+        connection.ask(message, answer, patience.begin(now))
         return answer
 
     async def _exchange(self, job: Job, instance: Instance, begun: Begun | None) -> bool:
@@ -301,7 +295,7 @@ class Forward:
                 stale = broken is not None and broken.stale
                 if not stale:
                     judge(job, answer, broken, job.patience is not None and job.patience.exhausted)
-                    self._health.answered(job, instance.id)
+                    self._health.answered(job, self._now())
                     self._prefill.accepted(job)
                     message = []  # a stream may take minutes
                     return await self._pass(job, instance, answer, used)
@@ -327,22 +321,22 @@ class Forward:
             job.status, job.error = fault.status, "engine-refused"
             reply.whole(
                 fault.status,
-                self.fields(job),
+                self.fields(job, self._now()),
                 error_body(fault.message, "invalid_request_error", None, "engine_refused", job.request.id),
             )
             return True
         if not answer.stream and answer.complete:
-            self.pass_whole(job, answer)
+            self.pass_whole(job, answer, self._now())
             return True
         key, name, telemetry = job.ask.key, instance.id, self._telemetry
         if answer.stream:
             if job.router is not None:
-                job.router.first_token(job.route.id, self._clock.now())
+                job.router.first_token(job.route.id, self._now())
             assert answer.first_at is not None
             telemetry.first_token(key, name, answer.first_at - job.request.received)
         length = None if answer.stream else _length(answer.fields)
         reply.flow = partial(_follow_pace, answer, connection)
-        reply.begin(answer.status, passed_back(answer.fields) + self.fields(job), length=length)
+        reply.begin(answer.status, passed_back(answer.fields) + self.fields(job, self._now()), length=length)
         reply.pulses = reply.pulses and answer.stream
         job.said = Said(self._limits.continued_bytes) if answer.stream and continuable(job.ask) else None
         answer.told = job.said.add if job.said is not None else None
@@ -376,7 +370,7 @@ class Forward:
 
     def _died(self, job: Job, instance: str, began: float | None) -> bool:
         """An engine broke off on a request that it had been sent at ``began``; whether no engine should get it any more."""
-        now = self._clock.now()
+        now = self._now()
         return self._quarantine.died(self._fingerprint(job), instance, now if began is None else began, now)
 
     def _acquit(self, job: Job, now: float) -> None:
@@ -391,7 +385,8 @@ class Forward:
             if answer.stream:
                 kept.begin(answer)
             why = await answer.ended
-            job.last_at, job.events, job.usage = answer.last_at, answer.events.count, answer.events.usage
+            job.last_at, job.events = answer.last_at, answer.events.count
+            job.counted(answer.events.usage)
             if why is None or (why == "timeout" and answer.paused):
                 return why
             self._health.broke(job, instance.id, why)
@@ -405,36 +400,40 @@ class Forward:
             kept.end()
             job.reply.flow = None
 
-    def pass_whole(self, job: Job, answer: Answer) -> None:
+    def pass_whole(self, job: Job, answer: Answer, now: float) -> None:
         """Send a whole plain answer."""
-        body = answer.whole_body
-        fields = passed_back(answer.fields, but=b"content-type") + self.fields(job)
-        kind = answer.fields.get(b"content-type", b"application/json") if job.ask.opaque else b"application/json"
+        body, kind = answer.whole_body, JSON
+        fields = passed_back(answer.fields, but=b"content-type") + self.fields(job, now)
+        if job.ask.opaque and b"content-type" in answer.fields:
+            kind = answer.fields[b"content-type"].decode("latin-1")
         if answer.status >= 400:
             job.error = "engine-refused"
             if not is_error_object(body):
-                kind, body = b"application/json", not_served(answer.status, job.request.id)
-        job.reply.whole(answer.status, fields, body, kind=kind.decode("latin-1"))
+                kind, body = JSON, not_served(answer.status, job.request.id)
+        job.reply.whole(answer.status, fields, body, kind=kind)
 
-    def fields(self, job: Job) -> str:
+    def fields(self, job: Job, now: float) -> str:
         """The header fields that say where a request went and why, and how long that took."""
-        now = self._clock.now()
-        instance = header_value(job.instance.id) if job.instance is not None else "gateway"
+        where = self._named.of(job.instance_id) if job.instance is not None else named("gateway")
         rule = job.decision.rule if job.decision is not None else "none"
-        timing = f"gateway;dur={((job.dispatched_at or now) - job.request.received) * 1e3:.3f}"
-        if job.dispatched_at is not None:
-            timing += f", engine;dur={(now - job.dispatched_at) * 1e3:.3f}"
-        return (
-            f"x-fairlead-instance: {instance}\r\nx-fairlead-reason: {rule}\r\n"
-            f"x-fairlead-decision: {job.id}\r\nserver-timing: {timing}\r\n"
-            f"{job.trace.reply_field if job.trace is not None else ''}"
-        )
+        sent = job.dispatched_at
+        own = milliseconds((now if sent is None else sent) - job.request.received)
+        engine = "" if sent is None else f", engine;dur={milliseconds(now - sent)}"
+        traced = job.trace.reply_field if job.trace is not None else ""
+        return f"{where}{rule}\r\nx-fairlead-decision: {job.id}\r\nserver-timing: gateway;dur={own}{engine}\r\n{traced}"
 
 
 def _follow_pace(answer: Answer, connection: Upstream, paused: bool) -> None:
     """The client keeps up, or not: so does the engine."""
     answer.paused = paused
     connection.pause(paused)
+
+
+def _rounded(tokens: float) -> int:
+    """As ``round`` does it, without the call."""
+    whole = int(tokens)
+    more = tokens - whole
+    return whole + 1 if more > 0.5 or (more == 0.5 and whole % 2 == 1) else whole
 
 
 def _length(fields: dict[bytes, bytes]) -> int | None:

@@ -42,7 +42,7 @@ from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
 from fairlead_gateway.routing.shared import Siblings
 from fairlead_gateway.settle import CLIENT_GONE, settle
-from fairlead_gateway.short import Short, ShortWay
+from fairlead_gateway.short import Host, Short, ShortWay
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Pool
 
@@ -55,7 +55,7 @@ _DEFECT = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
 
-class Gateway:
+class Gateway(Host):
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
     ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request;
     ``siblings`` are the other workers of this gateway."""
@@ -75,6 +75,7 @@ class Gateway:
         siblings: Siblings | None = None,
     ) -> None:
         self.clock = clock
+        self._now = clock.now
         self.limits = limits
         self.lag = LoopLag(keep=3_000)  # one minute: every look at it sorts them
         telemetry = self.telemetry = Telemetry(clock, limits, self.lag)
@@ -125,8 +126,9 @@ class Gateway:
             pool=self._pool,
             health=self._health,
             quarantine=quarantine,
-            prefill=self._prefill,
+            prefilling=self._prefill_routes,
             limits=limits,
+            clock=clock,
         )
         self._loop = loop
         # One thread: more would not be faster, and each would make the loop wait longer for its turn.
@@ -329,7 +331,8 @@ class Gateway:
 
     def done(self, job: Job, error: GatewayError | None = None) -> None:
         """It has ended; with ``error`` the client has still to be told."""
-        self._under_way.pop(job.id, None)
+        if job.id in self._under_way:
+            del self._under_way[job.id]
         if error is not None:
             self._failed(job, error, job.reply, job.request)
         self._settle(job)
@@ -362,7 +365,7 @@ class Gateway:
         if job.attempt:
             settle(
                 job,
-                clock=self.clock,
+                now=self._now(),
                 telemetry=self.telemetry,
                 decisions=self.decisions,
                 observers=self._observers,
@@ -383,7 +386,7 @@ class Gateway:
         if reply.begun:
             reply.cut()
         else:
-            self._send_error(error, reply, self._forward.fields(job))
+            self._send_error(error, reply, self._forward.fields(job, self._now()))
 
     def _send_error(self, error: GatewayError, reply: Reply, fields: str) -> None:
         more = "".join(f"{name}: {value}\r\n" for name, value in error.fields)

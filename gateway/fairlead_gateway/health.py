@@ -11,6 +11,7 @@ engine only when another one can take it, since an error now is no better than o
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
@@ -23,8 +24,8 @@ from fairlead_gateway.upstream import Peer
 
 _LATE_SECONDS = 1.0
 _AT_ONCE = frozenset({"refused", "connect-timeout", "timeout", "gone"})
-_GUESSED_TOKEN_SECONDS = 1e-3
-_GUESSED_OUTPUT_SECONDS = 0.05
+_GUESSED_TOKEN_SECONDS: Final = 1e-3
+_GUESSED_OUTPUT_SECONDS: Final = 0.05
 
 
 class Health:
@@ -44,8 +45,11 @@ class Health:
         self._budget = budget
         self._ready = ready
         self._telemetry = telemetry
-        self._clock = clock
         self._limits = limits
+        self._now = clock.now
+        self._floor_seconds = limits.first_token_floor_seconds
+        self._factor = limits.first_token_factor
+        self._most_seconds = limits.first_token_seconds
 
     def failed(self, job: Job, failure: Failure) -> None:
         """An attempt failed before the first byte."""
@@ -54,9 +58,9 @@ class Health:
         elif failure.why in _AT_ONCE and not _blamed(job, failure.why):
             self._fault(job.ask.key, failure.where, failure.why)
 
-    def answered(self, job: Job, instance: str) -> None:
+    def answered(self, job: Job, now: float) -> None:
         """An attempt gave an answer that can be passed on: the former ones were the engines' fault."""
-        self.breaker.good(instance, self._clock.now())
+        self.breaker.good(job.instance_id, now)
         if job.failures:
             self._blame(job, job.failures)
 
@@ -81,31 +85,27 @@ class Health:
 
     def _long(self, job: Job) -> float:
         predicted = _predicted(job)
-        return math.inf if predicted is None else max(_LATE_SECONDS, self._limits.first_token_factor * predicted)
+        return math.inf if predicted is None else max(_LATE_SECONDS, self._factor * predicted)
 
     def patience(self, job: Job, peer: Peer) -> Patience:
         """How long the engine that ``job`` goes to now may be silent."""
-        until = job.request.received + self._limits.first_token_seconds
+        until = job.request.received + self._most_seconds
         elsewhere = self._elsewhere if job.handoff is None else _at_once
-        assert job.instance is not None
         soft = self._soft(job)
-        return Patience(peer, soft, until, self._clock, elsewhere, job.ask.key, job.instance.id, job.failures)
+        return Patience(peer, soft, until, self._now, elsewhere, job.ask.key, job.instance_id, job.failures)
 
     def last_patience(self, job: Job, peer: Peer) -> Patience:
         """The same for the engine that continues a stream: there is no other after it, and the stream may be old."""
-        soft, until = self._soft(job), self._clock.now() + self._limits.stream_idle_seconds
-        assert job.instance is not None
-        return Patience(peer, soft, until, self._clock, self._stays, job.ask.key, job.instance.id, job.failures)
+        soft, until = self._soft(job), self._now() + self._limits.stream_idle_seconds
+        return Patience(peer, soft, until, self._now, self._stays, job.ask.key, job.instance_id, job.failures)
 
     def _soft(self, job: Job) -> float | None:
-        predicted, limits = _predicted(job), self._limits
-        if predicted is None:
-            return None
-        return max(limits.first_token_floor_seconds, limits.first_token_factor * predicted)
+        predicted = _predicted(job)
+        return None if predicted is None else max(self._floor_seconds, self._factor * predicted)
 
     def _elsewhere(self, patience: Patience) -> bool:
         """Whether a request should leave an engine that has been silent to everybody for long."""
-        now = self._clock.now()
+        now = self._now()
         tried = {failure.where for failure in patience.failures}
         others = any(
             one != patience.instance and one not in tried and self.breaker.may_try(one, now)
@@ -123,7 +123,7 @@ class Health:
 
     def words(self, instance: str) -> tuple[Standing, str]:
         """An instance's standing and why."""
-        return self.breaker.standing(instance, self._clock.now())
+        return self.breaker.standing(instance, self._now())
 
     def _blame(self, job: Job, failures: Iterable[Failure]) -> None:
         for failure in failures:
@@ -131,7 +131,7 @@ class Health:
                 self._fault(job.ask.key, failure.where, failure.why)
 
     def _fault(self, key: str, instance: str, why: str) -> None:
-        if self.breaker.fault(instance, why, self._clock.now(), self._ready(key)):
+        if self.breaker.fault(instance, why, self._now(), self._ready(key)):
             self._telemetry.ejected(key, instance, why)
 
 
@@ -153,5 +153,5 @@ def _predicted(job: Job) -> float | None:
         first = job.route.prompt_tokens * _GUESSED_TOKEN_SECONDS
     if job.ask.stream:
         return first
-    tokens = job.ask.max_tokens
+    tokens = job.route.max_tokens
     return None if tokens is None else first + tokens * _GUESSED_OUTPUT_SECONDS

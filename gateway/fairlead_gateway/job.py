@@ -22,6 +22,7 @@ class Job:
     __slots__ = (
         "ask",
         "attempt",
+        "cached_tokens",
         "client_gone",
         "decision",
         "dispatched_at",
@@ -34,8 +35,11 @@ class Job:
         "handoff",
         "id",
         "instance",
+        "instance_id",
         "last_at",
+        "output_tokens",
         "patience",
+        "prompt_tokens",
         "reply",
         "request",
         "route",
@@ -45,7 +49,6 @@ class Job:
         "story",
         "trace",
         "until",
-        "usage",
     )
 
     def __init__(
@@ -63,6 +66,7 @@ class Job:
         self.route = route
         self.router: ModelRouter | None = None
         self.instance: Instance | None = None
+        self.instance_id: str = ""  # the instance's, empty without one
         self.decision: Decision | None = None
         self.attempt: int = 0
         self.failures: list[Failure] = []
@@ -72,7 +76,9 @@ class Job:
         self.events: int = 0
         self.status: int = 0
         self.error: str | None = None
-        self.usage: Usage | None = None
+        self.prompt_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.cached_tokens: int | None = None
         self.client_gone: bool = False
         self.until: float | None = None
         self.patience: Patience | None = None
@@ -82,3 +88,11 @@ class Job:
         self.handed_over: bool = False
         self.trace: Trace | None = None
         self.fingerprint: bytes | None = None
+
+    def counted(self, usage: Usage | None) -> None:
+        """Take what the engine counted, once: every look into a message costs more than it says. None: it did not tell."""
+        if usage is None:
+            self.prompt_tokens = self.output_tokens = self.cached_tokens = None
+        else:
+            self.prompt_tokens, self.output_tokens = usage.prompt_tokens, usage.completion_tokens
+            self.cached_tokens = usage.cached_tokens

@@ -54,7 +54,8 @@ def _fault(job: Job, answer: Answer) -> Fault | None:
         return Fault(502, "not what was asked for")
     if not answer.complete:
         return None
-    job.usage, readable = _usage(answer.whole_body)
+    usage, readable = _usage(answer.whole_body)
+    job.counted(usage)
     return None if readable or job.ask.opaque else Fault(502, "not JSON")
 
 

@@ -5,6 +5,7 @@ gets what is left of it in the same field. A stream without the field has no dea
 """
 
 import math
+from typing import Final
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
@@ -12,7 +13,7 @@ from fairlead.units import duration, seconds
 from fairlead_gateway.errors import BadRequest, EngineSilent, GatewayError
 from fairlead_gateway.head import Head
 
-FIELD = b"x-request-timeout"
+FIELD: Final = b"x-request-timeout"
 _CHARACTERS = 32
 
 

@@ -3,7 +3,6 @@ request another engine can take, and to the end where there is no other."""
 
 from collections.abc import Callable
 
-from fairlead.clock import Clock
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.upstream import Peer
 
@@ -17,10 +16,10 @@ class Patience:
 
     __slots__ = (
         "_begun",
-        "_clock",
         "_elsewhere",
         "_heard",
         "_heard_first",
+        "_now",
         "_peer",
         "_soft",
         "_until",
@@ -35,7 +34,7 @@ class Patience:
         peer: Peer,
         soft: float | None,
         until: float,
-        clock: Clock,
+        now: Callable[[], float],
         elsewhere: "Callable[[Patience], bool]",
         key: str,
         instance: str,
@@ -43,33 +42,39 @@ class Patience:
     ) -> None:
         self._peer = peer
         self._heard = self._heard_first = peer.heard
-        self._begun = clock.now()
+        self._begun = 0.0
         self._soft = soft
         self._until = until
-        self._clock = clock
+        self._now = now
         self._elsewhere = elsewhere
         self.key = key
         self.instance = instance
         self.failures = failures
         self.blamed = False
 
-    def first(self) -> float:
-        """Seconds until silence is looked into."""
-        left = max(0.0, self._until - self._clock.now())
-        return left if self._soft is None else min(left, self._soft)
+    def begin(self, now: float) -> float:
+        """The request is sent ``now``: seconds until silence is looked into."""
+        self._begun = now
+        return self._left(now)
+
+    def _left(self, now: float) -> float:
+        left, soft = self._until - now, self._soft
+        if soft is not None and soft < left:
+            left = soft
+        return left if left > 0.0 else 0.0
 
     def more(self) -> float:
         """Silence has lasted that long: seconds more to wait, 0 to give up."""
         heard, self._heard = self._heard, self._peer.heard
         if heard != self._heard:
-            return self.first()
-        return 0.0 if self._soft is None or self.exhausted or self._elsewhere(self) else self.first()
+            return self._left(self._now())
+        return 0.0 if self._soft is None or self.exhausted or self._elsewhere(self) else self._left(self._now())
 
     def silence_seconds(self) -> float:
         """Seconds since the request was sent, 0 when the engine has said anything to anybody since."""
-        return self._clock.now() - self._begun if self._peer.heard == self._heard_first else 0.0
+        return self._now() - self._begun if self._peer.heard == self._heard_first else 0.0
 
     @property
     def exhausted(self) -> bool:
         """Nobody has time for another engine."""
-        return self._clock.now() >= self._until
+        return self._now() >= self._until

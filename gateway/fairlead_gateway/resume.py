@@ -128,7 +128,7 @@ class Resume:
         answer.rewrite = partial(fitted, said=said)
         if job.router is not None:
             job.router.dispatched(job.route, instance.id, self._clock.now())
-        connection.ask(message, answer, patience.first())
+        connection.ask(message, answer, patience.begin(self._clock.now()))
         return answer
 
     async def _pass(
@@ -144,7 +144,7 @@ class Resume:
         answer.pass_to(job.reply, lambda seconds: telemetry.inter_token(key, name, seconds))
         why = await answer.ended
         job.last_at, job.events = answer.last_at, job.events + answer.events.count
-        job.usage = whole_usage(answer.events.usage, said)
+        job.counted(whole_usage(answer.events.usage, said))
         if why is not None:
             self._health.broke(job, name, why)
         return why

@@ -8,12 +8,14 @@ Also never for an answer that the client caused (4xx), never after the first byt
 broken off on the same request: one request that kills engines must not take the fleet with it.
 """
 
+from typing import Final
+
 from fairlead.limits import Limits
 from fairlead_gateway.errors import EngineFailed, EngineSilent, GatewayError, Overloaded
 
-_WINDOW_SECONDS = 10
-_ALWAYS = 3
-_DEATHS = 2
+_WINDOW_SECONDS: Final = 10
+_ALWAYS: Final = 3
+_DEATHS: Final = 2
 DIED = ("reset", "cut")
 """How it is called when an engine breaks off."""
 
@@ -46,7 +48,7 @@ class RetryBudget:
     """Counts requests and retries of the last ten seconds, second by second."""
 
     def __init__(self, limits: Limits) -> None:
-        self._share = limits.retry_share
+        self._share: float = limits.retry_share
         self._second = 0
         self._requests = [0] * _WINDOW_SECONDS
         self._retries = [0] * _WINDOW_SECONDS
@@ -54,7 +56,8 @@ class RetryBudget:
     def request(self, now: float) -> None:
         """A request has come."""
         self._roll(now)
-        self._requests[self._second % _WINDOW_SECONDS] += 1
+        at, requests = self._second % _WINDOW_SECONDS, self._requests
+        requests[at] = requests[at] + 1
 
     def left(self, now: float) -> bool:
         """May there be one more retry?"""
@@ -70,6 +73,8 @@ class RetryBudget:
 
     def _roll(self, now: float) -> None:
         second = int(now)
+        if second == self._second:
+            return
         for passed in range(max(self._second + 1, second - _WINDOW_SECONDS + 1), second + 1):
             self._requests[passed % _WINDOW_SECONDS] = 0
             self._retries[passed % _WINDOW_SECONDS] = 0

@@ -1,46 +1,45 @@
 """Room 6, settle: what a request was, told once to metrics and the decision log when it has ended."""
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from fairlead.clock import Clock
 from fairlead_gateway.decision_log import DecisionLog
 from fairlead_gateway.handoff_story import FAILED
 from fairlead_gateway.job import Job
 from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 
-CLIENT_GONE = 499
+CLIENT_GONE: Final = 499
 
 
 def settle(
     job: Job,
     *,
-    clock: Clock,
+    now: float,
     telemetry: Telemetry,
     decisions: DecisionLog,
     observers: Sequence[Callable[[Job, Outcome], None]] = (),
 ) -> None:
-    """Tell how ``job`` ended; ``observers`` are told last, and must neither wait nor raise."""
-    now = clock.now()
-    usage = job.usage
-    prompt = usage.prompt_tokens if usage is not None else None
-    output = usage.completion_tokens if usage is not None else None
+    """Tell how ``job`` ended ``now``; ``observers`` are told last, and must neither wait nor raise."""
+    prompt, output, instance = job.prompt_tokens, job.output_tokens, job.instance
     streamed = job.ask.stream and job.first_at is not None
     ttft = job.first_at - job.request.received if streamed and job.first_at is not None else None
     itl = _itl(job, output or job.events) if streamed else None
     failed = job.status >= 500 or job.error is not None
     refused = 400 <= job.status < 500
     judged = not refused and not job.client_gone and (job.ask.stream or failed)
-    within = attainment(
-        job.ask.model.objectives,
-        prompt_tokens=prompt if prompt is not None else job.route.prompt_tokens,
-        ttft_seconds=ttft,
-        itl_mean_seconds=itl,
-        failed=failed,
-    )
+    within = None
+    if judged:
+        within = attainment(
+            job.ask.model.objectives,
+            prompt_tokens=prompt if prompt is not None else job.route.prompt_tokens,
+            ttft_seconds=ttft,
+            itl_mean_seconds=itl,
+            failed=failed,
+        )
     outcome = Outcome(
         request_id=job.id,
         model_key=job.ask.key,
-        instance_id=job.instance.id if job.instance is not None else None,
+        instance_id=instance.id if instance is not None else None,
         status=CLIENT_GONE if job.client_gone else job.status,
         error="client-gone" if job.client_gone else job.error,
         started_wall=job.request.wall,
@@ -48,14 +47,14 @@ def settle(
         ttft_seconds=ttft,
         itl_mean_seconds=itl,
         prompt_tokens=prompt,
-        cached_tokens=usage.cached_tokens if usage is not None and not job.handed_over else None,  # says nothing then
+        cached_tokens=job.cached_tokens if not job.handed_over else None,  # says nothing then
         predicted_cached_tokens=_predicted(job),
         output_tokens=output,
-        within_objective=within.both if judged else None,
+        within_objective=within.both if within is not None else None,
         attempts=job.attempt,
         client_gone=job.client_gone,
-        within_ttft=within.ttft if judged else None,
-        within_itl=within.itl if judged else None,
+        within_ttft=within.ttft if within is not None else None,
+        within_itl=within.itl if within is not None else None,
         overhead_seconds=_overhead(job),
         failures=tuple((failure.where, failure.why) for failure in job.failures) if job.failures else (),
     )

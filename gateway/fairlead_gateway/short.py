@@ -7,8 +7,9 @@ hold) goes on as a task in ``forward`` from the very point that was reached; str
 traced requests begin there. The rules are ``forward``'s: nothing is decided here.
 """
 
-from typing import Protocol
+from typing import Final
 
+from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.errors import GatewayError
@@ -17,38 +18,38 @@ from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.judge import judge
 from fairlead_gateway.lateness import FIELD, too_late
-from fairlead_gateway.overdue import Overdue
-from fairlead_gateway.prefill import Prefill
+from fairlead_gateway.overdue import Endable, Overdue
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.retry import Failure
+from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.upstream import Broken, Pool, Upstream
 
-_NOBODY: frozenset[str] = frozenset()
+_NOBODY: Final[frozenset[str]] = frozenset()
 
 
-class Host(Protocol):
-    """Whose requests they are."""
+class Host:
+    """Whose requests they are. (A base, not a Protocol: compiled, its methods are called directly.)"""
 
     def under_way(self, job: Job, short: "Short") -> None:
         """The request is in flight; ``short.cancel`` ends it."""
-        ...
+        raise NotImplementedError
 
     def longer(self, job: Job, begun: Begun) -> None:
         """Go on as a task."""
-        ...
+        raise NotImplementedError
 
     def done(self, job: Job, error: GatewayError | None = None) -> None:
         """It has ended; with ``error`` the client has still to be told."""
-        ...
+        raise NotImplementedError
 
     def defect(self, job: Job, error: Exception) -> None:
         """Something of ours failed."""
-        ...
+        raise NotImplementedError
 
 
 class ShortWay:
-    """What all short requests of a gateway share."""
+    """What all short requests of a gateway share; ``prefilling`` are the routers of engines that only prefill."""
 
     def __init__(
         self,
@@ -58,17 +59,19 @@ class ShortWay:
         pool: Pool,
         health: Health,
         quarantine: Quarantine,
-        prefill: Prefill,
+        prefilling: Routes,
         limits: Limits,
+        clock: Clock,
     ) -> None:
         self.host = host
         self.forward = forward
         self.pool = pool
         self.health = health
-        self.limits = limits
-        self.overdue = Overdue(pool.loop, limits.answer_seconds)
+        self.answer_seconds: float = limits.answer_seconds
+        self.now = clock.now
+        self.overdue = Overdue(pool.loop, self.answer_seconds, clock.now)
         self._quarantine = quarantine
-        self._prefill = prefill
+        self._prefilling = prefilling
 
     def fits(self, job: Job) -> bool:
         """Whether nothing of the request asks for more."""
@@ -79,27 +82,27 @@ class ShortWay:
             or job.trace is not None
             or self._quarantine.knows(ask.body)
             or job.request.head.get(FIELD) is not None
-            or self._prefill.applies(ask.key)
+            or self._prefilling.has(ask.key)
         )
 
     def go(self, job: Job) -> None:
         """Send it. Raises GatewayError when it cannot go anywhere."""
-        forward = self.forward
-        forward.budget.request(job.request.received)
-        instance = forward.choose(job, _NOBODY)
+        forward, now = self.forward, job.request.received
+        forward.budget.request(now)
+        instance = forward.choose(job, _NOBODY, now)
         connection = self.pool.idle(instance.url)
         if connection is None:
             self.host.longer(job, Begun(instance))
             return
-        job.until = job.request.received + self.limits.answer_seconds
+        job.until = now + self.answer_seconds
         message = forward.message(job, instance)
-        short = Short(self, job, forward.dispatched(job, instance), connection, message)
-        self.overdue.begin(short)
+        short = Short(self, job, forward.dispatched(job, now), connection, message)
+        self.overdue.begin(short, now)
         self.host.under_way(job, short)
         short.answer = forward.ask(job, connection, message, short.decided)
 
 
-class Short:
+class Short(Endable):
     """One of them."""
 
     __slots__ = ("_connection", "_job", "_message", "_over", "_router", "_way", "answer")
@@ -107,6 +110,7 @@ class Short:
     def __init__(
         self, way: ShortWay, job: Job, router: ModelRouter, connection: Upstream, message: list[bytes]
     ) -> None:
+        super().__init__()
         self._way = way
         self._job = job
         self._router = router
@@ -127,12 +131,12 @@ class Short:
                 assert job.instance is not None
                 way.host.longer(job, Begun(job.instance, self._connection, answer, self._message, broken))
                 return
-            assert job.instance is not None
-            way.health.answered(job, job.instance.id)
             job.status = answer.status
             job.first_at, job.last_at = answer.first_at, answer.last_at
-            way.forward.ended(job, self._router, True)
-            way.forward.pass_whole(job, answer)
+            now = job.last_at if job.last_at is not None else way.now()  # it came in this very turn of the loop
+            way.health.answered(job, now)
+            way.forward.ended(job, self._router, True, now)
+            way.forward.pass_whole(job, answer, now)
             way.host.done(job)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             way.host.defect(job, error)
@@ -149,7 +153,7 @@ class Short:
         if not self._over:
             self._give_up()
             self._way.health.late(self._job)
-            self._way.host.done(self._job, too_late(self._job.request.head, self._way.limits.answer_seconds))
+            self._way.host.done(self._job, too_late(self._job.request.head, self._way.answer_seconds))
 
     def _good(self, answer: Answer) -> bool:
         try:
@@ -162,4 +166,4 @@ class Short:
         self._over = True
         self._way.overdue.end(self)
         self._connection.abort()
-        self._way.forward.ended(self._job, self._router, False)
+        self._way.forward.ended(self._job, self._router, False, self._way.now())

@@ -4,17 +4,22 @@ Dropped on the way in: everything that belongs to the client's connection (hop-b
 from a proxy or from Fairlead, and names with an underscore, which some servers read as if it were a hyphen.
 """
 
+from typing import Final
+
 from fairlead_gateway import trace
 from fairlead_gateway.head import Head
 
-_DROPPED = frozenset(
+_DROPPED: Final = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
     b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate".split()
 )
-_WRITTEN_WHOLE_BYTES = 65_536
-_DROPPED_PREFIXES = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
-_PASSED_BACK = (
+_WRITTEN_WHOLE_BYTES: Final = 65_536
+_KEPT: Final = 4_096
+_ZEROS: Final = ("", "0.", "0.0", "0.00")
+JSON: Final = "application/json"
+_DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
+_PASSED_BACK: Final = (
     b"content-type",
     b"cache-control",
     b"retry-after",
@@ -38,18 +43,82 @@ def engine_request(
     """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one.
 
     ``more`` is ready header text."""
-    authority, _, base = url.partition("://")[2].partition("/")
-    base = f"/{base}".rstrip("/") if base else ""
-    framing = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if method != "GET" else ""
+    return framed(_start(method, path, url), head, body, request_id, rank=rank, more=more)
+
+
+def framed(start: str, head: Head, body: bytes, request_id: str, *, rank: int | None, more: str) -> list[bytes]:
+    """The same behind a ``start`` that is known already."""
+    if start[:4] != "GET ":
+        start = f"{start}content-type: application/json\r\ncontent-length: {len(body)}\r\n"
     own = f"x-data-parallel-rank: {rank}\r\n" if rank is not None else ""
-    begin = (
-        f"{method} {base}{path} HTTP/1.1\r\nhost: {authority}\r\n{framing}x-request-id: {request_id}\r\n{more}{own}"
-    ).encode("latin-1")
+    begin = f"{start}x-request-id: {request_id}\r\n{more}{own}".encode("latin-1")
     if head.passed_on is None:
         head.passed_on = fields_for_engines(head)
     if len(body) < _WRITTEN_WHOLE_BYTES:
         return [b"%b%b\r\n%b" % (begin, head.passed_on, body)]
     return [b"%b%b\r\n" % (begin, head.passed_on), body]
+
+
+def _start(method: str, target: str, url: str) -> str:
+    """The first line of a request and its Host."""
+    authority, _, base = url.partition("://")[2].partition("/")
+    base = f"/{base}".rstrip("/") if base else ""
+    return f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n"
+
+
+class _Start:
+    __slots__ = ("method", "target", "text")
+
+    def __init__(self, method: str, target: str, text: str) -> None:
+        self.method = method
+        self.target = target
+        self.text = text
+
+
+class Starts:
+    """How requests to engines begin: each engine's last one is kept, since the next is most often alike."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Start] = {}
+
+    def of(self, method: str, target: str, url: str) -> str:
+        """The first line and the Host of a request for ``target`` at ``url``."""
+        kept = self._kept.get(url)
+        if kept is None or kept.target != target or kept.method != method:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            kept = self._kept[url] = _Start(method, target, _start(method, target, url))
+        return kept.text
+
+
+class Named:
+    """The beginning of the fields that say where a request went, kept for each instance."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, str] = {}
+
+    def of(self, instance: str) -> str:
+        """Up to where the reason comes."""
+        kept = self._kept.get(instance)
+        if kept is None:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            kept = self._kept[instance] = named(header_value(instance))
+        return kept
+
+
+def named(where: str) -> str:
+    """The field that names an instance, and the name of the next one, which says why."""
+    return f"x-fairlead-instance: {where}\r\nx-fairlead-reason: "
+
+
+def milliseconds(seconds: float) -> str:
+    """With three decimals, as ``server-timing`` has them. From whole microseconds: to format a number takes ten times as long."""
+    digits = str(int(seconds * 1e6 + 0.5))
+    short = 4 - len(digits)
+    if short > 0:
+        return f"{_ZEROS[short]}{digits}"
+    return f"{digits[:-3]}.{digits[-3:]}"
 
 
 def fields_for_engines(head: Head, *, traced: bool = False) -> bytes:
@@ -71,11 +140,12 @@ def fields_for_engines(head: Head, *, traced: bool = False) -> bytes:
 
 def passed_back(fields: dict[bytes, bytes], *, but: bytes = b"") -> str:
     """The allowed fields of an engine's head, as header text."""
-    return "".join(
-        f"{name.decode()}: {fields[name].decode('latin-1')}\r\n"
-        for name in _PASSED_BACK
-        if name in fields and name != but and b"\r" not in fields[name] and b"\n" not in fields[name]
-    )
+    text = ""
+    for name in _PASSED_BACK:
+        value = fields.get(name)
+        if value is not None and name != but and b"\r" not in value and b"\n" not in value:
+            text += f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n"
+    return text
 
 
 def header_value(text: str) -> str:

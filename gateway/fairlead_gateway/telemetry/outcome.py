@@ -1,6 +1,7 @@
 """How one request ended, as a value: what metrics, the decision log and the trace are all made from."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from fairlead.fleet import Objectives
 
@@ -22,19 +23,63 @@ class Outcome:
     error: str | None
     started_wall: float
     duration_seconds: float
-    ttft_seconds: float | None = None
-    itl_mean_seconds: float | None = None
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    predicted_cached_tokens: int | None = None
-    output_tokens: int | None = None
-    within_objective: bool | None = None
-    attempts: int = 1
-    client_gone: bool = False
-    within_ttft: bool | None = None
-    within_itl: bool | None = None
-    overhead_seconds: float | None = None
-    failures: tuple[tuple[str, str], ...] = ()
+    ttft_seconds: float | None
+    itl_mean_seconds: float | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    predicted_cached_tokens: int | None
+    output_tokens: int | None
+    within_objective: bool | None
+    attempts: int
+    client_gone: bool
+    within_ttft: bool | None
+    within_itl: bool | None
+    overhead_seconds: float | None
+    failures: tuple[tuple[str, str], ...]
+
+    def __init__(
+        self,
+        request_id: str,
+        model_key: str,
+        instance_id: str | None,
+        status: int,
+        error: str | None,
+        started_wall: float,
+        duration_seconds: float,
+        ttft_seconds: float | None = None,
+        itl_mean_seconds: float | None = None,
+        prompt_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        predicted_cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+        within_objective: bool | None = None,
+        attempts: int = 1,
+        client_gone: bool = False,
+        within_ttft: bool | None = None,
+        within_itl: bool | None = None,
+        overhead_seconds: float | None = None,
+        failures: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self.request_id = request_id
+        self.model_key = model_key
+        self.instance_id = instance_id
+        self.status = status
+        self.error = error
+        self.started_wall = started_wall
+        self.duration_seconds = duration_seconds
+        self.ttft_seconds = ttft_seconds
+        self.itl_mean_seconds = itl_mean_seconds
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = cached_tokens
+        self.predicted_cached_tokens = predicted_cached_tokens
+        self.output_tokens = output_tokens
+        self.within_objective = within_objective
+        self.attempts = attempts
+        self.client_gone = client_gone
+        self.within_ttft = within_ttft
+        self.within_itl = within_itl
+        self.overhead_seconds = overhead_seconds
+        self.failures = failures
 
 
 @dataclass(slots=True)
@@ -45,8 +90,13 @@ class Attainment:
     itl: bool | None
     both: bool | None
 
+    def __init__(self, ttft: bool | None, itl: bool | None, both: bool | None) -> None:
+        self.ttft = ttft
+        self.itl = itl
+        self.both = both
 
-_NONE = Attainment(None, None, None)
+
+_NONE: Final = Attainment(None, None, None)
 
 
 def attainment(
@@ -66,5 +116,5 @@ def attainment(
         itl = None
     else:
         itl = not failed and itl_mean_seconds is not None and itl_mean_seconds <= objectives.itl_seconds
-    judged = [part for part in (ttft, itl) if part is not None]
-    return Attainment(ttft, itl, all(judged) if judged else None)
+    both = None if ttft is None and itl is None else ttft is not False and itl is not False
+    return Attainment(ttft, itl, both)

@@ -107,10 +107,12 @@ def _fill(series: Tally, totals: Counts, window: Counts | None, now: float) -> N
     """A window is kept as the state before it."""
     ints, sums = totals
     if window is not None:
-        series.ints = [new - more for new, more in zip(ints, window[0], strict=True)]
-        series.sums = [new - more for new, more in zip(sums, window[1], strict=True)]
+        series.use(
+            [new - more for new, more in zip(ints, window[0], strict=True)],
+            [new - more for new, more in zip(sums, window[1], strict=True)],
+        )
         series.roll(int(now))
-    series.ints, series.sums = list(ints), list(sums)
+    series.use(list(ints), list(sums))
 
 
 def _counts(one: Counts, other: Counts) -> Counts:

@@ -3,41 +3,43 @@
 The window is a ring of copies, one for each second in which something happened, taken before that second's first event. What
 happened in the last minute is then the present state minus the first copy that is young enough: the hot path adds
 once, and only the first event of a second pays for the copy (about 1 µs).
+
+What nearly every request adds to is kept in fields of its own until somebody asks for the lists: compiled, an addition to a field
+costs a few instructions, one to a list a hundred and fifty.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final
 
-from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket
+from fairlead_gateway.telemetry.outcome import Outcome
 
 WINDOW_SECONDS: Final = 60
 
-# Positions in the flat list: counters first, histograms behind them.
-(
-    RECEIVED,
-    FINISHED,
-    REJECTED,
-    ERRORS,
-    ABORTS,
-    RETRIES,
-    ROUTED,
-    ON_HOME,
-    PROMPT_TOKENS,
-    COMPUTED_TOKENS,
-    OUTPUT_TOKENS,
-    CACHED_TOKENS,
-    CACHE_KNOWN_PROMPT_TOKENS,
-    PREDICTED_TOKENS,
-    PREDICTION_KNOWN_PROMPT_TOKENS,
-    PREDICTION_ERROR_TOKENS,
-    JUDGED_TTFT,
-    WITHIN_TTFT,
-    JUDGED_ITL,
-    WITHIN_ITL,
-    JUDGED,
-    WITHIN,
-    COUNTERS,
-) = range(23)
+# Positions in the flat list: counters first, histograms behind them. (Written out: compiled, they are constants.)
+RECEIVED: Final = 0
+FINISHED: Final = 1
+REJECTED: Final = 2
+ERRORS: Final = 3
+ABORTS: Final = 4
+RETRIES: Final = 5
+ROUTED: Final = 6
+ON_HOME: Final = 7
+PROMPT_TOKENS: Final = 8
+COMPUTED_TOKENS: Final = 9
+OUTPUT_TOKENS: Final = 10
+CACHED_TOKENS: Final = 11
+CACHE_KNOWN_PROMPT_TOKENS: Final = 12
+PREDICTED_TOKENS: Final = 13
+PREDICTION_KNOWN_PROMPT_TOKENS: Final = 14
+PREDICTION_ERROR_TOKENS: Final = 15
+JUDGED_TTFT: Final = 16
+WITHIN_TTFT: Final = 17
+JUDGED_ITL: Final = 18
+WITHIN_ITL: Final = 19
+JUDGED: Final = 20
+WITHIN: Final = 21
+COUNTERS: Final = 22
 SECONDS_BINS: Final = len(SECONDS_BOUNDS) + 1
 TOKEN_BINS: Final = len(TOKEN_BOUNDS) + 1
 OVERHEAD_BINS: Final = len(OVERHEAD_BOUNDS) + 1
@@ -52,34 +54,62 @@ OVERHEAD: Final = PREFILL + SECONDS_BINS
 MODEL_INTS: Final = OVERHEAD + OVERHEAD_BINS
 
 # Positions in the list of sums (seconds).
-TTFT_SUM, ITL_SUM, TPOT_SUM, DURATION_SUM, PREFILL_SUM, OVERHEAD_SUM, SUMS = range(7)
+TTFT_SUM: Final = 0
+ITL_SUM: Final = 1
+TPOT_SUM: Final = 2
+DURATION_SUM: Final = 3
+PREFILL_SUM: Final = 4
+OVERHEAD_SUM: Final = 5
+SUMS: Final = 6
 
 # Positions for one instance.
-(
-    I_ROUTED,
-    I_FINISHED,
-    I_ERRORS,
-    I_RETRIED_AWAY,
-    I_COMPUTED_TOKENS,
-    I_OUTPUT_TOKENS,
-    I_FIRST,
-    I_GAPS,
-    I_EJECTED,
-    I_INTS,
-) = range(10)
-I_TTFT_SUM, I_ITL_SUM, I_SUMS = range(3)
+I_ROUTED: Final = 0
+I_FINISHED: Final = 1
+I_ERRORS: Final = 2
+I_RETRIED_AWAY: Final = 3
+I_COMPUTED_TOKENS: Final = 4
+I_OUTPUT_TOKENS: Final = 5
+I_FIRST: Final = 6
+I_GAPS: Final = 7
+I_EJECTED: Final = 8
+I_INTS: Final = 9
+I_TTFT_SUM: Final = 0
+I_ITL_SUM: Final = 1
+I_SUMS: Final = 2
+
+_OK: Final = 200
 
 
 class Tally:
     """A list of integers and a list of sums that remember how they were up to a minute ago."""
 
-    __slots__ = ("_ring", "ints", "second", "sums")
+    __slots__ = ("_added", "_ints", "_ring", "_sums", "second")
 
     def __init__(self, ints: int, sums: int) -> None:
-        self.ints = [0] * ints
-        self.sums = [0.0] * sums
+        self._ints: list[int] = [0] * ints
+        self._sums: list[float] = [0.0] * sums
+        self._added = False  # something is still in fields of its own
         self.second = -1
         self._ring: deque[tuple[int, list[int], list[float]]] = deque(maxlen=WINDOW_SECONDS + 1)
+
+    @property
+    def ints(self) -> list[int]:
+        """Counters and histograms, by position."""
+        if self._added:
+            self._fold()
+        return self._ints
+
+    @property
+    def sums(self) -> list[float]:
+        """Sums of seconds, by position."""
+        if self._added:
+            self._fold()
+        return self._sums
+
+    def use(self, ints: list[int], sums: list[float]) -> None:
+        """Show these from now on."""
+        self._fold()
+        self._ints, self._sums = ints, sums
 
     def roll(self, second: int) -> None:
         """Keep a copy of the state before the first event of ``second``; call when ``second`` is a new one."""
@@ -95,16 +125,36 @@ class Tally:
                     [new - old for new, old in zip(self.ints, ints, strict=True)],
                     [new - old for new, old in zip(self.sums, sums, strict=True)],
                 )
-        return [0] * len(self.ints), [0.0] * len(self.sums)
+        return [0] * len(self._ints), [0.0] * len(self._sums)
+
+    def _fold(self) -> None:
+        """Bring what is in fields of its own into the lists."""
+        self._added = False
 
 
 class ModelSeries(Tally):
     """All counts of one model; ``instances`` in the order in which they were first used."""
 
     __slots__ = (
+        "_by_status",
+        "_cache_known",
+        "_cached",
+        "_computed",
+        "_duration_sum",
+        "_finished",
+        "_itl_sum",
+        "_ok",
+        "_on_home",
+        "_output",
+        "_overhead_sum",
+        "_predicted",
+        "_prediction_error",
+        "_prediction_known",
+        "_prompt",
+        "_received",
+        "_routed",
         "by_kind",
         "by_rule",
-        "by_status",
         "continued",
         "ejections_by_reason",
         "failed",
@@ -116,7 +166,7 @@ class ModelSeries(Tally):
 
     def __init__(self) -> None:
         super().__init__(MODEL_INTS, SUMS)
-        self.by_status: dict[int, int] = {}
+        self._by_status: dict[int, int] = {}
         self.by_kind: dict[tuple[int, str], int] = {}
         self.by_rule: dict[str, int] = {}
         self.retries_by_reason: dict[str, int] = {}
@@ -125,24 +175,184 @@ class ModelSeries(Tally):
         self.failed: dict[str, int] = {}
         self.handoffs: dict[tuple[str, str], int] = {}
         self.prefill_legs: dict[str, int] = {}
-        self.instances: OrderedDict[str, InstanceSeries] = OrderedDict()
+        self.instances: dict[str, InstanceSeries] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._received = self._routed = self._on_home = self._finished = self._ok = 0
+        self._prompt = self._computed = self._output = self._cached = self._cache_known = 0
+        self._predicted = self._prediction_known = self._prediction_error = 0
+        self._duration_sum = self._overhead_sum = self._itl_sum = 0.0
+
+    def _fold(self) -> None:
+        self._added = False
+        ints, sums = self._ints, self._sums
+        for position, more in (
+            (RECEIVED, self._received),
+            (ROUTED, self._routed),
+            (ON_HOME, self._on_home),
+            (FINISHED, self._finished),
+            (PROMPT_TOKENS, self._prompt),
+            (COMPUTED_TOKENS, self._computed),
+            (OUTPUT_TOKENS, self._output),
+            (CACHED_TOKENS, self._cached),
+            (CACHE_KNOWN_PROMPT_TOKENS, self._cache_known),
+            (PREDICTED_TOKENS, self._predicted),
+            (PREDICTION_KNOWN_PROMPT_TOKENS, self._prediction_known),
+            (PREDICTION_ERROR_TOKENS, self._prediction_error),
+        ):
+            ints[position] += more
+        if self._ok:
+            self._by_status[_OK] = self._by_status.get(_OK, 0) + self._ok
+        sums[DURATION_SUM] += self._duration_sum
+        sums[OVERHEAD_SUM] += self._overhead_sum
+        sums[ITL_SUM] += self._itl_sum
+        self._clear()
+
+    @property
+    def by_status(self) -> dict[int, int]:
+        """Requests ended, by the status told to the client."""
+        if self._added:
+            self._fold()
+        return self._by_status
+
+    def came(self) -> None:
+        """A request has been read whole."""
+        self._added = True
+        self._received += 1
+
+    def went(self, rule: str, home: bool, limit: int) -> None:
+        """An instance was chosen by a rule; at most ``limit`` rules are told apart."""
+        self._added = True
+        self._routed += 1
+        if home:
+            self._on_home += 1
+        count(self.by_rule, rule, limit)
+
+    def gap(self, seconds: float) -> None:
+        """One more piece of a stream."""
+        self._added = True
+        self._itl_sum += seconds
+        _observe(self._ints, ITL + bucket(SECONDS_BOUNDS, seconds))
+
+    def ended(self, outcome: Outcome, limit: int) -> int:
+        """Count what became of a routed request; the prompt tokens that had to be computed are returned."""
+        self._added = True
+        self._finished += 1
+        status = outcome.status
+        if outcome.client_gone:
+            self._ints[ABORTS] += 1
+        elif status >= 500 or outcome.error is not None:
+            self._ints[ERRORS] += 1
+            count(self.failed, outcome.error or f"status-{status}", limit)
+        if status == _OK:
+            self._ok += 1
+        else:
+            self.told(status)
+        seconds = outcome.duration_seconds
+        self._duration_sum += seconds
+        _observe(self._ints, DURATION + bucket(SECONDS_BOUNDS, seconds))
+        pace = outcome.itl_mean_seconds
+        if pace is not None:
+            _observe(self._ints, TPOT + bucket(SECONDS_BOUNDS, pace))
+            self._sums[TPOT_SUM] += pace
+        own = outcome.overhead_seconds
+        if own is not None:
+            self._overhead_sum += own
+            _observe(self._ints, OVERHEAD + bucket(OVERHEAD_BOUNDS, own))
+        if outcome.within_objective is not None:
+            self._judge(JUDGED, WITHIN, outcome.within_objective)
+        if outcome.within_ttft is not None:
+            self._judge(JUDGED_TTFT, WITHIN_TTFT, outcome.within_ttft)
+        if outcome.within_itl is not None:
+            self._judge(JUDGED_ITL, WITHIN_ITL, outcome.within_itl)
+        return self._tokens(outcome)
+
+    def told(self, status: int) -> None:
+        """A client was told a status."""
+        status = status if 100 <= status <= 599 else 0
+        self._by_status[status] = self._by_status.get(status, 0) + 1
+
+    def _tokens(self, outcome: Outcome) -> int:
+        """Count the tokens of an outcome; the prompt tokens that had to be computed are returned."""
+        computed = 0
+        prompt, cached, predicted = outcome.prompt_tokens, outcome.cached_tokens, outcome.predicted_cached_tokens
+        if prompt is not None:
+            self._prompt += prompt
+            _observe(self._ints, INPUT_SIZE + bucket(TOKEN_BOUNDS, prompt))
+            computed = max(0, prompt - (cached or 0))
+            self._computed += computed
+            if cached is not None:
+                self._cached += cached
+                self._cache_known += prompt
+                if predicted is not None:
+                    self._predicted += predicted
+                    self._prediction_known += prompt
+                    self._prediction_error += predicted - cached if predicted > cached else cached - predicted
+        output = outcome.output_tokens
+        if output is not None:
+            self._output += output
+            _observe(self._ints, OUTPUT_SIZE + bucket(TOKEN_BOUNDS, output))
+        return computed
+
+    def _judge(self, judged: int, within: int, met: bool) -> None:
+        self._ints[judged] += 1
+        self._ints[within] += met
 
 
 class InstanceSeries(Tally):
     """The counts of one instance; ``seen`` is when a scrape last found it in the fleet."""
 
-    __slots__ = ("seen",)
+    __slots__ = ("_computed", "_finished", "_gaps", "_itl_sum", "_output", "_routed", "seen")
 
     def __init__(self, now: float) -> None:
         super().__init__(I_INTS, I_SUMS)
         self.seen = now
+        self._routed = self._finished = self._computed = self._output = self._gaps = 0
+        self._itl_sum = 0.0
+
+    def _fold(self) -> None:
+        self._added = False
+        ints = self._ints
+        ints[I_ROUTED] += self._routed
+        ints[I_FINISHED] += self._finished
+        ints[I_COMPUTED_TOKENS] += self._computed
+        ints[I_OUTPUT_TOKENS] += self._output
+        ints[I_GAPS] += self._gaps
+        self._sums[I_ITL_SUM] += self._itl_sum
+        self._routed = self._finished = self._computed = self._output = self._gaps = 0
+        self._itl_sum = 0.0
+
+    def came(self) -> None:
+        """A request goes there."""
+        self._added = True
+        self._routed += 1
+
+    def gap(self, seconds: float) -> None:
+        """One more piece of one of its streams."""
+        self._added = True
+        self._gaps += 1
+        self._itl_sum += seconds
+
+    def ended(self, computed: int, output: int) -> None:
+        """A request ended there; prompt tokens computed and tokens generated."""
+        self._added = True
+        self._finished += 1
+        self._computed += computed
+        self._output += output
+
+
+def _observe(ints: list[int], position: int) -> None:
+    ints[position] = ints[position] + 1  # not `+=`, which mypyc adds as objects
 
 
 def count(table: dict[str, int], name: str, limit: int) -> None:
     """Add one to ``table[name]``, or to ``table["other"]`` when the table already holds ``limit`` names."""
-    if name not in table and len(table) >= limit:
+    known = table.get(name)
+    if known is None and len(table) >= limit:
         name = "other"
-    table[name] = table.get(name, 0) + 1
+        known = table.get(name)
+    table[name] = 1 if known is None else known + 1
 
 
 def count_pair(table: dict[tuple[str, str], int], first: str, second: str, limit: int) -> None:

@@ -4,9 +4,8 @@ Nothing here allocates label objects, takes a lock or does I/O; it belongs to on
 call of ``rejected`` (it never reached an engine) or ``finished`` (everything else), after one call of ``received``.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fairlead.clock import Clock
 from fairlead.decision import Decision
@@ -14,7 +13,7 @@ from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import series as at
-from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, bucket
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.outcome import Outcome
 from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
@@ -22,10 +21,10 @@ from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry import exposition
 
-OTHER = "other"
-UNKNOWN = "unknown"
-OK = "ok"
-HOME_RULES = frozenset({"affinity", "session", "only-one"})
+OTHER: Final = "other"
+UNKNOWN: Final = "unknown"
+OK: Final = "ok"
+HOME_RULES: Final = frozenset({"affinity", "session", "only-one"})
 """Rules that choose a home by their nature; the others say it in the decision's inputs."""
 
 
@@ -34,7 +33,11 @@ class Telemetry:
 
     def __init__(self, clock: Clock, limits: Limits | None = None, lag: LoopLag | None = None) -> None:
         self._now = clock.now
-        self._limits = limits or Limits()
+        limits = limits or Limits()
+        self._most_models = limits.metric_models
+        self._most_instances = limits.metric_instances
+        self._label_values = limits.metric_label_values
+        self._gone_seconds = limits.metric_gone_seconds
         self.lag = lag
         self.shared: Shared | None = None
         self.standing: Callable[[str], tuple[str, str]] | None = None
@@ -44,7 +47,7 @@ class Telemetry:
 
     def received(self, model_key: str) -> None:
         """A request for a model that exists has been read whole."""
-        self._series(model_key).ints[at.RECEIVED] += 1
+        self._series(model_key).came()
 
     def rejected(self, model_key: str | None, status: int, kind: str) -> None:
         """A request was answered by the gateway itself; ``kind`` is one word of a closed list (``unknown-model``)."""
@@ -52,60 +55,56 @@ class Telemetry:
         series.ints[at.REJECTED] += 1
         if status >= 500:
             series.ints[at.ERRORS] += 1
-        self._status(series, status)
+        series.told(status)
         key = (status, kind)
-        if key not in series.by_kind and len(series.by_kind) >= self._limits.metric_label_values:
+        if key not in series.by_kind and len(series.by_kind) >= self._label_values:
             key = (status, OTHER)
         series.by_kind[key] = series.by_kind.get(key, 0) + 1
 
     def routed(self, model_key: str, instance_id: str, decision: Decision) -> None:
         """An instance was chosen; also called for every retry."""
         series = self._series(model_key)
-        ints = series.ints
-        ints[at.ROUTED] += 1
-        if on_home(decision):
-            ints[at.ON_HOME] += 1
-        at.count(series.by_rule, decision.rule, self._limits.metric_label_values)
-        self._instance(series, instance_id).ints[at.I_ROUTED] += 1
+        series.went(decision.rule, on_home(decision), self._label_values)
+        self._instance(series, instance_id).came()
 
     def retried(self, model_key: str, instance_id: str, why: str) -> None:
         """The attempt on ``instance_id`` failed before its first byte and another follows; ``why`` is one word."""
         series = self._series(model_key)
         series.ints[at.RETRIES] += 1
-        at.count(series.retries_by_reason, why, self._limits.metric_label_values)
+        at.count(series.retries_by_reason, why, self._label_values)
         self._instance(series, instance_id).ints[at.I_RETRIED_AWAY] += 1
 
     def ejected(self, model_key: str, instance_id: str, why: str) -> None:
         """The instance sits out for a while; ``why`` is the last fault in one word."""
         series = self._series(model_key)
-        at.count(series.ejections_by_reason, why, self._limits.metric_label_values)
+        at.count(series.ejections_by_reason, why, self._label_values)
         self._instance(series, instance_id).ints[at.I_EJECTED] += 1
 
     def continued(self, model_key: str, how: str) -> None:
         """Another engine was asked for the rest of a stream that broke: ``whole``, or ``broken`` again."""
-        at.count(self._series(model_key).continued, how, self._limits.metric_label_values)
+        at.count(self._series(model_key).continued, how, self._label_values)
 
     def handoff(self, model_key: str, outcome: str, reason: str) -> None:
         """What became of one prompt's way from prefill to decode: ``done``, ``bypassed`` or ``failed``; ``reason`` is one word."""
-        at.count_pair(self._series(model_key).handoffs, outcome, reason, self._limits.metric_label_values)
+        at.count_pair(self._series(model_key).handoffs, outcome, reason, self._label_values)
 
     def prefilled(self, model_key: str, instance_id: str, seconds: float, result: str) -> None:
         """A prefill engine was asked, and ended in ``seconds`` with ``ok`` or one word for what went wrong."""
         series = self._series(model_key)
-        at.count(series.prefill_legs, result, self._limits.metric_label_values)
+        at.count(series.prefill_legs, result, self._label_values)
         instance = self._instance(series, instance_id)
         instance.ints[at.I_ROUTED] += 1
         instance.ints[at.I_FINISHED] += 1
         if result != OK:
             instance.ints[at.I_ERRORS] += 1
             return
-        series.ints[at.PREFILL + bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        series.ints[at.PREFILL + bucket(SECONDS_BOUNDS, seconds)] += 1
         series.sums[at.PREFILL_SUM] += seconds
 
     def first_token(self, model_key: str, instance_id: str, seconds: float) -> None:
         """The first token left for the client ``seconds`` after the request was read."""
         series = self._series(model_key)
-        series.ints[at.TTFT + bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        series.ints[at.TTFT + bucket(SECONDS_BOUNDS, seconds)] += 1
         series.sums[at.TTFT_SUM] += seconds
         instance = self._instance(series, instance_id)
         instance.ints[at.I_FIRST] += 1
@@ -117,41 +116,19 @@ class Telemetry:
         second = int(self._now())
         if second != series.second:
             series.roll(second)
-        series.ints[at.ITL + bisect_left(SECONDS_BOUNDS, seconds)] += 1
-        series.sums[at.ITL_SUM] += seconds
+        series.gap(seconds)
         instance = series.instances.get(instance_id)
         if instance is not None:
-            instance.ints[at.I_GAPS] += 1
-            instance.sums[at.I_ITL_SUM] += seconds
+            instance.gap(seconds)
 
     def finished(self, outcome: Outcome) -> None:
         """A request that was routed has ended, well or badly."""
         series = self._series(outcome.model_key)
-        ints, sums = series.ints, series.sums
-        ints[at.FINISHED] += 1
-        failed = outcome.status >= 500 or outcome.error is not None
-        if outcome.client_gone:
-            ints[at.ABORTS] += 1
-        elif failed:
-            ints[at.ERRORS] += 1
-            at.count(series.failed, outcome.error or f"status-{outcome.status}", self._limits.metric_label_values)
-        self._status(series, outcome.status)
-        ints[at.DURATION + bisect_left(SECONDS_BOUNDS, outcome.duration_seconds)] += 1
-        sums[at.DURATION_SUM] += outcome.duration_seconds
-        if outcome.itl_mean_seconds is not None:
-            ints[at.TPOT + bisect_left(SECONDS_BOUNDS, outcome.itl_mean_seconds)] += 1
-            sums[at.TPOT_SUM] += outcome.itl_mean_seconds
-        if outcome.overhead_seconds is not None:
-            ints[at.OVERHEAD + bisect_left(OVERHEAD_BOUNDS, outcome.overhead_seconds)] += 1
-            sums[at.OVERHEAD_SUM] += outcome.overhead_seconds
-        computed = _tokens(ints, outcome)
-        _objectives(ints, outcome)
+        computed = series.ended(outcome, self._label_values)
         if outcome.instance_id is not None:
             instance = self._instance(series, outcome.instance_id)
-            instance.ints[at.I_FINISHED] += 1
-            instance.ints[at.I_COMPUTED_TOKENS] += computed
-            instance.ints[at.I_OUTPUT_TOKENS] += outcome.output_tokens or 0
-            if failed and not outcome.client_gone:
+            instance.ended(computed, outcome.output_tokens or 0)
+            if not outcome.client_gone and (outcome.status >= 500 or outcome.error is not None):
                 instance.ints[at.I_ERRORS] += 1
 
     def render(self, fleet: Fleet, loads: Mapping[str, Load], now: float) -> bytes:
@@ -177,7 +154,7 @@ class Telemetry:
     def _series(self, key: str) -> ModelSeries:
         series = self.models.get(key)
         if series is None:
-            if len(self.models) >= self._limits.metric_models and key not in (OTHER, UNKNOWN):
+            if len(self.models) >= self._most_models and key not in (OTHER, UNKNOWN):
                 return self._series(OTHER)
             series = self.models[key] = ModelSeries()
         second = int(self._now())
@@ -188,16 +165,12 @@ class Telemetry:
     def _instance(self, series: ModelSeries, instance_id: str) -> InstanceSeries:
         instance = series.instances.get(instance_id)
         if instance is None:
-            if len(series.instances) >= self._limits.metric_instances:
-                series.instances.popitem(last=False)
+            if len(series.instances) >= self._most_instances:
+                del series.instances[next(iter(series.instances))]
             instance = series.instances[instance_id] = InstanceSeries(self._now())
         if series.second != instance.second:
             instance.roll(series.second)
         return instance
-
-    def _status(self, series: ModelSeries, status: int) -> None:
-        status = status if 100 <= status <= 599 else 0
-        series.by_status[status] = series.by_status.get(status, 0) + 1
 
     def forget(self, fleet: Fleet, now: float) -> None:
         """Drop instances that left the fleet a while ago: pods come and go, their counters must not pile up."""
@@ -206,43 +179,10 @@ class Telemetry:
             for instance_id, instance in list(series.instances.items()):
                 if instance_id in present:
                     instance.seen = now
-                elif now - instance.seen > self._limits.metric_gone_seconds:
+                elif now - instance.seen > self._gone_seconds:
                     del series.instances[instance_id]
 
 
 def on_home(decision: Decision) -> bool:
     """Whether the chosen instance is one of the request's two homes."""
     return decision.rule in HOME_RULES if decision.home is None else decision.home
-
-
-def _tokens(ints: list[int], outcome: Outcome) -> int:
-    """Count the tokens of an outcome; the prompt tokens that had to be computed are returned."""
-    computed = 0
-    prompt, cached, predicted = outcome.prompt_tokens, outcome.cached_tokens, outcome.predicted_cached_tokens
-    if prompt is not None:
-        ints[at.PROMPT_TOKENS] += prompt
-        ints[at.INPUT_SIZE + bisect_left(TOKEN_BOUNDS, prompt)] += 1
-        computed = max(0, prompt - (cached or 0))
-        ints[at.COMPUTED_TOKENS] += computed
-        if cached is not None:
-            ints[at.CACHED_TOKENS] += cached
-            ints[at.CACHE_KNOWN_PROMPT_TOKENS] += prompt
-            if predicted is not None:
-                ints[at.PREDICTED_TOKENS] += predicted
-                ints[at.PREDICTION_KNOWN_PROMPT_TOKENS] += prompt
-                ints[at.PREDICTION_ERROR_TOKENS] += abs(predicted - cached)
-    if outcome.output_tokens is not None:
-        ints[at.OUTPUT_TOKENS] += outcome.output_tokens
-        ints[at.OUTPUT_SIZE + bisect_left(TOKEN_BOUNDS, outcome.output_tokens)] += 1
-    return computed
-
-
-def _objectives(ints: list[int], outcome: Outcome) -> None:
-    for judged, within, result in (
-        (at.JUDGED, at.WITHIN, outcome.within_objective),
-        (at.JUDGED_TTFT, at.WITHIN_TTFT, outcome.within_ttft),
-        (at.JUDGED_ITL, at.WITHIN_ITL, outcome.within_itl),
-    ):
-        if result is not None:
-            ints[judged] += 1
-            ints[within] += result

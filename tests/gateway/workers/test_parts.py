@@ -95,4 +95,4 @@ def test_a_sum_renders_as_one_process_would_and_a_part_without_a_window_adds_not
 def test_every_table_of_a_model_is_added_up() -> None:
     """A new one must be named there."""
     tables = {name for name in dir(ModelSeries()) if isinstance(getattr(ModelSeries(), name, None), dict)}
-    assert tables - {"instances"} == set(TABLES)
+    assert {name for name in tables if name[0] != "_"} - {"instances"} == set(TABLES)
