@@ -35,6 +35,7 @@ ROOMS = (
     "short",
     "overdue",
     "judge",
+    "keys",
     "retry",
     "settle",
     "gateway",

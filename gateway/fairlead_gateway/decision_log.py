@@ -3,7 +3,6 @@
 Bounded by count, oldest out first. It never holds a prompt: ids, counts, seconds and the words of the rule only.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -68,6 +67,17 @@ class Logged:
         return self.records[-1]
 
 
+class _Entry(Logged):
+    """One in the log. It knows its neighbours, so that the oldest leaves, and an id that comes again moves up, at once."""
+
+    __slots__ = ("newer", "older")
+
+    def __init__(self, record: DecisionRecord, older: "_Entry | None") -> None:
+        super().__init__([record])
+        self.older = older
+        self.newer: _Entry | None = None
+
+
 class DecisionLog:
     """Keeps ``limit`` requests; appending and settling are dictionary operations.
 
@@ -77,7 +87,9 @@ class DecisionLog:
     def __init__(self, limit: int, told: Callable[[DecisionRecord], None] | None = None) -> None:
         self._limit = max(1, limit)
         self.told = told
-        self._requests: OrderedDict[str, Logged] = OrderedDict()
+        self._requests: dict[str, _Entry] = {}
+        self._oldest: _Entry | None = None
+        self._newest: _Entry | None = None
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -92,10 +104,15 @@ class DecisionLog:
             if record.attempt > 1 or (record.story is not None and known.last.story is record.story):
                 known.records.append(record)
                 return
-            del requests[name]
-        requests[name] = Logged([record])
-        if len(requests) > self._limit:
-            requests.popitem(False)
+            self._forget(known)
+        before = self._newest
+        entry = requests[name] = self._newest = _Entry(record, before)
+        if before is None:
+            self._oldest = entry
+        else:
+            before.newer = entry
+        if len(requests) > self._limit and self._oldest is not None:
+            self._forget(self._oldest)
 
     def settle(self, outcome: Outcome) -> None:
         """Say how a request ended; one that has left the log is ignored."""
@@ -105,13 +122,28 @@ class DecisionLog:
 
     def last(self, count: int, model_key: str | None = None) -> list[Logged]:
         """The newest ``count`` requests, newest first, of one model or of all."""
-        return list(islice(self._newest(model_key), max(0, count)))
+        return list(islice(self._newest_first(model_key), max(0, count)))
 
     def get(self, request_id: str) -> Logged | None:
         """Everything known of one request; None when it is not (or no longer) in the log."""
         return self._requests.get(request_id)
 
-    def _newest(self, model_key: str | None) -> Iterator[Logged]:
-        for logged in reversed(self._requests.values()):
-            if model_key is None or logged.last.model_key == model_key:
-                yield logged
+    def _forget(self, entry: _Entry) -> None:
+        del self._requests[entry.records[0].request_id]
+        older, newer = entry.older, entry.newer
+        entry.older = entry.newer = None
+        if older is None:
+            self._oldest = newer
+        else:
+            older.newer = newer
+        if newer is None:
+            self._newest = older
+        else:
+            newer.older = older
+
+    def _newest_first(self, model_key: str | None) -> Iterator[Logged]:
+        entry = self._newest
+        while entry is not None:
+            if model_key is None or entry.last.model_key == model_key:
+                yield entry
+            entry = entry.older

@@ -32,7 +32,7 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
-from fairlead_gateway.wire import JSON, Named, Starts, framed, milliseconds, named, passed_back
+from fairlead_gateway.wire import JSON, Named, Starts, framed, named, passed_back, timing
 
 _WORDS = {
     "cut": "the engine broke off",
@@ -417,10 +417,10 @@ class Forward:
         where = self._named.of(job.instance_id) if job.instance is not None else named("gateway")
         rule = job.decision.rule if job.decision is not None else "none"
         sent = job.dispatched_at
-        own = milliseconds((now if sent is None else sent) - job.request.received)
-        engine = "" if sent is None else f", engine;dur={milliseconds(now - sent)}"
+        begun = job.request.received
+        times = timing(now - begun, -1.0) if sent is None else timing(sent - begun, now - sent)
         traced = job.trace.reply_field if job.trace is not None else ""
-        return f"{where}{rule}\r\nx-fairlead-decision: {job.id}\r\nserver-timing: gateway;dur={own}{engine}\r\n{traced}"
+        return f"{where}{rule}\r\nx-fairlead-decision: {job.id}\r\nserver-timing: {times}\r\n{traced}"
 
 
 def _follow_pace(answer: Answer, connection: Upstream, paused: bool) -> None:

@@ -47,6 +47,7 @@ class Health:
         self._telemetry = telemetry
         self._limits = limits
         self._now = clock.now
+        self._leaves = self._elsewhere  # bound once, not for each request
         self._floor_seconds = limits.first_token_floor_seconds
         self._factor = limits.first_token_factor
         self._most_seconds = limits.first_token_seconds
@@ -90,7 +91,7 @@ class Health:
     def patience(self, job: Job, peer: Peer) -> Patience:
         """How long the engine that ``job`` goes to now may be silent."""
         until = job.request.received + self._most_seconds
-        elsewhere = self._elsewhere if job.handoff is None else _at_once
+        elsewhere = self._leaves if job.handoff is None else _at_once
         soft = self._soft(job)
         return Patience(peer, soft, until, self._now, elsewhere, job.ask.key, job.instance_id, job.failures)
 

@@ -1,6 +1,6 @@
 """Room 6, settle: what a request was, told once to metrics and the decision log when it has ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from fairlead_gateway.decision_log import DecisionLog
@@ -17,10 +17,10 @@ def settle(
     now: float,
     telemetry: Telemetry,
     decisions: DecisionLog,
-    observers: Sequence[Callable[[Job, Outcome], None]] = (),
+    observers: tuple[Callable[[Job, Outcome], None], ...] = (),
 ) -> None:
     """Tell how ``job`` ended ``now``; ``observers`` are told last, and must neither wait nor raise."""
-    prompt, output, instance = job.prompt_tokens, job.output_tokens, job.instance
+    prompt, output = job.prompt_tokens, job.output_tokens
     streamed = job.ask.stream and job.first_at is not None
     ttft = job.first_at - job.request.received if streamed and job.first_at is not None else None
     itl = _itl(job, output or job.events) if streamed else None
@@ -39,7 +39,7 @@ def settle(
     outcome = Outcome(
         request_id=job.id,
         model_key=job.ask.key,
-        instance_id=instance.id if instance is not None else None,
+        instance_id=job.instance_id or None,
         status=CLIENT_GONE if job.client_gone else job.status,
         error="client-gone" if job.client_gone else job.error,
         started_wall=job.request.wall,
@@ -60,8 +60,9 @@ def settle(
     )
     telemetry.finished(outcome)
     decisions.settle(outcome)
-    for observe in observers:
-        observe(job, outcome)
+    if observers:
+        for observe in observers:
+            observe(job, outcome)
 
 
 def _overhead(job: Job) -> float | None:

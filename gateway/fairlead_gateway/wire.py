@@ -16,10 +16,10 @@ _DROPPED: Final = frozenset(
 )
 _WRITTEN_WHOLE_BYTES: Final = 65_536
 _KEPT: Final = 4_096
-_ZEROS: Final = ("", "0.", "0.0", "0.00")
+_THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
 JSON: Final = "application/json"
 _DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
-_PASSED_BACK: Final = (
+_PASSED_BACK: Final[tuple[bytes, ...]] = (
     b"content-type",
     b"cache-control",
     b"retry-after",
@@ -43,30 +43,12 @@ def engine_request(
     """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one.
 
     ``more`` is ready header text."""
-    return framed(_start(method, path, url), head, body, request_id, rank=rank, more=more)
+    return framed(start_of(method, path, url), head, body, request_id, rank=rank, more=more)
 
 
-def framed(start: str, head: Head, body: bytes, request_id: str, *, rank: int | None, more: str) -> list[bytes]:
-    """The same behind a ``start`` that is known already."""
-    if start[:4] != "GET ":
-        start = f"{start}content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-    own = f"x-data-parallel-rank: {rank}\r\n" if rank is not None else ""
-    begin = f"{start}x-request-id: {request_id}\r\n{more}{own}".encode("latin-1")
-    if head.passed_on is None:
-        head.passed_on = fields_for_engines(head)
-    if len(body) < _WRITTEN_WHOLE_BYTES:
-        return [b"%b%b\r\n%b" % (begin, head.passed_on, body)]
-    return [b"%b%b\r\n" % (begin, head.passed_on), body]
+class Start:
+    """How a request begins: up to its length, or, of a GET, to the end of its Host."""
 
-
-def _start(method: str, target: str, url: str) -> str:
-    """The first line of a request and its Host."""
-    authority, _, base = url.partition("://")[2].partition("/")
-    base = f"/{base}".rstrip("/") if base else ""
-    return f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n"
-
-
-class _Start:
     __slots__ = ("method", "target", "text")
 
     def __init__(self, method: str, target: str, text: str) -> None:
@@ -75,20 +57,42 @@ class _Start:
         self.text = text
 
 
+def start_of(method: str, target: str, url: str) -> Start:
+    """The beginning of a request for ``target`` at ``url``."""
+    authority, _, base = url.partition("://")[2].partition("/")
+    base = f"/{base}".rstrip("/") if base else ""
+    framing = "content-type: application/json\r\ncontent-length: " if method != "GET" else ""
+    return Start(method, target, f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n{framing}")
+
+
+def framed(start: Start, head: Head, body: bytes, request_id: str, *, rank: int | None, more: str) -> list[bytes]:
+    """A request behind a beginning that is known already."""
+    own = f"x-data-parallel-rank: {rank}\r\n" if rank is not None else ""
+    if start.method != "GET":
+        begin = f"{start.text}{len(body)}\r\nx-request-id: {request_id}\r\n{more}{own}".encode("latin-1")
+    else:
+        begin = f"{start.text}x-request-id: {request_id}\r\n{more}{own}".encode("latin-1")
+    if head.passed_on is None:
+        head.passed_on = fields_for_engines(head)
+    if len(body) < _WRITTEN_WHOLE_BYTES:
+        return [b"%b%b\r\n%b" % (begin, head.passed_on, body)]
+    return [b"%b%b\r\n" % (begin, head.passed_on), body]
+
+
 class Starts:
     """How requests to engines begin: each engine's last one is kept, since the next is most often alike."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Start] = {}
+        self._kept: dict[str, Start] = {}
 
-    def of(self, method: str, target: str, url: str) -> str:
-        """The first line and the Host of a request for ``target`` at ``url``."""
+    def of(self, method: str, target: str, url: str) -> Start:
+        """The beginning of a request for ``target`` at ``url``."""
         kept = self._kept.get(url)
         if kept is None or kept.target != target or kept.method != method:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
-            kept = self._kept[url] = _Start(method, target, _start(method, target, url))
-        return kept.text
+            kept = self._kept[url] = start_of(method, target, url)
+        return kept
 
 
 class Named:
@@ -112,13 +116,15 @@ def named(where: str) -> str:
     return f"x-fairlead-instance: {where}\r\nx-fairlead-reason: "
 
 
-def milliseconds(seconds: float) -> str:
-    """With three decimals, as ``server-timing`` has them. From whole microseconds: to format a number takes ten times as long."""
-    digits = str(int(seconds * 1e6 + 0.5))
-    short = 4 - len(digits)
-    if short > 0:
-        return f"{_ZEROS[short]}{digits}"
-    return f"{digits[:-3]}.{digits[-3:]}"
+def timing(own_seconds: float, engine_seconds: float) -> str:
+    """The value of ``server-timing``: milliseconds with three decimals. Put together from whole microseconds, since to format a
+    number takes ten times as long; below 0 the engine's part is not known."""
+    own = int(own_seconds * 1e6 + 0.5)
+    text = f"gateway;dur={own // 1000}.{_THOUSANDTHS[own % 1000]}"
+    if engine_seconds < 0.0:
+        return text
+    engine = int(engine_seconds * 1e6 + 0.5)
+    return f"{text}, engine;dur={engine // 1000}.{_THOUSANDTHS[engine % 1000]}"
 
 
 def fields_for_engines(head: Head, *, traced: bool = False) -> bytes:
@@ -142,8 +148,10 @@ def passed_back(fields: dict[bytes, bytes], *, but: bytes = b"") -> str:
     """The allowed fields of an engine's head, as header text."""
     text = ""
     for name in _PASSED_BACK:
+        if name == but:
+            continue
         value = fields.get(name)
-        if value is not None and name != but and b"\r" not in value and b"\n" not in value:
+        if value is not None and b"\r" not in value and b"\n" not in value:
             text += f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n"
     return text
 
