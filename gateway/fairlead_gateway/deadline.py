@@ -11,45 +11,51 @@ from collections.abc import Callable
 class Deadline:
     """Calls ``passed`` once when ``seconds`` after the last ``set`` have gone by without ``clear``."""
 
-    __slots__ = ("_due", "_handle", "_loop", "_passed")
+    __slots__ = ("_armed", "_due", "_handle", "_loop", "_now", "_passed", "_waits")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, passed: Callable[[], None]) -> None:
         self._loop = loop
+        self._now = loop.time
         self._passed = passed
-        self._due: float | None = None
+        self._waits = False
+        self._due = 0.0
         self._handle: asyncio.TimerHandle | None = None
+        self._armed = 0.0  # when the handle fires
 
     def set(self, seconds: float) -> None:
         """Move the deadline to ``seconds`` from now."""
-        due = self._due = self._loop.time() + seconds
-        handle = self._handle
-        if handle is None:
-            self._handle = self._loop.call_at(due, self._fire)
-        elif handle.when() > due:
-            handle.cancel()
-            self._handle = self._loop.call_at(due, self._fire)
+        due = self._due = self._now() + seconds
+        self._waits = True
+        if self._handle is None:
+            self._arm(due)
+        elif self._armed > due:
+            self._handle.cancel()
+            self._arm(due)
 
     def clear(self) -> None:
         """No deadline for now; the timer stays armed and will find nothing to do."""
-        self._due = None
+        self._waits = False
 
     def cancel(self) -> None:
         """No deadline ever again, and no timer left behind; whom it would have called is let go."""
-        self._due = None
+        self._waits = False
         self._passed = _nothing
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
+    def _arm(self, due: float) -> None:
+        self._armed = due
+        self._handle = self._loop.call_at(due, self._fire)
+
     def _fire(self) -> None:
         self._handle = None
-        due = self._due
-        if due is None:
+        if not self._waits:
             return
-        if self._loop.time() < due - 0.001:
-            self._handle = self._loop.call_at(due, self._fire)
+        if self._now() < self._due - 0.001:
+            self._arm(self._due)
             return
-        self._due = None
+        self._waits = False
         self._passed()
 
 

@@ -10,7 +10,7 @@ head that was read strictly, and knows the next one again when it is the same te
 """
 
 import re
-from dataclasses import dataclass, field
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from fairlead.limits import Limits
@@ -26,19 +26,19 @@ from fairlead_gateway.errors import (
 
 Fields = list[tuple[bytes, bytes]]
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_LINE = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
-_FIELDS = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
-_HOST = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
-_AUTHORITY = re.compile(rb"([^/?#]+)(.*)")
-_LENGTH = re.compile(rb"[0-9]{1,15}")
-_LENGTH_DIGITS = 15
-_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
-_STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
-_STRAY_PARTIAL = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_LINE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_FIELDS: Final = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
+_HOST: Final = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
+_AUTHORITY: Final = re.compile(rb"([^/?#]+)(.*)")
+_LENGTH: Final = re.compile(rb"[0-9]{1,15}")
+_LENGTH_DIGITS: Final = 15
+_ZERO: Final = 0x30  # the digit
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
+_STRAY: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
+_STRAY_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
 
-@dataclass(slots=True)
 class Head:
     """``path`` is without query and scheme, percent-decoded; ``query`` is as it came; ``length`` is None for a chunked body.
 
@@ -46,17 +46,42 @@ class Head:
     ``shown`` is for ``keys``: whose key is in them, and among which keys it was found.
     """
 
-    method: str
-    path: str
-    fields: Fields
-    version: int  # 10 or 11
-    length: int | None
-    keep_alive: bool
-    continues: bool
-    query: bytes = b""
-    passed_on: bytes | None = None
-    shown: tuple[object, str] | None = None
-    _table: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
+    __slots__ = (
+        "_table",
+        "continues",
+        "fields",
+        "keep_alive",
+        "length",
+        "method",
+        "passed_on",
+        "path",
+        "query",
+        "shown",
+        "version",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        fields: Fields,
+        version: int,  # 10 or 11
+        length: int | None,
+        keep_alive: bool,
+        continues: bool,
+        query: bytes = b"",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.fields = fields
+        self.version = version
+        self.length = length
+        self.keep_alive = keep_alive
+        self.continues = continues
+        self.query = query
+        self.passed_on: bytes | None = None
+        self.shown: tuple[object, str] | None = None
+        self._table: dict[bytes, bytes] | None = None
 
     def get(self, name: bytes) -> bytes | None:
         """The first field of that (lower-case) name."""
@@ -68,44 +93,47 @@ class Head:
     def again(self, length: int) -> "Head":
         """The head of a further request that differs in its length only."""
         self.get(b"")  # so that all share one table
-        return Head(
-            self.method,
-            self.path,
-            self.fields,
-            self.version,
-            length,
-            self.keep_alive,
-            False,
-            self.query,
-            self.passed_on,
-            self.shown,
-            self._table,
-        )
+        head = Head(self.method, self.path, self.fields, self.version, length, self.keep_alive, False, self.query)
+        head.passed_on = self.passed_on
+        head.shown = self.shown
+        head._table = self._table
+        return head
 
 
 class Template:
-    """The text of a head that was read strictly, around the digits of its Content-Length."""
+    """The text of a head that was read strictly, around the digits of its Content-Length, with the empty line behind it.
 
-    __slots__ = ("_after", "_before", "_fixed", "_head", "_limits", "_start")
+    ``end`` is where the head ended that was read last.
+    """
+
+    __slots__ = ("_after", "_after_bytes", "_before", "_head", "_most", "_start", "end")
 
     def __init__(self, before: bytes, after: bytes, head: Head, limits: Limits) -> None:
         self._before = before
         self._after = after
-        self._fixed = len(before) + len(after)
         self._start = len(before)
+        self._after_bytes = len(after)
         self._head = head
-        self._limits = limits
+        self._most = limits.body_bytes
+        self.end = 0
 
-    def read(self, raw: bytes) -> Head | None:
-        """The head that ``raw`` holds, None when it is not the same text around other digits."""
-        digits = len(raw) - self._fixed
-        if not 0 < digits <= _LENGTH_DIGITS or not raw.startswith(self._before) or not raw.endswith(self._after):
+    def read(self, data: bytes) -> Head | None:
+        """The head that ``data`` begins with, None when it is not the same text around other digits."""
+        if not data.startswith(self._before):
             return None
-        given = raw[self._start : self._start + digits]
-        if not given.isdigit():
+        at, length = self._start, 0
+        most = min(len(data), at + _LENGTH_DIGITS)
+        while at < most:  # by hand: it is four digits, and to cut them out and convert them is a dozen calls
+            digit = data[at] - _ZERO
+            if digit < 0 or digit > 9:
+                break
+            length = length * 10 + digit
+            at += 1
+        end = at + self._after_bytes
+        if at == self._start or length > self._most or data[at:end] != self._after:
             return None
-        length = int(given)
-        return self._head.again(length) if length <= self._limits.body_bytes else None
+        self.end = end
+        return self._head.again(length)
 
 
 def template(raw: bytes, head: Head, limits: Limits) -> Template | None:
@@ -113,7 +141,7 @@ def template(raw: bytes, head: Head, limits: Limits) -> Template | None:
     found = _LENGTH_FIELD.search(raw) if head.length and not head.continues else None
     if found is None:
         return None
-    return Template(raw[: found.start(1)], raw[found.end(1) :], head, limits)
+    return Template(raw[: found.start(1)], raw[found.end(1) :] + b"\r\n\r\n", head, limits)
 
 
 def check_partial(part: bytes | bytearray, start: int, limits: Limits) -> None:

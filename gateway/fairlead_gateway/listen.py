@@ -8,8 +8,7 @@ everything, the rest; otherwise the kernel could throw away the answer that expl
 
 import asyncio
 from collections.abc import Callable
-from enum import Enum
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
@@ -18,18 +17,18 @@ from fairlead_gateway.deadline import Deadline
 from fairlead_gateway.errors import GatewayError, Overloaded, TooSlow
 from fairlead_gateway.halfclose import HalfClosed
 from fairlead_gateway.head import Head
-from fairlead_gateway.reader import RequestReader, Waiting
-from fairlead_gateway.reply import Reply
+from fairlead_gateway.reader import BODY_END, HEAD_END, NOTHING_YET, RequestReader
+from fairlead_gateway.reply import Line, Reply
 
-_LINGER_SECONDS = 2.0
-_TURN_BYTES = 64 * 1024  # read at once, they let others have a turn before the next
-_LIGHT_BYTES = 64 * 1024  # a body of at most this is not weighed
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PROMISE = b"HTTP/1.1 "
-_PULSE = b"3\r\n:\n\n\r\n"
-_ZERO = b"0"  # the size of a chunk may begin with any number of them
-_ID_BYTES = 128
-_ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
+_LINGER_SECONDS: Final = 2.0
+_TURN_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
+_LIGHT_BYTES: Final = 65_536  # a body of at most this is not weighed
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PROMISE: Final = b"HTTP/1.1 "
+_PULSE: Final = b"3\r\n:\n\n\r\n"
+_ZERO: Final = b"0"  # the size of a chunk may begin with any number of them
+_ID_BYTES: Final = 128
+_ID_CHARS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
 
 
 class Request:
@@ -86,10 +85,13 @@ class Listener:
         new_id: Callable[[], str],
     ) -> None:
         self.handler = handler
-        self.clock = clock
         self.limits = limits
         self.loop = loop
         self.new_id = new_id
+        self.now = clock.now
+        self.wall = clock.wall
+        self.turns = limits.pipelined_requests
+        self.idle_seconds = limits.keepalive_idle_seconds
         self.connections: set[Downstream] = set()
         self.draining = False
         self.held_bytes = 0
@@ -106,7 +108,7 @@ class Listener:
 
     def date(self) -> str:
         """The Date header's value, made once a second."""
-        second = int(self.clock.wall())
+        second = int(self.wall())
         if second != self._date[0]:
             self._date = (second, http_date(second))
         return self._date[1]
@@ -126,14 +128,15 @@ class Listener:
             connection.end()
 
 
-class _State(Enum):
-    READING = 1
-    BUSY = 2
-    LINGER = 3
-    CLOSED = 4
+_READING: Final = (
+    1  # the states of a connection; plain numbers, since compiled code looks an Enum's members up each time
+)
+_BUSY: Final = 2
+_LINGER: Final = 3
+_CLOSED: Final = 4
 
 
-class Downstream:
+class Downstream(Line):
     """One client connection; also the ``Line`` that its answers go out on. To asyncio it is a Protocol, without being derived from
     it: a compiled class with an interpreted base is slower, and must not be referred to weakly."""
 
@@ -143,8 +146,9 @@ class Downstream:
         self._reader = RequestReader(listener.limits)
         self._deadline = Deadline(listener.loop, self._late)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._state = _State.READING
-        self._waiting = Waiting.NOTHING_YET
+        self._send: Callable[[bytes], None] = _unconnected
+        self._state = _READING
+        self._waiting = NOTHING_YET
         self._body_until = 0.0
         self._body_bytes = self._weight = self._unsent = 0
         self._reply: Reply | None = None
@@ -156,6 +160,7 @@ class Downstream:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._send = self._transport.write
         self._secure = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
         self._listener.connections.add(self)
@@ -165,15 +170,15 @@ class Downstream:
             self._deadline.set(self._limits.keepalive_idle_seconds)
 
     def data_received(self, data: bytes) -> None:
-        if self._state is _State.READING:
+        if self._state == _READING:
             self._reader.feed(data)
             self._advance()
             if self._weight or self._reply is None:  # a request that came whole has been weighed
                 self._weigh()
-            if len(data) >= _TURN_BYTES and self._state is _State.READING and not self._paused:
+            if len(data) >= _TURN_BYTES and self._state == _READING and not self._paused:
                 self._pause()  # a sender that never pauses would be read from again and again
                 self._listener.loop.call_soon(self._advance)
-        elif self._state is _State.BUSY:
+        elif self._state == _BUSY:
             self._reader.feed(data)
             if self._reader.full:
                 self._pause()
@@ -182,16 +187,16 @@ class Downstream:
         self._eof = True
         if self._secure:
             return False  # TLS knows no half-closed connection: who says goodbye has gone
-        if self._state is _State.BUSY:
+        if self._state == _BUSY:
             self._probe()
             return True
-        if self._state is _State.READING:
+        if self._state == _READING:
             self._advance()
             return self.busy
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         self._deadline.cancel()
         self._listener.connections.discard(self)
         self._stop_probe()
@@ -211,7 +216,7 @@ class Downstream:
         self._clogged = False
         if self._reply is not None and self._reply.flow is not None:
             self._reply.flow(False)
-        elif self._state is _State.READING:
+        elif self._state == _READING:
             self._advance()
 
     # What an answer calls.
@@ -222,7 +227,7 @@ class Downstream:
             self._promised = False
             data = data[len(_PROMISE) :]
         self._begun = True
-        self._transport.write(data)
+        self._send(data)
 
     def replied(self, keep: bool) -> None:
         """The answer is complete: take the next request, or close."""
@@ -233,19 +238,19 @@ class Downstream:
         self._begun = False
         if self._half is not None:
             self._stop_probe()
-        if self._state is not _State.BUSY:
+        if self._state != _BUSY:
             return
         if not keep or (self._eof and self._reader.empty):
             self._linger()
             return
-        self._state = _State.READING
-        self._waiting = Waiting.NOTHING_YET
+        self._state = _READING
+        self._waiting = NOTHING_YET
         if not self._advancing:
             self._advance()
 
     def end(self) -> None:
         """Close now; with a reset where an answer is incomplete."""
-        if self._state is _State.BUSY:
+        if self._state == _BUSY:
             self._transport.abort()
         else:
             self._transport.close()
@@ -271,9 +276,9 @@ class Downstream:
     @property
     def busy(self) -> bool:
         """A request is being read or answered, or an answer is still on its way to a slow client."""
-        if self._state is _State.BUSY or (self._state is _State.READING and not self._reader.empty):
+        if self._state == _BUSY or (self._state == _READING and not self._reader.empty):
             return True
-        return self._state is not _State.CLOSED and self._transport.get_write_buffer_size() > 0
+        return self._state != _CLOSED and self._transport.get_write_buffer_size() > 0
 
     # Reading requests.
 
@@ -282,8 +287,8 @@ class Downstream:
         self._advancing = True
         try:
             turns = 0
-            while self._state is _State.READING and not self._clogged:
-                if turns >= self._limits.pipelined_requests:
+            while self._state == _READING and not self._clogged:
+                if turns >= self._listener.turns:
                     self._pause()
                     self._listener.loop.call_soon(self._advance)
                     return
@@ -292,14 +297,15 @@ class Downstream:
                 if found is None:
                     self._await_more()
                     break
-                self._dispatch(*found)
+                head, body = found
+                self._dispatch(head, body)
         except GatewayError as error:
             self._refuse(error)
         finally:
             self._advancing = False
-        if self._state is _State.READING and self._clogged:
+        if self._state == _READING and self._clogged:
             self._pause()
-        elif self._paused and self._state is _State.READING:
+        elif self._paused and self._state == _READING:
             self._paused = False
             self._transport.resume_reading()
 
@@ -311,30 +317,30 @@ class Downstream:
             return
         waiting = self._reader.waiting
         limits = self._limits
-        if waiting is Waiting.BODY_END:
-            now = self._listener.clock.now()
-            if self._waiting is not waiting:
+        if waiting == BODY_END:
+            now = self._listener.now()
+            if self._waiting != waiting:
                 if self._reader.head is not None:
                     self._listener.handler.admit(self._reader.head)
                 self._body_until = now + limits.body_seconds
                 if self._reader.owes_continue:
                     self._transport.write(_CONTINUE)
             self._deadline.set(max(0.0, min(limits.body_idle_seconds, self._body_until - now)))
-        elif self._waiting is not waiting or waiting is Waiting.NOTHING_YET:
-            idle = waiting is Waiting.NOTHING_YET
-            self._deadline.set(limits.keepalive_idle_seconds if idle else limits.header_deadline_seconds)
+        elif self._waiting != waiting or waiting == NOTHING_YET:
+            idle = waiting == NOTHING_YET
+            self._deadline.set(self._listener.idle_seconds if idle else limits.header_deadline_seconds)
         self._waiting = waiting
 
     def _pause(self) -> None:
         if not self._paused:
             self._paused = True
             self._transport.pause_reading()
-            if self._state is _State.BUSY:
+            if self._state == _BUSY:
                 self._watch()
 
     def _dispatch(self, head: Head, body: bytes) -> None:
         listener = self._listener
-        self._state = _State.BUSY
+        self._state = _BUSY
         self._body_bytes = len(body)
         self._deadline.clear()
         given = head.get(b"x-request-id")
@@ -343,9 +349,9 @@ class Downstream:
         else:
             request_id = listener.new_id()
         self._reply = reply = Reply(self, head, request_id)
-        request = Request(head, body, request_id, listener.clock.now(), listener.clock.wall())
+        request = Request(head, body, request_id, listener.now(), listener.wall())
         listener.handler.handle(request, reply)
-        if self._state is _State.BUSY:
+        if self._state == _BUSY:
             if self._weight or len(body) > _LIGHT_BYTES:
                 self._weigh()
             if self._eof:
@@ -364,7 +370,7 @@ class Downstream:
         listener.held_bytes += held - self._weight
         self._weight = held
         too_much = listener.short or listener.held_bytes > self._limits.bodies_bytes
-        if held and too_much and self._state is _State.READING:
+        if held and too_much and self._state == _READING:
             hint = "try again later, or send a shorter body"
             self._refuse(Overloaded("too many large bodies at once", hint=hint, fields=(("retry-after", "1"),)))
 
@@ -376,7 +382,7 @@ class Downstream:
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer what is not a request, and close."""
-        self._state = _State.BUSY
+        self._state = _BUSY
         self._refused = True
         self._drop_unread()
         self._reply = reply = Reply(self, None, self._listener.new_id())
@@ -384,15 +390,15 @@ class Downstream:
 
     def _late(self) -> None:
         """The deadline of what is awaited has passed."""
-        if self._state is _State.LINGER:
+        if self._state == _LINGER:
             unsent = self._transport.get_write_buffer_size()
             if 0 < unsent < self._unsent:  # slow, but reading
                 self._unsent = unsent
                 self._deadline.set(self._limits.body_idle_seconds)
             else:
                 self._transport.abort()
-        elif self._state is _State.READING:
-            what = {Waiting.BODY_END: "body", Waiting.HEAD_END: "request head"}.get(self._waiting)
+        elif self._state == _READING:
+            what = {BODY_END: "body", HEAD_END: "request head"}.get(self._waiting)
             if what is None:
                 self._linger()
             else:
@@ -400,7 +406,7 @@ class Downstream:
 
     def _linger(self) -> None:
         """Close our side; read and forget the other's until it closes too or patience ends."""
-        self._state = _State.LINGER
+        self._state = _LINGER
         if self._eof or (self._secure and not self._refused):
             self._transport.close()
             return
@@ -433,3 +439,7 @@ class Downstream:
         if self._half is not None:
             self._half.cancel()
             self._half = None
+
+
+def _unconnected(data: bytes) -> None:
+    """Nothing is written before the connection is made."""

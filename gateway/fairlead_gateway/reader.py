@@ -5,33 +5,42 @@ bytes until their turn comes.
 """
 
 import re
-from enum import Enum
+from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.chunked import ChunkedBody
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.head import Head, Template, check_partial, read_head, template
 
-_EMPTY_LINES = 16
-_EMPTY = re.compile(rb"(?:\r\n){0,%d}" % (_EMPTY_LINES + 1))
+_EMPTY_LINES: Final = 16
+_EMPTY: Final = re.compile(rb"(?:\r\n){0,%d}" % (_EMPTY_LINES + 1))
 
 
-class Waiting(Enum):
-    """What is missing for the next request."""
-
-    NOTHING_YET = 1
-    HEAD_END = 2
-    BODY_END = 3
+NOTHING_YET: Final = 1  # what is missing for the next request
+HEAD_END: Final = 2
+BODY_END: Final = 3
 
 
 class RequestReader:
     """``feed`` it what arrives, take requests with ``next`` until it says None."""
 
-    __slots__ = ("_ahead", "_checked", "_chunked", "_empty", "_head", "_limits", "_missing", "_parts", "_template")
+    __slots__ = (
+        "_ahead",
+        "_at",
+        "_checked",
+        "_chunked",
+        "_empty",
+        "_head",
+        "_limits",
+        "_missing",
+        "_parts",
+        "_template",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._ahead: bytes | bytearray = b""
+        self._at = 0  # of ``_ahead``, where the body begins whose head has just been read
         self._checked = 0
         self._empty = 0
         self._head: Head | None = None
@@ -41,11 +50,11 @@ class RequestReader:
         self._template: Template | None = None
 
     @property
-    def waiting(self) -> Waiting:
-        """What ``next`` found missing."""
+    def waiting(self) -> int:
+        """What ``next`` found missing: one of the three above."""
         if self._head is not None:
-            return Waiting.BODY_END
-        return Waiting.HEAD_END if self._ahead else Waiting.NOTHING_YET
+            return BODY_END
+        return HEAD_END if self._ahead else NOTHING_YET
 
     @property
     def head(self) -> Head | None:
@@ -92,10 +101,12 @@ class RequestReader:
 
     def next(self) -> tuple[Head, bytes] | None:
         """The next whole request, or None while bytes are missing. Raises BadRequest and its kin."""
-        head = self._head or self._next_head()
+        head = self._head
         if head is None:
-            return None
-        body = self._body(head)
+            head = self._next_head()
+            if head is None:
+                return None
+        body = self._body()
         if body is None:
             return None
         self._head = None
@@ -108,6 +119,13 @@ class RequestReader:
 
     def _next_head(self) -> Head | None:
         ahead = self._ahead
+        if not ahead:
+            return None
+        known = self._template
+        if known is not None and isinstance(ahead, bytes):
+            head = known.read(ahead)
+            if head is not None:
+                return self._begin(head, known.end)
         if not self._checked and ahead[:1] in (b"\r", b"\n"):
             ahead = self._ahead = self._without_empty_lines(ahead)
         if not ahead or ahead == b"\r":
@@ -117,22 +135,29 @@ class RequestReader:
             check_partial(ahead, self._checked, self._limits)
             self._checked = len(ahead)
             return None
-        self._checked = self._empty = 0
         raw = bytes(ahead[:end])
-        head = self._template.read(raw) if self._template is not None else None
-        if head is None:
-            head = read_head(raw, self._limits)
-            self._template = template(raw, head, self._limits)
-        self._ahead = bytes(ahead[end + 4 :])
+        head = read_head(raw, self._limits)
+        self._template = template(raw, head, self._limits)
+        return self._begin(head, end + 4)
+
+    def _begin(self, head: Head, at: int) -> Head:
+        """The body of ``head`` comes next; it begins at ``at`` of what is here."""
+        self._checked = self._empty = 0
+        self._at = at
         self._head = head
-        self._missing = head.length or 0
-        self._chunked = ChunkedBody(self._limits) if head.length is None else None
+        length = head.length
+        self._missing = length if length is not None else 0
+        self._chunked = ChunkedBody(self._limits) if length is None else None
         return head
 
-    def _body(self, head: Head) -> bytes | None:
-        if head.length == 0:
-            return b""
-        ahead, self._ahead = bytes(self._ahead), b""
+    def _body(self) -> bytes | None:
+        ahead, at, missing = self._ahead, self._at, self._missing
+        self._at = 0
+        if self._chunked is None and not self._parts and isinstance(ahead, bytes) and len(ahead) >= at + missing:
+            stop = at + missing  # all of it came at once: most do
+            self._ahead = ahead[stop:] if len(ahead) > stop else b""
+            return ahead[at:stop]
+        ahead, self._ahead = bytes(ahead[at:]), b""
         if self._chunked is not None:
             rest = self._chunked.feed(ahead)
             if rest is None:
@@ -140,12 +165,12 @@ class RequestReader:
             self._ahead = rest
             body, self._chunked = self._chunked.whole(), None
             return body
-        if len(ahead) < self._missing:
+        if len(ahead) < missing:
             if ahead:
                 self._parts.append(ahead)
                 self._missing -= len(ahead)
             return None
-        body, self._ahead = ahead[: self._missing], ahead[self._missing :]
+        body, self._ahead = ahead[:missing], ahead[missing:]
         if self._parts:
             body = b"".join([*self._parts, body])
             self._parts = []

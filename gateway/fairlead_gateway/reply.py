@@ -6,40 +6,42 @@ engine sent), and ``Connection: close`` where the connection ends behind it. HTT
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import Final
 
 from fairlead_gateway.head import Head
 
-_PHRASES = {int(status): status.phrase for status in HTTPStatus}
+_OPENINGS: Final = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\ndate: " for status in HTTPStatus}
+_SIZES: Final = [b"%x\r\n" % size for size in range(1_024)]  # how a chunk of so many bytes begins
 
 
-class Line(Protocol):
-    """What an answer needs of the connection it goes out on."""
+class Line:
+    """What an answer needs of the connection it goes out on. A class to derive from: through a Protocol compiled code would have to
+    look up every method by its name."""
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
-        ...
+        raise NotImplementedError
 
     def replied(self, keep: bool) -> None:
         """The answer is complete; ``keep`` says whether the connection may serve another request."""
-        ...
+        raise NotImplementedError
 
     def cut(self) -> None:
         """Break off so that the answer cannot look complete."""
-        ...
+        raise NotImplementedError
 
     def date(self) -> str:
         """The Date header's value."""
-        ...
+        raise NotImplementedError
 
     def client(self) -> str | None:
         """The address at its other end."""
-        ...
+        raise NotImplementedError
 
     @property
     def ending(self) -> bool:
         """The connection takes no further request."""
-        ...
+        raise NotImplementedError
 
 
 class Reply:
@@ -83,8 +85,8 @@ class Reply:
         if self.ended or self.begun:
             return
         self.begun = True
-        typed = f"content-type: {kind}\r\n" if body else ""
-        head = self._head(status, f"{typed}content-length: {len(body)}\r\n{fields}")
+        typed = f"content-type: {kind}\r\ncontent-length: " if body else "content-length: "
+        head = self._head(status, f"{typed}{len(body)}\r\n{fields}")
         self._line.write(head if self._head_only else head + body)
         self._finish()
 
@@ -107,9 +109,9 @@ class Reply:
             return
         if self._chunked:
             if len(pieces) == 1 and not last:
-                data = b"%x\r\n%b\r\n" % (len(pieces[0]), pieces[0])
+                data = _chunk(pieces[0])
             else:
-                data = b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces])
+                data = b"".join([_chunk(piece) for piece in pieces])
                 if last:
                     data += b"0\r\n\r\n"
         else:
@@ -145,10 +147,11 @@ class Reply:
     def _head(self, status: int, fields: str) -> bytes:
         keep = self._keep = self._keep and not self._line.ending
         connection = "" if keep and not self._old else f"connection: {'keep-alive' if keep else 'close'}\r\n"
-        return (
-            f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}\r\ndate: {self._line.date()}\r\n"
-            f"x-request-id: {self.request_id}\r\n{connection}{fields}\r\n"
-        ).encode("latin-1")
+        opening = _OPENINGS.get(status)
+        if opening is None:
+            opening = f"HTTP/1.1 {status} Unknown\r\ndate: "
+        text = f"{opening}{self._line.date()}\r\nx-request-id: {self.request_id}\r\n{connection}{fields}\r\n"
+        return text.encode("latin-1")
 
     def _over(self) -> None:
         """Nobody is called any more, and nobody is known any more: a circle of references would wait for the collector."""
@@ -158,3 +161,9 @@ class Reply:
     def _finish(self) -> None:
         self._over()
         self._line.replied(self._keep)  # what the head said: a client that was told `keep-alive` may ask once more
+
+
+def _chunk(piece: bytes) -> bytes:
+    """A piece, framed."""
+    size = len(piece)
+    return (_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size) + piece + b"\r\n"

@@ -5,11 +5,9 @@ ends, the helper is gone: then it stops accepting, lets what is in flight finish
 """
 
 import asyncio
-import itertools
 import logging
 import mmap
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -31,6 +29,7 @@ from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.ports import Address
+from fairlead_gateway.request_ids import RequestIds
 from fairlead_gateway.routing.shared import SharedRows, Siblings
 from fairlead_gateway.server import Server
 from fairlead_gateway.telling import Hearer, Teller
@@ -120,7 +119,6 @@ class Worker:
         return server
 
     def _made(self, setup: say.Setup, observing: "Observing | None") -> Gateway:
-        prefix, count = secrets.token_hex(4), itertools.count(1)
         siblings = None
         if self._rows is not None:
             self._shared = SharedRows(memoryview(self._rows).cast("q"), self._limits.shared_slots, setup.row)
@@ -136,7 +134,7 @@ class Worker:
             limits=self._limits,
             loop=self._loop,
             secret=setup.secret,
-            new_id=lambda: f"req-{prefix}-{next(count):x}",
+            new_id=RequestIds().next,
             keys=self._keys,
             environ=os.environ,
             memory=memory.reader(self._settings.memory_limit),
