@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead_gateway.events import Events, first_event
 from fairlead_gateway.reply import Reply
-from fairlead_gateway.sse import Events, first_event
 from fairlead_gateway.upstream import Broken
 
 
 class Answer:
-    """One engine's answer to one request; the ``Sink`` of its connection. ``ended`` is None or what went wrong."""
+    """One engine's answer to one request; the ``Sink`` of its connection. What only streams need, or only who waits, is made when it
+    is asked for: most answers are plain, and told to ``decided``."""
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class Answer:
         decided: Callable[[Broken | None], None] | None = None,
     ) -> None:
         self._wanted = stream
-        self._clock = clock
+        self._strip = strip
+        self._now = clock.now
         self._limits = limits
+        self._loop = loop
         self.silent = silent
         self.rewrite: Callable[[list[bytes]], list[bytes]] | None = None
         self.told: Callable[[list[bytes]], None] | None = None
@@ -45,13 +48,33 @@ class Answer:
         self.fields: dict[bytes, bytes] = {}
         self.stream = self._live = False
         self.opaque = False  # not read here: a stream in a language of its own is passed on as it comes
-        self.events = Events(strip=strip, limit=limits.sse_event_bytes)
+        self._events: Events | None = None
         self.first_at: float | None = None
         self.last_at: float | None = None
         self._decided = decided
         self._open = True
         self._verdict: asyncio.Future[Broken | None] | None = None if decided is not None else loop.create_future()
-        self.ended: asyncio.Future[str | None] = loop.create_future()
+        self._over = False
+        self._why: str | None = None
+        self._ended: asyncio.Future[str | None] | None = None
+
+    @property
+    def events(self) -> Events:
+        """What is known of its stream."""
+        events = self._events
+        if events is None:
+            events = self._events = Events(strip=self._strip, limit=self._limits.sse_event_bytes)
+        return events
+
+    @property
+    def ended(self) -> "asyncio.Future[str | None]":
+        """Done when everything has been passed on, or nothing more will be: None or what went wrong."""
+        ended = self._ended
+        if ended is None:
+            ended = self._ended = self._loop.create_future()
+            if self._over:
+                ended.set_result(self._why)
+        return ended
 
     @property
     def verdict(self) -> "asyncio.Future[Broken | None]":
@@ -80,17 +103,17 @@ class Answer:
         """The head decides whether this is a stream."""
         self.status = status
         self.fields = fields
-        kind = fields.get(b"content-type", b"").lower()
-        events = status == 200 and kind.startswith(b"text/event-stream")
-        self.stream = self._wanted and events
-        self._live = events and self.opaque
+        if status == 200 and (self._wanted or self.opaque):
+            events = fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+            self.stream = self._wanted and events
+            self._live = events and self.opaque
 
     def body(self, pieces: list[bytes], complete: bool) -> None:
         """Hold, or pass on."""
-        if self.ended.done():
+        if self._over or (self._ended is not None and self._ended.done()):  # whoever waited may have been cancelled
             return
         self.complete = complete
-        now = self._clock.now()
+        now = self._now()
         if not self.stream:
             self._plain(pieces, now)
         elif self._reply is not None:
@@ -118,8 +141,9 @@ class Answer:
             self._send_plain(pieces)
             return
         self._held += pieces
-        self._size += sum(map(len, pieces))
-        if self._size > self._limits.answer_held_bytes and self.status != 200:
+        for piece in pieces:
+            self._size += len(piece)
+        if self.status != 200 and self._size > self._limits.answer_held_bytes:
             self._held = []
             self.broken(Broken("garbage"))  # no error is that long, and what is held must have an end
         elif self.complete or self._live or self._size > self._limits.answer_held_bytes:
@@ -166,5 +190,8 @@ class Answer:
             self._end("cut")
 
     def _end(self, why: str | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(why)
+        if not self._over:
+            self._over = True
+            self._why = why
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_result(why)

@@ -7,13 +7,14 @@ at again once a second at most when they are used, so that a rotated token or CA
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from fairlead.fleet import Access, Fleet
 from fairlead_gateway.tls import ALPN
 from fairlead_gateway.watch import Signature, signature
 
-_LOOK_SECONDS = 1.0
-_OPEN = Access()
+_LOOK_SECONDS: Final = 1.0
+_OPEN: Final = Access()
 
 
 class Reach:
@@ -46,6 +47,11 @@ class Reach:
     def of(self, url: str) -> Access:
         """The access of the engine at ``url``."""
         return self._access.get(url, _OPEN)
+
+    def shown(self, url: str) -> bytes:
+        """The header line with the token for the engine at ``url``; empty when it wants none."""
+        access = self._access.get(url)
+        return self.authorization(access) if access is not None else b""
 
     def context(self, access: Access) -> ssl.SSLContext:
         """Verifies an engine by name or address, against its CA or the system's. Raises SSLError when the CA cannot be read."""

@@ -11,9 +11,8 @@ that refuses is ``gone``.
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -22,7 +21,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.deadline import Deadline
 from fairlead_gateway.reach import Reach
 
-_TURN_BYTES = 64 * 1024  # read at once, they let others have a turn before the next
+_TURN_BYTES: Final = 65_536  # read at once, they let others have a turn before the next
 
 
 class Broken(Exception):
@@ -71,7 +70,9 @@ class Upstream:
 
     def __init__(self, pool: "Pool", address: str) -> None:
         self._pool = pool
-        self._limits = pool.limits
+        self._head_most = pool.limits.response_head_bytes
+        self._idle_seconds = pool.limits.stream_idle_seconds
+        self._mute_seconds = pool.limits.mute_seconds
         self.address = address
         self.peer = pool.peer(address)
         self.parked_at = 0.0
@@ -101,8 +102,13 @@ class Upstream:
         """Write a request; its answer goes to ``sink``, whose first part should come within ``first_seconds``."""
         self._reset()
         self._sink = sink
-        shown = self._pool.reach.authorization(self._pool.reach.of(self.address))
-        self._transport.writelines(_with(shown, message) if shown else message)
+        shown = self._pool.reach.shown(self.address)
+        if shown:
+            message = _with(shown, message)
+        if len(message) == 1:
+            self._transport.write(message[0])
+        else:
+            self._transport.writelines(message)
         self._listen(first_seconds)
 
     def pause(self, paused: bool) -> None:
@@ -140,20 +146,19 @@ class Upstream:
             return
         if not before:
             self._unread_head += 0 if self._status else len(data)
-            if max(self._unread_head, self._head_bytes) > self._limits.response_head_bytes:
+            if max(self._unread_head, self._head_bytes) > self._head_most:
                 self._fail("garbage")
                 return
             if not self._status:
                 return
         pieces, self._pieces = self._pieces, []
-        if pieces:
-            self._spoke = True
-            self._listen(self._limits.stream_idle_seconds)
         if self._complete:
             self._sink = None
             self._park()
             sink.body(pieces, True)
         elif pieces:
+            self._spoke = True
+            self._listen(self._idle_seconds)
             sink.body(pieces, False)
         if len(data) >= _TURN_BYTES and self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()  # an engine that floods would be read from again and again
@@ -226,7 +231,9 @@ class Upstream:
         self._deadline.clear()
         self._served += 1
         if self._keep and not self._extra and not self._transport.is_closing():
-            self._transport.resume_reading()
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
             self._pool.park(self)
         else:
             self._transport.close()
@@ -238,7 +245,7 @@ class Upstream:
 
     def _listen(self, seconds: float) -> None:
         """So long may silence last from now on; meanwhile it is looked into."""
-        step = min(seconds, self._limits.mute_seconds)
+        step = min(seconds, self._mute_seconds)
         self._left_seconds = seconds - step
         self._heard_before = self.peer.heard
         self._deadline.set(step)
@@ -275,7 +282,10 @@ class Pool:
         self.reach = reach
         self.limits = limits
         self.loop = loop
-        self._idle: dict[str, deque[Upstream]] = {}
+        self._now = loop.time
+        self._most_idle = limits.upstream_idle_per_instance
+        self._idle_seconds = limits.upstream_idle_seconds
+        self._idle: dict[str, list[Upstream]] = {}  # oldest first
         self._peers: dict[str, Peer] = {}
         self._knocks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -285,7 +295,7 @@ class Pool:
         waiting = self._idle.get(address)
         while waiting:
             connection = waiting.pop()
-            if connection.usable and self.loop.time() - connection.parked_at < self.limits.upstream_idle_seconds:
+            if connection.usable and self._now() - connection.parked_at < self._idle_seconds:
                 return connection
             connection.abort()
         return None
@@ -326,13 +336,15 @@ class Pool:
 
     def park(self, connection: Upstream) -> None:
         """Keep a connection for the next request."""
-        waiting = self._idle.setdefault(connection.address, deque())
-        if len(waiting) >= self.limits.upstream_idle_per_instance:
-            waiting.popleft().abort()
-        connection.parked_at = self.loop.time()
+        waiting = self._idle.get(connection.address)
+        if waiting is None:
+            waiting = self._idle[connection.address] = []
+        elif len(waiting) >= self._most_idle:
+            waiting.pop(0).abort()
+        connection.parked_at = self._now()
         waiting.append(connection)
         if self._sweeper is None:
-            self._sweeper = self.loop.call_later(self.limits.upstream_idle_seconds / 4, self._sweep)
+            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._sweep)
 
     def forget(self, connection: Upstream) -> None:
         """A connection has closed."""
@@ -371,11 +383,11 @@ class Pool:
 
     def _sweep(self) -> None:
         self._sweeper = None
-        oldest = self.loop.time() - self.limits.upstream_idle_seconds
+        oldest = self._now() - self._idle_seconds
         for address, waiting in list(self._idle.items()):
             while waiting and waiting[0].parked_at <= oldest:
-                waiting.popleft().abort()
+                waiting.pop(0).abort()
             if not waiting:
                 del self._idle[address]
         if self._idle:
-            self._sweeper = self.loop.call_later(self.limits.upstream_idle_seconds / 4, self._sweep)
+            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._sweep)

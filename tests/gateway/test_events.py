@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.testing.engine import event, token, usage
-from fairlead_gateway.sse import Events, first_event
+from fairlead_gateway.events import Events, first_event
 
 LIMIT = 1_048_576
 VALUES = st.recursive(

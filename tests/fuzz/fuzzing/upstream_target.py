@@ -41,7 +41,7 @@ class _Line(asyncio.Transport):
     def resume_reading(self) -> None:
         pass
 
-    def writelines(self, list_of_data: object) -> None:
+    def write(self, data: object) -> None:
         pass
 
 
