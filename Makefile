@@ -4,10 +4,12 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 TRACE ?= ../shared/traces/conversation_trace.jsonl
 JOBS ?= 2
+# Level of `make cluster-up`.
+LEVEL ?= api
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-routing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -30,6 +32,12 @@ lint: env ## style, types and the arrows of the house
 
 e2e: env ## the whole of local mode, driven as a user would
 	@$(RUN) -m pytest e2e
+
+cluster-up: env ## a real Kubernetes on this machine; prints the line that puts it into a shell. Compiles it the first time
+	@$(RUN) e2e/cluster up --level $(LEVEL)
+
+cluster-down: env ## end and remove it
+	@$(RUN) e2e/cluster down
 
 compile: env ## the data plane as machine code: half the processor time; once per state of the sources, in the cache
 	@$(RUN) scripts/compile.py || [ $$? -eq 3 ]

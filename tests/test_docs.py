@@ -156,7 +156,7 @@ def every_option() -> set[str]:
         ("fairlead_sim.transcripts",),
     ]
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
-    for script in chain((ROOT / "bench").rglob("*.py"), (ROOT / "scripts").glob("*.py")):
+    for script in chain(*((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts"))):
         known.update(re.findall(r'"(--[a-z-]+)"', text_of(script)))
     return known.union(*map(options_of, VERBS), {"--version", "--help"})
 

@@ -1,0 +1,111 @@
+"""Everything that this cluster is made of, with its version: what is compiled, from which module, with which flags.
+
+The versions stand in ``kubernetes/go.mod`` and ``lws/go.mod``, every byte of them in the ``go.sum`` beside; here is what
+to build of them. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26. LeaderWorkerSet has a module of its
+own: it does not compile beside client-go 0.36. All else shares one module, so that no dependency is compiled twice.
+"""
+
+import hashlib
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+KUBERNETES = "v1.36.3"
+HELM = "v4.2.4"
+LWS = "v0.8.0"
+NEEDS_GO = (1, 21)
+"""An older Go does not fetch the one that go.mod asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program to compile: its package, the module folder that pins it, and what the linker is told beside the versions."""
+
+    name: str
+    package: str
+    module: str = "kubernetes"
+    link: str = ""
+
+
+def _kubernetes(name: str) -> Program:
+    return Program(name, f"k8s.io/kubernetes/cmd/{name}")
+
+
+API = (Program("etcd", "go.etcd.io/etcd/server/v3"), _kubernetes("kube-apiserver"), _kubernetes("kubectl"))
+"""What level *api* needs; the names are those that KUBEBUILDER_ASSETS holds."""
+NODE = (
+    *(_kubernetes(name) for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")),
+    Program("coredns", "./coredns"),
+    Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}"),
+    Program("lws", "sigs.k8s.io/lws/cmd", module="lws"),
+)
+"""What level *full* needs beside it."""
+LEVELS = {"api": API, "full": (*API, *NODE)}
+
+DEBIAN = (
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iptables",
+    "nftables",
+    "iproute2",
+    "openssl",
+    "gcc",
+    "libc6-dev",
+)
+"""What level *full* takes from Debian."""
+
+
+def linker_flags(program: Program) -> str:
+    """Small, and with the versions that Kubernetes' own release build stamps: server and kubelet report them."""
+    if program.module != "kubernetes":
+        return "-s -w"
+    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
+    version = "k8s.io/component-base/version"
+    stamps = {
+        f"{version}.gitVersion": KUBERNETES,
+        f"{version}.gitMajor": major,
+        f"{version}.gitMinor": minor,
+        f"{version}.gitTreeState": "clean",
+        f"{version}.buildDate": "1970-01-01T00:00:00Z",
+        "k8s.io/client-go/pkg/version.gitVersion": KUBERNETES,
+    }
+    return " ".join(["-s -w", program.link, *(f"-X {name}={value}" for name, value in stamps.items())]).replace(
+        "  ", " "
+    )
+
+
+@cache
+def digest(module: str) -> str:
+    """Names what is built of one module: its pins, its sources, the flags. Another compiler's result is as good."""
+    seen = hashlib.sha256()
+    for path in sorted((HERE / module).rglob("*")):
+        if path.is_file():
+            seen.update(f"{path.relative_to(HERE)}\n".encode() + path.read_bytes())
+    for program in LEVELS["full"]:
+        if program.module == module:
+            seen.update(f"{program}{linker_flags(program)}\n".encode())
+    return seen.hexdigest()[:12]
+
+
+def cache_folder() -> Path:
+    """Where built things are kept, never in the tree."""
+    given = os.environ.get("FAIRLEAD_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "fairlead"
+
+
+def binaries(module: str = "kubernetes") -> Path:
+    """The folder of a module's programs."""
+    name = f"k8s-{KUBERNETES}" if module == "kubernetes" else f"lws-{LWS}"
+    return cache_folder() / f"{name}-{digest(module)}"
+
+
+def source_of(module: str, path: str) -> Path:
+    """Where Go keeps the sources of a dependency of ``module``; they bring charts and manifests along."""
+    asked = ["go", "list", "-m", "-f", "{{.Dir}}", path]
+    return Path(subprocess.run(asked, cwd=HERE / module, check=True, capture_output=True, text=True).stdout.strip())

@@ -1,0 +1,102 @@
+"""What a running cluster has started and changed on this machine, written down before it matters, so that ``down`` undoes just that.
+
+A process is known by its id and the moment it started: an id that was given to another process since is left alone.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.say import ClusterError, say
+
+PATIENCE_SECONDS = 5.0
+"""From SIGTERM to SIGKILL. An API server whose etcd is gone would wait for much longer."""
+
+
+class Record:
+    """The record of one run folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._path = run / "record.json"
+        self._held: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def __bool__(self) -> bool:
+        return self._path.exists()
+
+    def keep(self, **facts: Any) -> None:
+        """Write facts down; whole or not at all."""
+        self._held |= facts
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._held, indent=1))
+        partial.replace(self._path)
+
+    def told(self, name: str, otherwise: Any = None) -> Any:
+        """A fact that was written down."""
+        return self._held.get(name, otherwise)
+
+    def forget(self) -> None:
+        """All is undone."""
+        self._path.unlink(missing_ok=True)
+
+    def log(self, name: str) -> Path:
+        """Where a process writes."""
+        return self.run / f"{name}.log"
+
+    def start(self, name: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
+        """Start a process in a session of its own, with its output in a file; it outlives whoever starts it."""
+        out = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            streams = [(os.POSIX_SPAWN_DUP2, source, number) for source, number in ((nothing, 0), (out, 1), (out, 2))]
+            words = [str(word) for word in command]
+            pid = os.posix_spawnp(words[0], words, environ or os.environ, file_actions=streams, setsid=True)
+        finally:
+            os.close(out)
+            os.close(nothing)
+        self.keep(processes=self.told("processes", {}) | {name: [pid, began(pid)]})
+
+    def alive(self, name: str) -> bool:
+        """Whether the process of this name runs."""
+        pid, moment = self.told("processes", {}).get(name, (0, None))
+        return moment is not None and began(pid) == moment
+
+    def pids(self) -> dict[str, int]:
+        """Name → process id of what runs."""
+        return {name: pid for name, (pid, _) in self.told("processes", {}).items() if self.alive(name)}
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, patience, SIGKILL. Nothing where it does not run."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self.alive(name):
+                return
+            if number == signal.SIGKILL:
+                say(f"  {name} did not stop within {PATIENCE_SECONDS:g} s and is killed")
+            os.kill(self.told("processes")[name][0], number)
+            end = time.monotonic() + PATIENCE_SECONDS
+            while self.alive(name) and time.monotonic() < end:
+                time.sleep(0.02)
+
+    def wait(self, what: str, seconds: float, holds: Callable[[], bool]) -> None:
+        """Until it holds; gives up at once when a process of ours has died, with the end of its log."""
+        end = time.monotonic() + seconds
+        while not holds():
+            for name in self.told("processes", {}):
+                if not self.alive(name):
+                    raise ClusterError(f"{name} died:\n{self.log(name).read_text(errors='replace')[-3_000:]}")
+            if time.monotonic() > end:
+                raise ClusterError(f"{what}: not within {seconds:g} s; logs in {self.run}")
+            time.sleep(0.05)
+
+
+def began(pid: int) -> int | None:
+    """When a process started, in the kernel's ticks; none where there is no such process, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])

@@ -1,0 +1,73 @@
+"""What a cluster has started is ended, and nothing else is."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster.record import Record, began
+from cluster.say import ClusterError
+
+SLEEP = "import time; print('here', flush=True); time.sleep(600)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Record]:
+    made = Record(tmp_path)
+    yield made
+    for pid, moment in made.told("processes", {}).values():
+        if moment is not None and began(pid) == moment:
+            os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass
+
+
+def python(record: Record, name: str, code: str) -> int:
+    record.start(name, [sys.executable, "-c", code])
+    record.wait("its first line", 60.0, lambda: "here" in record.log(name).read_text())
+    return record.pids()[name]
+
+
+def test_a_process_runs_in_a_session_of_its_own_until_it_is_stopped(record: Record) -> None:
+    pid = python(record, "one", SLEEP)
+    assert os.getsid(pid) == pid
+    Record(record.run).stop("one")
+    assert record.pids() == {}
+
+
+def test_a_process_that_will_not_stop_is_killed(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.record.PATIENCE_SECONDS", 0.05)
+    python(record, "stubborn", STUBBORN)
+    record.stop("stubborn")
+    assert record.pids() == {}
+
+
+def test_a_process_that_got_the_id_of_another_is_left_alone(record: Record) -> None:
+    pid = python(record, "one", SLEEP)
+    moment = began(pid)
+    assert moment is not None
+    record.keep(processes={"one": [pid, moment - 1]})
+    record.stop("one")
+    assert began(pid) == moment
+    record.keep(processes={"one": [pid, moment]})
+
+
+def test_waiting_ends_at_once_when_a_process_has_died_and_says_what_it_said(record: Record) -> None:
+    record.start("short", [sys.executable, "-c", "raise SystemExit('no such thing')"])
+    with pytest.raises(ClusterError, match="short died:\nno such thing"):
+        record.wait("the impossible", 60.0, lambda: False)
+
+
+def test_what_is_written_down_outlives_who_wrote_it(tmp_path: Path) -> None:
+    assert not Record(tmp_path)
+    Record(tmp_path).keep(level="api")
+    again = Record(tmp_path)
+    assert again
+    assert again.told("level") == "api"
+    again.forget()
+    assert not Record(tmp_path)
