@@ -165,6 +165,23 @@ class Limits:
         8_192, "instances whose load is shared between workers; of others each worker sees its own"
     )
 
+    kube_connect_seconds: float = _limit(5.0, "TCP and TLS to the Kubernetes API server")
+    kube_answer_seconds: float = _limit(30.0, "an answer of the API server, each page of a list; watches have no end")
+    kube_answer_bytes: int = _limit(256 * 1024 * 1024, "an answer of the API server; a page of pods has some 5 MB")
+    kube_event_bytes: int = _limit(16 * 1024 * 1024, "one event of a watch; etcd takes objects of about 1.5 MB")
+    kube_attempts: int = _limit(5, "times that a request is sent to the API server before its caller hears of it")
+    kube_pause_seconds: float = _limit(0.2, "first pause between them; doubles each time, jittered by half")
+    kube_pause_most_seconds: float = _limit(5.0, "longest such pause, also between attempts to watch")
+    kube_retry_after_seconds: float = _limit(30.0, "longest Retry-After that is waited out; else the caller decides")
+    kube_page_items: int = _limit(500, "objects asked for at once when listing")
+    kube_token_seconds: float = _limit(10.0, "a token is read from its file again this long after; clusters rotate it")
+    kube_watch_seconds: float = _limit(300.0, "a watch is asked to end then, by chance up to twice as late")
+    kube_silent_seconds: float = _limit(
+        90.0, "a watch without event or bookmark (the API server sends one a minute) is frozen: another is opened"
+    )
+    kube_relist_seconds: float = _limit(2.0, "watchers that must list anew spread over this time, by chance")
+    kube_resumes: int = _limit(3, "watches refused in a row, by an API server that answers, until it is listed anew")
+
 
 def table() -> list[tuple[str, int | float, str]]:
     """(name, value, why) for every limit, in order."""

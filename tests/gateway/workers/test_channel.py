@@ -193,6 +193,6 @@ def test_deaths_and_what_clears_them_are_told_at_once() -> None:
 
 
 def test_a_worker_loads_no_framework_no_redis_client_and_no_yaml_reader() -> None:
-    heavy = ("fastapi", "starlette", "uvicorn", "redis", "pydantic", "yaml", "httpx", "anyio", "click", "opentelemetry")
+    heavy = ("fastapi", "starlette", "aiohttp", "redis", "pydantic", "yaml", "httpx", "anyio", "click", "opentelemetry")
     code = f"import sys, fairlead_gateway.worker; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

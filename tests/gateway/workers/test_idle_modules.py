@@ -24,7 +24,18 @@ def told():
 atexit.register(told)
 """
 NOBODY = {
-    *("fastapi", "starlette", "anyio", "uvicorn", "click", "httpx", "redis", "prometheus_client", "opentelemetry"),
+    *(
+        "fastapi",
+        "starlette",
+        "anyio",
+        "click",
+        "httpx",
+        "redis",
+        "prometheus_client",
+        "opentelemetry",
+        "aiohttp",
+        "kopf",
+    ),
     *("multiprocessing", "statistics", "difflib", "http.client", "urllib.request"),
     *("fairlead_gateway.observing", "fairlead_gateway.otlp", "fairlead_kvstore.redis"),
 }

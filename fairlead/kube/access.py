@@ -1,0 +1,199 @@
+"""Where the API server is and who we are: from a pod's service account, or from a kubeconfig.
+
+What a kubeconfig may say and is not honoured here (plugins that make credentials, proxies) is an error that names it: never a
+connection as somebody else. Order of search: ``KUBECONFIG``, the pod's service account, ``~/.kube/config``.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead.errors import BadInput
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_CLUSTER_KEYS = {
+    *("server", "certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name"),
+    *("extensions", "disable-compression"),
+}
+_USER_KEYS = {
+    *("client-certificate", "client-certificate-data", "client-key", "client-key-data", "token", "tokenFile"),
+    *("as", "as-groups", "extensions"),
+}
+_FIXES = {
+    "exec": "run the plugin yourself and give its token, or use a service account's token",
+    "auth-provider": "give a token",
+    "username": "API servers take no passwords any more; give a token or a client certificate",
+    "proxy-url": "give an address that is reached without a proxy",
+}
+
+
+class AccessError(BadInput):
+    """Raised when there is no way to an API server, or one that Fairlead does not honour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach an API server. PEM texts are bytes; ``found`` says in words where all this was found."""
+
+    server: str
+    found: str
+    namespace: str = "default"
+    authority: bytes | None = None
+    authority_file: Path | None = None
+    certificate: bytes | None = None
+    certificate_file: Path | None = None
+    key: bytes | None = field(default=None, repr=False)
+    key_file: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
+    server_name: str | None = None
+    verified: bool = True
+    acting_as: str | None = None
+    acting_groups: tuple[str, ...] = ()
+
+
+def find_access(environment: Mapping[str, str], home: Path, account: Path = SERVICE_ACCOUNT) -> Access:
+    """The first way that this process is given. Raises AccessError when there is none, or a broken one."""
+    if named := environment.get("KUBECONFIG", ""):
+        return from_kubeconfig([Path(part) for part in named.split(os.pathsep) if part])
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        return in_cluster(environment, account)
+    usual = home / ".kube" / "config"
+    if usual.exists():
+        return from_kubeconfig([usual])
+    raise AccessError("no Kubernetes cluster is named", hint="set KUBECONFIG, or run in a pod with a service account")
+
+
+def in_cluster(environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> Access:
+    """The service account of this pod. The token's file is named, not read: the cluster rotates it."""
+    host = environment.get("KUBERNETES_SERVICE_HOST", "")
+    port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get("KUBERNETES_SERVICE_PORT", "443")
+    token, authority = account / "token", account / "ca.crt"
+    for file in (token, authority):
+        if not file.exists():
+            raise AccessError(
+                f"this pod has no {file}", hint="automountServiceAccountToken is off, or the volume is missing"
+            )
+    try:
+        namespace = (account / "namespace").read_text().strip()
+    except OSError:
+        namespace = ""
+    return Access(
+        server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+        found=f"the service account in {account}",
+        namespace=namespace or "default",
+        authority_file=authority,
+        token_file=token,
+    )
+
+
+def from_kubeconfig(paths: list[Path], context: str | None = None) -> Access:
+    """The current (or a named) context of kubeconfig files; of entries with one name, the first file's counts."""
+    merged: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
+    current, there = context or "", [path for path in paths if path.exists()]
+    if not there:
+        raise AccessError(f"no kubeconfig at {', '.join(map(str, paths))}", field="KUBECONFIG")
+    for path in there:
+        document = _read(path)
+        current = current or str(document.get("current-context") or "")
+        for section, entries in merged.items():
+            for name, entry in _entries(document, section, path):
+                entries.setdefault(name, (entry, path))
+    names = ", ".join(map(str, there))
+    if not current:
+        raise AccessError(f"{names} names no current context", field="current-context")
+    chosen, _ = _entry(merged["contexts"], current, "context", names)
+    cluster, cluster_file = _entry(merged["clusters"], str(chosen.get("cluster", "")), "cluster", names)
+    user: dict[str, Any] = {}
+    user_file = cluster_file
+    if chosen.get("user"):
+        user, user_file = _entry(merged["users"], str(chosen["user"]), "user", names)
+    _refuse(cluster, _CLUSTER_KEYS, cluster_file, "cluster")
+    _refuse(user, _USER_KEYS, user_file, "user")
+    return _access(chosen, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
+
+
+def _access(
+    chosen: dict[str, Any], cluster: tuple[dict[str, Any], Path], user: tuple[dict[str, Any], Path], found: str
+) -> Access:
+    server = str(cluster[0].get("server") or "").rstrip("/")
+    if not server.startswith(("https://", "http://")):
+        raise AccessError(f"{cluster[1]}: the cluster's server {server!r} is no http(s) address", field="server")
+    authority, authority_file = _data_or_file(*cluster, "certificate-authority")
+    certificate, certificate_file = _data_or_file(*user, "client-certificate")
+    key, key_file = _data_or_file(*user, "client-key")
+    if (certificate or certificate_file) is not None and (key or key_file) is None:
+        raise AccessError(f"{user[1]}: a client certificate without its key", field="client-key")
+    token_file = user[0].get("tokenFile")
+    return Access(
+        server=server,
+        found=found,
+        namespace=str(chosen.get("namespace") or "default"),
+        authority=authority,
+        authority_file=authority_file,
+        certificate=certificate,
+        certificate_file=certificate_file,
+        key=key,
+        key_file=key_file,
+        token=None if token_file else user[0].get("token"),
+        token_file=user[1].parent / str(token_file) if token_file else None,
+        server_name=cluster[0].get("tls-server-name"),
+        verified=not cluster[0].get("insecure-skip-tls-verify", False),
+        acting_as=user[0].get("as"),
+        acting_groups=tuple(map(str, user[0].get("as-groups") or ())),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise AccessError(
+            f"cannot read the kubeconfig {path}: {error.strerror or error}", field="KUBECONFIG"
+        ) from error
+    except yaml.YAMLError as error:
+        raise AccessError(f"the kubeconfig {path} is no YAML", field="KUBECONFIG") from error
+    if not isinstance(document, dict):
+        raise AccessError(f"the kubeconfig {path} is empty or no mapping", field="KUBECONFIG")
+    return document
+
+
+def _entries(document: dict[str, Any], section: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The named entries of a section: ``clusters: [{name: x, cluster: {…}}]``."""
+    inside, found = section.removesuffix("s"), []
+    for entry in document.get(section) or []:
+        value = entry.get(inside) if isinstance(entry, dict) else None
+        if not isinstance(value, dict | None) or not isinstance(entry, dict) or "name" not in entry:
+            raise AccessError(f"{path}: an entry of {section} is not {{name, {inside}}}", field=section)
+        found.append((str(entry["name"]), value or {}))
+    return found
+
+
+def _entry(
+    entries: dict[str, tuple[dict[str, Any], Path]], name: str, kind: str, names: str
+) -> tuple[dict[str, Any], Path]:
+    if name not in entries:
+        raise AccessError(f"{names} has no {kind} {name!r}", field=f"{kind}s")
+    return entries[name]
+
+
+def _refuse(entry: dict[str, Any], honoured: set[str], path: Path, kind: str) -> None:
+    for name, value in entry.items():
+        if name not in honoured and value:
+            raise AccessError(f"{path}: {name} of a {kind} is not honoured", field=name, hint=_FIXES.get(name))
+
+
+def _data_or_file(entry: dict[str, Any], path: Path, name: str) -> tuple[bytes | None, Path | None]:
+    """What stands in the kubeconfig goes before the file that it names; a relative one lies beside it."""
+    if data := entry.get(f"{name}-data"):
+        try:
+            return base64.b64decode(data, validate=True), None
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise AccessError(f"{path}: {name}-data is no base64", field=f"{name}-data") from error
+    return None, (path.parent / str(entry[name]) if entry.get(name) else None)

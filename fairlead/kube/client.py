@@ -1,0 +1,382 @@
+"""``KubeApi``: requests to the API server, retried where that is safe, and watches.
+
+One class for operator, gateway and autoscaler. Objects are plain JSON. Writing is server-side apply wherever it can be: the same call
+creates and changes, repeating it changes nothing, and each field has an owner that the API server knows.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from fairlead.clock import Clock
+from fairlead.kube.access import Access
+from fairlead.kube.changes import Change, Lines, change_of
+from fairlead.kube.credentials import Credentials
+from fairlead.kube.errors import Conflict, Gone, KubeError, NotFound, Unauthenticated, Unreachable, error_of
+from fairlead.kube.resource import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
+from fairlead.kube.retry import again
+from fairlead.limits import Limits
+
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_JSON = "application/json"
+_ERROR_BYTES = 65_536
+_Query = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All objects of a kind at one moment; a watch goes on from ``resource_version``."""
+
+    items: list[Manifest]
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request, as often as it is sent."""
+
+    method: str
+    path: str
+    query: _Query = ()
+    body: bytes | None = None
+    content: str = _JSON
+    repeatable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+class KubeApi:
+    """The API server that ``access`` leads to; close it, or use it as an ``async with`` block.
+
+    Every method raises ``KubeError``s, and AccessError when our own credentials cannot be used. ``chance`` draws evenly from 0 to 1;
+    ``pause`` waits for seconds.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        agent: str = "fairlead",
+        limits: Limits | None = None,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.access = access
+        self._agent = agent
+        self._chance = chance
+        self._pause = pause
+        self._limits = limits or Limits()
+        self._credentials = Credentials(access, clock, self._limits.kube_token_seconds)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections, those of watches too."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # --- reading --------------------------------------------------------------------------------------------------------
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, subresource: str | None = None
+    ) -> Manifest:
+        """One object. Raises NotFound."""
+        return await self._ask(_Asked("GET", resource.path(namespace, name, subresource)))
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str | None = None,
+        *,
+        fields: str | None = None,
+        limit: int | None = None,
+    ) -> Listing:
+        """All objects, page by page of ``limit``; those of all namespaces without one. ``labels``, ``fields`` are selectors."""
+        path = resource.path(namespace)
+        query = _query(limit=str(limit or self._limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
+        try:
+            return await self._pages(resource, path, query)
+        except Gone:  # the snapshot that the pages came from is forgotten: once more, in one piece
+            return await self._pages(resource, path, tuple(pair for pair in query if pair[0] != "limit"))
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str | None = None,
+        *,
+        fields: str | None = None,
+        resource_version: str,
+        seconds: float | None = None,
+    ) -> AsyncGenerator[Change, None]:
+        """What happens after ``resource_version``, bookmarks included, until the API server ends it; ``seconds`` asks it when to.
+
+        A clean end just ends: watch on from the last resource version. Raises Gone when that is too old, Unreachable when the
+        connection breaks. It is tried once only (``Informer`` goes on). Close it (``contextlib.aclosing``) when leaving early.
+        """
+        query = _query(
+            watch="1",
+            allowWatchBookmarks="true",
+            resourceVersion=resource_version,
+            labelSelector=labels,
+            fieldSelector=fields,
+            timeoutSeconds=None if seconds is None else str(max(1, round(seconds))),
+        )
+        asked = _Asked("GET", resource.path(namespace), query)
+        what = f"watching {asked.path}"
+        try:
+            async with await self._known(asked, None) as response:
+                if response.status != 200:
+                    raise await _refusal(response, what)
+                lines = Lines(self._limits.kube_event_bytes)
+                async for data in response.content.iter_any():
+                    for line in lines.take(data):
+                        yield change_of(line, what)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self._unreachable(what, error) from error
+
+    async def serves(self, resource: Resource) -> bool:
+        """Does the API server know this kind at this version? False too while its definition is not established."""
+        path = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+        try:
+            found = await self._ask(_Asked("GET", path))
+        except NotFound:
+            return False
+        return any(one.get("name") == resource.plural for one in found.get("resources") or [])
+
+    async def version(self) -> str:
+        """The API server's version, such as ``v1.36.3``."""
+        return str((await self._ask(_Asked("GET", "/version"))).get("gitVersion", ""))
+
+    # --- writing --------------------------------------------------------------------------------------------------------
+
+    async def apply(self, manifest: Manifest, manager: str, *, force: bool = True, dry_run: bool = False) -> Manifest:
+        """Create it, or make the fields that it holds so (server-side apply), as ``manager``. Answers with what is there now.
+
+        What changes nothing leaves ``resourceVersion`` as it is. Fields that the API server does not know are an error. Raises
+        Conflict when another manager owns a field and ``force`` is off, or when ``metadata.resourceVersion`` is given and old.
+        """
+        return await self._apply(manifest, manager, None, force, dry_run)
+
+    async def apply_status(self, manifest: Manifest, manager: str, *, force: bool = True) -> Manifest:
+        """The same for ``status``; everything else of the manifest but its name is left out."""
+        metadata = {name: metadata_of(manifest)[name] for name in _NAMING if name in metadata_of(manifest)}
+        body = {"apiVersion": manifest.get("apiVersion"), "kind": manifest.get("kind"), "metadata": metadata}
+        return await self._apply({**body, "status": manifest.get("status") or {}}, manager, "status", force, False)
+
+    async def create(self, manifest: Manifest, manager: str) -> Manifest:
+        """A new object. Raises AlreadyExists. When the answer is lost it is not tried again: look, then decide."""
+        path = resource_of(manifest).path(namespace_of(manifest))
+        query = _query(fieldManager=manager, fieldValidation="Strict")
+        return await self._ask(_Asked("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
+
+    async def patch_merge(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        patch: Manifest,
+        manager: str,
+        *,
+        subresource: str | None = None,
+    ) -> Manifest:
+        """Change the fields that ``patch`` names; null removes one. Raises Conflict when its ``metadata.resourceVersion`` is old."""
+        path = resource.path(namespace, name, subresource)
+        query = _query(fieldManager=manager, fieldValidation="Strict")
+        return await self._ask(_Asked("PATCH", path, query, msgspec.json.encode(patch), _MERGE))
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        uid: str | None = None,
+        propagation: str = "Background",
+    ) -> bool:
+        """Begin its deletion; False when it (the one with this ``uid``) is not there.
+
+        Without a uid the object is looked at first, so that a deletion whose answer is lost never meets a new one of the same name.
+        """
+        if uid is None:
+            try:
+                uid = uid_of(await self.get(resource, namespace, name))
+            except NotFound:
+                return False
+        options: Manifest = {"propagationPolicy": propagation, **_precondition(uid)}
+        try:
+            await self._ask(_Asked("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options)))
+        except NotFound:
+            return False
+        except Conflict as error:
+            if "recondition" in error.message:  # the name is another object's now
+                return False
+            raise
+        return True
+
+    async def evict(self, namespace: str, name: str, uid: str | None = None) -> bool:
+        """Ask a pod to go as its disruption budget allows; False when it is not there. Raises Refused when it may not now."""
+        body: Manifest = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": _precondition(uid),
+        }
+        path = PODS.path(namespace, name, "eviction")
+        try:
+            await self._ask(_Asked("POST", path, body=msgspec.json.encode(body), repeatable=uid is not None))
+        except NotFound:
+            return False
+        return True
+
+    async def _apply(
+        self, manifest: Manifest, manager: str, subresource: str | None, force: bool, dry_run: bool
+    ) -> Manifest:
+        path = resource_of(manifest).path(namespace_of(manifest), name_of(manifest), subresource)
+        query = _query(
+            fieldManager=manager,
+            force="true" if force else "false",
+            fieldValidation="Strict",
+            dryRun="All" if dry_run else None,
+        )
+        return await self._ask(_Asked("PATCH", path, query, msgspec.json.encode(manifest), _APPLY))
+
+    # --- the wire -------------------------------------------------------------------------------------------------------
+
+    async def _pages(self, resource: Resource, path: str, query: _Query) -> Listing:
+        items: list[Manifest] = []
+        more = ""
+        while True:
+            page = await self._ask(_Asked("GET", path, (*query, *_query(**{"continue": more or None}))))
+            for item in page.get("items") or []:
+                item.setdefault("apiVersion", resource.api_version)  # lists leave out what is the same for all
+                item.setdefault("kind", resource.kind)
+                items.append(item)
+            more = metadata_of(page).get("continue") or ""
+            if not more:
+                return Listing(items, str(metadata_of(page).get("resourceVersion", "")))
+
+    async def _ask(self, asked: _Asked) -> Manifest:
+        """Send it until there is an answer, or no sense in another attempt."""
+        attempt = 0
+        while True:
+            attempt += 1
+            sent = True
+            try:
+                return await self._once(asked)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+                failure: KubeError = self._unreachable(str(asked), error)
+                failure.__cause__ = error
+            except Unreachable as error:
+                failure = error
+            then = again(
+                failure, attempt, repeatable=asked.repeatable, sent=sent, chance=self._chance(), limits=self._limits
+            )
+            if then.pause_seconds is None:
+                raise failure
+            await self._pause(then.pause_seconds)
+
+    async def _once(self, asked: _Asked) -> Manifest:
+        async with await self._known(asked, self._limits.kube_answer_seconds) as response:
+            if response.status not in (200, 201, 202):
+                raise await _refusal(response, str(asked))
+            body = await _body(response, self._limits.kube_answer_bytes, str(asked))
+        try:
+            found = msgspec.json.decode(body)
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"{asked}: the answer is no JSON", status=response.status) from error
+        if not isinstance(found, dict):
+            raise Unreachable(f"{asked}: the answer is no object", status=response.status)
+        return found
+
+    async def _known(self, asked: _Asked, seconds: float | None) -> aiohttp.ClientResponse:
+        """The beginning of an answer; once more with fresh credentials when the API server does not know us."""
+        response = await self._send(asked, seconds)
+        if response.status == 401 and self._credentials.renew():
+            response.release()
+            response = await self._send(asked, seconds)
+        return response
+
+    async def _send(self, asked: _Asked, seconds: float | None) -> aiohttp.ClientResponse:
+        query = f"?{urlencode(asked.query)}" if asked.query else ""
+        headers = [("Accept", _JSON), ("User-Agent", self._agent), *self._credentials.headers()]
+        # Within a cluster compression costs more than it saves, and it would hold back a watch's events.
+        headers += [("Accept-Encoding", "identity"), ("Content-Type", asked.content)]
+        try:
+            return await self._opened().request(
+                asked.method,
+                URL(f"{self.access.server}{asked.path}{query}", encoded=True),
+                data=asked.body,
+                headers=headers,
+                ssl=self._credentials.tls(),
+                server_hostname=self.access.server_name,
+                allow_redirects=False,  # a redirection would carry our token elsewhere
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=self._limits.kube_connect_seconds),
+            )
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
+            self._credentials.renew()  # the authority may have been replaced
+            raise
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+    def _unreachable(self, asked: str, error: Exception) -> Unreachable:
+        """A connection that broke, in words; some of these exceptions have none."""
+        words = str(error) or type(error).__name__
+        return Unreachable(
+            f"{asked}: {words}", hint=f"the API server is {self.access.server}, from {self.access.found}"
+        )
+
+
+_NAMING = ("name", "namespace", "resourceVersion", "uid")
+
+
+def _query(**values: str | None) -> _Query:
+    return tuple((name, value) for name, value in values.items() if value is not None)
+
+
+def _precondition(uid: str | None) -> dict[str, Any]:
+    return {} if uid is None else {"preconditions": {"uid": uid}}
+
+
+async def _refusal(response: aiohttp.ClientResponse, asked: str) -> KubeError:
+    body = await _body(response, _ERROR_BYTES, asked, cut=True)
+    told = response.headers.get("Retry-After", "")
+    error = error_of(response.status, body, asked, float(told) if told.isdecimal() else None)
+    if isinstance(error, Unauthenticated):
+        error.hint = "the token or certificate is not accepted, or has run out"
+    return error
+
+
+async def _body(response: aiohttp.ClientResponse, most: int, asked: str, *, cut: bool = False) -> bytes:
+    parts, size = [], 0
+    async for data in response.content.iter_any():
+        parts.append(data)
+        size += len(data)
+        if size > most:
+            response.close()
+            if cut:
+                break
+            raise Unreachable(f"{asked}: the answer has more than {most} bytes")
+    return b"".join(parts)

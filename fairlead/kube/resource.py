@@ -1,0 +1,136 @@
+"""What kinds of objects there are, where the API server keeps them, and how an object says which one it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from fairlead.errors import BadInput
+
+Manifest = dict[str, Any]
+"""An object as the API server has it: plain JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind and its place: ``group`` is empty for the core, ``plural`` is its word in paths."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As in ``apiVersion:``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """The path of a collection or an object. A namespaced collection without a namespace is that of the whole cluster.
+
+        Raises BadInput for names that cannot be a part of a path, and when an object's namespace is missing or too much.
+        """
+        if namespace is not None and not self.namespaced:
+            raise BadInput(f"a {self.kind} has no namespace", field="metadata.namespace")
+        if name is not None and namespace is None and self.namespaced:
+            raise BadInput(f"the {self.kind} {name!r} needs a namespace", field="metadata.namespace")
+        parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
+        if namespace is not None:
+            parts += ["namespaces", _segment(namespace)]
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(_segment(name))
+        if subresource is not None:
+            parts.append(subresource)
+        return "/".join(parts)
+
+
+def _segment(name: str) -> str:
+    """A name as a part of a path: what would lead elsewhere is refused, as the API server does."""
+    if name in ("", ".", "..") or "/" in name or "%" in name:
+        raise BadInput(f"{name!r} cannot name an object", field="metadata.name")
+    return quote(name, safe="")
+
+
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
+PODS = Resource("", "v1", "pods", "Pod")
+SERVICES = Resource("", "v1", "services", "Service")
+SECRETS = Resource("", "v1", "secrets", "Secret")
+CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
+SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
+VOLUME_CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
+REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
+REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
+JOBS = Resource("batch", "v1", "jobs", "Job")
+DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
+ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role")
+ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
+CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", namespaced=False)
+CLUSTER_ROLE_BINDINGS = Resource(
+    "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
+)
+DEFINITIONS = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
+LEADER_WORKER_SETS = Resource("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", "LeaderWorkerSet")
+INFERENCE_POOLS = Resource("inference.networking.k8s.io", "v1", "inferencepools", "InferencePool")
+HTTP_ROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
+MODEL_DEPLOYMENTS = Resource("serving.fairlead.io", "v1alpha1", "modeldeployments", "ModelDeployment")
+ACCELERATOR_CLASSES = Resource(
+    "serving.fairlead.io", "v1alpha1", "acceleratorclasses", "AcceleratorClass", namespaced=False
+)
+
+KNOWN: Mapping[tuple[str, str], Resource] = {
+    (one.api_version, one.kind): one for one in list(globals().values()) if isinstance(one, Resource)
+}
+"""Every resource above, by ``apiVersion`` and ``kind``."""
+
+
+def resource_of(manifest: Manifest) -> Resource:
+    """The resource that a manifest belongs to. Raises BadInput when it is none of the table."""
+    pair = str(manifest.get("apiVersion", "")), str(manifest.get("kind", ""))
+    found = KNOWN.get(pair)
+    if found is None:
+        raise BadInput(f"Fairlead does not know objects of kind {pair[0]} {pair[1]}", field="kind")
+    return found
+
+
+def name_of(manifest: Manifest) -> str:
+    """``metadata.name``. Raises BadInput when there is none."""
+    name = metadata_of(manifest).get("name")
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"a {manifest.get('kind', 'manifest')} has no name", field="metadata.name")
+    return name
+
+
+def namespace_of(manifest: Manifest) -> str | None:
+    """``metadata.namespace``, None for objects of the whole cluster."""
+    return metadata_of(manifest).get("namespace") or None
+
+
+def key_of(manifest: Manifest) -> str:
+    """``namespace/name``, or ``name`` alone for objects of the whole cluster. Raises BadInput without a name."""
+    namespace = namespace_of(manifest)
+    return f"{namespace}/{name_of(manifest)}" if namespace else name_of(manifest)
+
+
+def uid_of(manifest: Manifest) -> str:
+    """``metadata.uid``, empty for what the API server has not seen yet."""
+    return str(metadata_of(manifest).get("uid", ""))
+
+
+def metadata_of(manifest: Manifest) -> Manifest:
+    """``metadata``, empty where there is none."""
+    return manifest.get("metadata") or {}
+
+
+def selector(labels: Mapping[str, str]) -> str:
+    """A label selector that asks for all of these labels: ``app=x,role=y``."""
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

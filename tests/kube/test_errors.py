@@ -1,0 +1,76 @@
+"""What the API server answers becomes the error that its callers can tell apart."""
+
+import json
+
+import pytest
+
+from fairlead.errors import Unavailable
+from fairlead.kube import errors
+from fairlead.kube.errors import Cause, KubeError, error_from, error_of
+
+
+def body(code: int, reason: str, **details: object) -> bytes:
+    return json.dumps({"kind": "Status", "code": code, "reason": reason, "message": "m", "details": details}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (400, "BadRequest", errors.Invalid),
+        (401, "Unauthorized", errors.Unauthenticated),
+        (403, "Forbidden", errors.Forbidden),
+        (404, "NotFound", errors.NotFound),
+        (405, "MethodNotAllowed", errors.Invalid),
+        (409, "Conflict", errors.Conflict),
+        (409, "AlreadyExists", errors.AlreadyExists),
+        (410, "Expired", errors.Gone),
+        (422, "Invalid", errors.Invalid),
+        (429, "TooManyRequests", errors.TooManyRequests),
+        (500, "InternalError", errors.Unreachable),
+        (504, "Timeout", errors.Unreachable),
+    ],
+)
+def test_every_answer_has_its_error(status: int, reason: str, kind: type[KubeError]) -> None:
+    error = error_of(status, body(status, reason), "GET /x")
+    assert type(error) is kind
+    assert (error.status, error.reason, str(error)) == (status, reason, "GET /x: m")
+    assert isinstance(error, Unavailable) == (status in (429, 500, 504))
+
+
+def test_the_causes_name_the_fields() -> None:
+    causes = [{"field": "spec.replicas", "reason": "FieldValueInvalid", "message": "must be positive"}, "nonsense"]
+    error = error_of(422, body(422, "Invalid", causes=causes), "PATCH /x")
+    assert error.causes == (Cause("spec.replicas", "FieldValueInvalid", "must be positive"),)
+
+
+def test_an_eviction_that_a_budget_refuses_is_not_a_request_to_come_back() -> None:
+    error = error_of(429, body(429, "TooManyRequests", causes=[{"reason": "DisruptionBudget"}]), "POST /x")
+    assert type(error) is errors.Refused
+
+
+def test_the_header_says_when_to_come_back_and_else_the_body() -> None:
+    told = body(504, "Timeout", retryAfterSeconds=3)
+    assert error_of(504, told, "GET /x").retry_after_seconds == 3.0
+    assert error_of(504, told, "GET /x", 7.0).retry_after_seconds == 7.0
+    assert error_of(504, body(504, "Timeout"), "GET /x").retry_after_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "HTTP 502"),
+        (b"<html>\xff bad gateway", "bad gateway"),
+        (b"[1]", "[1]"),
+        (b'{"details": 3}', "HTTP 502"),
+        (b'{"message": "m", "details": {"causes": {"a": 1}}}', "m"),
+    ],
+)
+def test_what_a_proxy_answers_in_between_is_an_error_too(raw: bytes, words: str) -> None:
+    error = error_of(502, raw, "GET /x")
+    assert type(error) is errors.Unreachable
+    assert words in str(error)
+
+
+def test_an_error_event_without_a_code_is_one_that_may_pass() -> None:
+    assert type(error_from({}, "watching /x")) is errors.Unreachable
+    assert type(error_from({"code": 410, "message": "too old"}, "watching /x")) is errors.Gone

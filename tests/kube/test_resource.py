@@ -1,0 +1,58 @@
+"""Where objects are kept, and what cannot name one."""
+
+import pytest
+
+from fairlead.api.kinds import kinds
+from fairlead.errors import BadInput
+from fairlead.kube import resource
+from fairlead.kube.resource import KNOWN, Resource, key_of, resource_of, selector
+
+
+@pytest.mark.parametrize(
+    ("one", "place", "path"),
+    [
+        (resource.PODS, (None, None, None), "/api/v1/pods"),
+        (resource.PODS, ("x", None, None), "/api/v1/namespaces/x/pods"),
+        (resource.PODS, ("x", "y", "eviction"), "/api/v1/namespaces/x/pods/y/eviction"),
+        (resource.NODES, (None, "n", None), "/api/v1/nodes/n"),
+        (resource.DEPLOYMENTS, ("x", "y", "scale"), "/apis/apps/v1/namespaces/x/deployments/y/scale"),
+        (resource.ROLES, ("x", "a:b", None), "/apis/rbac.authorization.k8s.io/v1/namespaces/x/roles/a%3Ab"),
+    ],
+)
+def test_paths(one: Resource, place: tuple[str | None, str | None, str | None], path: str) -> None:
+    assert one.path(*place) == path
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "%2e%2e", "../../secrets/s"])
+def test_names_lead_nowhere_else(name: str) -> None:
+    with pytest.raises(BadInput, match="cannot name an object"):
+        resource.PODS.path("x", name)
+    with pytest.raises(BadInput, match="cannot name an object"):
+        resource.PODS.path(name, "x")
+
+
+def test_scopes_are_kept() -> None:
+    with pytest.raises(BadInput, match="needs a namespace"):
+        resource.PODS.path(None, "y")
+    with pytest.raises(BadInput, match="has no namespace"):
+        resource.NODES.path("x", "y")
+
+
+def test_a_manifest_says_where_it_belongs() -> None:
+    manifest = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "y", "namespace": "x"}}
+    assert resource_of(manifest) is resource.DEPLOYMENTS
+    assert key_of(manifest) == "x/y"
+    assert key_of({"metadata": {"name": "n"}}) == "n"
+    with pytest.raises(BadInput, match="apps/v2 Deployment"):
+        resource_of({**manifest, "apiVersion": "apps/v2"})
+    with pytest.raises(BadInput, match="no name"):
+        key_of({"kind": "Pod", "metadata": {}})
+
+
+def test_our_own_kinds_are_as_the_api_has_them() -> None:
+    ours = {(one.kind, one.plural, one.namespaced) for one in KNOWN.values() if one.group == "serving.fairlead.io"}
+    assert ours == {(kind.name, kind.plural, kind.namespaced) for kind in kinds()}
+
+
+def test_a_selector_asks_for_all_labels() -> None:
+    assert selector({"b": "2", "a": "1"}) == "a=1,b=2"
