@@ -59,6 +59,7 @@ ROUTING = (
     "request",
     "ring",
     "router",
+    "shared",
     "simple",
 )
 TELEMETRY = (

@@ -20,22 +20,21 @@ price on recomputation, and candidates beyond the pair. The constants are fracti
 twice as fast decides alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Final
 
 from fairlead.decision import Decision, Input, Rejected
 from fairlead.units import duration
 from fairlead_gateway.routing.request import Candidate
 
-RECOMPUTE_PRICE = 16.0
-AWAY_PRICE = 4.0
-BUSY_SHARE = 0.06
-DECODE_SHARE = 0.4
-OBJECTIVE_DEFAULT_SECONDS = 5.0
+RECOMPUTE_PRICE: Final = 16.0
+AWAY_PRICE: Final = 4.0
+BUSY_SHARE: Final = 0.06
+DECODE_SHARE: Final = 0.4
+OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
 
 
-def choose(
-    candidates: Sequence[Candidate], *, mean_backlog_seconds: float, objective_seconds: float | None
-) -> Decision:
+def choose(candidates: list[Candidate], *, mean_backlog_seconds: float, objective_seconds: float | None) -> Decision:
     """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
 
     A tie goes to the first of the candidates, and those come in order: home 1, home 2, the holder, the least busy.
@@ -43,26 +42,24 @@ def choose(
     scale = OBJECTIVE_DEFAULT_SECONDS if objective_seconds is None else objective_seconds
     recompute = 1.0 + RECOMPUTE_PRICE * min(1.0, mean_backlog_seconds / (BUSY_SHARE * scale))
     decode = DECODE_SHARE * scale
-    costs: list[float] = []
     best = soonest = candidates[0]
-    best_cost = soonest_cost = 0.0
-    feasible = False
+    best_cost = soonest_cost = soonest_first = 0.0
+    feasible = begun = False
     for item in candidates:
         own, backlog = item.own_seconds, item.backlog_seconds
         price = recompute if item.home else recompute + AWAY_PRICE
         cost = backlog + own * price + decode * item.inflight_tokens / item.kv_tokens
         first = backlog + own
+        item.cost_seconds = cost
         if first <= scale and (
             not feasible or cost < best_cost or (cost == best_cost and item.inflight < best.inflight)
         ):
             best, best_cost, feasible = item, cost, True
-        if not costs or (first, cost) < (soonest.backlog_seconds + soonest.own_seconds, soonest_cost):
-            soonest, soonest_cost = item, cost
-        costs.append(cost)
+        if not begun or first < soonest_first or (first == soonest_first and cost < soonest_cost):
+            soonest, soonest_first, soonest_cost, begun = item, first, cost, True
     if not feasible:
         best, best_cost = soonest, soonest_cost
     rule = _rule(best, candidates, feasible, scale)
-    account = _Account(rule, best, candidates, costs, mean_backlog_seconds, feasible, scale)
     return Decision(
         best.id,
         rule,
@@ -70,11 +67,11 @@ def choose(
         home=best.home,
         matched_tokens=best.matched_tokens,
         ttft_seconds=best.backlog_seconds + best.own_seconds,
-        account=account,
+        account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale),
     )
 
 
-def _rule(best: Candidate, candidates: Sequence[Candidate], feasible: bool, objective: float) -> str:
+def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objective: float) -> str:
     if len(candidates) == 1:
         return "only-one"
     if not feasible:
@@ -88,14 +85,13 @@ def _rule(best: Candidate, candidates: Sequence[Candidate], feasible: bool, obje
 class _Account:
     """The numbers of a decision; sentences and tables are made when somebody asks."""
 
-    __slots__ = ("_best", "_candidates", "_costs", "_feasible", "_mean", "_objective", "_rule")
+    __slots__ = ("_best", "_candidates", "_feasible", "_mean", "_objective", "_rule")
 
     def __init__(
         self,
         rule: str,
         best: Candidate,
-        candidates: Sequence[Candidate],
-        costs: Sequence[float],
+        candidates: list[Candidate],
         mean_backlog_seconds: float,
         feasible: bool,
         objective: float,
@@ -103,7 +99,6 @@ class _Account:
         self._rule = rule
         self._best = best
         self._candidates = candidates
-        self._costs = costs
         self._mean = mean_backlog_seconds
         self._feasible = feasible
         self._objective = objective
@@ -126,31 +121,26 @@ class _Account:
 
     def rejected(self) -> tuple[Rejected, ...]:
         """The others."""
-        best_cost = self._costs[self._candidates.index(self._best)]
-        return tuple(
-            Rejected(item.id, self._why_not(item, cost, best_cost))
-            for item, cost in zip(self._candidates, self._costs, strict=True)
-            if item is not self._best
-        )
+        return tuple(Rejected(item.id, self._why_not(item)) for item in self._candidates if item is not self._best)
 
     def inputs(self) -> Mapping[str, Input]:
         """All numbers by name."""
         table = {"mean/backlog_seconds": Input(self._mean)}
-        for item, cost in zip(self._candidates, self._costs, strict=True):
+        for item in self._candidates:
             table[f"{item.id}/backlog_seconds"] = Input(item.backlog_seconds)
             table[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)
             table[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
             table[f"{item.id}/home"] = Input(float(item.home))
-            table[f"{item.id}/cost_seconds"] = Input(cost)
+            table[f"{item.id}/cost_seconds"] = Input(item.cost_seconds)
         return table
 
-    def _why_not(self, item: Candidate, cost: float, best_cost: float) -> str:
+    def _why_not(self, item: Candidate) -> str:
         objective = self._objective
         if item.ttft_seconds > objective and self._best.ttft_seconds <= objective:
             return f"first token in {duration(item.ttft_seconds)}, over the objective of {duration(objective)}"
         if self._best.ttft_seconds > objective:
             return f"first token later: {duration(item.ttft_seconds)}"
-        mine, theirs = duration(cost), duration(best_cost)
+        mine, theirs = duration(item.cost_seconds), duration(self._best.cost_seconds)
         if mine == theirs:
             return f"costs as much ({mine}), and is asked after it"
         return f"costs {mine} against {theirs}"

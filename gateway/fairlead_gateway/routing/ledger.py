@@ -5,10 +5,11 @@ waits for its first token is counted in seconds of prefill, everything in flight
 finishes, fails or its client goes, whatever happened in between, so the sums cannot drift.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import fsum  # the same sum in whatever order
 
+from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.routing.shared import SharedRows
 
 
@@ -22,22 +23,45 @@ class InstanceLoad:
     inflight_tokens: float = 0.0
 
 
-@dataclass(slots=True)
-class _Flight:
-    instance: str
-    seconds: float
-    tokens: float
-    waiting: bool = True
-
-
-@dataclass(slots=True)
 class Tally:
     """The running sums of one instance; read them, never change them."""
 
-    inflight: int = 0
-    waiting: int = 0
-    backlog_seconds: float = 0.0
-    inflight_tokens: float = 0.0
+    __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "waiting")
+
+    def __init__(
+        self,
+        instance: str,
+        inflight: int = 0,
+        waiting: int = 0,
+        backlog_seconds: float = 0.0,
+        inflight_tokens: float = 0.0,
+    ) -> None:
+        self.instance = instance
+        self.inflight = inflight
+        self.waiting = waiting
+        self.backlog_seconds = backlog_seconds
+        self.inflight_tokens = inflight_tokens
+
+    def busier(self, other: "Tally") -> bool:
+        """By backlog, then by tokens in flight, then by id."""
+        if self.backlog_seconds != other.backlog_seconds:
+            return self.backlog_seconds > other.backlog_seconds
+        if self.inflight_tokens != other.inflight_tokens:
+            return self.inflight_tokens > other.inflight_tokens
+        return self.instance > other.instance
+
+
+class Flight:
+    """A request on its way: what it weighs, and whether it still waits for its first token."""
+
+    __slots__ = ("request", "seconds", "tally", "tokens", "waiting")
+
+    def __init__(self, request: RouteRequest, tally: Tally, seconds: float, tokens: float) -> None:
+        self.request = request
+        self.tally = tally
+        self.seconds = seconds
+        self.tokens = tokens
+        self.waiting = True
 
 
 class Ledger:
@@ -46,92 +70,89 @@ class Ledger:
 
     def __init__(self, shared: SharedRows | None = None) -> None:
         self._shared = shared
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._sums: dict[str, Tally] = {}
-        self._nothing = Tally()
+        self._kept: Collection[str] = ()
 
-    def dispatched(self, request: str, instance: str, *, seconds: float, tokens: float) -> None:
-        """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
-        dispatch."""
-        if request in self._flights:
-            self.ended(request)
-        self._flights[request] = _Flight(instance, seconds, tokens)
+    def keep(self, instances: Collection[str]) -> None:
+        """The sums of these stay when nothing is in flight there; those of others go then."""
+        self._kept = instances
+        for item in [name for name, total in self._sums.items() if not total.inflight and name not in instances]:
+            del self._sums[item]
+
+    def tally(self, instance: str) -> Tally:
+        """This gateway's own sums of an instance, kept up to date as long as the instance is kept."""
         total = self._sums.get(instance)
         if total is None:
-            total = self._sums[instance] = Tally()
+            total = self._sums[instance] = Tally(instance)
+        return total
+
+    def dispatched(self, request: RouteRequest, instance: str, *, seconds: float, tokens: float) -> None:
+        """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
+        dispatch."""
+        name = request.id
+        if name in self._flights:
+            self.ended(name)
+        total = self.tally(instance)
+        self._flights[name] = Flight(request, total, seconds, tokens)
         total.inflight += 1
         total.waiting += 1
         total.backlog_seconds += seconds
         total.inflight_tokens += tokens
         if self._shared is not None:
-            self._show(instance, total)
+            self._show(total)
+
+    def flies(self, request: str) -> bool:
+        """Whether the request has been dispatched and has not ended."""
+        return request in self._flights
 
     def first_token(self, request: str) -> None:
         """The prefill is done; unknown ids are ignored (the client may have left)."""
         flight = self._flights.get(request)
         if flight is not None and flight.waiting:
-            total = self._sums[flight.instance]
-            _answered(flight, total)
+            _answered(flight)
             if self._shared is not None:
-                self._show(flight.instance, total)
+                self._show(flight.tally)
 
-    def ended(self, request: str) -> str | None:
-        """The request is over; returns the instance that it was on."""
-        flight = self._flights.pop(request, None)
+    def ended(self, request: str) -> Flight | None:
+        """The request is over; returns what it was, None when it is unknown."""
+        flight = self._flights.get(request)
         if flight is None:
             return None
-        total = self._sums[flight.instance]
+        del self._flights[request]
+        total = flight.tally
         if flight.waiting:
-            _answered(flight, total)
+            _answered(flight)
         total.inflight -= 1
         total.inflight_tokens = total.inflight_tokens - flight.tokens if total.inflight else 0.0
-        if not total.inflight:
-            del self._sums[flight.instance]
+        if not total.inflight and total.instance not in self._kept:
+            del self._sums[total.instance]
         if self._shared is not None:
-            self._show(flight.instance, total)
-        return flight.instance
+            self._show(total)
+        return flight
 
-    def peek(self, instance: str) -> Tally:
-        """The live sums of one instance, without the cost of a copy: for a decision made at once."""
-        own = self._sums.get(instance, self._nothing)
-        return own if self._shared is None else _together(own, self._shared.others(instance))
+    def seen(self, own: Tally) -> Tally:
+        """The live sums of one instance for a decision made at once: the siblings' too where there are any."""
+        return own if self._shared is None else _together(own, self._shared.others(own.instance))
 
-    def least_busy(self, ids: Sequence[str], drawn: Sequence[str]) -> tuple[str, float]:
-        """The least busy of ``drawn`` (by backlog, then tokens in flight, then id), and the backlog of all ``ids`` together."""
-        if self._shared is not None:
-            return self._least_busy_of_all(ids, drawn)
-        sums, nothing = self._sums, self._nothing
-        least, least_load = "", nothing
-        for item in drawn:
-            load = sums.get(item, nothing)
-            if not least or (load.backlog_seconds, load.inflight_tokens, item) < (
-                least_load.backlog_seconds,
-                least_load.inflight_tokens,
-                least,
-            ):
-                least, least_load = item, load
-        busy = sums.keys() & ids if len(sums) < len(ids) else ids
-        return least, fsum([sums[item].backlog_seconds for item in busy if item in sums])
-
-    def _least_busy_of_all(self, ids: Sequence[str], drawn: Sequence[str]) -> tuple[str, float]:
-        """The same with what the siblings have sent."""
-        loads = {item: self.peek(item) for item in ids}
-        least = min(drawn, key=lambda item: (loads[item].backlog_seconds, loads[item].inflight_tokens, item))
-        return least, fsum([load.backlog_seconds for load in loads.values()])
+    def seen_all(self, own: list[Tally]) -> list[Tally]:
+        """``seen`` of each."""
+        return own if self._shared is None else [self.seen(item) for item in own]
 
     def busy(self) -> Sequence[str]:
         """The instances on which anything of ours is in flight."""
-        return tuple(self._sums)
+        return tuple([name for name, total in self._sums.items() if total.inflight])
 
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""
-        for instance, total in self._sums.items():
-            self._show(instance, total)
+        for total in self._sums.values():
+            if total.inflight:
+                self._show(total)
 
-    def _show(self, instance: str, total: Tally) -> None:
+    def _show(self, total: Tally) -> None:
         assert self._shared is not None
         backlog, tokens = max(0.0, total.backlog_seconds), max(0.0, total.inflight_tokens)
-        self._shared.write(instance, total.inflight, total.waiting, backlog, tokens)
+        self._shared.write(total.instance, total.inflight, total.waiting, backlog, tokens)
 
     def load(self, instance: str) -> InstanceLoad:
         """The present sums of one instance; zeros when nothing of ours is there."""
@@ -143,11 +164,37 @@ class Ledger:
         )
 
 
+def least_busy(loads: list[Tally]) -> Tally:
+    """The least busy of at least one."""
+    least = loads[0]
+    for load in loads:
+        if least.busier(load):
+            least = load
+    return least
+
+
+def backlog_of(loads: list[Tally]) -> float:
+    """Seconds of prefill before all of them together, the same in whatever order they come."""
+    one = other = 0.0
+    for load in loads:
+        seconds = load.backlog_seconds
+        if seconds == 0.0:
+            continue
+        if one == 0.0:
+            one = seconds
+        elif other == 0.0:
+            other = seconds
+        else:
+            return fsum([load.backlog_seconds for load in loads])
+    return one + other  # of two the sum is as exact as fsum's, at a tenth of its cost
+
+
 def _together(own: Tally, others: tuple[int, int, float, float] | None) -> Tally:
     if others is None:
         return own
     inflight, waiting, backlog, tokens = others
     return Tally(
+        own.instance,
         own.inflight + inflight,
         own.waiting + waiting,
         own.backlog_seconds + backlog,
@@ -155,8 +202,9 @@ def _together(own: Tally, others: tuple[int, int, float, float] | None) -> Tally
     )
 
 
-def _answered(flight: _Flight, total: Tally) -> None:
+def _answered(flight: Flight) -> None:
     """A prefill is done: its seconds are before nobody any more."""
     flight.waiting = False
+    total = flight.tally
     total.waiting -= 1
     total.backlog_seconds = total.backlog_seconds - flight.seconds if total.waiting else 0.0

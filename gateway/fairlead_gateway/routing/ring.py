@@ -9,11 +9,15 @@ replica with the same secret computes the same ones.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Final
 
 import xxhash
 
-POINTS = 96
+POINTS: Final = 96
+_REMEMBERED: Final = 4_096
+"""So many keys' homes are remembered: the next turn of a conversation asks for the same ones."""
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Ring:
@@ -29,7 +33,7 @@ class Ring:
         self._points = [digest for digest, _ in placed]
         self._members = [member for _, member in placed]
 
-    def home(self, digest: int, *, other_than: frozenset[str] = frozenset()) -> str | None:
+    def home(self, digest: int, *, other_than: frozenset[str] = _NOBODY) -> str | None:
         """The first member at or after ``digest`` that is not in ``other_than``; None when there is none."""
         count = len(self._points)
         start = bisect_left(self._points, digest)
@@ -49,17 +53,28 @@ class Homes:
         self._first = Ring(weights, key=secret + b"|ring-1|")
         self._second = Ring(weights, key=secret + b"|ring-2|")
         self._secret = secret
+        self._known: dict[Hashable, tuple[str, ...]] = {}
 
-    def pair(self, key: int, *, other_than: frozenset[str] = frozenset()) -> tuple[str, ...]:
-        """The homes of ``key``: two different members, one when only one is left, none when none is."""
-        raw = key.to_bytes(8, "big")
-        if not other_than:
-            one = self._first.home(xxhash.xxh3_64_intdigest(raw + self._secret, 1))
-            two = self._second.home(xxhash.xxh3_64_intdigest(raw + self._secret, 2))
-            if one is not None and two is not None and one != two:
-                return one, two
-        first = self._first.home(xxhash.xxh3_64_intdigest(raw + self._secret, 1), other_than=other_than)
+    def pair(self, key: Hashable, *, other_than: frozenset[str] = _NOBODY) -> tuple[str, ...]:
+        """The homes of ``key``, a 64-bit number: two different members, one when only one is left, none when none is."""
+        if other_than:
+            return self._pair(key, other_than)
+        found = self._known.get(key)
+        if found is None:
+            found = self._pair(key, other_than)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def _pair(self, key: Hashable, other_than: frozenset[str]) -> tuple[str, ...]:
+        assert isinstance(key, int)
+        raw = key.to_bytes(8, "big") + self._secret
+        first = self._first.home(xxhash.xxh3_64_intdigest(raw, 1), other_than=other_than)
         if first is None:
             return ()
-        second = self._second.home(xxhash.xxh3_64_intdigest(raw + self._secret, 2), other_than=other_than | {first})
+        beside = xxhash.xxh3_64_intdigest(raw, 2)
+        second = self._second.home(beside, other_than=other_than)
+        if second == first:
+            second = self._second.home(beside, other_than=other_than | {first})
         return (first,) if second is None else (first, second)

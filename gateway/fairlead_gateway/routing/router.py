@@ -6,32 +6,48 @@ functions of the presets.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import xxhash
 
 from fairlead.decision import Decision
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model
+from fairlead.fleet import Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
 from fairlead_gateway.routing import dual_hash, simple
-from fairlead_gateway.routing.hotness import HotPrefixes, levels
-from fairlead_gateway.routing.ledger import InstanceLoad, Ledger
+from fairlead_gateway.routing.hotness import HotPrefixes
+from fairlead_gateway.routing.ledger import InstanceLoad, Ledger, Tally, backlog_of, least_busy
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
 from fairlead_gateway.routing.shared import Siblings
-from fairlead_kvstore.mirror import PrefixMirror
+from fairlead_kvstore.mirror import Matched, PrefixMirror
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
-OUTPUT_GUESS_TOKENS = 256.0
-SCALE_PACE = 0.05
-SCALE_MOST = 4.0
-SCALE_LEAST_TOKENS = 64
+OUTPUT_GUESS_TOKENS: Final = 256.0
+SCALE_PACE: Final = 0.05
+SCALE_MOST: Final = 4.0
+SCALE_LEAST_TOKENS: Final = 64
 """How fast, how far and from which prompts the estimate of tokens follows what engines report."""
-SCAN_MOST = 16
+SCAN_MOST: Final = 16
 """Up to this many instances the least busy one is found by looking at all; beyond, among two drawn by the request's
 id."""
+_BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
+_NOBODY: frozenset[str] = frozenset()
+
+
+class _Place:
+    """A ready instance with what a decision asks about it."""
+
+    __slots__ = ("bit", "id", "kv_tokens", "profile", "tally")
+
+    def __init__(self, id: str, profile: EngineProfile, tally: Tally, bit: int) -> None:
+        self.id = id
+        self.profile = profile
+        self.kv_tokens = profile.kv_tokens
+        self.tally = tally
+        self.bit = bit
 
 
 class ModelRouter:
@@ -47,14 +63,22 @@ class ModelRouter:
         self._ledger = Ledger(siblings.rows if siblings is not None else None)
         self._mirror = PrefixMirror(self._limits.mirror_blocks_per_instance)
         self._hot = HotPrefixes()
-        self._model: Model | None = None
-        self._ready: dict[str, Instance] = {}
-        self._ids: list[str] = []
-        self._profiles: dict[str, EngineProfile] = {}
+        # What is asked for every request is read out of the model once: it is of a module that is not compiled.
+        self._model_key = ""
+        self._preset = ""
+        self._objectives = Objectives()
+        self._ttft_limit: float | None = None
+        self._ttft_grows = False
+        self._ready: dict[str, _Place] = {}
+        self._places: list[_Place] = []
+        self._tallies: list[Tally] = []
+        self._by_bit: dict[int, _Place] = {}
+        self._bits = 0
+        self._weights: dict[str, float] = {}
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
-        self._requests: dict[str, RouteRequest] = {}
-        self._matched_last: tuple[RouteRequest | None, dict[str, float]] = (None, {})
+        self._asked: RouteRequest | None = None  # whose match is in ``_found``
+        self._found = Matched()
         self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
 
     def update(self, model: Model, instances: Sequence[Instance], membership_epoch: int) -> None:
@@ -63,63 +87,82 @@ class ModelRouter:
             raise BadInput(
                 f"no routing preset is called {model.preset!r}", field="routing.preset", hint=", ".join(PRESETS)
             )
-        self._model = model
+        self._model_key, self._preset, self._objectives = model.key, model.preset, model.objectives
+        self._ttft_limit = model.objectives.ttft_limit(0.0)
+        self._ttft_grows = model.objectives.ttft_per_kilo_token_seconds != 0.0
         kept = {item.id for item in instances if item.state in (InstanceState.READY, InstanceState.DRAINING)}
         for gone in set(self._ready) - kept:
             self._mirror.forget(gone)
-        weights = {item.id: item.weight for item in instances if item.state is InstanceState.READY}
-        if weights != {item.id: item.weight for item in self._ready.values()}:
-            self._homes = Homes(weights, secret=self._secret)
-        self._ready = {item.id: item for item in instances if item.state is InstanceState.READY}
-        self._ids = list(self._ready)
-        self._profiles = {item: instance.profile or self._profile_default for item, instance in self._ready.items()}
+        ready = [item for item in instances if item.state is InstanceState.READY]
+        weights = {item.id: item.weight for item in ready}
+        if weights != self._weights:
+            self._homes, self._weights = Homes(weights, secret=self._secret), weights
+        self._ledger.keep(weights)
+        self._ready = {
+            item.id: _Place(
+                item.id,
+                item.profile or self._profile_default,
+                self._ledger.tally(item.id),
+                self._mirror.hold(item.id),
+            )
+            for item in ready
+        }
+        self._places = list(self._ready.values())
+        self._tallies = [place.tally for place in self._places]
+        self._by_bit = {place.bit: place for place in self._places}
+        self._bits = sum(self._by_bit)
 
-    def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = frozenset()) -> Decision:
+    def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
         """Choose an instance; ``excluded`` ones have just failed this request. ``chosen`` is None when none is left."""
         del now  # the ledger holds no ages: everything in it is this gateway's own and exact
-        ids = [item for item in self._ids if item not in excluded] if excluded else self._ids
-        if not ids or self._model is None:
+        places = [place for place in self._places if place.id not in excluded] if excluded else self._places
+        if not places:
             return Decision(
                 None, "none", "no instance is ready" if not self._ready else "every ready instance was tried"
             )
-        self._matched_last = (None, {})
-        key = self._key(request)
-        preset = self._model.preset
+        self._asked = None
+        found = self._hot.levels(request.chain)
+        if not self._ledger.flies(request.id):  # seen once, however often the request is retried
+            self._hot.observe(found, len(self._ready))
+        key = self._hot.key(found)
+        preset = self._preset
+        if preset == "dual-hash":
+            return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places)
         if preset == "round-robin":
-            decision = simple.round_robin(ids, self._turn)
+            decision = simple.round_robin([place.id for place in places], self._turn)
             self._turn += 1
             return decision
         if preset == "least-request":
-            return simple.least_request({item: self._ledger.peek(item).inflight for item in ids}, request.id)
-        if preset == "session":
-            named = request.session is not None
-            digest = xxhash.xxh3_64_intdigest((request.session or "").encode(), 7) if named else key
-            return simple.session(self._homes.pair(digest, other_than=excluded), named)
-        return self._dual_hash(request, key, ids, excluded)
+            return simple.least_request(
+                {place.id: self._ledger.seen(place.tally).inflight for place in places}, request.id
+            )
+        named = request.session is not None
+        digest = xxhash.xxh3_64_intdigest((request.session or "").encode(), 7) if named else key
+        return simple.session(self._homes.pair(digest, other_than=excluded), named)
 
     def dispatched(self, request: RouteRequest, instance_id: str, now: float) -> None:
         """The request was sent there: its prefill is backlog, and its blocks count as held there from now on."""
         del now
-        profile = self._profiles.get(instance_id, self._profile_default)
+        place = self._ready.get(instance_id)
+        profile = self._profile_default if place is None else place.profile
+        bit = self._mirror.bit(instance_id) if place is None else place.bit
         prompt = request.prompt_tokens * self._scale
-        matched = self._matched(request).get(instance_id, 0.0)
-        self._matched_last = (None, {})
+        matched = min(prompt, self._matched(request).size(bit) * (self._scale / _BYTES_PER_TOKEN))
+        self._asked = None
         most = request.max_tokens
         tokens = prompt + (OUTPUT_GUESS_TOKENS if not most or most > OUTPUT_GUESS_TOKENS else most)
-        self._ledger.dispatched(request.id, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
-        self._requests[request.id] = request
-        if self._siblings is not None and self._model is not None:
-            self._siblings.sent(self._model.key, request, instance_id)
-        if instance_id in self._ready:
-            chain = request.chain
-            self._mirror.add(instance_id, chain.hashes, chain.ends, capacity=self._bytes(profile.kv_tokens))
+        self._ledger.dispatched(request, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
+        if self._siblings is not None:
+            self._siblings.sent(self._model_key, request, instance_id)
+        if place is not None:
+            self._hold(place, request.chain)
 
     def heard(self, instance_id: str, chain: PrefixChain) -> None:
         """A sibling sent a prompt there: its blocks are held there, and it counts for how hot prefixes are."""
-        if instance_id in self._ready:
-            self._hot.observe(levels(chain), len(self._ready))
-            profile = self._profiles.get(instance_id, self._profile_default)
-            self._mirror.add(instance_id, chain.hashes, chain.ends, capacity=self._bytes(profile.kv_tokens))
+        place = self._ready.get(instance_id)
+        if place is not None:
+            self._hot.observe(self._hot.levels(chain), len(self._ready))
+            self._hold(place, chain)
 
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""
@@ -141,29 +184,30 @@ class ModelRouter:
     ) -> None:
         """The answer is complete; what the engine reported may be None."""
         del now, cached_tokens
-        instance_id = self._ledger.ended(request_id)
-        request = self._requests.pop(request_id, None)
-        if request is not None and prompt_tokens and request.prompt_tokens >= SCALE_LEAST_TOKENS:
-            seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / request.prompt_tokens))
+        flight = self._ledger.ended(request_id)
+        if flight is None:
+            return
+        sent = flight.request.prompt_tokens
+        if prompt_tokens and sent >= SCALE_LEAST_TOKENS:
+            seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / sent))
             self._scale += SCALE_PACE * (seen - self._scale)
-        if instance_id in self._ready and request is not None and output_tokens:
+        place = self._ready.get(flight.tally.instance) if output_tokens else None
+        if place is not None and output_tokens:
             # What was generated occupies the engine's cache too and pushes older blocks out.
-            profile = self._profiles[instance_id]
-            ghost = xxhash.xxh3_64_intdigest(request_id.encode(), request.chain.tail)
-            self._mirror.add(
-                instance_id, (ghost,), (self._bytes(output_tokens),), capacity=self._bytes(profile.kv_tokens)
-            )
+            self._mirror.occupy(place.id, self._bytes(output_tokens), capacity=self._bytes(place.kv_tokens))
 
     def abandoned(self, request_id: str, now: float) -> None:
         """The request failed there or its client left: its load is gone at once."""
         del now
         self._ledger.ended(request_id)
-        self._requests.pop(request_id, None)
 
     def uncached(self, request: RouteRequest) -> float:
         """Tokens of the prompt that even the instance that holds most of it would have to compute."""
-        held = max((size for item, size in self._matched(request).items() if item in self._ready), default=0.0)
-        return self.prompt_tokens(request) - held
+        prompt, found = self.prompt_tokens(request), self._matched(request)
+        for size, mask in zip(reversed(found.reached), reversed(found.masks), strict=True):
+            if mask & self._bits:
+                return prompt - min(prompt, size * (self._scale / _BYTES_PER_TOKEN))
+        return prompt
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This process's own load on every instance that is ready, and on those that still have some of it."""
@@ -171,19 +215,11 @@ class ModelRouter:
 
     def least_backlog(self) -> float:
         """Seconds of prefill before the least busy ready instance, what siblings sent included."""
-        return min((self._ledger.peek(item).backlog_seconds for item in self._ready), default=0.0)
+        return min((self._ledger.seen(place.tally).backlog_seconds for place in self._places), default=0.0)
 
     def homes(self, request: RouteRequest) -> tuple[str, ...]:
         """The two homes that the request's prefix hashes to at this moment."""
-        return self._homes.pair(self._hot.key(levels(request.chain)))
-
-    def _key(self, request: RouteRequest) -> int:
-        """The routing key; the prompt is counted as seen once, however often the request is retried."""
-        if request.id in self._requests:
-            return self._hot.key(levels(request.chain))
-        found = levels(request.chain)
-        self._hot.observe(found, len(self._ready))
-        return self._hot.key(found)
+        return self._homes.pair(self._hot.key(self._hot.levels(request.chain)))
 
     def prompt_tokens(self, request: RouteRequest) -> float:
         """The prompt's length as this model's engines count it."""
@@ -191,65 +227,80 @@ class ModelRouter:
 
     def _bytes(self, tokens: int) -> int:
         """How much prompt text that many of the engine's tokens are."""
-        return int(tokens * BYTES_PER_TOKEN / self._scale)
+        return int(tokens * _BYTES_PER_TOKEN / self._scale)
 
-    def _matched(self, request: RouteRequest) -> dict[str, float]:
-        """Tokens of the prompt that each instance holds, from bytes by the rate that this model's engines report."""
-        chain = request.chain
-        known, matched = self._matched_last
-        if known is request:  # the dispatch of what has just been decided
-            return matched
-        found = self._mirror.matched(chain.hashes, chain.ends)
-        prompt, rate = self.prompt_tokens(request), self._scale / BYTES_PER_TOKEN
-        matched = {item: min(prompt, size * rate) for item, size in found.items()} if found else {}
-        self._matched_last = (request, matched)
-        return matched
+    def _hold(self, place: _Place, chain: PrefixChain) -> None:
+        self._mirror.add(place.id, chain.hashes, chain.ends, capacity=self._bytes(place.kv_tokens))
 
-    def _dual_hash(self, request: RouteRequest, key: int, ids: list[str], excluded: frozenset[str]) -> Decision:
-        homes = self._homes.pair(key, other_than=excluded)
-        matched = self._matched(request)
-        least, total = self._ledger.least_busy(ids, self._drawn(request, ids))
-        wanted = [*homes]
-        holder = self._holder(matched, excluded) if matched else None
-        if holder is not None and holder not in homes:
+    def _matched(self, request: RouteRequest) -> Matched:
+        """What of the prompt each instance holds, in bytes."""
+        if self._asked is not request:  # it is at the dispatch of what has just been decided
+            self._found = self._mirror.matched(request.chain.hashes, request.chain.ends)
+            self._asked = request
+        return self._found
+
+    def _dual_hash(self, request: RouteRequest, homes: tuple[str, ...], places: list[_Place]) -> Decision:
+        ready, ledger = self._ready, self._ledger
+        prompt = request.prompt_tokens * self._scale
+        rate = self._scale / _BYTES_PER_TOKEN
+        found = self._matched(request)
+        holder = self._holder(found, prompt, rate, places) if found.masks else None
+        loads = ledger.seen_all(self._tallies if places is self._places else [place.tally for place in places])
+        total = backlog_of(loads)
+        least = ready[least_busy(loads if len(loads) <= SCAN_MOST else _drawn(request, loads)).instance]
+        wanted = [ready[home] for home in homes]
+        if holder is not None and holder not in wanted:
             wanted.append(holder)
         if least not in wanted:
             wanted.append(least)
-        prompt = request.prompt_tokens * self._scale
-        assert self._model is not None
-        limit = self._model.objectives.ttft_limit(prompt)
-        peek, profiles, held = self._ledger.peek, self._profiles, matched.get
-        candidates = []
-        for item in wanted:
-            load, profile, hit = peek(item), profiles[item], held(item, 0.0)
+        candidates: list[Candidate] = []
+        for place in wanted:
+            load = ledger.seen(place.tally)
+            hit = min(prompt, found.size(place.bit) * rate)
             candidates.append(
                 Candidate(
-                    item,
+                    place.id,
                     load.backlog_seconds,
-                    profile.prefill(prompt, hit),
+                    place.profile.prefill(prompt, hit),
                     hit,
                     load.inflight,
                     load.inflight_tokens,
-                    profile.kv_tokens,
-                    item in homes,
-                    item == holder,
+                    place.kv_tokens,
+                    len(candidates) < len(homes),
+                    place is holder,
                 )
             )
-        return dual_hash.choose(candidates, mean_backlog_seconds=total / len(ids), objective_seconds=limit)
+        limit = self._ttft_limit
+        if self._ttft_grows:
+            limit = self._objectives.ttft_limit(prompt)
+        return dual_hash.choose(candidates, mean_backlog_seconds=total / len(places), objective_seconds=limit)
 
-    def _holder(self, matched: Mapping[str, float], excluded: frozenset[str]) -> str | None:
-        """The least busy of the usable instances that hold the longest prefix."""
-        ready, peek = self._ready, self._ledger.peek
-        usable = {item: size for item, size in matched.items() if item in ready and item not in excluded}
-        longest = max(usable.values(), default=0.0)
-        if longest <= 0:
-            return None
-        holders = [item for item, size in usable.items() if size == longest]
-        return holders[0] if len(holders) == 1 else min(holders, key=lambda item: (peek(item).backlog_seconds, item))
+    def _holder(self, found: Matched, prompt: float, rate: float, places: list[_Place]) -> _Place | None:
+        """The least busy of those among ``places`` that hold the longest prefix."""
+        usable = self._bits if places is self._places else sum([place.bit for place in places])
+        longest = least = 0.0
+        best: _Place | None = None
+        index = len(found.masks)
+        while index:
+            index -= 1
+            mask = found.masks[index] & usable
+            if not mask:
+                continue
+            tokens = min(prompt, found.reached[index] * rate)
+            if tokens <= 0 or (best is not None and tokens != longest):
+                break
+            longest = tokens
+            while mask:
+                bit = mask & -mask
+                mask ^= bit
+                place = self._by_bit[bit]
+                seconds = self._ledger.seen(place.tally).backlog_seconds
+                if best is None or seconds < least or (seconds == least and place.id < best.id):
+                    best, least = place, seconds
+        return best
 
-    def _drawn(self, request: RouteRequest, ids: list[str]) -> list[str]:
-        """Those among whom the least busy one is looked for."""
-        if len(ids) <= SCAN_MOST:
-            return ids
-        digest = xxhash.xxh3_64_intdigest(request.id.encode())
-        return [ids[digest % len(ids)], ids[(digest >> 32) % len(ids)]]
+
+def _drawn(request: RouteRequest, loads: list[Tally]) -> list[Tally]:
+    """Those among whom the least busy one is looked for where they are many."""
+    digest = xxhash.xxh3_64_intdigest(request.id.encode())
+    return [loads[digest % len(loads)], loads[(digest >> 32) % len(loads)]]

@@ -3,7 +3,9 @@
 from random import Random
 
 from fairlead_gateway.routing import PrefixChain, prefix_chain
-from fairlead_gateway.routing.hotness import HotPrefixes, levels
+from fairlead_gateway.routing.hotness import HotPrefixes
+
+levels = HotPrefixes().levels
 
 
 def chain_of_blocks(*blocks: int) -> PrefixChain:

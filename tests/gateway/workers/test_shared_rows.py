@@ -3,8 +3,8 @@
 import pytest
 
 from fairlead.fleet import Fleet, Instance
-from fairlead_gateway.routing import shared
-from fairlead_gateway.routing.ledger import Ledger, Tally
+from fairlead_gateway.routing import PrefixChain, RouteRequest, shared
+from fairlead_gateway.routing.ledger import Ledger, backlog_of
 from fairlead_gateway.routing.shared import SharedRows
 from fairlead_gateway.slots import Slots
 
@@ -23,29 +23,38 @@ def rows_of(memory: memoryview, count: int = 3) -> list[SharedRows]:
     return found
 
 
+def asked(name: str) -> RouteRequest:
+    return RouteRequest(name, PrefixChain((), (), 0), 1.0)
+
+
+def sums(ledger: Ledger, instance: str) -> tuple[int, int, float, float]:
+    seen = ledger.seen(ledger.tally(instance))
+    return seen.inflight, seen.waiting, seen.backlog_seconds, seen.inflight_tokens
+
+
 def test_a_ledger_sees_its_siblings_for_decisions_and_itself_alone_for_reports() -> None:
     first, second, third = (Ledger(one) for one in rows_of(cells()))
-    first.dispatched("r1", "a", seconds=0.5, tokens=100.0)
-    second.dispatched("r2", "a", seconds=0.25, tokens=50.0)
-    second.dispatched("r3", "b", seconds=2.0, tokens=10.0)
-    assert third.peek("a") == Tally(2, 2, 0.75, 150.0)
-    assert first.peek("a") == Tally(2, 2, 0.75, 150.0)
+    first.dispatched(asked("r1"), "a", seconds=0.5, tokens=100.0)
+    second.dispatched(asked("r2"), "a", seconds=0.25, tokens=50.0)
+    second.dispatched(asked("r3"), "b", seconds=2.0, tokens=10.0)
+    assert sums(third, "a") == (2, 2, 0.75, 150.0)
+    assert sums(first, "a") == (2, 2, 0.75, 150.0)
     assert first.load("a").inflight == 1
-    assert third.least_busy(["a", "b"], ["a", "b"]) == ("a", 2.75)
+    assert backlog_of(third.seen_all([third.tally("a"), third.tally("b")])) == 2.75
     second.first_token("r2")
-    assert third.peek("a") == Tally(2, 1, 0.5, 150.0)
+    assert sums(third, "a") == (2, 1, 0.5, 150.0)
     second.ended("r2")
     second.ended("r3")
     first.ended("r1")
-    assert third.peek("a") == third.peek("b") == Tally()
-    assert third.least_busy(["a", "b"], ["b"]) == ("b", 0.0)
+    assert sums(third, "a") == sums(third, "b") == (0, 0, 0.0, 0.0)
+    assert backlog_of(third.seen_all([third.tally("a"), third.tally("b")])) == 0.0
 
 
 def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_next() -> None:
     memory = cells()
     first, second, _ = rows_of(memory)
     ledger = Ledger(second)
-    ledger.dispatched("r", "b", seconds=1.0, tokens=7.0)
+    ledger.dispatched(asked("r"), "b", seconds=1.0, tokens=7.0)
     assert first.others("b") == (1, 1, 1.0, 7.0)
     first.read_rows([2])
     assert first.others("b") is None
@@ -59,18 +68,18 @@ def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_n
 def test_an_instance_without_a_slot_is_each_workers_own_and_one_that_gets_a_slot_is_shown_at_once() -> None:
     first, second, _ = rows_of(cells())
     ledger, other = Ledger(first), Ledger(second)
-    ledger.dispatched("r", "late", seconds=1.0, tokens=1.0)
-    assert other.peek("late") == Tally()
+    ledger.dispatched(asked("r"), "late", seconds=1.0, tokens=1.0)
+    assert sums(other, "late") == (0, 0, 0.0, 0.0)
     for one in (first, second):
         one.place({"a": 0, "b": 5, "late": 7})
     ledger.show_again()
-    assert other.peek("late") == Tally(1, 1, 1.0, 1.0)
+    assert sums(other, "late") == (1, 1, 1.0, 1.0)
 
 
 def test_without_rows_a_ledger_writes_and_reads_none() -> None:
     ledger = Ledger()
-    ledger.dispatched("r", "a", seconds=1.0, tokens=1.0)
-    assert ledger.peek("a") is ledger.peek("a")
+    ledger.dispatched(asked("r"), "a", seconds=1.0, tokens=1.0)
+    assert ledger.seen(ledger.tally("a")) is ledger.tally("a")
     assert ledger.busy() == ("a",)
 
 
