@@ -1,5 +1,8 @@
 """The decision log keeps the newest requests whole, and nothing else."""
 
+import random
+from collections import OrderedDict
+
 from fairlead.decision import Decision
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry import Outcome
@@ -49,3 +52,17 @@ def test_the_last_decisions_of_one_model_are_found_among_others() -> None:
     for n in range(6):
         log.append(_record(f"r{n}", model=f"default/m{n % 2}"))
     assert [logged.last.request_id for logged in log.last(2, "default/m0")] == ["r4", "r2"]
+
+
+def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> None:
+    draw = random.Random(3)
+    log, wanted = DecisionLog(5), OrderedDict[str, None]()
+    for _ in range(500):
+        name = f"r{draw.randrange(9)}"
+        log.append(_record(name))
+        wanted.pop(name, None)
+        wanted[name] = None
+        if len(wanted) > 5:
+            wanted.popitem(last=False)
+        assert [logged.last.request_id for logged in log.last(9)] == [*reversed(wanted)]
+        assert len(log) == len(wanted)

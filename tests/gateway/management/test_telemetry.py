@@ -1,6 +1,7 @@
 """What is counted is what happened, in the text for Prometheus and in the window of a minute."""
 
 import math
+from bisect import bisect_left
 from dataclasses import replace
 
 from hypothesis import given
@@ -17,7 +18,7 @@ from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.exposition import escape
-from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, quantile
+from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket, quantile
 
 KEY = "default/tiny"
 HERE = "main-0/9001/0"
@@ -330,3 +331,23 @@ def test_attainment_needs_every_part_there_is() -> None:
 def test_attainment_without_objectives_is_not_known() -> None:
     judged = attainment(Objectives(), prompt_tokens=None, ttft_seconds=0.1, itl_mean_seconds=0.1, failed=True)
     assert (judged.ttft, judged.itl, judged.both) == (None, None, None)
+
+
+@given(st.floats(0.0, 100_000_000.0), st.sampled_from([SECONDS_BOUNDS, TOKEN_BOUNDS, OVERHEAD_BOUNDS]))
+def test_a_value_falls_into_the_bucket_that_the_library_would_find(value: float, bounds: tuple[float, ...]) -> None:
+    assert bucket(bounds, value) == bisect_left(bounds, value)
+    assert bucket(bounds, bounds[int(value) % len(bounds)]) == int(value) % len(bounds)
+
+
+def test_what_waits_in_fields_of_its_own_is_seen_by_whoever_asks_and_counted_once() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    telemetry.finished(ENDED)
+    series = telemetry.models[KEY]
+    assert series.by_status == {200: 1}
+    for _ in range(2):
+        assert series.ints[at.FINISHED] == 1
+        assert math.isclose(series.sums[at.DURATION_SUM], 1.5)
+    telemetry.finished(ENDED)
+    assert math.isclose(series.sums[at.DURATION_SUM], 3.0)
+    assert (series.ints[at.FINISHED], series.by_status) == (2, {200: 2})
+    assert series.instances[HERE].ints[at.I_FINISHED] == 2

@@ -1,0 +1,91 @@
+"""What takes too long is ended, oldest first, by one timer; what has ended is not."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from fairlead.clock import ManualClock
+from fairlead_gateway import overdue as module
+from fairlead_gateway.overdue import Endable, Overdue
+
+pytestmark = pytest.mark.skipif(
+    not (module.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"
+)
+
+
+class Timer:
+    """A loop's only timer, fired by hand."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.due: float | None = None
+        self.fire: Callable[[], None] | None = None
+
+    def call_later(self, seconds: float, fire: Callable[[], None]) -> SimpleNamespace:
+        assert self.fire is None
+        self.due, self.fire = self._clock.now() + seconds, fire
+        return SimpleNamespace(cancel=self._cancel)
+
+    def _cancel(self) -> None:
+        self.due = self.fire = None
+
+    def look(self) -> None:
+        """Fire if it is time."""
+        while self.due is not None and self.due <= self._clock.now():
+            fire, self.due, self.fire = self.fire, None, None
+            assert fire is not None
+            fire()
+
+
+class One(Endable):
+    """It remembers whether it was late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lates = 0
+
+    def late(self) -> None:
+        self.lates += 1
+
+
+def made(seconds: float) -> tuple[Overdue, ManualClock, Timer]:
+    clock = ManualClock(1_000.0)
+    timer = Timer(clock)
+    return Overdue(cast(asyncio.AbstractEventLoop, timer), seconds, clock.now), clock, timer
+
+
+def test_whatever_is_not_over_in_time_is_late_once_and_nothing_else_is() -> None:
+    draw = random.Random(5)
+    overdue, clock, timer = made(3.0)
+    begun: dict[One, float] = {}
+    over: set[One] = set()
+    for _ in range(400):
+        if draw.random() < 0.6:
+            one = One()
+            begun[one] = clock.now()
+            overdue.begin(one, clock.now())
+        going = [one for one in begun if one not in over and not one.lates]
+        if going and draw.random() < 0.5:
+            over.add(ended := draw.choice(going))
+            overdue.end(ended)
+            overdue.end(ended)
+        clock.advance(draw.choice((0.0, 0.125, 1.0)))
+        timer.look()
+        for one, began in begun.items():
+            assert one.lates == (one not in over and clock.now() - began >= 3.0)
+
+
+def test_nobody_is_late_after_the_close() -> None:
+    overdue, clock, timer = made(1.0)
+    ones = [One() for _ in range(3)]
+    for one in ones:
+        overdue.begin(one, clock.now())
+    overdue.close()
+    clock.advance(9.0)
+    timer.look()
+    assert timer.fire is None
+    assert not any(one.lates for one in ones)
