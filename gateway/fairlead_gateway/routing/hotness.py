@@ -23,6 +23,9 @@ WINDOW_PER_INSTANCE: Final = 25
 SAMPLES_LEAST: Final = 20
 
 
+_ONLY: Final = (0,)
+
+
 def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
     """The blocks at whose ends a key may end, shallow to deep: the base first (or the deepest fit block of a shorter prompt)."""
     if ends[-1] < BASE_BYTES:
@@ -51,50 +54,53 @@ class _Cut:
         self.blocks = level_blocks(ends)
 
 
+class _Level:
+    """A level of some prompt in the window: ``count`` of the window's prompts reach it. ``above`` is the one before it."""
+
+    __slots__ = ("above", "count", "digest", "hot")
+
+    def __init__(self, digest: Hashable, above: "_Level | None") -> None:
+        self.digest = digest
+        self.above = above
+        self.count = 0
+        self.hot = False
+
+
 class HotPrefixes:
-    """The sliding window and the set of hot prefixes of one model. Hashes are ``Hashable`` for the reason given in the mirror."""
+    """The sliding window and the hot prefixes of one model. Hashes are ``Hashable`` for the reason given in the mirror.
+
+    A level's hash names everything before it, so the levels of all prompts make a tree: a prompt is counted and forgotten from its
+    deepest level up, without asking for each by its hash.
+    """
 
     def __init__(self) -> None:
-        self._window: list[tuple[Hashable, ...]] = []
-        self._oldest = 0  # behind it the window has been forgotten
-        self._counts: dict[Hashable, int] = {}
-        self._hot: set[Hashable] = set()
+        self._window: list[_Level] = []  # the deepest of each prompt
+        self._oldest = 0  # before it the window has been forgotten
+        self._levels: dict[Hashable, _Level] = {}
         self._cuts: dict[int, _Cut] = {}  # by how many blocks there are, of chains that are cut the usual way
 
     def __len__(self) -> int:
-        return len(self._hot)
+        return sum([level.hot for level in self._levels.values()])
 
-    def levels(self, chain: PrefixChain) -> tuple[Hashable, ...]:
-        """The hashes at which a key may end, shallow to deep."""
-        ends: tuple[int, ...] = chain.ends
-        hashes: tuple[Hashable, ...] = chain.hashes
-        count = len(ends)
-        if not count:
-            return (chain.tail,)
-        cut = self._cuts.get(count)
-        if cut is None or cut.ends is not ends:
-            cut = _Cut(ends)
-            if ends is block_ends(count):
-                self._cuts[count] = cut
-        blocks = cut.blocks
-        if len(blocks) == 1:
-            return (hashes[blocks[0]],)
-        return tuple([hashes[index] for index in blocks])
+    def key(self, chain: PrefixChain) -> Hashable:
+        """The routing key of a prompt: the hash of its first level that is not hot, else of the deepest."""
+        hashes = self._hashes(chain)
+        blocks = self._blocks(chain)
+        for block in blocks:
+            level = self._levels.get(hashes[block])
+            if level is None or not level.hot:
+                return hashes[block]
+        return hashes[blocks[-1]]
 
-    def key(self, found: tuple[Hashable, ...]) -> Hashable:
-        """The routing key of a prompt with these levels: the first level that is not hot, else the deepest."""
-        hot = self._hot
-        for digest in found:
-            if digest not in hot:
-                return digest
-        return found[-1]
-
-    def observe(self, found: tuple[Hashable, ...], instances: int) -> None:
-        """Count one request and move its levels across the 2/n and 1/n thresholds."""
-        window, counts, hot = self._window, self._counts, self._hot
-        window.append(found)
-        for digest in found:
-            counts[digest] = (counts.get(digest) or 0) + 1
+    def observe(self, chain: PrefixChain, instances: int) -> Hashable:
+        """Count one request, move its levels across the 2/n and 1/n thresholds, and say its routing key then."""
+        window = self._window
+        deepest = self._deepest(chain)
+        window.append(deepest)
+        level: _Level | None = deepest
+        while level is not None:
+            level.count += 1
+            level = level.above
         wanted = max(WINDOW, WINDOW_PER_INSTANCE * instances)
         while len(window) - self._oldest > wanted:
             self._forget(window[self._oldest], wanted, instances)
@@ -103,24 +109,69 @@ class HotPrefixes:
             del window[: self._oldest]
             self._oldest = 0
         seen = len(window) - self._oldest
-        if seen < SAMPLES_LEAST:
-            return
-        for digest in found:
-            share = counts[digest] * instances
-            if share > 2 * seen:
-                hot.add(digest)
-            else:
-                if share < seen and digest in hot:
-                    hot.remove(digest)
-                break
+        if seen >= SAMPLES_LEAST:
+            _judge(deepest, seen, instances)
+        key, level = deepest, deepest
+        while level is not None:
+            if not level.hot:
+                key = level
+            level = level.above
+        return key.digest
 
-    def _forget(self, found: tuple[Hashable, ...], seen: int, instances: int) -> None:
-        counts, hot = self._counts, self._hot
-        for digest in found:
-            left = counts[digest] - 1
-            if left:
-                counts[digest] = left
+    def _forget(self, deepest: _Level, seen: int, instances: int) -> None:
+        level: _Level | None = deepest
+        while level is not None:
+            level.count -= 1
+            if level.count * instances < seen:
+                level.hot = False
+            if not level.count:
+                del self._levels[level.digest]
+            level = level.above
+
+    def _deepest(self, chain: PrefixChain) -> _Level:
+        """The prompt's deepest level, made with those above it where they are new."""
+        levels, hashes, blocks = self._levels, self._hashes(chain), self._blocks(chain)
+        found: _Level | None = None
+        low, high = 0, len(blocks)
+        while low < high:  # a known level has only known ones above it
+            middle = (low + high) >> 1
+            level = levels.get(hashes[blocks[middle]])
+            if level is None:
+                high = middle
             else:
-                del counts[digest]
-            if left * instances < seen and digest in hot:
-                hot.remove(digest)
+                low, found = middle + 1, level
+        while found is None or low < len(blocks):
+            digest = hashes[blocks[low]]
+            found = levels[digest] = _Level(digest, found)
+            low += 1
+        return found
+
+    def _hashes(self, chain: PrefixChain) -> tuple[Hashable, ...]:
+        hashes: tuple[Hashable, ...] = chain.hashes
+        return hashes or (chain.tail,)
+
+    def _blocks(self, chain: PrefixChain) -> tuple[int, ...]:
+        ends = chain.ends
+        count = len(ends)
+        if not count:
+            return _ONLY
+        cut = self._cuts.get(count)
+        if cut is None or cut.ends is not ends:
+            cut = _Cut(ends)
+            if ends is block_ends(count):
+                self._cuts[count] = cut
+        return cut.blocks
+
+
+def _judge(deepest: _Level, seen: int, instances: int) -> None:
+    """Levels that more than 2/n share are hot; the first that is shared by fewer cools when that is below 1/n."""
+    over = deepest
+    above: _Level | None = deepest
+    while above is not None:  # the further up, the more share it
+        if above.count * instances <= 2 * seen:
+            over = above
+        else:
+            above.hot = True
+        above = above.above
+    if over.count * instances < seen:
+        over.hot = False

@@ -121,10 +121,9 @@ class ModelRouter:
                 None, "none", "no instance is ready" if not self._ready else "every ready instance was tried"
             )
         self._asked = None
-        found = self._hot.levels(request.chain)
-        if not self._ledger.flies(request.id):  # seen once, however often the request is retried
-            self._hot.observe(found, len(self._ready))
-        key = self._hot.key(found)
+        retried = self._ledger.flies(request.id)  # a prompt is seen once, however often its request is retried
+        chain, hot = request.chain, self._hot
+        key = hot.key(chain) if retried else hot.observe(chain, len(self._ready))
         preset = self._preset
         if preset == "dual-hash":
             return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places)
@@ -161,7 +160,7 @@ class ModelRouter:
         """A sibling sent a prompt there: its blocks are held there, and it counts for how hot prefixes are."""
         place = self._ready.get(instance_id)
         if place is not None:
-            self._hot.observe(self._hot.levels(chain), len(self._ready))
+            self._hot.observe(chain, len(self._ready))
             self._hold(place, chain)
 
     def show_again(self) -> None:
@@ -219,7 +218,7 @@ class ModelRouter:
 
     def homes(self, request: RouteRequest) -> tuple[str, ...]:
         """The two homes that the request's prefix hashes to at this moment."""
-        return self._homes.pair(self._hot.key(self._hot.levels(request.chain)))
+        return self._homes.pair(self._hot.key(request.chain))
 
     def prompt_tokens(self, request: RouteRequest) -> float:
         """The prompt's length as this model's engines count it."""
