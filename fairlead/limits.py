@@ -180,6 +180,13 @@ class Limits:
         90.0, "a watch without event or bookmark (the API server sends one a minute) is frozen: another is opened"
     )
     kube_relist_seconds: float = _limit(2.0, "watchers that must list anew spread over this time, by chance")
+    kube_events: int = _limit(4_096, "different events remembered; a repeated one is counted, not written anew")
+    kube_events_waiting: int = _limit(1_024, "events that wait to be written; more are dropped and counted")
+    kube_event_burst: int = _limit(25, "different events about one object at once; then they are dropped and counted")
+    kube_event_refill_seconds: float = _limit(30.0, "and one more is allowed after each of these")
+    kube_series_seconds: float = _limit(10.0, "repetitions of an event are gathered this long, doubling up to ...")
+    kube_series_most_seconds: float = _limit(300.0, "... this, until their number is written")
+    kube_series_end_seconds: float = _limit(360.0, "an event that did not repeat for this long begins anew")
     kube_resumes: int = _limit(3, "watches refused in a row, by an API server that answers, until it is listed anew")
 
 

@@ -1,9 +1,15 @@
-"""How property tests run: the same examples every time in ``make test``, many new ones in ``make nightly``."""
+"""How property tests run: the same examples every time in ``make test``, many new ones in ``make nightly``.
+
+And the real API server that the tests of a session share.
+"""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from fairlead.testing.kube import NEEDED, ApiServer, assets, started
 
 _EXAMPLES = os.environ.get("FAIRLEAD_EXAMPLES")
 
@@ -24,3 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.property)
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """etcd and kube-apiserver for this session; tests keep to namespaces of their own."""
+    if assets() is None:
+        pytest.skip(NEEDED)
+    with started(tmp_path_factory.mktemp("cluster") / "run") as server:
+        yield server

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -134,3 +135,8 @@ def metadata_of(manifest: Manifest) -> Manifest:
 def selector(labels: Mapping[str, str]) -> str:
     """A label selector that asks for all of these labels: ``app=x,role=y``."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def micro_time(wall: float) -> str:
+    """A Unix time as the API's ``MicroTime``: ``2026-11-20T17:43:20.000000Z``."""
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

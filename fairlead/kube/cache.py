@@ -1,0 +1,53 @@
+"""The copy itself: objects by key, and what is different after a list or a change. No I/O, no clock.
+
+An object that was deleted and made anew under its name is two objects: its users hear of a deletion and an addition, even when both
+happened while nobody was watching.
+"""
+
+from collections.abc import Iterable
+
+from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.resource import Manifest, key_of, metadata_of, uid_of
+
+
+class Cache:
+    """``items`` by ``namespace/name``; they are not to be changed by those who read them."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, Manifest] = {}
+
+    def replace(self, listed: Iterable[Manifest]) -> Iterable[Change]:
+        """Make ``items`` those; yields each difference after having made it. Objects that did not change are none."""
+        found = {key_of(item): item for item in listed}
+        for key in [key for key in self.items if key not in found]:
+            yield Change(ChangeKind.DELETED, self.items.pop(key))
+        for key, item in found.items():
+            yield from self._put(key, item)
+
+    def take(self, change: Change) -> Iterable[Change]:
+        """Make one change of a watch; yields what it means for ``items``: nothing, where it is known already."""
+        key = key_of(change.object)
+        if change.kind is not ChangeKind.DELETED:
+            yield from self._put(key, change.object)
+        elif self.items.pop(key, None) is not None:
+            yield Change(ChangeKind.DELETED, _trimmed(change.object))
+
+    def _put(self, key: str, item: Manifest) -> Iterable[Change]:
+        before = self.items.get(key)
+        if before is not None and uid_of(before) != uid_of(item):
+            del self.items[key]
+            yield Change(ChangeKind.DELETED, before)
+            before = None
+        if before is not None and _version(before) == _version(item):
+            return
+        self.items[key] = item = _trimmed(item)
+        yield Change(ChangeKind.ADDED if before is None else ChangeKind.MODIFIED, item)
+
+
+def _version(item: Manifest) -> object:
+    return metadata_of(item).get("resourceVersion")
+
+
+def _trimmed(item: Manifest) -> Manifest:
+    metadata_of(item).pop("managedFields", None)
+    return item

@@ -1,0 +1,225 @@
+"""A copy of all objects of a kind, kept fresh: list once, watch from there, go on after every end.
+
+A watch ends for many reasons that mean nothing: the API server ends each after some minutes, cuts off readers that fall behind, is
+restarted. All of these go on from the last version that was heard of. Only when that is forgotten (410) is everything listed again,
+spread by chance, since all others were told so at the same moment. A watch that breaks without an end is noticed because the API
+server sends a bookmark every minute. What happens next is ``after_watch`` and ``after_list``, pure functions with a reason.
+
+The copy changes only by what the API server said: while it is away, the last state stays, with its age.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from fairlead.clock import Clock
+from fairlead.errors import FairleadError
+from fairlead.kube.cache import Cache
+from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
+from fairlead.kube.resource import Manifest, Resource, metadata_of
+from fairlead.kube.retry import backoff_seconds
+from fairlead.limits import Limits
+from fairlead.tasks import ended
+
+
+class Action(StrEnum):
+    """How it goes on."""
+
+    RESUME = "resume"
+    RELIST = "relist"
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What to do after ``pause_seconds``, and why."""
+
+    action: Action
+    pause_seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a watch ended: by an error, by silence, or cleanly. ``heard``: it had told something, if only a bookmark."""
+
+    error: FairleadError | None = None
+    silent: bool = False
+    heard: bool = False
+
+
+def after_watch(end: Ended, failures: int, chance: float, limits: Limits) -> Next:
+    """How to go on after a watch. ``failures``: ends in a row, this one included, that had told nothing; ``chance`` from 0 to 1."""
+    error = end.error
+    if end.silent:
+        if failures > 1:  # a cluster put back from a backup is behind our version, and silent until it gets there
+            return Next(Action.RELIST, chance * limits.kube_relist_seconds, "watches stay silent")
+        return Next(Action.RESUME, 0.0, f"nothing was heard for {limits.kube_silent_seconds:g} s")
+    pause = backoff_seconds(failures, chance, limits) if failures else 0.0
+    if error is None:
+        return Next(Action.RESUME, pause, "the API server ended the watch")
+    if isinstance(error, Gone):
+        return Next(Action.RELIST, pause + chance * limits.kube_relist_seconds, "the API server forgot our version")
+    if not isinstance(error, Unreachable):
+        return Next(Action.RELIST, pause, f"it may not be watched so: {error}")
+    overloaded = isinstance(error, TooManyRequests)  # listing would make that worse
+    if error.status and not overloaded and failures >= limits.kube_resumes:
+        return Next(Action.RELIST, pause, f"refused {failures} times: {error}")
+    return Next(Action.RESUME, pause + _asked(error, limits), str(error))
+
+
+def after_list(error: FairleadError, failures: int, chance: float, limits: Limits) -> Next:
+    """When to list again after it failed ``failures`` times in a row."""
+    pause = backoff_seconds(failures, chance, limits)
+    return Next(Action.RELIST, pause + _asked(error, limits), str(error))
+
+
+def _asked(error: FairleadError, limits: Limits) -> float:
+    seconds = error.retry_after_seconds if isinstance(error, KubeError) else None
+    return min(seconds or 0.0, limits.kube_retry_after_seconds)
+
+
+class Informer:
+    """Keeps ``items`` like the objects of ``resource``, and calls ``on_change`` for every difference, in order.
+
+    ``items`` has changed when ``on_change`` is called; what it raises ends ``run``. Bookmarks are not told.
+    ``metadata.managedFields``, half of many objects, is left out. ``chance`` draws evenly from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        resource: Resource,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        namespace: str | None = None,
+        labels: str | None = None,
+        fields: str | None = None,
+        on_change: Callable[[Change], None] | None = None,
+        report: Callable[[Next], None] | None = None,
+        limits: Limits | None = None,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.resource = resource
+        self.problem: FairleadError | None = None
+        self.lists = 0
+        self.watches = 0
+        self._api = api
+        self._clock = clock
+        self._chance = chance
+        self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._on_change = on_change
+        self._report = report
+        self._limits = limits or Limits()
+        self._pause = pause
+        self._cache = Cache()
+        self.items: Mapping[str, Manifest] = MappingProxyType(self._cache.items)
+        self._version = ""
+        self._heard_at: float | None = None
+        self._heard = False
+        self._synced = asyncio.Event()
+
+    @property
+    def synced(self) -> bool:
+        """Has everything been listed once?"""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Return once everything has been listed."""
+        await self._synced.wait()
+
+    def age_seconds(self) -> float | None:
+        """How long ago the API server last said how things are, if only by a bookmark; None before it ever did."""
+        return None if self._heard_at is None else self._clock.now() - self._heard_at
+
+    async def run(self) -> None:
+        """Keep the copy until cancelled. Failures are no end: ``problem`` holds the present one, ``report`` is told of each step."""
+        unlisted = untold = 0
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+            except FairleadError as error:
+                unlisted += 1
+                self.problem = error
+                await self._go_on(after_list(error, unlisted, self._chance(), self._limits))
+                continue
+            unlisted = 0
+            end = await self._watch()
+            untold = 0 if end.heard else untold + 1
+            self.problem = end.error
+            await self._go_on(after_watch(end, untold, self._chance(), self._limits))
+
+    async def _go_on(self, then: Next) -> None:
+        if self._report is not None:
+            self._report(then)
+        if then.action is Action.RELIST:
+            self._version = ""
+        if then.pause_seconds > 0:
+            await self._pause(then.pause_seconds)
+
+    async def _list(self) -> None:
+        self.lists += 1
+        found = await self._api.list(self.resource, self._namespace, self._labels, fields=self._fields)
+        for change in self._cache.replace(found.items):
+            self._tell(change)
+        self._version = found.resource_version
+        self._hear()
+        self._synced.set()
+
+    async def _watch(self) -> Ended:
+        """One watch, until it ends or nothing is heard of it for too long."""
+        self.watches += 1
+        self._heard = False
+        opened_at = self._clock.now()
+        reader = asyncio.ensure_future(self._read())
+        try:
+            while not reader.done():
+                heard_at = self._heard_at if self._heard and self._heard_at is not None else opened_at
+                left = heard_at + self._limits.kube_silent_seconds - self._clock.now()
+                if left <= 0:
+                    return Ended(silent=True, heard=self._heard)
+                timer = asyncio.ensure_future(self._pause(left))
+                try:
+                    await asyncio.wait({reader, timer}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await ended(timer)
+        finally:
+            await ended(reader)
+        try:
+            reader.result()
+        except FairleadError as error:
+            return Ended(error, heard=self._heard)
+        return Ended(heard=self._heard)
+
+    async def _read(self) -> None:
+        longest = self._limits.kube_watch_seconds * (1.0 + self._chance())
+        watch = self._api.watch(
+            self.resource,
+            self._namespace,
+            self._labels,
+            fields=self._fields,
+            resource_version=self._version,
+            seconds=longest,
+        )
+        async with aclosing(watch) as changes:
+            async for change in changes:
+                self._heard = True
+                self._hear()
+                if change.kind is not ChangeKind.BOOKMARK:
+                    for real in self._cache.take(change):
+                        self._tell(real)
+                self._version = str(metadata_of(change.object).get("resourceVersion") or self._version)
+
+    def _hear(self) -> None:
+        self._heard_at = self._clock.now()
+        self.problem = None
+
+    def _tell(self, change: Change) -> None:
+        if self._on_change is not None:
+            self._on_change(change)

@@ -1,0 +1,267 @@
+"""An informer over real sockets, before an API server that ends, forgets, freezes and refuses as it is told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from fairlead.kube.changes import Change
+from fairlead.kube.client import KubeApi
+from fairlead.kube.informer import Action, Informer, Next
+from fairlead.kube.resource import CONFIG_MAPS, PODS
+from fairlead.limits import Limits
+from fairlead.tasks import ended
+from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
+from fairlead.testing.timeline import Timeline
+from fairlead.testing.waiting import until
+
+LIMITS = Limits()
+
+
+@dataclass
+class Lab:
+    """An informer of the pods in ``x``, and everything around it."""
+
+    fake: FakeKube
+    time: Timeline
+    heard: list[tuple[str, str]] = field(default_factory=list)
+    steps: list[Next] = field(default_factory=list)
+    informer: Informer = field(init=False)
+
+    def names(self) -> list[str]:
+        return sorted(key.removeprefix("x/") for key in self.informer.items)
+
+    async def have(self, *names: str) -> None:
+        await until(lambda: self.names() == list(names))
+
+    async def watched(self) -> None:
+        await until(lambda: self.fake.watching == 1)
+
+    async def passing(self, condition: Callable[[], bool]) -> None:
+        """Let every pause but the watch for silence be over, until ``condition`` holds."""
+
+        def turned() -> bool:
+            waiting = [left for left in self.time.waiting if left < LIMITS.kube_silent_seconds / 2]
+            if waiting:
+                self.time.advance(waiting[0])
+            return condition()
+
+        await until(turned)
+
+
+def run(check: Callable[[Lab], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with fake_kube() as fake:
+            lab = Lab(fake, Timeline())
+            async with KubeApi(fake.access(), lab.time, lambda: 0.5, pause=lab.time.pause) as api:
+
+                def on_change(change: Change) -> None:
+                    lab.heard.append((str(change.kind), change.object["metadata"]["name"]))
+
+                lab.informer = Informer(
+                    api,
+                    PODS,
+                    lab.time,
+                    lambda: 0.5,
+                    namespace="x",
+                    on_change=on_change,
+                    report=lab.steps.append,
+                    pause=lab.time.pause,
+                )
+                task = asyncio.create_task(lab.informer.run())
+                try:
+                    await check(lab)
+                finally:
+                    await ended(task)
+
+    asyncio.run(main())
+
+
+def test_it_lists_then_follows() -> None:
+    async def check(lab: Lab) -> None:
+        assert (lab.informer.synced, lab.informer.age_seconds()) == (False, None)
+        lab.fake.put(PODS, "x", "a")
+        lab.fake.put(PODS, "y", "elsewhere")
+        lab.fake.put(CONFIG_MAPS, "x", "another")
+        await lab.informer.wait_synced()
+        assert lab.names() == ["a"]
+        await lab.watched()
+        lab.fake.put(PODS, "x", "b")
+        lab.fake.put(PODS, "x", "a", spec={"nodeName": "n"})
+        lab.fake.remove(PODS, "x", "b")
+        await until(lambda: len(lab.heard) == 4)
+        assert lab.heard == [("ADDED", "a"), ("ADDED", "b"), ("MODIFIED", "a"), ("DELETED", "b")]
+        assert lab.names() == ["a"]
+        assert (lab.informer.lists, lab.informer.watches) == (1, 1)
+
+    run(check)
+
+
+def test_after_a_clean_end_it_goes_on_from_where_it_was() -> None:
+    async def check(lab: Lab) -> None:
+        await lab.watched()
+        lab.fake.put(PODS, "x", "a")
+        await lab.have("a")
+        lab.fake.frozen = True  # what happens now, nobody is told while it happens
+        lab.fake.put(PODS, "x", "b")
+        lab.fake.remove(PODS, "x", "a")
+        lab.fake.end_watches()
+        await lab.have("b")
+        assert lab.informer.lists == 1
+        assert lab.heard == [("ADDED", "a"), ("ADDED", "b"), ("DELETED", "a")]
+        assert [(step.action, step.pause_seconds) for step in lab.steps] == [(Action.RESUME, 0.0)]
+
+    run(check)
+
+
+def test_watches_that_end_at_once_are_opened_less_and_less_often() -> None:
+    async def check(lab: Lab) -> None:
+        lab.fake.watch_answers.extend([Answer(200, body=b"")] * 5)
+        await lab.passing(lambda: lab.fake.watching == 1)
+        pauses = [step.pause_seconds for step in lab.steps]
+        assert pauses == pytest.approx([0.15, 0.3, 0.6, 1.2, 2.4])
+        assert lab.informer.lists == 1
+
+    run(check)
+
+
+def test_a_bookmark_moves_it_on_and_keeps_it_young() -> None:
+    async def check(lab: Lab) -> None:
+        await lab.watched()
+        lab.fake.put(CONFIG_MAPS, "x", "another")
+        lab.time.advance(60.0)
+        assert lab.informer.age_seconds() == 60.0
+        lab.fake.bookmark()
+        await until(lambda: lab.informer.age_seconds() == 0.0)
+        lab.fake.forget()
+        lab.fake.end_watches()
+        await until(lambda: lab.informer.watches == 2)
+        await lab.watched()
+        assert lab.informer.lists == 1  # the bookmark's version is not forgotten
+        assert lab.heard == []
+
+    run(check)
+
+
+def test_a_forgotten_version_is_listed_anew_and_only_differences_are_told() -> None:
+    async def check(lab: Lab) -> None:
+        lab.fake.put(PODS, "x", "a")
+        lab.fake.put(PODS, "x", "b")
+        await lab.have("a", "b")
+        await lab.watched()
+        lab.fake.frozen = True
+        lab.fake.remove(PODS, "x", "a")
+        lab.fake.put(PODS, "x", "c")
+        lab.fake.forget()
+        lab.fake.frozen = False
+        lab.fake.end_watches()
+        await lab.passing(lambda: lab.names() == ["b", "c"])
+        assert lab.heard == [("ADDED", "a"), ("ADDED", "b"), ("DELETED", "a"), ("ADDED", "c")]
+        assert lab.informer.lists == 2
+        assert (lab.steps[-1].action, lab.steps[-1].reason) == (Action.RELIST, "the API server forgot our version")
+        assert lab.steps[-1].pause_seconds >= LIMITS.kube_relist_seconds / 2
+
+    run(check)
+
+
+def test_a_frozen_watch_is_given_up_for_another() -> None:
+    async def check(lab: Lab) -> None:
+        await lab.watched()
+        lab.fake.frozen = True
+        lab.fake.put(PODS, "x", "a")
+        lab.time.advance(LIMITS.kube_silent_seconds / 2)
+        assert lab.names() == []
+        lab.time.advance(LIMITS.kube_silent_seconds / 2)
+        await lab.have("a")
+        assert (lab.informer.lists, lab.informer.watches) == (1, 2)
+        assert "nothing was heard" in lab.steps[0].reason
+
+    run(check)
+
+
+def test_after_a_second_silence_it_lists_anew() -> None:
+    async def check(lab: Lab) -> None:
+        for watches in (1, 2):
+            await until(lambda: lab.informer.watches == watches)  # noqa: B023
+            await lab.watched()
+            await until(lambda: LIMITS.kube_silent_seconds in lab.time.waiting)
+            lab.time.advance(LIMITS.kube_silent_seconds)
+        await lab.passing(lambda: lab.informer.lists == 2)
+        assert [step.action for step in lab.steps] == [Action.RESUME, Action.RELIST]
+
+    run(check)
+
+
+def test_a_connection_that_breaks_loses_nothing() -> None:
+    async def check(lab: Lab) -> None:
+        await lab.watched()
+        lab.fake.put(PODS, "x", "a")
+        await lab.have("a")
+        lab.fake.frozen = True
+        lab.fake.put(PODS, "x", "b")
+        lab.fake.watch_answers += [Answer(503), *[Answer(reset=True)] * 3, Answer(429, headers={"Retry-After": "9"})]
+        lab.fake.say({"type": "ADDED"})  # no event: the watch is broken
+        await lab.passing(lambda: lab.names() == ["a", "b"])
+        assert {step.action for step in lab.steps} == {Action.RESUME}
+        assert lab.steps[-1].pause_seconds > 9.0
+        assert lab.informer.lists == 1
+        lab.fake.bookmark()
+        await until(lambda: lab.informer.problem is None)
+
+    run(check)
+
+
+def test_an_api_server_that_keeps_refusing_the_version_is_listed_anew() -> None:
+    async def check(lab: Lab) -> None:
+        lab.fake.watch_answers.extend([Answer(504, "Timeout", "too large resource version")] * 3)
+        await lab.passing(lambda: lab.fake.watching == 1)
+        assert [step.action for step in lab.steps] == [Action.RESUME, Action.RESUME, Action.RELIST]
+        assert lab.informer.lists == 2
+
+    run(check)
+
+
+def test_while_it_may_not_list_the_last_state_stays_and_the_problem_is_named() -> None:
+    async def check(lab: Lab) -> None:
+        lab.fake.put(PODS, "x", "a")
+        await lab.have("a")
+        await lab.watched()
+        lab.fake.put(PODS, "x", "b")
+        await lab.have("a", "b")
+        lab.fake.forget()
+        lab.fake.answers.extend([Answer(403, "Forbidden", "may not list")] * 3)
+        lab.fake.say({"type": "ERROR", "object": {"code": 410, "reason": "Expired"}})
+        await lab.passing(lambda: "may not list" in str(lab.informer.problem))
+        assert lab.names() == ["a", "b"]
+        age = lab.informer.age_seconds()
+        assert age is not None
+        assert age > 0
+        await lab.passing(lambda: lab.fake.watching == 1)
+        assert (lab.informer.problem, lab.names()) == (None, ["a", "b"])
+        assert [name for _, name in lab.heard] == ["a", "b"]
+
+    run(check)
+
+
+def test_what_its_user_raises_ends_it() -> None:
+    async def main() -> None:
+        async with fake_kube() as fake:
+            fake.put(PODS, "x", "a")
+            time = Timeline()
+
+            def broken(change: Change) -> None:
+                raise ValueError("a mistake of ours")
+
+            async with KubeApi(fake.access(), time, lambda: 0.5) as api:
+                listing = Informer(api, PODS, time, lambda: 0.5, on_change=broken)
+                with pytest.raises(ValueError, match="a mistake of ours"):
+                    await listing.run()
+                watching = Informer(api, PODS, time, lambda: 0.5, namespace="y", on_change=broken, pause=time.pause)
+                task = asyncio.create_task(watching.run())
+                await until(lambda: fake.watching == 1)
+                fake.put(PODS, "y", "b")
+                with pytest.raises(ValueError, match="a mistake of ours"):
+                    await task
+
+    asyncio.run(main())
