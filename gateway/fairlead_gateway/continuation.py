@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from fairlead_gateway import given
-from fairlead_gateway.body import Chat, Completion, Generation, StreamOptions
+from fairlead_gateway.fields import Chat, Completion, Generation, StreamOptions
 from fairlead_gateway.model import Ask
 from fairlead_gateway.splice import splice
 from fairlead_gateway.sse import Usage
@@ -112,7 +112,7 @@ def continued_body(ask: Ask, said: Said) -> bytes | None:
         changes["prompt"] = msgspec.json.encode(prompt + said.text)
     elif isinstance(parsed, Chat) and said.text:
         message = msgspec.json.encode({"role": "assistant", "content": said.text})
-        changes["messages"] = bytes(parsed.messages).rstrip()[:-1] + b"," + message + b"]"
+        changes["messages"] = ask.messages().rstrip()[:-1] + b"," + message + b"]"
         changes["continue_final_message"] = b"true"
         changes["add_generation_prompt"] = b"false"
     return splice(ask.body, changes)
@@ -152,7 +152,7 @@ def whole_usage(usage: Usage | None, said: Said) -> Usage | None:
     if usage is None or usage.completion_tokens is None:
         return usage
     prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - said.tokens)
-    return Usage(prompt, usage.completion_tokens + said.tokens, usage.prompt_tokens_details)
+    return Usage(prompt, usage.completion_tokens + said.tokens, usage.cached_tokens)
 
 
 def _objects(stream: bytes) -> Iterable[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.sse import EVENT, Fault, Usage, engine_fault
+from fairlead_gateway.engine_fields import EVENT
+from fairlead_gateway.sse import Fault, Usage, engine_fault, usage_of
 
 _ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _LONGEST_END: Final = 4
@@ -43,11 +44,11 @@ class Events:
                     if self.fault is not None:
                         break
                     continue
-            if (
-                b'"usage"' in piece
-                or b'"error"' in piece
-                or b'"finish_reason":"abort"' in piece
-                or b"[DONE]" in piece
+            if (  # found, not asked for with ``in``, which tries first whether the bytes are a number
+                piece.find(b'"usage"') >= 0
+                or piece.find(b'"error"') >= 0
+                or piece.find(b'"finish_reason":"abort"') >= 0
+                or piece.find(b"[DONE]") >= 0
                 or not piece.startswith(b"data: ")
             ):
                 piece = self._look(piece)
@@ -108,7 +109,7 @@ class Events:
             self.fault = engine_fault(bytes(found.error), 500)
             return False
         if found.usage is not None:
-            self.usage = found.usage
+            self.usage = usage_of(found.usage)
             if self.strip and not found.choices:
                 return False
         if b'"finish_reason":"abort"' in data:

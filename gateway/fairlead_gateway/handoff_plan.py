@@ -18,7 +18,7 @@ import msgspec
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway import given
-from fairlead_gateway.body import Chat, Common, Completion, Generation
+from fairlead_gateway.fields import Chat, Common, Completion, Generation
 from fairlead_gateway.splice import splice
 
 _PARAMS = "kv_transfer_params"

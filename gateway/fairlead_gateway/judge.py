@@ -1,23 +1,26 @@
 """Whether what an engine answered can go to the client, or is the engine's failure and another one should be asked."""
 
 import re
+from typing import Final
 
 import msgspec
 
 from fairlead_gateway.answer import Answer
+from fairlead_gateway.engine_fields import COUNTS, PLAIN_ANSWER
 from fairlead_gateway.errors import error_body
 from fairlead_gateway.job import Job
 from fairlead_gateway.retry import DIED, Failure
-from fairlead_gateway.sse import Fault, PlainAnswer, Usage, engine_fault
+from fairlead_gateway.sse import Fault, Usage, engine_fault, usage_of
 from fairlead_gateway.upstream import Broken
 
-_LOOKED_INTO_BYTES = 65_536
-_TAIL_BYTES = 4_096
+_LOOKED_INTO_BYTES: Final = 65_536
+_TAIL_BYTES: Final = 4_096
 _OVERLOAD = frozenset({429, 503})
 _WRONG_MODEL = re.compile(
     rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist'
 )  # what embeds names no param
-_BODY = msgspec.json.Decoder(PlainAnswer)
+_DECODE: Final = PLAIN_ANSWER.decode
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def judge(job: Job, answer: Answer, broken: Broken | None, late: bool) -> None:
@@ -65,15 +68,15 @@ def _usage(body: bytes) -> tuple[Usage | None, bool]:
         at = body.rfind(b'"usage"', len(body) - _TAIL_BYTES)
         start = body.find(b"{", at) if at >= 0 else -1
         try:
-            found = msgspec.json.decode(body[start : body.find(b"}", start) + 1], type=Usage) if start >= 0 else None
+            found = COUNTS.decode(body[start : body.find(b"}", start) + 1]) if start >= 0 else None
         except msgspec.DecodeError:
             found = None
-        return found, body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
+        return usage_of(found), body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
     try:
-        read = _BODY.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        read = _DECODE(body)
+    except _UNREADABLE:
         return None, False
-    return read.usage, True
+    return usage_of(read.usage), True
 
 
 def not_served(status: int, request_id: str) -> bytes:
@@ -93,7 +96,7 @@ def _is_wrong_model(body: bytes) -> bool:
 def is_error_object(body: bytes) -> bool:
     """Whether an engine's answer is an OpenAI error object with words."""
     try:
-        error = _BODY.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        error = _DECODE(body).error
+    except _UNREADABLE:
         return False
     return error is not msgspec.UNSET and bool(engine_fault(bytes(error), 400).message)

@@ -8,7 +8,6 @@ with which engines hand over caches are cut out (``handoff``).
 import heapq
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import takewhile
 
 import msgspec
@@ -18,10 +17,12 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.names import model_name, nearest
-from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation, Other, parse, stream_options
+from fairlead_gateway.body import stream_options
 from fairlead_gateway.errors import BadRequest, UnknownModel
+from fairlead_gateway.fields import Chat, Common, Completion, Embedding, Generation, Other
 from fairlead_gateway.handoff import without_handoff
 from fairlead_gateway.splice import added, splice
+from fairlead_gateway.usual import Read, read
 
 PATHS: dict[str, type[Common]] = {
     "/v1/chat/completions": Chat,
@@ -35,61 +36,94 @@ _COMPARED_CHARACTERS = 64
 _COMPARED_NAMES = 40
 
 
-@dataclass(slots=True)
 class Ask:
-    """A request that was understood. ``body`` goes to the engine; ``strip_usage``: the client did not ask for it. A
-    passed-on one has its own ``method`` and ``target``; of what is ``opaque`` the answer is not read."""
+    """A request that was understood. ``body`` goes to the engine, ``given`` is what the client sent; ``strip_usage``: the client did
+    not ask for it. A passed-on one has its own ``method`` and ``target``; of what is ``opaque`` neither prompt nor answer are
+    understood here. ``max_tokens`` is what the client allows the answer to be."""
 
-    parsed: Common
-    key: str
-    model: Model
-    body: bytes
-    stream: bool
-    strip_usage: bool
-    method: str = "POST"
-    target: str | None = None
+    __slots__ = (
+        "body",
+        "end",
+        "given",
+        "key",
+        "max_tokens",
+        "method",
+        "model",
+        "opaque",
+        "parsed",
+        "session",
+        "special",
+        "start",
+        "stream",
+        "strip_usage",
+        "target",
+    )
 
-    @property
-    def opaque(self) -> bool:
-        """Neither prompt nor answer are understood here."""
-        return isinstance(self.parsed, Other)
+    def __init__(
+        self,
+        read: Read,
+        key: str,
+        model: Model,
+        body: bytes,
+        *,
+        given: bytes = b"",
+        strip_usage: bool = False,
+        method: str = "POST",
+        target: str | None = None,
+    ) -> None:
+        self.parsed = read.fields
+        self.key = key
+        self.model = model
+        self.body = body
+        self.given = given
+        self.start: int = read.start
+        self.end: int = read.end
+        self.stream: bool = read.stream
+        self.strip_usage = strip_usage
+        self.max_tokens = read.max_tokens
+        self.session = read.session
+        self.special: bool = read.special
+        self.opaque: bool = read.opaque
+        self.method = method
+        self.target = target
+
+    def messages(self) -> bytes:
+        """The JSON text of a chat's messages."""
+        if self.end:
+            return self.given[self.start - 1 : self.end + 1]
+        return bytes(self.parsed.messages) if isinstance(self.parsed, Chat) else b""
 
     def forget(self) -> None:
         """Let the prompt go, when nobody will be asked again."""
-        self.body = b""
+        self.body = self.given = b""
         self.parsed.forget()
-
-    @property
-    def max_tokens(self) -> int | None:
-        """What the client allows the answer to be."""
-        parsed = self.parsed
-        if isinstance(parsed, Chat) and parsed.max_completion_tokens is not None:
-            return parsed.max_completion_tokens
-        return parsed.max_tokens if isinstance(parsed, Generation) else None
 
 
 def understand(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
     """Read a request for a model. Raises BadRequest naming the field, UnknownModel naming near ones."""
-    parsed = parse(PATHS[path], body, limits)
-    if parsed.may_hand_over:
+    given, asked = body, read(PATHS[path], body, limits)
+    if asked.may_hand_over:
         body = without_handoff(body)
-    key, model = found(parsed.model, fleet)
+    key, model = found(asked.model, fleet)
+    name = model.name
+    if asked.model == name and not asked.stream:
+        return Ask(asked, key, model, body, given=given)
     changes: dict[str, bytes] = {}
     new: dict[str, bytes] = {}
-    if parsed.model != model.name:
-        changes["model"] = msgspec.json.encode(model.name)
-    stream = isinstance(parsed, Generation) and bool(parsed.stream)
+    if asked.model != name:
+        changes["model"] = msgspec.json.encode(name)
+    parsed = asked.fields
     strip = False
-    if stream and isinstance(parsed, Generation):
+    if asked.stream and isinstance(parsed, Generation):
         options = stream_options(parsed, limits)
         # With continuous statistics the client would see more than it asked for; its usage is read from its own events.
         strip = options is None or not (options.include_usage or options.continuous_usage_stats)
         if strip:
-            given = bytes(parsed.stream_options) if options is not None and parsed.stream_options else b"{}"
-            asking = splice(given, {"include_usage": b"true"})
+            own = bytes(parsed.stream_options) if options is not None and parsed.stream_options else b"{}"
+            asking = splice(own, {"include_usage": b"true"})
             (new if parsed.stream_options is UNSET else changes)["stream_options"] = asking
     body = splice(body, changes) if changes else body
-    return Ask(parsed, key, model, added(body, new) if new else body, stream, strip)
+    return Ask(asked, key, model, added(body, new) if new else body, given=given, strip_usage=strip)
 
 
 def find(name: str, fleet: Fleet) -> Model:
@@ -99,15 +133,29 @@ def find(name: str, fleet: Fleet) -> Model:
 
 def found(name: str, fleet: Fleet) -> tuple[str, Model]:
     """The model that a client's name means, behind its key. Raises UnknownModel."""
-    key = fleet.resolve(name)
+    key = _resolved(name, fleet)
     if key is None:
         try:
-            key = fleet.resolve(model_name(name))
+            key = _resolved(model_name(name), fleet)
         except BadInput as error:
             raise BadRequest(f"model: {error.message}", param="model", code="invalid_value") from None
     if key is None:
         raise _unknown(name, fleet)
     return key, fleet.models[key]
+
+
+def _resolved(name: str, fleet: Fleet) -> str | None:
+    """As ``Fleet.resolve``, which is not compiled."""
+    models = fleet.models
+    if name in models:
+        return name
+    only: str | None = None
+    for key, model in models.items():
+        if model.name == name:
+            if only is not None:
+                return None
+            only = key
+    return only
 
 
 def shown_names(fleet: Fleet) -> dict[str, Model]:

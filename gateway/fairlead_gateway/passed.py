@@ -12,12 +12,14 @@ import msgspec
 
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead_gateway.body import Other, parse
+from fairlead_gateway.body import parse
 from fairlead_gateway.errors import BadRequest, BodyType, UnknownPath
+from fairlead_gateway.fields import Other
 from fairlead_gateway.handoff import FIELDS, without_handoff
 from fairlead_gateway.head import Head
 from fairlead_gateway.model import Ask, find
 from fairlead_gateway.splice import splice
+from fairlead_gateway.usual import beside
 
 METHODS = ("GET", "POST")
 _PLAIN = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
@@ -47,7 +49,7 @@ def passed_on(head: Head, body: bytes, fleet: Fleet, limits: Limits) -> Ask:
         body = splice(body, {"model": msgspec.json.encode(model.name)})
     kept = [(name, model.name if name == "model" else value) for name, value in query if name not in FIELDS]
     target = f"{head.path}?{urlencode(kept)}" if kept else head.path
-    return Ask(parsed, model.key, model, body, stream=False, strip_usage=False, method=head.method, target=target)
+    return Ask(beside(parsed), model.key, model, body, method=head.method, target=target)
 
 
 def _parsed(head: Head, body: bytes, limits: Limits) -> Other:

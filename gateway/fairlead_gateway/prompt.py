@@ -4,25 +4,29 @@ That is the raw JSON text of the messages (or prompt, or input) as the client wr
 chain starts from everything else that decides what an engine caches: model, cache salt, tools, response format.
 """
 
+from typing import Final
+
 import msgspec
 import xxhash
 
-from fairlead_gateway.body import Chat, Common, Completion, Embedding, Generation
+from fairlead_gateway.fields import Chat, Common, Completion, Embedding, Generation
 from fairlead_gateway.head import Head
 from fairlead_gateway.model import Ask
 from fairlead_gateway.routing import RouteRequest, prefix_chain
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
 
-_SESSION_CHARACTERS = 256
-_NO_TOOLS = (b"null", b"[]")
+_SESSION_CHARACTERS: Final = 256
+_NO_TOOLS: Final = (b"null", b"[]")
 
 
 def route_request(ask: Ask, head: Head, request_id: str, secret: bytes) -> RouteRequest:
     """The request as routing sees it."""
-    text = _text(ask.parsed) if not ask.opaque else ask.body or (ask.target or "").encode()
-    chain = prefix_chain(text, secret=secret, seed=_seed(ask))
-    tokens = len(text) / BYTES_PER_TOKEN
-    return RouteRequest(request_id, chain, tokens, ask.max_tokens, _session(ask.parsed, head))
+    text, start, end = ask.given, ask.start, ask.end
+    if end == 0:
+        text = _text(ask.parsed) if not ask.opaque else ask.body or (ask.target or "").encode()
+        end = len(text)
+    chain = prefix_chain(text, secret=secret, seed=_seed(ask), start=start, end=end)
+    return RouteRequest(request_id, chain, (end - start) / BYTES_PER_TOKEN, ask.max_tokens, _session(ask, head))
 
 
 def _text(parsed: Common) -> bytes:
@@ -38,8 +42,11 @@ def _text(parsed: Common) -> bytes:
 
 def _seed(ask: Ask) -> bytes:
     """Equal seeds: equal prompts are cached alike. Parts are hashed, so that no part can pretend to be another."""
+    key = ask.key.encode()
+    if not ask.special:
+        return key
+    parts = [key]
     parsed = ask.parsed
-    parts = [ask.key.encode()]
     if parsed.cache_salt:
         parts.append(b"salt" + parsed.cache_salt.encode())
     if isinstance(parsed, Chat) and parsed.tools is not msgspec.UNSET and bytes(parsed.tools) not in _NO_TOOLS:
@@ -47,12 +54,12 @@ def _seed(ask: Ask) -> bytes:
     if isinstance(parsed, Generation) and parsed.response_format is not msgspec.UNSET:
         parts.append(b"format" + bytes(parsed.response_format))
     if len(parts) == 1:
-        return parts[0]
+        return key
     return b"".join(xxhash.xxh3_64_digest(part) for part in parts)
 
 
-def _session(parsed: Common, head: Head) -> str | None:
+def _session(ask: Ask, head: Head) -> str | None:
     """The conversation that the client says this belongs to: a header, or a field of the body."""
     given = head.get(b"x-session-id")
-    text = given.decode("latin-1") if given else parsed.session_id or parsed.user
+    text = given.decode("latin-1") if given else ask.session
     return text[:_SESSION_CHARACTERS] if text else None

@@ -1,61 +1,24 @@
 """What engines say in their answers as far as Fairlead must understand it: counts, errors, aborts."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
-_MOST_TOKENS = 1 << 40
+from fairlead_gateway.engine_fields import ERROR, Counts
+
+_MOST_TOKENS: Final = 1 << 40
 
 
-class PromptDetails(msgspec.Struct):
-    """``usage.prompt_tokens_details``."""
+class Usage:
+    """What an engine counted; None where it does not tell. ``cached_tokens`` are those of the prompt that were in its cache."""
 
-    cached_tokens: int | None = None
+    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
 
-
-class Usage(msgspec.Struct):
-    """What an engine counted."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
-    def __post_init__(self) -> None:
-        """A count that cannot be one is not known."""
-        self.prompt_tokens = _count(self.prompt_tokens)
-        self.completion_tokens = _count(self.completion_tokens)
-
-    @property
-    def cached_tokens(self) -> int | None:
-        """Prompt tokens that the engine found in its cache; None when it does not tell."""
-        return _count(self.prompt_tokens_details.cached_tokens) if self.prompt_tokens_details else None
-
-
-class Event(msgspec.Struct):
-    """The part of an event that matters here."""
-
-    usage: Usage | None = None
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    choices: list[msgspec.Raw] | None = None
-
-
-class PlainAnswer(msgspec.Struct):
-    """The part of a whole answer that matters here."""
-
-    usage: Usage | None = None
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class EngineError(msgspec.Struct):
-    """An OpenAI error object, or something like it."""
-
-    message: str = ""
-    type: str | None = None
-    code: int | str | None = None
-
-
-EVENT = msgspec.json.Decoder(Event)
-_ERROR = msgspec.json.Decoder(EngineError)
+    def __init__(self, prompt_tokens: int | None, completion_tokens: int | None, cached_tokens: int | None) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+        self.cached_tokens = cached_tokens
 
 
 @dataclass(slots=True)
@@ -66,6 +29,15 @@ class Fault:
     message: str
 
 
+def usage_of(told: Counts | None) -> Usage | None:
+    """What an engine told; a count that cannot be one is not known."""
+    if told is None:
+        return None
+    details = told.prompt_tokens_details
+    cached = _count(details.cached_tokens) if details is not None else None
+    return Usage(_count(told.prompt_tokens), _count(told.completion_tokens), cached)
+
+
 def _count(told: int | None) -> int | None:
     return told if told is not None and 0 <= told <= _MOST_TOKENS else None
 
@@ -73,7 +45,7 @@ def _count(told: int | None) -> int | None:
 def engine_fault(raw: bytes, status: int) -> Fault:
     """An engine's error object as a Fault; its code, where it is an HTTP status, says more than the head did."""
     try:
-        found = _ERROR.decode(raw)
+        found = ERROR.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Fault(status, "")
     code = found.code

@@ -11,30 +11,44 @@ The chain is seeded with everything else that decides what the engine caches (mo
 keyed by the installation's secret: without the secret nobody can aim many prompts at one instance. Hash: XXH3-64.
 """
 
-from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
+from typing import Any, Final
 
 import xxhash
 
 from fairlead.limits import Limits
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """English text and the common tokenizers: 4 bytes a token; the router corrects it by what engines report."""
 
-_STEPS = ((8 * 1024, 256), (64 * 1024, 1024))
-_LAST_STEP = 4096
-_USUAL_BLOCKS = Limits().prefix_blocks
+_SMALL: Final = 256
+_SMALL_UNTIL: Final = 8 * 1024
+_MIDDLE: Final = 1024
+_MIDDLE_UNTIL: Final = 64 * 1024
+_LARGE: Final = 4096
+_SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL
+_MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE
+_USUAL_BLOCKS: Final = Limits().prefix_blocks
+_DIGEST: Final[Callable[[Any, Any], Any]] = xxhash.xxh3_64_intdigest
+"""Its numbers stay objects: as compiled code's own integers 64 bits would be wrapped and unwrapped at every step."""
 
 
-@dataclass(slots=True)
 class PrefixChain:
     """``hashes[i]`` names the first ``ends[i]`` bytes of the prompt's text; ``tail`` names all of it, full block or
     not. Nobody changes a chain; it is not frozen because that makes it dear to build."""
 
-    hashes: tuple[int, ...]
-    ends: tuple[int, ...]
-    tail: int
+    __slots__ = ("ends", "hashes", "tail")
+
+    def __init__(self, hashes: tuple[int, ...], ends: tuple[int, ...], tail: int) -> None:
+        self.hashes = hashes
+        self.ends = ends
+        self.tail = tail
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PrefixChain):
+            return False
+        return self.tail == other.tail and self.hashes == other.hashes and self.ends == other.ends
 
     @property
     def covered(self) -> int:
@@ -48,19 +62,36 @@ def chain_seed(secret: bytes, seed: bytes) -> int:
     return xxhash.xxh3_64_intdigest(secret + b"\0" + seed)
 
 
-def prefix_chain(text: bytes, *, secret: bytes, seed: bytes, blocks: int = _USUAL_BLOCKS) -> PrefixChain:
-    """Chain of ``text``; at most ``blocks`` blocks, what lies behind is left to the tail."""
-    digest = xxhash.xxh3_64_intdigest
-    state = chain_seed(secret, seed)
-    ends = block_ends(bisect_right(_all_ends(blocks), len(text)))
-    hashes: list[int] = []
-    view = memoryview(text) if len(text) > _STEPS[0][0] else text  # short pieces are cheaper to copy than to view
-    start = 0
-    for end in ends:
-        state = digest(view[start:end], state)
+def prefix_chain(
+    text: bytes, *, secret: bytes, seed: bytes, blocks: int = _USUAL_BLOCKS, start: int = 0, end: int = -1
+) -> PrefixChain:
+    """Chain of ``text``, or of its part from ``start`` to ``end``; at most ``blocks`` blocks, the tail names the rest."""
+    end = len(text) if end < 0 else end
+    ends = block_ends(min(full_blocks(end - start), blocks))
+    state: Any = chain_seed(secret, seed)
+    hashes: list[Any] = []
+    at = start
+    view = None
+    for block_end in ends:
+        upto = start + block_end
+        if upto - at <= _MIDDLE:  # short pieces are cheaper to copy than to view
+            state = _DIGEST(text[at:upto], state)
+        else:
+            view = memoryview(text) if view is None else view
+            state = _DIGEST(view[at:upto], state)
         hashes.append(state)
-        start = end
-    return PrefixChain(tuple(hashes), ends, digest(view[start:], state))
+        at = upto
+    tail = _DIGEST(text[at:end] if end - at <= _MIDDLE else memoryview(text)[at:end], state)
+    return PrefixChain(tuple(hashes), ends, tail)
+
+
+def full_blocks(size: int) -> int:
+    """How many blocks ``size`` bytes fill."""
+    if size < _SMALL_UNTIL:
+        return size // _SMALL
+    if size < _MIDDLE_UNTIL:
+        return _SMALL_BLOCKS + (size - _SMALL_UNTIL) // _MIDDLE
+    return _SMALL_BLOCKS + _MIDDLE_BLOCKS + (size - _MIDDLE_UNTIL) // _LARGE
 
 
 @cache
@@ -74,6 +105,6 @@ def _all_ends(count: int) -> tuple[int, ...]:
     ends: list[int] = []
     position = 0
     while len(ends) < count:
-        position += next((step for limit, step in _STEPS if position < limit), _LAST_STEP)
+        position += _SMALL if position < _SMALL_UNTIL else _MIDDLE if position < _MIDDLE_UNTIL else _LARGE
         ends.append(position)
     return tuple(ends)

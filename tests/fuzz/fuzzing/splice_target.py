@@ -16,9 +16,9 @@ from fuzzing.target import CANARY, Target, refused
 
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
-from fairlead_gateway.body import Chat, Completion, Generation
 from fairlead_gateway.continuation import Said, continuable, continued_body
 from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.fields import Chat, Completion, Generation
 from fairlead_gateway.handoff import FIELDS, without_handoff
 from fairlead_gateway.handoff_plan import nixl_prefill, prefill_body, why_not
 from fairlead_gateway.head import Head

@@ -14,8 +14,8 @@ import msgspec
 from fuzzing.target import Target, cuttings
 
 from fairlead_gateway.continuation import Said, fitted, whole_usage
+from fairlead_gateway.engine_fields import Event
 from fairlead_gateway.events import Events, first_event
-from fairlead_gateway.sse import Event
 
 LIMIT = 1 << 20
 _LINES = re.compile(rb"\r\n|\n|\r")
