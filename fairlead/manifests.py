@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from fairlead.api.accelerators import builtin_accelerators
 from fairlead.api.kinds import PLANNED_KINDS, kinds
-from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment, Pool
+from fairlead.api.pools import Pool
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.documents import Node, decode, documents, shown
 from fairlead.errors import ManifestError, Problem
 from fairlead.findings import findings
@@ -34,8 +35,13 @@ class Manifests:
     models: tuple[ModelDeployment, ...]
     accelerators: Mapping[str, AcceleratorClass]
 
-    def profile(self, pool: Pool) -> EngineProfile:
-        """What an engine of this pool costs in time: its accelerator's profile, or the preset of that name."""
+    def profile(self, pool: Pool) -> EngineProfile | None:
+        """What an engine of this pool costs in time: its accelerator's profile, or the preset of that name.
+
+        None for an external engine of which nobody said what it runs on.
+        """
+        if pool.accelerator is None:
+            return None
         if pool.accelerator in self.accelerators:
             return self.accelerators[pool.accelerator].spec.profile.value(pool.accelerator)
         return presets()[pool.accelerator]
@@ -221,7 +227,7 @@ def _unknown_accelerators(found: Iterable[_Document], accelerators: Mapping[str,
         if not isinstance(document.value, ModelDeployment):
             continue
         for index, pool in enumerate(document.value.spec.pools):
-            if pool.accelerator in known:
+            if pool.accelerator is None or pool.accelerator in known:
                 continue
             path: tuple[str | int, ...] = ("spec", "pools", index, "accelerator")
             close = nearest(pool.accelerator, known, count=1)

@@ -2,19 +2,53 @@
 
 Unknown fields are errors and nothing is coerced: ``"3"`` is not 3. ``examples`` of a field are YAML, and become the fix that an
 error message offers. ``planned`` names fields of the design that nothing honours yet, so that the message can say so.
+``rules`` hold across fields, for a file and for the API server alike.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from fairlead import units
 from fairlead.errors import BadInput
 from fairlead.fleet import Objectives as ObjectiveValues
 from fairlead.profile import EngineProfile, presets
+
+FieldPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What must hold across the fields of one type, in both languages: ``cel`` for the API server, ``broken`` for files.
+
+    ``at`` is the field that a finding points to. ``broken`` answers True, or a more exact path, when the rule does not hold; it
+    is None for a rule about changes, which one file alone cannot break.
+    """
+
+    cel: str
+    message: str
+    fix: str
+    at: tuple[str, ...] = ()
+    broken: Callable[[Any], "bool | FieldPath"] | None = None
+
+    def schema(self) -> dict[str, str]:
+        """As the API server wants it; its message is what ``kubectl apply`` prints."""
+        place = {"fieldPath": "." + ".".join(self.at)} if self.at else {}
+        return {"rule": self.cel, "message": f"{self.message}: {self.fix}", **place}
 
 
 class Strict(BaseModel):
@@ -24,6 +58,7 @@ class Strict(BaseModel):
         alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True, allow_inf_nan=False
     )
     planned: ClassVar[frozenset[str]] = frozenset()
+    rules: ClassVar[tuple[Rule, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -34,13 +69,29 @@ class Strict(BaseModel):
         known = field_names(cls)
         return {key: value for key, value in data.items() if value is not None or key not in known}
 
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        for rule in self.rules:
+            found = rule.broken(self) if rule.broken is not None else False
+            if found is not False:
+                raise wrong(rule.message, rule.fix, at=rule.at if found is True else found)
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The type's schema with its rules."""
+        schema = handler(core_schema)
+        if cls.rules:
+            handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = [rule.schema() for rule in cls.rules]
+        return schema
+
 
 def field_names(model: type[BaseModel]) -> list[str]:
     """The names of a model's fields as they are written in a file."""
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def wrong(message: str, fix: str, at: tuple[str | int, ...] = ()) -> PydanticCustomError:
+def wrong(message: str, fix: str, at: FieldPath = ()) -> PydanticCustomError:
     """The error that a validator raises; ``fix`` says how to mend the value, ``at`` where below the validator it is."""
     return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix, "at": at})
 
@@ -96,15 +147,14 @@ class Routing(Strict):
 class Objectives(Strict):
     """What a request should see. Attained means: time to first token and mean inter-token latency are both within."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!has(self.ttftPerKiloToken) || has(self.ttft)",
-                    "message": "ttftPerKiloToken is added to ttft: give ttft too",
-                }
-            ]
-        }
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.ttftPerKiloToken) || has(self.ttft)",
+            message="ttftPerKiloToken is added to ttft, which is missing",
+            fix="add `ttft: 800ms`",
+            at=("ttftPerKiloToken",),
+            broken=lambda one: one.ttft_per_kilo_token is not None and one.ttft is None,
+        ),
     )
 
     target: Annotated[
@@ -123,14 +173,6 @@ class Objectives(Strict):
         Field(description="mean inter-token latency; left out = no such objective", examples=["40ms"]),
     ] = None
 
-    @model_validator(mode="after")
-    def _slope_needs_base(self) -> Self:
-        if self.ttft_per_kilo_token is not None and self.ttft is None:
-            raise wrong(
-                "ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`", at=("ttftPerKiloToken",)
-            )
-        return self
-
     def values(self) -> ObjectiveValues:
         """The same in seconds, as routing reads it."""
         return ObjectiveValues(
@@ -148,15 +190,13 @@ Count = Annotated[int | None, Field(ge=1, le=2**40)]
 class Profile(Strict):
     """What a step of an engine costs: a preset, coefficients of your own, or a preset with some of them changed."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "has(self.preset) || has(self.prefillTokenSeconds)",
-                    "message": "give preset, or at least prefillTokenSeconds",
-                }
-            ]
-        }
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.preset) || has(self.prefillTokenSeconds)",
+            message="a profile needs a preset or at least prefillTokenSeconds",
+            fix="add `preset:` with the name of a built-in profile, such as h100-llama8b",
+            broken=lambda one: one.preset is None and one.prefill_token_seconds is None,
+        ),
     )
 
     preset: Annotated[
@@ -176,14 +216,11 @@ class Profile(Strict):
     step_tokens: Annotated[Count, Field(description="token budget of one step")] = None
 
     @model_validator(mode="after")
-    def _known_or_complete(self) -> Self:
+    def _known(self) -> Self:
         known = presets()
         if self.preset is not None and self.preset not in known:
             message = f'no engine profile is called "{self.preset}"'
             raise wrong(message, f"use one of {', '.join(sorted(known))}, or give coefficients", at=("preset",))
-        if self.preset is None and self.prefill_token_seconds is None:
-            message = "a profile needs a preset or at least prefillTokenSeconds"
-            raise wrong(message, f"add `preset:` with one of {', '.join(sorted(known))}")
         return self
 
     def value(self, name: str) -> EngineProfile:

@@ -43,3 +43,15 @@ def duration(value: float) -> str:
 def exact(value: float) -> str:
     """Seconds as a duration that reads back to exactly ``value``, for files: ``0.8`` → ``"0.8s"``."""
     return f"{Decimal(repr(float(value))):f}s"
+
+
+SIZE_PATTERN = r"^[1-9][0-9]{0,8}(\.[0-9]{1,3})?(Mi|Gi|Ti)$"
+"""Sizes in powers of two, as Kubernetes writes them."""
+_SIZES = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def size_bytes(text: str, *, field: str = "size") -> int:
+    """``"1.5Gi"`` → ``1610612736``. Raises BadInput naming ``field`` when the text is no size."""
+    if not re.fullmatch(SIZE_PATTERN.strip("^$"), text):
+        raise BadInput(f"{text!r} is not a size", field=field, hint="write it like 512Mi, 64Gi or 2Ti")
+    return int(Decimal(text[:-2]) * _SIZES[text[-2:]])

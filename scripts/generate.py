@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from reference import NOTE, api_page, limits_page, settings_page
+from reference import NOTE, api_page, conditions_page, limits_page, settings_page
 from reference_cli import cli_page
 
 from fairlead.api.crd import definition
@@ -22,6 +22,7 @@ def outputs() -> dict[str, str]:
     pages = {
         "docs/reference/api.md": api_page(),
         "docs/reference/cli.md": cli_page(NOTE),
+        "docs/reference/conditions.md": conditions_page(),
         "docs/reference/limits.md": limits_page(),
         "docs/reference/settings.md": settings_page(),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fairlead.api.accelerators import builtin_accelerators
+from fairlead.api.conditions import condition_types, reasons
 from fairlead.api.crd import Schema, structural
 from fairlead.api.kinds import Kind, kinds
 from fairlead.api.v1alpha1 import API_VERSION
@@ -26,13 +27,26 @@ def api_page() -> str:
 
 def _kind(kind: Kind) -> str:
     scope = "namespaced" if kind.namespaced else "cluster-scoped"
-    rows = "\n".join(_rows(structural(kind.model)["properties"]["spec"], "spec"))
-    rules = "".join(f"- {rule}\n" for rule in _rules(structural(kind.model)["properties"]["spec"]))
+    spec = structural(kind.model)["properties"]["spec"]
+    found = dict.fromkeys((*(rule.schema()["message"] for rule in kind.model.rules), *_rules(spec)))
+    rules = "".join(f"- {rule}\n" for rule in found)
     text = (
         f"## {kind.name}\n\n{kind.says} Short name `{kind.short}`, {scope}.\n\n"
-        f"| Field | Type | Default | Meaning |\n|---|---|---|---|\n{rows}\n"
+        + _table(_rows(spec, "spec"))
+        + (
+            f"\nRules across fields, with the message that both `fairlead lint` and the API server give:\n\n{rules}"
+            if rules
+            else ""
+        )
     )
-    return text + (f"\nRules across fields:\n\n{rules}" if rules else "")
+    if kind.status is None:
+        return text
+    written = "Written by Fairlead; types and reasons of conditions are in [conditions](conditions.md).\n\n"
+    return f"{text}\n### Status\n\n{written}" + _table(_rows(structural(kind.status), "status"))
+
+
+def _table(rows: Iterator[str]) -> str:
+    return "| Field | Type | Default | Meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _rows(schema: Schema, path: str) -> Iterator[str]:
@@ -40,7 +54,11 @@ def _rows(schema: Schema, path: str) -> Iterator[str]:
     for name, field in schema.get("properties", {}).items():
         below = f"{path}.{name}"
         shown = f"**`{below}`**" if name in required else f"`{below}`"
-        default = "" if field.get("default") in (None, {}, "") else f"`{field['default']}`"
+        default = (
+            ""
+            if isinstance(field.get("default", ""), dict) or field.get("default", "") == ""
+            else f"`{_yaml(field['default'])}`"
+        )
         yield f"| {shown} | {_type(field)} | {default} | {_cell(field.get('description', ''))} |"
         items = field.get("items", {})
         if "properties" in items:
@@ -49,14 +67,22 @@ def _rows(schema: Schema, path: str) -> Iterator[str]:
             yield from _rows(field, below)
 
 
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _type(field: Schema) -> str:
     kind = field.get("type", "any")
+    if "x-kubernetes-int-or-string" in field:
+        return f"integer, {field['minimum']} to {field['maximum']}, or percentage"
     if "enum" in field:
         return " \\| ".join(f"`{value}`" for value in field["enum"])
     if kind == "array":
         items = field["items"]
         return "list of objects" if "properties" in items else f"list of {_type(items)}"
-    name = {"string": "text", "object": "object", "integer": "integer", "number": "number"}.get(kind, kind)
+    if isinstance(field.get("additionalProperties"), dict):
+        return "mapping of text"
+    name = {"string": "text", "boolean": "`true` \\| `false`"}.get(kind, kind)
     return f"{name}{_bounds(field)}"
 
 
@@ -77,15 +103,39 @@ def _rules(schema: Schema) -> Iterator[str]:
         yield from _rules(field.get("items", {}))
 
 
+def conditions_page() -> str:
+    """docs/reference/conditions.md."""
+    types = "\n".join(
+        f"| `{one.type}` | {one.owner} | {'always' if one.always else 'only while True'} | {_cell(one.says)} |"
+        for one in condition_types()
+    )
+    listed = "\n".join(
+        f"### {one.reason}\n\nOf `{one.type}`. {one.when}\n\nWhat to do: {one.do}\n" for one in reasons()
+    )
+    return (
+        f"{NOTE}# Conditions\n\nWhat `status.conditions` of a ModelDeployment may say. The lists are closed: a type or reason "
+        "that is not here\nis not written. `Ready`, `Reconciling` and `Stalled` are what kubectl, Argo CD and Flux wait by.\n\n"
+        "```sh\nkubectl wait modeldeployment/qwen3-8b --for=condition=Ready --timeout=10m\n```\n\n"
+        f"## Types\n\n| Type | Written by | There | True means |\n|---|---|---|---|\n{types}\n\n"
+        "What the autoscaler writes is absent where none runs.\n\n"
+        "## Reasons\n\nThe message beside a reason names the objects and numbers of the case. While `Stalled` is True, a `Ready` "
+        f"that is False\ncarries the same reason.\n\n{listed}"
+    )
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").strip()
 
 
 def _accelerators() -> str:
-    rows = "\n".join(f"| `{name}` | `{item.spec.profile.preset}` |" for name, item in builtin_accelerators().items())
+    rows = "\n".join(
+        f"| `{name}` | {f'`{item.spec.resource}`' if item.spec.resource else 'none'} | `{item.spec.profile.preset}` |"
+        for name, item in builtin_accelerators().items()
+    )
     return (
-        "## Built-in accelerators\n\nKnown without an AcceleratorClass; one of the same name in a file takes precedence.\n\n"
-        f"| Name | Profile |\n|---|---|\n{rows}\n"
+        "## Built-in accelerators\n\nKnown without an AcceleratorClass; one of the same name takes precedence.\n"
+        "They select no nodes: a cluster with several kinds of GPU needs classes of its own with `nodeSelector`.\n\n"
+        f"| Name | Resource | Profile |\n|---|---|---|\n{rows}\n"
     )
 
 

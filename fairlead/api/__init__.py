@@ -1,22 +1,24 @@
 """The API of Fairlead: what is written in manifests, as types. See ``docs/reference/api.md``."""
 
+from fairlead.api.accelerator_class import AcceleratorClassSpec, CountRule, Toleration
 from fairlead.api.accelerators import builtin_accelerators
+from fairlead.api.adapters import Adapters
+from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.engine import Engine, EngineKind
+from fairlead.api.environment import EnvironmentSource, EnvironmentVariable
+from fairlead.api.kvcache import KvCache, Offload, OffloadKind, Transfer
+from fairlead.api.metadata import Metadata
+from fairlead.api.model import Credentials, ModelCache, ModelSource
+from fairlead.api.pools import Endpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
+from fairlead.api.rollout import Rollout
+from fairlead.api.status import Condition, ConditionStatus, ModelDeploymentStatus, PoolStatus
 from fairlead.api.v1alpha1 import (
     API_VERSION,
     GROUP,
     VERSION,
     AcceleratorClass,
-    AcceleratorClassSpec,
-    Engine,
-    EngineKind,
-    EnvironmentVariable,
-    Metadata,
     ModelDeployment,
     ModelDeploymentSpec,
-    ModelSource,
-    Pool,
-    PoolRole,
-    Replicas,
 )
 from fairlead.strict import Objectives, Profile, Routing, RoutingPreset
 
@@ -26,19 +28,40 @@ __all__ = [
     "VERSION",
     "AcceleratorClass",
     "AcceleratorClassSpec",
+    "Adapters",
+    "Condition",
+    "ConditionStatus",
+    "ConditionType",
+    "CountRule",
+    "Credentials",
+    "Endpoint",
     "Engine",
     "EngineKind",
+    "EnvironmentSource",
     "EnvironmentVariable",
+    "KvCache",
     "Metadata",
+    "ModelCache",
     "ModelDeployment",
     "ModelDeploymentSpec",
+    "ModelDeploymentStatus",
     "ModelSource",
     "Objectives",
+    "Offload",
+    "OffloadKind",
+    "Parallelism",
+    "PodSelector",
+    "PodTemplate",
     "Pool",
     "PoolRole",
+    "PoolStatus",
     "Profile",
+    "Reason",
     "Replicas",
+    "Rollout",
     "Routing",
     "RoutingPreset",
+    "Toleration",
+    "Transfer",
     "builtin_accelerators",
 ]

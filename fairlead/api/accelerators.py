@@ -1,29 +1,42 @@
 """Accelerators that need no AcceleratorClass of one's own, so that the smallest manifest is one object.
 
 Their profiles are rooflines of one typical model each (see ``fairlead/profile.py``): good enough to route and to simulate by
-until an engine has been measured.
+until an engine has been measured. They select no nodes, since names of products differ between clusters: where a cluster has
+several kinds of GPU, a class of one's own says which nodes have which.
 """
 
-from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, AcceleratorClassSpec, Metadata
+from fairlead.api.accelerator_class import AcceleratorClassSpec, TaintEffect, Toleration, TolerationOperator
+from fairlead.api.metadata import Metadata
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass
 from fairlead.strict import Profile
 
-_PRESETS = {
-    "nvidia-l4": "l4-qwen8b",
-    "nvidia-a100": "a100-qwen7b",
-    "nvidia-h100": "h100-llama8b",
-    "npu-910b4": "910b4",
-    "cpu": "tiny-cpu",
+_NVIDIA = "nvidia.com/gpu"
+_PRESETS: dict[str, tuple[str, str | None]] = {
+    "nvidia-l4": ("l4-qwen8b", _NVIDIA),
+    "nvidia-a100": ("a100-qwen7b", _NVIDIA),
+    "nvidia-h100": ("h100-llama8b", _NVIDIA),
+    "npu-910b4": ("910b4", "huawei.com/Ascend910"),
+    "cpu": ("tiny-cpu", None),
 }
 
 
 def builtin_accelerators() -> dict[str, AcceleratorClass]:
-    """By name; a file's own AcceleratorClass of the same name takes precedence."""
+    """By name; a file's or cluster's own AcceleratorClass of the same name takes precedence."""
     return {
         name: AcceleratorClass(
             api_version=API_VERSION,
             kind="AcceleratorClass",
             metadata=Metadata(name=name),
-            spec=AcceleratorClassSpec(profile=Profile(preset=preset)),
+            spec=AcceleratorClassSpec(
+                profile=Profile(preset=preset), resource=resource, tolerations=_tolerations(resource)
+            ),
         )
-        for name, preset in _PRESETS.items()
+        for name, (preset, resource) in _PRESETS.items()
     }
+
+
+def _tolerations(resource: str | None) -> list[Toleration]:
+    """Nodes with devices are commonly tainted with the name of the resource."""
+    if resource is None:
+        return []
+    return [Toleration(key=resource, operator=TolerationOperator.EXISTS, effect=TaintEffect.NO_SCHEDULE)]

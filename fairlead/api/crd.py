@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fairlead.api.kinds import Kind
+from fairlead.api.kinds import Column, Kind
 from fairlead.api.v1alpha1 import GROUP, VERSION
 
 Schema = dict[str, Any]
@@ -27,6 +27,8 @@ _KEPT = (
     "maxLength",
     "minItems",
     "maxItems",
+    "minProperties",
+    "maxProperties",
     "required",
 )
 _EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
@@ -34,12 +36,12 @@ _EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 def definition(kind: Kind) -> Schema:
     """The CustomResourceDefinition of one kind."""
-    columns = [{"name": column.name, "type": column.type, "jsonPath": column.path} for column in kind.columns]
     version = {
         "name": VERSION,
         "served": True,
         "storage": True,
-        "additionalPrinterColumns": columns,
+        "additionalPrinterColumns": [_column(column) for column in kind.columns],
+        **({"subresources": _subresources(kind)} if kind.status is not None else {}),
         "schema": {"openAPIV3Schema": _object_schema(kind)},
     }
     names = {
@@ -59,9 +61,26 @@ def definition(kind: Kind) -> Schema:
     }
 
 
+def _column(column: Column) -> Schema:
+    shown = {"name": column.name, "type": column.type, "jsonPath": column.path}
+    return {**shown, "priority": 1} if column.wide else shown
+
+
+def _subresources(kind: Kind) -> Schema:
+    """What is written by itself: status by controllers, scale by ``kubectl scale`` and autoscalers."""
+    scale = {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
+    }
+    return {"status": {}, **({"scale": scale} if kind.scaled else {})}
+
+
 def _object_schema(kind: Kind) -> Schema:
     """The schema of a whole object: the server knows apiVersion, kind and metadata itself."""
-    spec = structural(kind.model)["properties"]["spec"]
+    status = {"status": structural(kind.status)} if kind.status is not None else {}
+    # Of metadata the server knows more than the schema says, so a rule about it cannot point there.
+    rules = [{key: text for key, text in rule.schema().items() if key != "fieldPath"} for rule in kind.model.rules]
     return {
         "type": "object",
         "description": kind.says,
@@ -70,8 +89,10 @@ def _object_schema(kind: Kind) -> Schema:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": spec,
+            "spec": structural(kind.model)["properties"]["spec"],
+            **status,
         },
+        **({"x-kubernetes-validations": rules} if rules else {}),
     }
 
 
@@ -100,23 +121,33 @@ class _Translator:
         if "properties" in schema:
             fields = schema["properties"]
             result["properties"] = {name: self.translate(fields[name], f"{path}.{name}", inside) for name in fields}
+            if "default" in result:
+                # The server holds a default against the object's rules before it fills in what lies below.
+                result["default"] = _defaults(result["properties"])
         elif isinstance(schema.get("additionalProperties"), dict):
             result["additionalProperties"] = self.translate(schema["additionalProperties"], f"{path}.*", inside)
         if "items" in schema:
             result["items"] = self.translate(schema["items"], f"{path}[]", inside)
-        if "type" not in result:
-            result = {**result, "x-kubernetes-preserve-unknown-fields": True}
+        if "x-kubernetes-int-or-string" in result:
+            result["anyOf"] = schema["anyOf"]  # the one union that the smaller language has
+        elif "type" not in result:
+            result["x-kubernetes-preserve-unknown-fields"] = True
         return result
 
 
 def _without_null(schema: Schema, path: str) -> Schema:
     """An optional field is one that may be left out; null is not a value of its own."""
-    if "anyOf" not in schema:
+    if "anyOf" not in schema or "x-kubernetes-int-or-string" in schema:
         return schema
     choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
     if len(choices) != 1:
         raise TypeError(f"{path}: a union of {len(choices)} types has no structural schema")
     return {**choices[0], **{key: value for key, value in schema.items() if key != "anyOf"}}
+
+
+def _defaults(fields: Mapping[str, Schema]) -> Schema:
+    """What an object becomes of which nothing is written."""
+    return {name: field["default"] for name, field in fields.items() if "default" in field}
 
 
 def _kept(schema: Schema) -> Schema:
@@ -131,7 +162,7 @@ def _kept(schema: Schema) -> Schema:
             result[bound] = schema[exclusive]
             result[exclusive] = True
     if schema.get("default") is not None:
-        # An object's default is empty, so that the defaults of its fields are written down once, in the fields.
+        # Those of an object's fields are filled in by the translator, from the fields.
         result["default"] = {} if isinstance(schema["default"], dict) else schema["default"]
     result.update({key: value for key, value in schema.items() if key.startswith("x-kubernetes-")})
     return result

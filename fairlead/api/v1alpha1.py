@@ -1,262 +1,224 @@
 """``serving.fairlead.io/v1alpha1``: the kinds that this release honours, as they are written in a manifest.
 
 CRDs in ``crds/`` and ``docs/reference/api.md`` are generated from here; run ``make generate`` after a change. A field is added
-together with the code that honours it, and until then its name stands in ``planned``.
+together with the code that honours it, and until then its name stands in ``planned``. Parts of a spec have files of their own.
 """
 
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fairlead.names import DNS_LABEL, DNS_SUBDOMAIN
-from fairlead.strict import Objectives, Profile, Routing, Strict, wrong
+from fairlead.api.accelerator_class import AcceleratorClassSpec
+from fairlead.api.adapters import Adapters
+from fairlead.api.engine import Engine, EngineKind
+from fairlead.api.kvcache import KvCache, Transfer
+from fairlead.api.metadata import Metadata
+from fairlead.api.model import ModelSource
+from fairlead.api.pools import Parallelism, Pool, PoolRole, Replicas
+from fairlead.api.rollout import Rollout
+from fairlead.api.values import LABEL_VALUE_LENGTH, list_map, unique
+from fairlead.strict import FieldPath, Objectives, Routing, Rule, Strict, wrong
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"
 API_VERSION: Final = "serving.fairlead.io/v1alpha1"
 
-_LABEL_PATTERN = f"^{DNS_LABEL.pattern}$"
-_SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN.pattern}$"
+
+def _first(spec: "ModelDeploymentSpec", field: str, broken: list[bool]) -> FieldPath | bool:
+    """The first pool that breaks a rule, with the field in it."""
+    return ("pools", broken.index(True), field) if True in broken else False
 
 
-def _label(text: str) -> str:
-    if not DNS_LABEL.fullmatch(text):
-        raise wrong(f'"{text:.70}" is not a DNS label', "use lower-case letters, digits and -, at most 63")
-    return text
+def _adopts_nothing(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    broken = [not pool.adopts for pool in spec.pools]
+    return ("pools", broken.index(True)) if spec.external and True in broken else False
 
 
-def _subdomain(text: str) -> str:
-    if len(text) > 253 or not DNS_SUBDOMAIN.fullmatch(text):
-        message = f'"{text:.70}" is not a Kubernetes name'
-        raise wrong(message, "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither")
-    return text
+def _adopts_something(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    found = next((pool for pool in spec.pools if pool.adopts), None)
+    field = "endpoints" if found is not None and found.endpoints else "selector"
+    return False if spec.external else _first(spec, field, [pool.adopts for pool in spec.pools])
 
 
-Label = Annotated[
-    str, AfterValidator(_label), Field(json_schema_extra={"pattern": _LABEL_PATTERN, "minLength": 1, "maxLength": 63})
-]
-Subdomain = Annotated[
-    str,
-    AfterValidator(_subdomain),
-    Field(json_schema_extra={"pattern": _SUBDOMAIN_PATTERN, "minLength": 1, "maxLength": 253}),
-]
+def _no_accelerator(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    broken = [pool.accelerator is None for pool in spec.pools]
+    return False if spec.external else _first(spec, "accelerator", broken)
 
 
-def _unique(items: str, names: list[str]) -> None:
-    """Refuse the second of two equal names in the list field ``items``."""
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            message = f'the name "{name}" is already given in {items}[{names.index(name)}]'
-            raise wrong(message, "give each a name of its own", at=(items, index))
+def _shapes_external(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    if not spec.external:
+        return False
+    for index, pool in enumerate(spec.pools):
+        given = {
+            "replicas": pool.replicas != Replicas(),
+            "parallelism": pool.parallelism != Parallelism(),
+            "template": pool.template is not None,
+        }
+        if field := next((name for name, found in given.items() if found), None):
+            return ("pools", index, field)
+    return False
 
 
-_SOURCE_PATTERN = r"^((hf|s3|gs|oci|file)://|pvc:).+$"
-
-
-def _source(text: str) -> str:
-    scheme = text.partition(":")[0]
-    if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file"):
-        message = f'"{text:.70}" does not say where the model is'
-        raise wrong(message, f"begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://{text:.40}")
-    rest = text[len(scheme) + 1 :]
-    if not (rest.strip("/") and (scheme == "pvc" or rest.startswith("//"))):
-        raise wrong(f'"{text:.70}" names nothing behind {scheme}:', "write it like hf://Qwen/Qwen3-8B")
-    return text
-
-
-class ModelSource(Strict):
-    """Which weights to serve."""
-
-    planned: ClassVar[frozenset[str]] = frozenset({"revision", "credentials"})
-
-    source: Annotated[
-        str,
-        AfterValidator(_source),
-        Field(
-            min_length=1,
-            max_length=1024,
-            description="where the weights are: hf://, s3://, gs://, oci://, pvc: or file://. A real engine of local "
-            "mode loads hf:// and file://; a simulated one only reports it",
-            examples=['"hf://Qwen/Qwen3-8B"'],
-            json_schema_extra={"pattern": _SOURCE_PATTERN},
-        ),
-    ]
-
-
-class EngineKind(StrEnum):
-    """Which program serves the model."""
-
-    VLLM = "vllm"
-    SIM = "sim"
-
-
-def _engine_kind(value: Any) -> Any:
-    if value in ("sglang", "custom", "external"):
-        raise wrong(f"the engine {value} is planned, but nothing in this release runs it", "use vllm or sim")
-    return value
-
-
-_ENVIRONMENT_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-
-
-class EnvironmentVariable(Strict):
-    """One environment variable of the engine's process."""
-
-    planned: ClassVar[frozenset[str]] = frozenset({"valueFrom"})
-
-    name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=256,
-            pattern=_ENVIRONMENT_PATTERN,
-            description="as the engine reads it",
-            examples=["VLLM_LOGGING_LEVEL"],
-        ),
-    ]
-    value: Annotated[str, Field(max_length=4096, description="its text; empty when left out")] = ""
-
-
-class Engine(Strict):
-    """The program that serves the model."""
-
-    planned: ClassVar[frozenset[str]] = frozenset({"image"})
-
-    kind: Annotated[
-        EngineKind,
-        Field(strict=False),
-        BeforeValidator(_engine_kind),
-        Field(
-            description="vllm, or sim for the simulated engine; local mode simulates vllm too unless told otherwise",
-            examples=["vllm"],
-        ),
-    ] = EngineKind.VLLM
-    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
-        default_factory=list,
-        max_length=128,
-        description="added to the engine's command line; a simulated vllm takes those that change what it simulates",
-        examples=['["--max-model-len=32768"]'],
-    )
-    env: list[EnvironmentVariable] = Field(
-        default_factory=list,
-        max_length=128,
-        description="environment of the engine's process",
-        examples=["[{name: VLLM_LOGGING_LEVEL, value: WARNING}]"],
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    )
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        _unique("env", [variable.name for variable in self.env])
-        return self
-
-
-class PoolRole(StrEnum):
-    """What the instances of a pool do for a request."""
-
-    SERVE = "Serve"
-
-
-def _pool_role(value: Any) -> Any:
-    if value in ("Prefill", "Decode"):
-        raise wrong(f"the role {value} is planned, but nothing in this release splits prefill from decode", "use Serve")
-    return value
-
-
-class Replicas(Strict):
-    """How many instances a pool has."""
-
-    planned: ClassVar[frozenset[str]] = frozenset({"max"})
-
-    min: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=4096,
-            description="instances that always run",
-            examples=["8"],
-            json_schema_extra={"format": "int32"},
-        ),
-    ] = 1
-
-
-class Pool(Strict):
-    """Replicas of one template: one accelerator, one role."""
-
-    planned: ClassVar[frozenset[str]] = frozenset({"parallelism", "template"})
-
-    name: Annotated[Label, Field(description="unique within the model", examples=["main"])] = "main"
-    role: Annotated[
-        PoolRole,
-        Field(strict=False),
-        BeforeValidator(_pool_role),
-        Field(description="Serve: prefill and decode on the same instance", examples=["Serve"]),
-    ] = PoolRole.SERVE
-    accelerator: Annotated[
-        Subdomain, Field(description="an AcceleratorClass, or a built-in one", examples=["nvidia-l4"])
-    ]
-    replicas: Annotated[Replicas, Field(examples=["{min: 8}"])] = Replicas()
+_SPLIT = "self.pools.exists(pool, pool.role == 'Prefill')"
+_OWN = "self.engine.kind in ['custom', 'external']"
 
 
 class ModelDeploymentSpec(Strict):
     """What to serve, on what, and how well."""
 
-    planned: ClassVar[frozenset[str]] = frozenset({"autoscaling", "kvCache", "adapters", "rollout", "price"})
+    planned: ClassVar[frozenset[str]] = frozenset({"autoscaling", "price"})
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.engine.kind == 'external' || self.pools.all(pool, has(pool.accelerator))",
+            message="a pool needs an accelerator",
+            fix="add it, for example `accelerator: nvidia-l4`",
+            at=("pools",),
+            broken=_no_accelerator,
+        ),
+        Rule(
+            cel="self.engine.kind != 'external' || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
+            "pool.endpoints.size() > 0)",
+            message="a pool of an external engine needs to know where its engines are",
+            fix="add `endpoints: [{url: ...}]` or `selector: {matchLabels: {...}}`",
+            at=("pools",),
+            broken=_adopts_nothing,
+        ),
+        Rule(
+            cel="self.engine.kind == 'external' || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
+            "pool.endpoints.size() == 0))",
+            message="endpoints and selector are for engines that run already",
+            fix="write `engine: {kind: external}`, or remove endpoints and selector",
+            at=("pools",),
+            broken=_adopts_something,
+        ),
+        Rule(
+            cel="self.engine.kind != 'external' || self.pools.all(pool, !has(pool.template) && pool.replicas.min == 1 && "
+            "!has(pool.replicas.max) && pool.parallelism.tensor == 1 && pool.parallelism.pipeline == 1 && "
+            "pool.parallelism.data == 1 && pool.parallelism.nodes == 1)",
+            message="an external engine is not run by Fairlead, which cannot set its replicas, parallelism or template",
+            fix="remove them",
+            at=("pools",),
+            broken=_shapes_external,
+        ),
+        Rule(
+            cel=f"{_SPLIT} == self.pools.exists(pool, pool.role == 'Decode')",
+            message="the roles Prefill and Decode need one another",
+            fix="add a pool of the other role, or use Serve",
+            at=("pools",),
+            broken=lambda one: one.has_role(PoolRole.PREFILL) != one.has_role(PoolRole.DECODE),
+        ),
+        Rule(
+            cel=f"!{_SPLIT} || self.kvCache.transfer != 'None'",
+            message="pools of role Prefill hand their KV to those of role Decode",
+            fix="say how, for example `kvCache: {transfer: Nixl}`",
+            at=("pools",),
+            broken=lambda one: one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is Transfer.NONE,
+        ),
+        Rule(
+            cel=f"{_SPLIT} || self.kvCache.transfer == 'None'",
+            message="nothing is handed over without pools of role Prefill and Decode",
+            fix="remove transfer, or give pools those roles",
+            at=("kvCache", "transfer"),
+            broken=lambda one: not one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is not Transfer.NONE,
+        ),
+        Rule(
+            cel=f"!has(self.kvCache.offload) || !({_OWN})",
+            message="Fairlead does not know how an engine of this kind offloads",
+            fix="say so in its own arguments, and remove offload",
+            at=("kvCache", "offload"),
+            broken=lambda one: one.kv_cache.offload is not None and one.own,
+        ),
+        Rule(
+            cel=f"!has(self.adapters) || !({_OWN})",
+            message="Fairlead does not know how an engine of this kind takes adapters",
+            fix="say so in its own arguments, and remove adapters",
+            at=("adapters",),
+            broken=lambda one: one.adapters is not None and one.own,
+        ),
+        Rule(
+            cel="!has(self.replicas) || self.pools.size() == 1",
+            message="replicas is for a model with one pool",
+            fix="remove it, and give each pool its own replicas",
+            at=("replicas",),
+            broken=lambda one: one.replicas is not None and len(one.pools) > 1,
+        ),
+        Rule(
+            cel="!has(self.replicas) || self.engine.kind != 'external'",
+            message="an external engine is not run by Fairlead, which cannot set its replicas",
+            fix="remove replicas",
+            at=("replicas",),
+            broken=lambda one: one.replicas is not None and one.external,
+        ),
+    )
 
     model: Annotated[ModelSource, Field(examples=['{source: "hf://Qwen/Qwen3-8B"}'])]
     engine: Annotated[Engine, Field(examples=["{kind: vllm}"])] = Engine()
+    replicas: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=4096,
+            description="instances of the only pool, held within its min and max; written by `kubectl scale`, an HPA or KEDA. "
+            "Left out = the pool's min",
+            examples=["2"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = None
     pools: list[Pool] = Field(
         min_length=1,
         max_length=16,
         description="where the instances run",
         examples=["[{accelerator: nvidia-l4}]"],
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        json_schema_extra=list_map("name"),
     )
+    kv_cache: Annotated[KvCache, Field(examples=["{transfer: Nixl}"])] = KvCache()
+    adapters: Annotated[Adapters | None, Field(examples=["{slots: 8, maxRank: 64}"])] = None
     objectives: Annotated[Objectives, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = Objectives()
     routing: Annotated[Routing, Field(examples=["{preset: dual-hash}"])] = Routing()
+    rollout: Annotated[Rollout, Field(examples=["{surge: 2, drain: 10m}"])] = Rollout()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        _unique("pools", [pool.name for pool in self.pools])
+        unique("pools", [pool.name for pool in self.pools])
         return self
 
+    @property
+    def external(self) -> bool:
+        """Its engines run already, and Fairlead only adopts them."""
+        return self.engine.kind is EngineKind.EXTERNAL
 
-class AcceleratorClassSpec(Strict):
-    """What an instance on this accelerator costs in time."""
+    @property
+    def own(self) -> bool:
+        """How its engines are started is not Fairlead's business."""
+        return self.engine.kind in (EngineKind.CUSTOM, EngineKind.EXTERNAL)
 
-    planned: ClassVar[frozenset[str]] = frozenset({"resource", "nodeSelector", "tolerations", "costPerHour"})
+    def has_role(self, role: PoolRole) -> bool:
+        """Some pool has it."""
+        return any(pool.role is role for pool in self.pools)
 
-    profile: Annotated[
-        Profile,
-        Field(
-            description="what routing expects of an engine here before it has measured one, and what a simulated "
-            "engine takes",
-            examples=["{preset: 910b4}"],
-        ),
-    ]
+    def instances(self, pool: Pool) -> int:
+        """How many instances of ``pool`` this spec asks for; zero of one that adopts, whose number is what is found."""
+        if pool.adopts:
+            return 0
+        if self.replicas is None:
+            return pool.replicas.min
+        most = pool.replicas.max if pool.replicas.max is not None else self.replicas
+        return max(pool.replicas.min, min(self.replicas, most))
 
 
-class Metadata(Strict):
-    """Names of an object. What a cluster adds (uid, resourceVersion, …) may be there and is not read."""
-
-    model_config = ConfigDict(alias_generator=None)
-
-    name: Annotated[Subdomain, Field(examples=["qwen3-8b"])]
-    namespace: Annotated[Label | None, Field(examples=["default"])] = None
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
-    uid: Any = Field(default=None, exclude=True)
-    resourceVersion: Any = Field(default=None, exclude=True)  # noqa: N815  (Kubernetes' spelling, never read)
-    generation: Any = Field(default=None, exclude=True)
-    creationTimestamp: Any = Field(default=None, exclude=True)  # noqa: N815
-    managedFields: Any = Field(default=None, exclude=True)  # noqa: N815
-    finalizers: Any = Field(default=None, exclude=True)
-    ownerReferences: Any = Field(default=None, exclude=True)  # noqa: N815
+_NAME_RULE = Rule(
+    cel=f"self.metadata.name.size() <= {LABEL_VALUE_LENGTH}",
+    message=f"the name is longer than {LABEL_VALUE_LENGTH} characters, and it becomes a label",
+    fix="shorten it",
+    at=("metadata", "name"),
+    broken=lambda one: len(one.metadata.name) > LABEL_VALUE_LENGTH,
+)
 
 
 class ModelDeployment(Strict):
     """A model that is served: the one object a platform team applies."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
 
     api_version: Literal["serving.fairlead.io/v1alpha1"]
     kind: Literal["ModelDeployment"]
@@ -272,6 +234,8 @@ class ModelDeployment(Strict):
 
 class AcceleratorClass(Strict):
     """A kind of accelerator that pools may name. Cluster-scoped."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
 
     api_version: Literal["serving.fairlead.io/v1alpha1"]
     kind: Literal["AcceleratorClass"]

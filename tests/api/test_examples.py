@@ -18,7 +18,7 @@ def test_an_example_is_a_manifest_that_can_run_here(path: Path) -> None:
     assert 1 <= sum(pool.replicas.min for model in manifests.models for pool in model.spec.pools) <= 8
     for model in manifests.models:
         for pool in model.spec.pools:
-            manifests.profile(pool)
+            assert manifests.profile(pool) is not None
 
 
 def test_examples_are_numbered_and_listed() -> None:

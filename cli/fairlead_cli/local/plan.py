@@ -6,8 +6,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
-from fairlead.api.v1alpha1 import ModelDeployment, Pool
+from fairlead.api import EngineKind, ModelDeployment, Pool, PoolRole, Transfer
 from fairlead.engines import Launch, Replica, adapter
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives, Role
@@ -15,9 +16,12 @@ from fairlead.limits import Limits
 from fairlead.manifests import Manifests, fleet_model
 from fairlead.strict import RoutingPreset
 from fairlead_cli.local.child import Command
+from fairlead_cli.local.cluster_only import refuse, unheard
 from fairlead_cli.local.pool import PoolPlan
 
 SIMULATED = "sim"
+ADOPTED = "vllm"
+"""Whose metrics an adopted engine is asked for; one that has others is routed to without them."""
 SPEED_LEAST, SPEED_MOST = 0.001, 1000
 """Beyond, a step of an engine is too short for a clock or too long for a person."""
 
@@ -42,8 +46,8 @@ class Plan:
 
     @property
     def engines(self) -> int:
-        """Endpoints in all pools together."""
-        return sum(pool.replicas for pool in self.pools)
+        """Endpoints in all pools together, adopted ones included."""
+        return sum(pool.replicas + len(pool.adopted) for pool in self.pools)
 
 
 def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], str | None]) -> Plan:
@@ -53,15 +57,21 @@ def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], s
     notes: dict[str, None] = {}
     seed = options.seed
     for deployment in manifests.models:
+        refuse(deployment, real=options.real)
+        if fields := unheard(deployment):
+            notes[f"{deployment.metadata.name}: no effect in local mode: {', '.join(fields)}"] = None
         model = local_model(fleet_model(deployment), options)
         for pool in deployment.spec.pools:
+            if pool.adopts:
+                pools.append(_adopted(manifests, pool, model, deployment.spec.kv_cache.transfer))
+                continue
             found, ignored = _pool(manifests, deployment, pool, model, options, seed)
             seed += found.replicas
             pools.append(found)
             if ignored:
                 shown = " ".join(ignored).replace(" --", ", --")
                 notes[f"{deployment.metadata.name}: no effect on simulated engines: {shown}"] = None
-    if not any(pool.replicas for pool in pools):
+    if not any(pool.replicas or pool.adopted for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
     several = len(manifests.models) > 1
     named = (replace(pool, label=f"{pool.model.name}/{pool.name}" if several else pool.name) for pool in pools)
@@ -108,13 +118,16 @@ def _pool(
     spec = deployment.spec
     kind = spec.engine.kind.value if options.real else SIMULATED
     profile = manifests.profile(pool)
+    assert profile is not None  # only pools that adopt do without an accelerator
+    transfer = _transfer(spec.engine.kind, spec.kv_cache.transfer)
+    hand_over = _hand_over(pool, transfer) if kind == SIMULATED else ()
     base = Replica(
         name=deployment.metadata.name,
         source=spec.model.source,
         profile=profile,
         kind=spec.engine.kind.value,
         args=tuple(spec.engine.args),
-        env={variable.name: variable.value for variable in spec.engine.env},
+        env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
         speed=options.speed,
     )
 
@@ -123,7 +136,7 @@ def _pool(
 
     def command(ports: tuple[int, ...], first: int) -> Command:
         launched = launch(ports, first)
-        return Command(launched.command, dict(launched.env))
+        return Command((*launched.command, *hand_over), dict(launched.env))
 
     trial = launch((1,), 0)  # refuses now what would fail later
     template = Instance(
@@ -135,7 +148,48 @@ def _pool(
         engine=kind,
         role=Role(pool.role.value),
         profile=profile.faster(options.speed) if options.speed != 1.0 else profile,
+        transfer=transfer if hand_over else None,
     )
     group = options.engines_per_process if kind == SIMULATED else 1
-    found = PoolPlan(model, pool.name, pool.replicas.min, template, command, pool.name, trial.says_ready, group)
-    return found, trial.ignored
+    count = spec.instances(pool)
+    return PoolPlan(model, pool.name, count, template, command, pool.name, trial.says_ready, group), trial.ignored
+
+
+def _transfer(kind: EngineKind, transfer: Transfer) -> str:
+    """How the gateway speaks to both sides: SGLang's engines have a way of their own over either library."""
+    return "sglang" if kind is EngineKind.SGLANG else transfer.value.lower()
+
+
+def _hand_over(pool: Pool, transfer: str) -> tuple[str, ...]:
+    """A simulated engine's switches for its side of the hand-over."""
+    if pool.role is PoolRole.SERVE:
+        return ()
+    side = "kv_producer" if pool.role is PoolRole.PREFILL else "kv_consumer"
+    return ("--kv-connector", transfer, "--kv-role", side)
+
+
+def _adopted(manifests: Manifests, pool: Pool, model: Model, transfer: Transfer) -> PoolPlan:
+    """Engines that run already: nothing is started, they are routed to."""
+    template = Instance(
+        id="",
+        namespace=model.namespace,
+        model=model.name,
+        pool=pool.name,
+        url="",
+        engine=ADOPTED,
+        role=Role(pool.role.value),
+        profile=manifests.profile(pool),
+        transfer=None if transfer is Transfer.NONE else transfer.value.lower(),
+    )
+    adopted = tuple(replace(template, id=_id(one.url), url=one.url) for one in pool.endpoints)
+    return PoolPlan(model, pool.name, 0, template, _nothing, pool.name, adopted=adopted)
+
+
+def _nothing(ports: tuple[int, ...], first: int) -> Command:
+    raise AssertionError("an adopted engine is not started")
+
+
+def _id(url: str) -> str:
+    """As the fleet file names an instance that has no name: ``HOST/PORT/RANK``."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}/{parts.port}/0"

@@ -7,7 +7,7 @@ fleet file should say of each: Starting while it comes up, Ready, Draining, and 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fairlead.fleet import Instance, InstanceState, Model
+from fairlead.fleet import Instance, InstanceState, Model, Role
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.keeper import Keeper, Phase
 from fairlead_cli.local.ports import free_ports, is_free
@@ -19,6 +19,7 @@ class PoolPlan:
 
     ``label`` names its processes for people: the pool's name, with the model's where there are several.
     ``says_ready``: the process prints a ``ready`` line per endpoint; otherwise its ``/health`` is asked.
+    ``adopted`` are engines that somebody else runs: they are routed to, and nothing is started for them.
     """
 
     model: Model
@@ -29,6 +30,7 @@ class PoolPlan:
     label: str
     says_ready: bool = True
     engines_per_process: int = 1
+    adopted: tuple[Instance, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -77,9 +79,14 @@ class EngineUnit:
         if state is None:
             return []
         return [
-            replace(self.plan.template, id=one, url=url, state=state)
+            replace(self.plan.template, id=one, url=url, state=state, bootstrap=self.bootstrap(url))
             for one, url in zip(self.ids(), self.urls(), strict=True)
         ]
+
+    def bootstrap(self, url: str) -> str | None:
+        """Where the other side meets this one: a simulated prefill engine answers for that on its own port."""
+        template = self.plan.template
+        return url if template.role is Role.PREFILL and template.transfer in ("mooncake", "sglang") else None
 
     def state(self) -> InstanceState | None:
         """None while it is dead or gone: then it is not part of the fleet."""

@@ -97,8 +97,10 @@ class Run:
             redis=redis,
             logs=setup.logs,
         )
-        engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools)
-        self.told(f"starting {plural(setup.plan.engines, 'engine')} ({engines}), gateway{', redis' if redis else ''}")
+        started = sum(pool.replicas for pool in setup.plan.pools)
+        engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools if not pool.adopted)
+        which = f" ({engines})" if engines else ""
+        self.told(f"starting {plural(started, 'engine')}{which}, gateway{', redis' if redis else ''}")
         return Supervisor(
             plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url, setup.token), told=self.told
         )
@@ -115,7 +117,7 @@ class Run:
     def _tell_others(self, directory: Path) -> None:
         engines: dict[str, int] = {}
         for pool in self._setup.plan.pools:
-            engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas
+            engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas + len(pool.adopted)
         url, manage = self._setup.listen.url, self._setup.manage.url
         fleet_file = str(directory / "fleet.yaml")
         simulated = all(pool.template.engine == SIMULATED for pool in self._setup.plan.pools)

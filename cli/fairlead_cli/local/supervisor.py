@@ -129,8 +129,10 @@ class Supervisor:
         """Groups of processes of which one at least must run."""
         if self.gateway is not None:
             yield [self.gateway]
+        adopting = {pool.model.key for pool in self.plan.pools if pool.adopted}
         for model in self.plan.models:
-            yield [unit.keeper for unit in self.units if unit.plan.model.key == model.key and unit.keeper]
+            if model.key not in adopting:  # else it is served, whatever becomes of ours
+                yield [unit.keeper for unit in self.units if unit.plan.model.key == model.key and unit.keeper]
 
     def _settled(self) -> bool:
         engines = [unit.keeper for unit in self.units if unit.keeper]
@@ -164,6 +166,8 @@ class Supervisor:
     def fleet(self) -> Fleet:
         """The fleet as it is now."""
         by_model: dict[str, list[Instance]] = {model.key: [] for model in self.plan.models}
+        for pool in self.plan.pools:
+            by_model[pool.model.key].extend(pool.adopted)
         for unit in self.units:
             by_model[unit.plan.model.key].extend(unit.instances())
         return Fleet(
@@ -192,6 +196,8 @@ class Supervisor:
         plan = next((plan for plan in self.plan.pools if plan.key == (key, pool)), None)
         if plan is None:
             raise BadInput(f"no pool {pool!r} of {key}", field="pool")
+        if plan.adopted:
+            raise BadInput("engines that somebody else runs are not scaled", field="replicas")
         if plan.engines_per_process > 1:
             raise BadInput(
                 "engines that share a process are not scaled", field="replicas", hint="start without grouping"

@@ -262,6 +262,19 @@ def test_scaling_an_unknown_pool_is_refused(tmp_path: Path) -> None:
     on_stage(tmp_path, play)
 
 
+def test_engines_that_somebody_else_runs_are_in_the_fleet_at_once_and_are_not_scaled(tmp_path: Path) -> None:
+    template = Instance("", "default", "m", "main", "")
+    adopted = (replace(template, id="10.0.0.5/80/0", url="http://10.0.0.5:80"),)
+
+    async def play(stage: Stage) -> None:
+        await up(stage)
+        assert stage.states() == {"10.0.0.5": InstanceState.READY}
+        with pytest.raises(BadInput, match="somebody else runs"):
+            await stage.supervisor.scale(KEY, "main", 1)
+
+    on_stage(tmp_path, play, replicas=0, adopted=adopted)
+
+
 def test_a_dead_guard_is_replaced(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)

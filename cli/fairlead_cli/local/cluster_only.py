@@ -1,0 +1,61 @@
+"""What of a manifest only a cluster honours: refused where serving without it would be something else, told of otherwise."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fairlead.api import EngineKind, ModelDeployment, PoolRole
+from fairlead.errors import BadInput
+
+_MODEL = ("revision", "credentials", "cache")
+_ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
+_POOL = ("parallelism", "template")
+_CHANGES_THE_ANSWER = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
+"""A real engine without these would serve something else, or not start."""
+
+
+def refuse(deployment: ModelDeployment, *, real: bool) -> None:
+    """Raises BadInput naming the field that local mode cannot honour, and what to do instead."""
+    spec, name = deployment.spec, deployment.metadata.name
+    for index, pool in enumerate(spec.pools):
+        if pool.selector is not None:
+            message = f"{name}: local mode has no pods that a selector could find"
+            raise BadInput(message, field=f"spec.pools[{index}].selector", hint="give endpoints: [{url: ...}] instead")
+    if not real or spec.external:
+        return
+    kind = spec.engine.kind
+    if kind not in (EngineKind.VLLM, EngineKind.SIM):
+        message = f"{name}: local mode runs no engine of kind {kind.value}"
+        hint = "leave --real out to simulate it, or start it yourself and write `kind: external` with its endpoints"
+        raise BadInput(message, field="spec.engine.kind", hint=hint)
+    for index, pool in enumerate(spec.pools):
+        if pool.role is not PoolRole.SERVE and kind is EngineKind.VLLM:
+            message = f"{name}: local mode splits prefill from decode for simulated engines only"
+            raise BadInput(message, field=f"spec.pools[{index}].role", hint="leave --real out, or use the role Serve")
+    for path in unheard(deployment):
+        if _general(path) in _CHANGES_THE_ANSWER and kind is EngineKind.VLLM:
+            message = f"{name}: a real engine of local mode cannot honour {path}"
+            raise BadInput(message, field=path, hint="remove it, or leave --real out")
+
+
+def unheard(deployment: ModelDeployment) -> tuple[str, ...]:
+    """The fields that are given and have no effect in local mode, in the order of the manifest."""
+    return tuple(_unheard(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
+
+
+def _unheard(spec: dict[str, Any]) -> Iterator[str]:
+    yield from (f"spec.model.{name}" for name in _MODEL if name in spec["model"])
+    engine = spec.get("engine", {})
+    yield from (f"spec.engine.{name}" for name in _ENGINE if name in engine)
+    yield from (f"spec.engine.env[{n}].valueFrom" for n, one in enumerate(engine.get("env", ())) if "valueFrom" in one)
+    for index, pool in enumerate(spec["pools"]):
+        yield from (f"spec.pools[{index}].{name}" for name in _POOL if name in pool)
+        if "max" in pool.get("replicas", {}):
+            yield f"spec.pools[{index}].replicas.max"
+    if "offload" in spec.get("kvCache", {}):
+        yield "spec.kvCache.offload"
+    yield from (f"spec.{name}" for name in ("adapters", "rollout") if name in spec)
+
+
+def _general(path: str) -> str:
+    """``spec.pools[3].parallelism`` → ``spec.pools[].parallelism``."""
+    return "".join(char for char in path if not char.isdigit())

@@ -1,0 +1,31 @@
+"""``metadata`` of every object."""
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from fairlead.api.values import Label, Subdomain
+from fairlead.strict import Strict
+
+
+class Metadata(Strict):
+    """Names of an object. What a cluster adds (resourceVersion, managedFields, …) may be there and is not read."""
+
+    model_config = ConfigDict(alias_generator=None)
+
+    name: Annotated[Subdomain, Field(examples=["qwen3-8b"])]
+    namespace: Annotated[Label | None, Field(examples=["default"])] = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    uid: Any = Field(default=None, exclude=True)
+    generation: Any = Field(default=None, exclude=True)
+    # Kubernetes' spelling; never read from here.
+    generateName: Any = Field(default=None, exclude=True)  # noqa: N815
+    selfLink: Any = Field(default=None, exclude=True)  # noqa: N815
+    resourceVersion: Any = Field(default=None, exclude=True)  # noqa: N815
+    creationTimestamp: Any = Field(default=None, exclude=True)  # noqa: N815
+    deletionTimestamp: Any = Field(default=None, exclude=True)  # noqa: N815
+    deletionGracePeriodSeconds: Any = Field(default=None, exclude=True)  # noqa: N815
+    managedFields: Any = Field(default=None, exclude=True)  # noqa: N815
+    finalizers: Any = Field(default=None, exclude=True)
+    ownerReferences: Any = Field(default=None, exclude=True)  # noqa: N815

@@ -1,0 +1,83 @@
+"""``status``: what a cluster says of a model. Written by the operator and the autoscaler, never by people.
+
+Written with server-side apply: each writer owns its condition types, and neither removes the other's.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from fairlead.api.pools import PoolRole
+from fairlead.api.values import list_map
+from fairlead.strict import Strict
+
+_INT32: dict[str, Any] = {"format": "int32"}
+_INT64: dict[str, Any] = {"format": "int64"}
+_Count = Annotated[int, Field(ge=0, json_schema_extra=_INT32)]
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Strict):
+    """As everywhere in Kubernetes; types and reasons are in docs/reference/conditions.md."""
+
+    type: Annotated[str, Field(min_length=1, max_length=64, description="what it is about")]
+    status: Annotated[ConditionStatus, Field(strict=False, description="whether it holds")]
+    reason: Annotated[str, Field(min_length=1, max_length=64, description="why, in one word of a closed list")]
+    message: Annotated[str, Field(max_length=32_768, description="why, for people")] = ""
+    last_transition_time: Annotated[
+        str,
+        Field(
+            max_length=64,
+            description="when status changed last",
+            json_schema_extra={"format": "date-time"},
+        ),
+    ]
+    observed_generation: Annotated[
+        int | None, Field(ge=0, description="the generation it was said of", json_schema_extra=_INT64)
+    ] = None
+
+
+class PoolStatus(Strict):
+    """What one pool has."""
+
+    name: Annotated[str, Field(max_length=63, description="as in spec.pools")]
+    role: Annotated[PoolRole, Field(strict=False, description="as in spec.pools")]
+    desired: Annotated[_Count, Field(description="instances asked for")]
+    ready: Annotated[_Count, Field(description="instances that can take requests")]
+    updated: Annotated[_Count, Field(description="instances made of the present spec, ready or not")]
+
+
+class ModelDeploymentStatus(Strict):
+    """What the cluster has of a model."""
+
+    observed_generation: Annotated[
+        int | None,
+        Field(ge=0, description="the generation of the spec that all below is about", json_schema_extra=_INT64),
+    ] = None
+    client_name: Annotated[
+        str | None, Field(max_length=317, description="what clients call the model: its name, or namespace/name")
+    ] = None
+    ready: Annotated[
+        str | None,
+        Field(max_length=256, description="ready and desired instances: `2/2`, or `Prefill 1/1, Decode 2/3`"),
+    ] = None
+    replicas: Annotated[
+        int | None, Field(ge=0, description="instances that exist, for `kubectl scale`", json_schema_extra=_INT32)
+    ] = None
+    selector: Annotated[
+        str | None, Field(max_length=1024, description="finds the pods of those instances, for autoscalers")
+    ] = None
+    pools: list[PoolStatus] = Field(
+        default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map("name")
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map("type")
+    )

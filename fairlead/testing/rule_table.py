@@ -1,0 +1,81 @@
+"""The table of what the API takes and refuses (tests/api/rules), for tests of lint and of a real API server alike."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """``lint`` begins what ``fairlead lint`` says (message: fix) about ``field``; what the server says contains ``server``."""
+
+    name: str
+    object: Manifest
+    field: str
+    lint: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """``before`` is taken, ``after`` as well, but not as a change of it: the server says ``says``."""
+
+    name: str
+    before: Manifest
+    after: Manifest
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """``becomes`` is the spec with its defaults; None where only taking it matters."""
+
+    name: str
+    object: Manifest
+    becomes: Manifest | None
+
+
+def refused(folder: Path) -> Iterator[Refused]:
+    """The objects of ``refused.yaml``."""
+    table = _table(folder / "refused.yaml")
+    for case in table["cases"]:
+        merged = merge(table["bases"][case["base"]], case["change"])
+        both = case.get("says")
+        yield Refused(case["name"], merged, case["field"], both or case["lint"], both or case["server"])
+
+
+def changed(folder: Path) -> Iterator[Changed]:
+    """The changes of ``changed.yaml``."""
+    for case in _table(folder / "changed.yaml")["cases"]:
+        yield Changed(case["name"], case["before"], merge(case["before"], case["change"]), case["says"])
+
+
+def accepted(folder: Path) -> Iterator[Accepted]:
+    """The objects of ``accepted.yaml``."""
+    for case in _table(folder / "accepted.yaml")["cases"]:
+        yield Accepted(case["name"], case["object"], case.get("becomes"))
+
+
+def merge(base: Manifest, change: Manifest) -> Manifest:
+    """``change`` over ``base``: mappings are merged, None removes, everything else is replaced."""
+    result = deepcopy(base)
+    for key, value in change.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = deepcopy(value)
+    return result
+
+
+def _table(path: Path) -> Manifest:
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found

@@ -1,0 +1,116 @@
+"""What the types say beyond their fields: numbers of instances and devices, sources, sizes, the closed list of reasons."""
+
+from typing import Any
+
+import pytest
+
+from fairlead import units
+from fairlead.api import (
+    AcceleratorClassSpec,
+    CountRule,
+    ModelDeploymentSpec,
+    ModelSource,
+    Parallelism,
+    Profile,
+    Reason,
+    Rollout,
+    builtin_accelerators,
+)
+from fairlead.api.conditions import ConditionType, Owner, condition_types, reasons
+from fairlead.errors import BadInput
+
+
+def spec(**given: Any) -> ModelDeploymentSpec:
+    return ModelDeploymentSpec.model_validate({"model": {"source": "hf://a/b"}, **given})
+
+
+@pytest.mark.parametrize(
+    ("replicas", "pool", "wanted"),
+    [
+        (None, {}, 1),
+        (None, {"min": 3, "max": 5}, 3),
+        (4, {"min": 3, "max": 5}, 4),
+        (9, {"min": 3, "max": 5}, 5),
+        (0, {"min": 3, "max": 5}, 3),
+        (9, {}, 9),
+        (0, {"min": 0}, 0),
+    ],
+)
+def test_replicas_are_held_within_the_pools_min_and_max(
+    replicas: int | None, pool: dict[str, int], wanted: int
+) -> None:
+    found = spec(replicas=replicas, pools=[{"accelerator": "cpu", "replicas": pool}])
+    assert found.instances(found.pools[0]) == wanted
+
+
+def test_a_pool_that_adopts_is_asked_for_nothing() -> None:
+    found = spec(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
+    assert found.instances(found.pools[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("surge", "instances", "wanted"), [(1, 10, 1), (3, 2, 3), ("25%", 10, 3), ("25%", 0, 1), ("100%", 7, 7)]
+)
+def test_a_surge_is_a_number_or_a_share_rounded_up(surge: int | str, instances: int, wanted: int) -> None:
+    assert Rollout(surge=surge).surge_of(instances) == wanted
+
+
+def test_a_drain_is_five_minutes_unless_told_otherwise() -> None:
+    assert Rollout().drain_seconds == 300
+    assert Rollout(drain="1h30m").drain_seconds == 5400
+
+
+@pytest.mark.parametrize(
+    ("source", "scheme", "place", "downloaded"),
+    [
+        ("hf://Qwen/Qwen3-8B", "hf", "Qwen/Qwen3-8B", True),
+        ("s3://bucket/a/b", "s3", "bucket/a/b", True),
+        ("pvc:models/qwen", "pvc", "models/qwen", False),
+        ("pvc://models/qwen", "pvc", "models/qwen", False),
+        ("file:///models/qwen", "file", "/models/qwen", False),
+    ],
+)
+def test_a_source_is_a_scheme_and_a_place(source: str, scheme: str, place: str, downloaded: bool) -> None:
+    found = ModelSource(source=source)
+    assert (found.scheme, found.place, found.downloaded) == (scheme, place, downloaded)
+
+
+def test_a_pod_asks_for_a_device_for_each_of_its_ranks() -> None:
+    wide = Parallelism(tensor=4, pipeline=2, data=2, nodes=2)
+    assert (wide.ranks, wide.ranks_per_pod) == (16, 8)
+    of = AcceleratorClassSpec(resource="nvidia.com/gpu", profile=Profile(preset="910b4"))
+    assert (of.devices(wide), of.devices(Parallelism())) == (8, 1)
+    assert of.model_copy(update={"count_rule": CountRule.ONE}).devices(wide) == 1
+    assert of.model_copy(update={"resource": None}).devices(wide) == 0
+
+
+def test_builtin_accelerators_ask_for_their_devices_and_tolerate_their_nodes() -> None:
+    known = builtin_accelerators()
+    assert known["cpu"].spec.resource is None
+    assert known["cpu"].spec.tolerations == []
+    (toleration,) = known["nvidia-l4"].spec.tolerations
+    assert (toleration.key, toleration.operator.value) == ("nvidia.com/gpu", "Exists")
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("512Mi", 512 * 2**20), ("1.5Gi", 3 * 2**29), ("2Ti", 2**41)])
+def test_sizes_are_powers_of_two(text: str, wanted: int) -> None:
+    assert units.size_bytes(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "64", "64G", "0Gi", "64 Gi", "-1Gi", "64Gi\n", "1e3Gi"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="is not a size"):
+        units.size_bytes(text)
+
+
+def test_every_reason_is_explained_once() -> None:
+    listed = [one.reason for one in reasons()]
+    assert sorted(listed) == sorted(Reason)
+    assert all(one.when.endswith(".") and one.do.endswith(".") for one in reasons())
+
+
+def test_every_condition_type_is_explained_once_and_the_operators_have_reasons() -> None:
+    types = condition_types()
+    assert [one.type for one in types] == list(ConditionType)
+    operators = {one.type for one in types if one.owner is Owner.OPERATOR}
+    assert {one.type for one in reasons()} == operators
