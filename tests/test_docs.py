@@ -168,7 +168,8 @@ def test_every_option_that_is_named_anywhere_exists() -> None:
         for page in PAGES
         for span in SPAN.findall(FENCE.sub("", text_of(page)))
         for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", span)
-        if option not in known and not span.startswith(("vllm ", "git ", "curl ", "helm ", "kubectl get ", "kubectl logs "))
+        if option not in known
+        and not span.startswith(("vllm ", "git ", "curl ", "helm ", "kubectl get ", "kubectl logs "))
     ]
     assert unknown == []
 
