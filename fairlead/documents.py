@@ -60,6 +60,15 @@ class Node:
         return node
 
 
+def node_of(value: Any) -> Node:
+    """A value that was read elsewhere, as nodes that all say line 1."""
+    if isinstance(value, dict):
+        return Node({str(key): node_of(below) for key, below in value.items()}, 1)
+    if isinstance(value, list):
+        return Node([node_of(below) for below in value], 1)
+    return Node(value, 1)
+
+
 @dataclass(slots=True)
 class _Open:
     """A mapping or list whose end has not been read yet."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -16,8 +16,8 @@ from fairlead.api.accelerators import builtin_accelerators
 from fairlead.api.kinds import PLANNED_KINDS, kinds
 from fairlead.api.pools import Pool
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
-from fairlead.documents import Node, decode, documents, shown
-from fairlead.errors import ManifestError, Problem
+from fairlead.documents import Node, decode, documents, node_of, shown
+from fairlead.errors import BadInput, ManifestError, Problem
 from fairlead.findings import findings
 from fairlead.fleet import Model
 from fairlead.limits import Limits
@@ -79,6 +79,18 @@ def load(paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: 
     if problems:
         raise ManifestError(tuple(problems))
     return manifests
+
+
+def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorClass:
+    """One object as the API server has it. Raises BadInput, naming the first field that is wrong, with all that is in its words.
+
+    The server has checked most of it; what is left are rules that its schema cannot say, and objects of another release.
+    """
+    try:
+        return _document(node_of(manifest), "").value
+    except ManifestError as error:
+        told = "; ".join(f"{one.field}: {one.message} ({one.fix})" for one in error.problems)
+        raise BadInput(told, field=error.problems[0].field) from error
 
 
 def texts_of(

@@ -75,6 +75,14 @@ def merge(base: Manifest, change: Manifest) -> Manifest:
     return result
 
 
+def without_empty(value: Any) -> Any:
+    """Nothing written and an empty list or mapping are the same thing."""
+    if isinstance(value, dict):
+        kept = {key: without_empty(below) for key, below in value.items()}
+        return {key: below for key, below in kept.items() if below not in ({}, [])}
+    return [without_empty(below) for below in value] if isinstance(value, list) else value
+
+
 def _table(path: Path) -> Manifest:
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert isinstance(found, dict)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fairlead.api import ModelDeployment, RoutingPreset, builtin_accelerators
-from fairlead.errors import ManifestError, Problem
+from fairlead.errors import BadInput, ManifestError, Problem
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.limits import Limits
-from fairlead.manifests import Manifests, combine, fleet_model, load
+from fairlead.manifests import Manifests, combine, fleet_model, load, read_object
 from fairlead.profile import EngineProfile, preset, presets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 
@@ -191,6 +191,35 @@ def test_an_accelerator_is_not_called_unknown_while_a_file_that_may_define_it_is
 def test_a_document_that_is_no_object_is_refused() -> None:
     assert wrong("- a\n")[2] == "a document must be a mapping with apiVersion, kind, metadata and spec"
     assert wrong("")[2] == "the file is empty"
+
+
+AS_STORED = {
+    "apiVersion": "serving.fairlead.io/v1alpha1",
+    "kind": "ModelDeployment",
+    "metadata": {
+        "name": "a", "namespace": "b", "uid": "1", "resourceVersion": "5", "generation": 1, "managedFields": [{}],
+        "creationTimestamp": "2026-11-20T10:00:00Z", "deletionTimestamp": "2026-11-20T10:00:01Z",
+        "deletionGracePeriodSeconds": 0, "finalizers": ["foregroundDeletion"], "ownerReferences": [], "selfLink": "",
+        "generateName": "a-", "labels": {}, "annotations": {},
+    },
+    "spec": {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu"}]},
+    "status": {"observedGeneration": 1, "conditions": []},
+}  # fmt: skip
+
+
+def test_an_object_of_the_api_server_is_read_with_what_the_server_adds() -> None:
+    found = read_object(AS_STORED)
+    assert isinstance(found, ModelDeployment)
+    assert (found.key, found.spec.pools[0].accelerator) == ("b/a", "cpu")
+
+
+def test_an_object_that_the_server_took_and_this_release_does_not_is_refused_with_all_its_problems() -> None:
+    spec = {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu", "new": 1}], "newer": {}}
+    with pytest.raises(BadInput) as refused:
+        read_object({**AS_STORED, "spec": spec})
+    assert refused.value.field == "spec.pools[0].new"
+    assert refused.value.message.startswith("spec.pools[0].new: unknown field (")
+    assert "; spec.newer: unknown field (" in refused.value.message
 
 
 def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fairlead.api.kinds import kinds
 from fairlead.errors import Problem
 from fairlead.limits import Limits
 from fairlead.manifests import combine, parse
-from fairlead.testing.rule_table import Accepted, Changed, Refused, accepted, changed, refused
+from fairlead.testing.rule_table import Accepted, Changed, Refused, accepted, changed, refused, without_empty
 
 TABLE = Path(__file__).parent / "rules"
 REFUSED = list(refused(TABLE))
@@ -43,15 +43,7 @@ def test_what_is_right_is_taken_with_its_defaults(case: Accepted) -> None:
     (document,) = parse(yaml.safe_dump(case.object), file="case.yaml")
     if case.becomes is not None:
         spec = json.loads(document.value.spec.model_dump_json(by_alias=True, exclude_none=True))
-        assert _without_empty(spec) == _without_empty(case.becomes)
-
-
-def _without_empty(value: Any) -> Any:
-    """Nothing written and an empty list or mapping are the same thing."""
-    if isinstance(value, dict):
-        kept = {key: _without_empty(below) for key, below in value.items()}
-        return {key: below for key, below in kept.items() if below not in ({}, [])}
-    return [_without_empty(below) for below in value] if isinstance(value, list) else value
+        assert without_empty(spec) == without_empty(case.becomes)
 
 
 def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
