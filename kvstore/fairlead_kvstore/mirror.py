@@ -10,7 +10,7 @@ own decisions: a wrong one costs a recomputation, never a request.
 Hashes are taken as ``Hashable`` and not as ``int``: compiled code then hands a 64-bit number on as it is.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 
 class Matched:
@@ -232,6 +232,11 @@ class PrefixMirror:
             gone = {
                 digest for run in set(held.runs.values()) if run.before in gone for digest in self._cut(held, run, 0)
             }
+
+    def keep_only(self, instances: Collection[str]) -> None:
+        """Forget all others."""
+        for gone in [name for name in self._held if name not in instances]:
+            self.forget(gone)
 
     def forget(self, instance: str) -> None:
         """Everything of an instance that is gone or has started anew."""

@@ -90,9 +90,8 @@ class ModelRouter:
         self._model_key, self._preset, self._objectives = model.key, model.preset, model.objectives
         self._ttft_limit = model.objectives.ttft_limit(0.0)
         self._ttft_grows = model.objectives.ttft_per_kilo_token_seconds != 0.0
-        kept = {item.id for item in instances if item.state in (InstanceState.READY, InstanceState.DRAINING)}
-        for gone in set(self._ready) - kept:
-            self._mirror.forget(gone)
+        alive = (InstanceState.READY, InstanceState.DRAINING)
+        self._mirror.keep_only({item.id for item in instances if item.state in alive})
         ready = [item for item in instances if item.state is InstanceState.READY]
         weights = {item.id: item.weight for item in ready}
         if weights != self._weights:

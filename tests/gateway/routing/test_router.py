@@ -1,6 +1,7 @@
 """The router as its users see it: affinity, spill, spread, presets, and a reason for everything."""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -137,6 +138,16 @@ def test_an_instance_that_starts_anew_has_lost_its_cache() -> None:
     made.update(model, instances(2), 3)
     decision = made.decide(prompt("b", 1), 0.0)
     assert decision.inputs[f"{at}/matched_tokens"].value == 0 if f"{at}/matched_tokens" in decision.inputs else True
+
+
+def test_an_instance_that_left_while_it_drained_is_forgotten_too() -> None:
+    made = router(2)
+    at = send(made, prompt("a", 1))
+    drained = [replace(item, state=InstanceState.DRAINING) if item.id == at else item for item in instances(2)]
+    model, rest = Model("default", "m"), [item for item in instances(2) if item.id != at]
+    for number, present in enumerate((drained, rest)):
+        made.update(model, present, number + 2)
+        assert (len(made._mirror) == 0) is (present is rest)
 
 
 def test_two_routers_with_one_secret_agree_on_homes() -> None:
