@@ -15,6 +15,7 @@ KubeError (FairleadError)
 The causes come from the API server word for word. No message holds a token.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,9 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     422: Invalid,
     429: TooManyRequests,
 }
+_UNTYPED = "failed to create typed patch object"
+"""How the API server (1.36) says, with 500, that what is applied does not fit the schema."""
+_PATH = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
 
 
 def error_of(status: int, body: bytes, asked: str, retry_after_seconds: float | None = None) -> KubeError:
@@ -126,7 +130,11 @@ def error_from(
         kind = AlreadyExists
     if kind is TooManyRequests and any(cause.reason == "DisruptionBudget" for cause in causes):
         kind = Refused
-    message = told.get("message") or (f"HTTP {status}" if status else "an error that names no cause")
+    message = str(told.get("message") or "")
+    if message.startswith(_UNTYPED):
+        kind, listed = Invalid, message.partition("): ")[2]
+        causes = tuple(Cause(path.lstrip("."), "Invalid", words) for path, words in _PATH.findall(listed))
+    message = message or (f"HTTP {status}" if status else "an error that names no cause")
     return kind(
         f"{asked}: {message}", status=status, reason=reason, causes=causes, retry_after_seconds=retry_after_seconds
     )

@@ -74,3 +74,23 @@ def test_what_a_proxy_answers_in_between_is_an_error_too(raw: bytes, words: str)
 def test_an_error_event_without_a_code_is_one_that_may_pass() -> None:
     assert type(error_from({}, "watching /x")) is errors.Unreachable
     assert type(error_from({"code": 410, "message": "too old"}, "watching /x")) is errors.Gone
+
+
+@pytest.mark.parametrize(
+    ("message", "causes"),
+    [
+        (".spec.a: field not declared in schema", [("spec.a", "field not declared in schema")]),
+        (
+            'errors:\n  .spec.a: expected string\n  .b[c="d"].e: no',
+            [("spec.a", "expected string"), ('b[c="d"].e', "no")],
+        ),
+        ("something else", []),
+    ],
+)
+def test_what_does_not_fit_the_schema_is_wrong_for_ever_though_it_is_answered_500(
+    message: str, causes: list[tuple[str, str]]
+) -> None:
+    whole = f"failed to create typed patch object (x/y; apps/v1, Kind=Deployment): {message}"
+    error = error_from({"code": 500, "message": whole}, "PATCH /x")
+    assert type(error) is errors.Invalid
+    assert [(cause.field, cause.message) for cause in error.causes] == causes

@@ -1,0 +1,411 @@
+"""The same client before a real etcd and kube-apiserver: what only the real one knows, and what happens when it dies or freezes."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.clock import SystemClock
+from fairlead.kube.changes import ChangeKind
+from fairlead.kube.client import KubeApi, _Asked
+from fairlead.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Refused,
+    Unauthenticated,
+    Unreachable,
+)
+from fairlead.kube.events import Recorder
+from fairlead.kube.informer import Action, Informer, Next
+from fairlead.kube.lease import Election, Terms
+from fairlead.kube.ledger import EventType
+from fairlead.kube.resource import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    EVENTS,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    NAMESPACES,
+    PODS,
+    Manifest,
+    Resource,
+)
+from fairlead.limits import Limits
+from fairlead.tasks import ended
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.timeline import Timeline
+from fairlead.testing.waiting import until, until_async
+
+pytestmark = pytest.mark.api_server
+ROOT = Path(__file__).parents[2]
+Check = Callable[[KubeApi, str], Awaitable[None]]
+
+
+def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
+    metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
+    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, **more}
+
+
+def deployment(namespace: str, **spec: Any) -> Manifest:
+    labels = {"app": "x"}
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+    whole = {"selector": {"matchLabels": labels}, "template": pod, **spec}
+    return of(DEPLOYMENTS, namespace, "d", spec=whole)
+
+
+def pod(namespace: str, name: str) -> Manifest:
+    return of(PODS, namespace, name, spec={"containers": [{"name": "c", "image": "i"}]})
+
+
+def client(server: ApiServer, **access: Any) -> KubeApi:
+    return KubeApi(replace(server.access(), **access), SystemClock(), lambda: 0.5)
+
+
+def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None:
+    """``check`` in a namespace that is named after the test."""
+    name = request.node.name.replace("_", "-").partition("[")[0][:60].strip("-")
+
+    async def main() -> None:
+        async with client(server) as api:
+            await api.apply(of(NAMESPACES, None, name), "test")
+            await check(api, name)
+
+    asyncio.run(main())
+
+
+def test_applying_the_same_again_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        first = await api.apply(deployment(namespace, replicas=2), "operator")
+        second = await api.apply(deployment(namespace, replicas=2), "operator")
+        assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
+        tried = await api.apply(deployment(namespace, replicas=5), "operator", dry_run=True)
+        assert tried["spec"]["replicas"] == 5
+        assert (await api.get(DEPLOYMENTS, namespace, "d"))["spec"]["replicas"] == 2
+        stale = deployment(namespace)
+        stale["metadata"]["resourceVersion"] = "1"
+        with pytest.raises(Conflict):
+            await api.apply(stale, "operator")
+
+    run(api_server, check, request)
+
+
+def test_the_owner_of_a_field_is_named_when_it_is_another(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        await api.apply(deployment(namespace, replicas=2), "operator")
+        scaled = {"spec": {"replicas": 7}}
+        await api.patch_merge(DEPLOYMENTS, namespace, "d", scaled, "autoscaler", subresource="scale")
+        with pytest.raises(Conflict) as raised:
+            await api.apply(deployment(namespace, replicas=2), "operator", force=False)
+        assert [cause.field for cause in raised.value.causes] == [".spec.replicas"]
+        assert "autoscaler" in raised.value.causes[0].message
+        assert (await api.apply(deployment(namespace), "operator", force=False))["spec"]["replicas"] == 7
+
+    run(api_server, check, request)
+
+
+def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        await api.apply(deployment(namespace), "operator")
+
+        def condition(kind: str, status: str) -> Manifest:
+            found = {"type": kind, "status": status, "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            return {**deployment(namespace), "status": {"conditions": [found]}}
+
+        await api.apply_status(condition("Ready", "True"), "operator")
+        await api.apply_status(condition("Autoscaling", "True"), "autoscaler")
+        found = await api.apply_status(condition("Ready", "False"), "operator")
+        states = {one["type"]: one["status"] for one in found["status"]["conditions"]}
+        assert states == {"Ready": "False", "Autoscaling": "True"}
+        assert found["metadata"]["generation"] == 1
+
+    run(api_server, check, request)
+
+
+def test_what_is_wrong_with_an_object_is_told_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        with pytest.raises(Invalid) as raised:
+            await api.apply(deployment(namespace, replicas=-1), "operator")
+        assert [(cause.field, cause.reason) for cause in raised.value.causes] == [
+            ("spec.replicas", "FieldValueInvalid")
+        ]
+        with pytest.raises(Invalid) as raised:
+            await api.apply(deployment(namespace, replicaz=1), "operator")
+        assert [cause.field for cause in raised.value.causes] == ["spec.replicaz"]
+        double = deployment(namespace)
+        double["spec"]["template"]["spec"]["containers"] *= 2
+        with pytest.raises(Invalid) as raised:
+            await api.apply(double, "operator")
+        assert [cause.field for cause in raised.value.causes] == ["spec.template.spec.containers"]
+        with pytest.raises(NotFound):
+            await api.apply(deployment("no-such-namespace"), "operator")
+
+    run(api_server, check, request)
+
+
+def test_creating_deleting_evicting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        made = await api.create(pod(namespace, "p"), "test")
+        with pytest.raises(AlreadyExists):
+            await api.create(pod(namespace, "p"), "test")
+        assert not await api.delete(PODS, namespace, "p", uid="00000000-0000-0000-0000-000000000000")
+        assert await api.delete(PODS, namespace, "p", uid=made["metadata"]["uid"])
+        assert not await api.delete(PODS, namespace, "p")
+        budget = {"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}}
+        await api.apply(of(DISRUPTION_BUDGETS, namespace, "b", spec=budget), "test")
+        kept = pod(namespace, "kept")
+        kept["metadata"]["labels"] = {"app": "kept"}
+        await api.create(kept, "test")
+        await api.apply_status({**kept, "status": {"phase": "Running"}}, "kubelet")
+        with pytest.raises(Refused) as raised:
+            await api.evict(namespace, "kept")
+        assert raised.value.status == 429
+        await api.create(pod(namespace, "free"), "test")
+        assert await api.evict(namespace, "free")
+        assert not await api.evict(namespace, "free")
+
+    run(api_server, check, request)
+
+
+def test_our_own_kinds_are_served_once_they_are_there(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        assert (await api.version()).startswith("v1.")
+        assert await api.serves(PODS)
+        for file in sorted((ROOT / "crds").glob("*.yaml")):
+            await api.apply(yaml.safe_load(file.read_text()), "test")
+        await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+        assert (await api.list(MODEL_DEPLOYMENTS)).items == []
+        with pytest.raises(Invalid, match=r"spec\.unheard"):
+            await api.apply(of(MODEL_DEPLOYMENTS, namespace, "m", spec={"unheard": 1}), "test")
+
+    run(api_server, check, request)
+
+
+def test_who_may_not_is_told_so_and_who_is_not_known_too(
+    api_server: ApiServer, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        async with client(api_server, acting_as="nobody", acting_groups=("system:authenticated",)) as nobody:
+            with pytest.raises(Forbidden, match='User "nobody" cannot list resource "secrets"'):
+                await nobody.list(Resource("", "v1", "secrets", "Secret"))
+        await api.apply(of(Resource("", "v1", "serviceaccounts", "ServiceAccount"), namespace, "robot"), "test")
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/robot/token"
+        body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}).encode()
+        token = (await api._ask(_Asked("POST", path, body=body)))["status"]["token"]
+        file = tmp_path / "token"
+        file.write_text("nonsense")
+        bare = {"certificate": None, "key": None, "certificate_file": None, "key_file": None}
+        async with client(api_server, **bare, token_file=file) as robot:
+            with pytest.raises(Unauthenticated):
+                await robot.list(PODS, namespace)
+            file.write_text(token)
+            with pytest.raises(Forbidden, match=f"system:serviceaccount:{namespace}:robot"):
+                await robot.list(PODS, namespace)
+        async with client(api_server, authority=None, authority_file=None) as trusting:
+            trusting._limits = replace(Limits(), kube_attempts=1)
+            with pytest.raises(Unreachable, match=r"certificate verify failed"):
+                await trusting.list(PODS)
+
+    run(api_server, check, request)
+
+
+def test_the_api_server_takes_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        time = Timeline()
+        recorder = Recorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
+        about = await api.create(pod(namespace, "p"), "test")
+        task = asyncio.create_task(recorder.run())
+        try:
+            recorder.record(about, EventType.WARNING, "NoAccelerator", "Reconcile", "no node has enough accelerators")
+            recorder.record(about, EventType.NORMAL, "Long", "Reconcile", "ü" * 5000)
+            await until(lambda: recorder._ledger.waiting == 0)
+            for _ in range(4):
+                recorder.record(
+                    about, EventType.WARNING, "NoAccelerator", "Reconcile", "no node has enough accelerators"
+                )
+            await until(lambda: 10.0 in time.waiting)
+            time.advance(10.0)
+
+            async def counts() -> dict[str, int]:
+                found = (await api.list(EVENTS, namespace)).items
+                return {one["reason"]: one.get("series", {}).get("count", 1) for one in found}
+
+            async def counted() -> bool:
+                return await counts() == {"NoAccelerator": 5, "Long": 1}
+
+            await until_async(counted)
+            assert (recorder.dropped, recorder.problem) == (0, None)
+            kube = await api.get(NAMESPACES, None, namespace)
+            recorder.record(kube, EventType.NORMAL, "Wide", "Reconcile", "about an object of the whole cluster")
+            await until(lambda: recorder._ledger.waiting == 0)
+            assert (recorder.dropped, recorder.problem) == (0, None)
+        finally:
+            await ended(task)
+
+    run(api_server, check, request)
+
+
+def test_one_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        time, terms = Timeline(), Terms()
+
+        def candidate(me: str) -> Election:
+            return Election(api, namespace, "operator", me, time, lambda: 0.0, pause=time.pause)
+
+        one, two = candidate("one"), candidate("two")
+        await one.acquire()
+        waiting = asyncio.create_task(two.acquire())
+        await until(lambda: two.reason == "one holds it")
+        holding = asyncio.create_task(one.hold())
+
+        async def renewed() -> bool:
+            time.advance(0.5)
+            lease = await api.get(LEASES, namespace, "operator")
+            return int(lease["metadata"]["resourceVersion"]) > first
+
+        first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
+        await until_async(renewed)
+        assert (one.leading, two.leading) == (True, False)
+        await ended(holding)
+        await one.release()
+
+        async def taken() -> bool:
+            time.advance(0.5)
+            return two.leading
+
+        before = time.now()
+        await until_async(taken)
+        await waiting
+        assert time.now() - before < terms.lease_seconds
+        spec = (await api.get(LEASES, namespace, "operator"))["spec"]
+        assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("two", 1)
+
+    run(api_server, check, request)
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_watch_goes_on_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        await api.create(of(CONFIG_MAPS, namespace, "a"), "test")
+        version = (await api.list(CONFIG_MAPS, namespace, limit=1)).resource_version
+        await api.create(of(CONFIG_MAPS, namespace, "b"), "test")
+        await api.delete(CONFIG_MAPS, namespace, "a")
+        found = [
+            (change.kind, change.object["metadata"].get("name"))
+            async for change in api.watch(CONFIG_MAPS, namespace, resource_version=version, seconds=1)
+        ]
+        told = [pair for pair in found if pair[0] is not ChangeKind.BOOKMARK]
+        assert told == [(ChangeKind.ADDED, "b"), (ChangeKind.DELETED, "a")]
+
+    run(api_server, check, request)
+
+
+class Lab:
+    """An informer of a namespace's ConfigMaps whose time the test turns."""
+
+    def __init__(self, api: KubeApi, namespace: str) -> None:
+        self.api, self.namespace, self.time = api, namespace, Timeline()
+        self.steps: list[Next] = []
+        self.heard: list[str] = []
+        self.informer = Informer(
+            api,
+            CONFIG_MAPS,
+            self.time,
+            lambda: 0.5,
+            namespace=namespace,
+            on_change=lambda change: self.heard.append(f"{change.kind} {change.object['metadata']['name']}"),
+            report=self.steps.append,
+            pause=self.time.pause,
+        )
+
+    async def write(self, *names: str) -> None:
+        await asyncio.gather(*(self.api.apply(of(CONFIG_MAPS, self.namespace, name), "test") for name in names))
+
+    async def have(self, *names: str) -> None:
+        """Let all pauses but the watch for silence be over until the copy holds just these."""
+        wanted = {f"{self.namespace}/{name}" for name in names}
+
+        def there() -> bool:
+            short = [left for left in self.time.waiting if left < Limits().kube_silent_seconds / 2]
+            if short:
+                self.time.advance(short[0])
+            return set(self.informer.items) == wanted
+
+        await until(there)
+
+
+def with_informer(server: ApiServer, request: pytest.FixtureRequest, check: Callable[[Lab], Awaitable[None]]) -> None:
+    async def main(api: KubeApi, namespace: str) -> None:
+        lab = Lab(api, namespace)
+        task = asyncio.create_task(lab.informer.run())
+        try:
+            await check(lab)
+        finally:
+            await ended(task)
+
+    run(server, main, request)
+
+
+def test_a_burst_is_followed_without_listing_again(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    names = [f"m{number}" for number in range(200)]
+
+    async def check(lab: Lab) -> None:
+        await lab.informer.wait_synced()
+        await lab.write(*names)
+        await lab.have(*names)
+        assert sorted(lab.heard) == sorted(f"ADDED {name}" for name in names)
+        assert (lab.informer.lists, lab.steps) == (1, [])
+        assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]
+
+    with_informer(api_server, request, check)
+
+
+def test_a_copy_outlives_an_api_server_that_is_killed(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+    async def check(lab: Lab) -> None:
+        await lab.write("a", "b")
+        await lab.have("a", "b")
+        api_server.kill()
+        try:
+            await lab.have("a", "b")
+            await until(lambda: lab.informer.problem is not None)
+        finally:
+            await asyncio.to_thread(api_server.start)
+        await lab.api.delete(CONFIG_MAPS, lab.namespace, "a")
+        await lab.write("c")
+        await lab.have("b", "c")
+        assert set(lab.heard) == {"ADDED a", "ADDED b", "DELETED a", "ADDED c"}
+        assert len(lab.heard) == 4
+
+    with_informer(api_server, request, check)
+
+
+def test_a_frozen_api_server_is_noticed_and_nothing_is_lost(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
+    async def check(lab: Lab) -> None:
+        await lab.write("a")
+        await lab.have("a")
+        await until(lambda: Limits().kube_silent_seconds in lab.time.waiting)
+        api_server.freeze()
+        try:
+            lab.time.advance(Limits().kube_silent_seconds)
+            await until(lambda: lab.informer.watches == 2)
+        finally:
+            api_server.thaw()
+        await lab.write("b")
+        await lab.have("a", "b")
+        assert (lab.steps[0].action, lab.heard) == (Action.RESUME, ["ADDED a", "ADDED b"])
+
+    with_informer(api_server, request, check)
