@@ -4,8 +4,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 TRACE ?= ../shared/traces/conversation_trace.jsonl
 JOBS ?= 2
-# Level of `make cluster-up`.
-LEVEL ?= api
+# Level of `make cluster-up`: full, or api for the API alone.
+LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 

@@ -1,4 +1,4 @@
-"""Writes what follows from the code: CRDs from the API types, reference pages from API types, verbs, limits and settings.
+"""Writes what follows from the code: CRDs and reference pages from API types, verbs, limits and settings; the locks of the images.
 
 ``python scripts/generate.py`` writes the files, ``--check`` only compares and exits 1 naming those that are out of date.
 """
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from lock_images import image_requirements
 from reference import NOTE, api_page, conditions_page, limits_page, settings_page
 from reference_cli import cli_page
 
@@ -29,7 +30,7 @@ def outputs() -> dict[str, str]:
     for kind in kinds():
         text = yaml.safe_dump(definition(kind), sort_keys=False, width=116, allow_unicode=True)
         pages[f"crds/{kind.plural}.yaml"] = f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
-    return pages
+    return pages | image_requirements(ROOT)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -80,10 +80,24 @@ def _compile(program: Program) -> None:
     partial = target.with_name(f"{target.name}.partial")
     flags = ["-trimpath", "-ldflags", pins.linker_flags(program), "-o", str(partial)]
     _go(program.module, "build", "-p", str(os.cpu_count() or 1), *flags, program.package)
+    if program.brings is not None:
+        _bring(program.module, target.parent, *program.brings)
     partial.replace(target)
 
 
-def _go(module: str, *arguments: str) -> None:
+def _bring(module: str, folder: Path, name: str, of: str, path: str) -> None:
+    """Take a file or folder out of a module's sources, which may be gone later."""
+    source = Path(_go(module, "list", "-m", "-f", "{{.Dir}}", of).strip()) / path
+    shutil.rmtree(folder / name, ignore_errors=True)
+    for found in (source, *sorted(source.rglob("*"))):  # copied without their modes: Go keeps sources read-only
+        target = folder / name / found.relative_to(source)
+        if found.is_dir():
+            target.mkdir()
+        else:
+            target.write_bytes(found.read_bytes())
+
+
+def _go(module: str, *arguments: str) -> str:
     """Without a C compiler: static programs, which run in any image and any user's machine."""
     environ = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-buildvcs=false"}
     done = subprocess.run(
@@ -91,6 +105,7 @@ def _go(module: str, *arguments: str) -> None:
     )
     if done.returncode:
         raise ClusterError(f"go {' '.join(arguments[:2])} failed in {pins.HERE / module}:\n{done.stderr[-4_000:]}")
+    return done.stdout
 
 
 def _check_go() -> None:

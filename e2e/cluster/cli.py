@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster import levels, pins
+from cluster import images, levels, pins
 from cluster.build import assets, build, ready
 from cluster.say import ClusterError, say
 
@@ -25,14 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Path(options.run).resolve() if "run" in options else Path()
     try:
         match options.command:
-            case "up" if options.level != "api":
-                raise ClusterError("only level api can be started so far")
             case "up":
                 print(levels.up(options.level, run).shell_line())
             case "down":
                 levels.down(run)
             case "status":
                 return 0 if levels.status(run) else ABSENT
+            case "load":
+                levels.load(run, options.tag)
+            case "images":
+                print(*images.write(Path(options.out), options.tag), sep="\n")
             case "build":
                 print(build(options.level))
             case "assets":
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     level = argparse.ArgumentParser(add_help=False)
     level.add_argument(
-        "--level", choices=tuple(pins.LEVELS), default="api", help="api: nothing but the API; full: pods run"
+        "--level", choices=tuple(pins.LEVELS), default="full", help="api: nothing but the API; full: pods run"
     )
     run = argparse.ArgumentParser(add_help=False)
     place = pins.cache_folder() / "cluster"
@@ -67,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("up", parents=[level, run], help="start a cluster")
     commands.add_parser("down", parents=[run], help="end and remove it")
     commands.add_parser("status", parents=[run], help="what runs")
+    tag = argparse.ArgumentParser(add_help=False)
+    tag.add_argument("--tag", help=f"of our own images ({images.version()})")
+    commands.add_parser("load", parents=[tag, run], help="give a cluster that is up our images as they are now")
+    made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")
+    made.add_argument("--out", default="out/images", metavar="DIR", help="where to (%(default)s)")
     commands.add_parser("build", parents=[level], help="compile what a level needs")
     commands.add_parser("assets", help="where etcd and kube-apiserver are")
     return parser

@@ -122,20 +122,29 @@ class ControlPlane:
         self.record.start("kcm", [self.binaries / "kube-controller-manager", *identity("kcm"), *flags])
         self.record.start("scheduler", [self.binaries / "kube-scheduler", *identity("scheduler")])
 
-    def _ready(self) -> bool:
+    def ask(self, path: str) -> bytes | None:
+        """What the API server says to its administrator about ``path``; none where it says no, or nothing."""
         context = ssl.create_default_context(cafile=self.pki.certificate("ca"))
         context.load_cert_chain(self.pki.certificate("admin"), self.pki.key("admin"))
-        try:
-            with urllib.request.urlopen(f"{self.url}/readyz", context=context, timeout=2.0) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return fetched(f"{self.url}{path}", context)
+
+    def _ready(self) -> bool:
+        return self.ask("/readyz") is not None
 
 
 def stop(record: Record) -> None:
     """The API server before etcd: without etcd it would not stop by itself."""
     for name in ("scheduler", "kcm", "apiserver", "etcd"):
         record.stop(name)
+
+
+def fetched(url: str, context: ssl.SSLContext | None = None) -> bytes | None:
+    """The body of a good answer."""
+    try:
+        with urllib.request.urlopen(url, context=context, timeout=5.0) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return None
 
 
 def free_port() -> int:

@@ -3,41 +3,17 @@
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import control_plane
+from cluster import control_plane, debian, full, images, network
 from cluster.build import build
-from cluster.control_plane import LOOPBACK, ControlPlane
+from cluster.control_plane import LOOPBACK, ControlPlane, free_port
+from cluster.node import Node
 from cluster.record import Record
+from cluster.running import Cluster
 from cluster.say import ClusterError, say, step
 
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """One that runs: what its users need to know."""
-
-    run: Path
-    binaries: Path
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Of its administrator."""
-        return self.run / "admin.kubeconfig"
-
-    def shell_line(self) -> str:
-        """For ``eval``."""
-        return f"export KUBECONFIG={self.kubeconfig} PATH={self.binaries}:$PATH"
-
-    def environ(self) -> dict[str, str]:
-        """For commands that talk to it; what they cache goes when the cluster goes."""
-        caches = {
-            name: str(self.run / "cache")
-            for name in ("KUBECACHEDIR", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
-        }
-        return (
-            os.environ | caches | {"KUBECONFIG": str(self.kubeconfig), "PATH": f"{self.binaries}:{os.environ['PATH']}"}
-        )
+PATH_LONGEST = 60
 
 
 def up(level: str, run: Path) -> Cluster:
@@ -47,13 +23,29 @@ def up(level: str, run: Path) -> Cluster:
         return _already(found, level)
     if run.exists() and any(run.iterdir()):
         raise ClusterError(f"{run} is neither empty nor a cluster's; `down` removes the folder, so it must be its own")
+    if level == "full":
+        _check_machine(run)
     binaries = build(level)
-    with step(f"level {level}, in all"):
+    cluster = Cluster(run, binaries)
+    given = [*images.supporting(), *images.components()] if level == "full" else []
+    with step(f"level {level} is up, in all"):
         run.mkdir(parents=True, exist_ok=True)
         record = Record(run)
         record.keep(level=level, binaries=str(binaries))
-        _start_api(record, binaries)
-    return Cluster(run, binaries)
+        if level == "full":
+            full.start(record, cluster, given)
+        else:
+            ControlPlane(record, binaries, LOOPBACK, free_port(), whole=False).start()
+        record.keep(up=True)
+    return cluster
+
+
+def load(run: Path, tag: str | None) -> None:
+    """Give the cluster in ``run`` our images as the working tree has them now."""
+    record = Record(run)
+    if not record.told("up") or record.told("level") != "full":
+        raise ClusterError(f"no cluster of level full is up in {run}")
+    full.load(Node(record, Path(record.told("binaries"))), images.components(tag))
 
 
 def down(run: Path) -> None:
@@ -63,8 +55,12 @@ def down(run: Path) -> None:
         say(f"nothing to take down in {run}")
         return
     with step("taken down, in all"):
-        control_plane.stop(record)
-        shutil.rmtree(run)
+        if record.told("level") == "full":
+            full.stop(record)
+        else:
+            control_plane.stop(record)
+        with step("files removed"):
+            shutil.rmtree(run)
 
 
 def status(run: Path) -> bool:
@@ -98,9 +94,16 @@ def _already(record: Record, level: str) -> Cluster:
     return Cluster(record.run, Path(record.told("binaries")))
 
 
-def _start_api(record: Record, binaries: Path) -> None:
-    ControlPlane(record, binaries, LOOPBACK, control_plane.free_port(), whole=False).start()
-    record.keep(up=True)
+def _check_machine(run: Path) -> None:
+    debian.install()
+    if os.geteuid() != 0:
+        raise ClusterError("level full makes network interfaces and mounts: it needs root")
+    if len(str(run)) > PATH_LONGEST:
+        raise ClusterError(f"{run} is too long for the sockets in it: {PATH_LONGEST} characters at most, see --run")
+    if network.bridge_exists():
+        raise ClusterError(
+            f"a node is up on this machine already (interface {network.BRIDGE}), and there is room for one"
+        )
 
 
 def _resident(pid: int) -> int:

@@ -7,7 +7,6 @@ own: it does not compile beside client-go 0.36. All else shares one module, so t
 
 import hashlib
 import os
-import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,25 +23,30 @@ NEEDS_GO = (1, 21)
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program to compile: its package, the module folder that pins it, and what the linker is told beside the versions."""
+    """One program to compile: its package, the module folder that pins it, what the linker is told beside the versions, and what
+    else of its module is kept beside it: name there, module, path inside."""
 
     name: str
     package: str
     module: str = "kubernetes"
     link: str = ""
+    brings: tuple[str, str, str] | None = None
 
 
-def _kubernetes(name: str) -> Program:
-    return Program(name, f"k8s.io/kubernetes/cmd/{name}")
+def _kubernetes(name: str, brings: tuple[str, str, str] | None = None) -> Program:
+    return Program(name, f"k8s.io/kubernetes/cmd/{name}", brings=brings)
 
 
 API = (Program("etcd", "go.etcd.io/etcd/server/v3"), _kubernetes("kube-apiserver"), _kubernetes("kubectl"))
 """What level *api* needs; the names are those that KUBEBUILDER_ASSETS holds."""
+PAUSE_SOURCE = "pause.c"
+LWS_CHART = "lws-chart"
 NODE = (
-    *(_kubernetes(name) for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")),
+    *(_kubernetes(name) for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy")),
+    _kubernetes("kubelet", brings=(PAUSE_SOURCE, "k8s.io/kubernetes", "build/pause/linux/pause.c")),
     Program("coredns", "./coredns"),
     Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}"),
-    Program("lws", "sigs.k8s.io/lws/cmd", module="lws"),
+    Program("lws", "sigs.k8s.io/lws/cmd", module="lws", brings=(LWS_CHART, "sigs.k8s.io/lws", "charts/lws")),
 )
 """What level *full* needs beside it."""
 LEVELS = {"api": API, "full": (*API, *NODE)}
@@ -103,9 +107,3 @@ def binaries(module: str = "kubernetes") -> Path:
     """The folder of a module's programs."""
     name = f"k8s-{KUBERNETES}" if module == "kubernetes" else f"lws-{LWS}"
     return cache_folder() / f"{name}-{digest(module)}"
-
-
-def source_of(module: str, path: str) -> Path:
-    """Where Go keeps the sources of a dependency of ``module``; they bring charts and manifests along."""
-    asked = ["go", "list", "-m", "-f", "{{.Dir}}", path]
-    return Path(subprocess.run(asked, cwd=HERE / module, check=True, capture_output=True, text=True).stdout.strip())

@@ -1,0 +1,104 @@
+"""Level *full*, in order: bridge, container runtime, control plane, node, DNS, LeaderWorkerSet. And the way back."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cluster import control_plane, images, network, pins
+from cluster.control_plane import ControlPlane
+from cluster.network import GATEWAY
+from cluster.node import Node, dns_manifests
+from cluster.oci import Image, write_archive
+from cluster.record import Record
+from cluster.running import Cluster
+from cluster.say import ClusterError, step
+
+PORT = 6443
+READY_SECONDS = 120.0
+
+
+def start(record: Record, cluster: Cluster, given: Sequence[Image]) -> None:
+    """Everything, until pods of the images ``given`` run and the controllers are available."""
+    node = Node(record, cluster.binaries)
+    plane = ControlPlane(record, cluster.binaries, GATEWAY, PORT, whole=True)
+    record.keep(before=network.snapshot())
+    with step("bridge, container runtime"):
+        network.make_bridge()  # before the API server, which listens on its address
+        node.start_runtime()
+    with ThreadPoolExecutor(1) as beside:
+        loaded = beside.submit(load, node, given)
+        plane.start()
+        with step("images, beside the above"):
+            loaded.result()
+    with step("node ready"):
+        node.start()
+        apply(cluster, dns_manifests())
+        record.wait("the node", READY_SECONDS, lambda: _node_ready(plane))
+    with step("service accounts, DNS"):
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        record.wait("the first service account", READY_SECONDS, lambda: plane.ask(account) is not None)
+        record.wait("DNS", READY_SECONDS, node.dns_ready)
+    with step("LeaderWorkerSet"):
+        _install_lws(cluster)
+
+
+def load(node: Node, given: Sequence[Image]) -> None:
+    """Give the node these images."""
+    archive = node.run / "images.tar"
+    write_archive(archive, given)
+    node.load(archive)
+    archive.unlink()
+
+
+def stop(record: Record) -> None:
+    """Back to what the machine was. Every step stands alone, so that half a cluster goes as well as a whole one."""
+    node = Node(record, Path(record.told("binaries")))
+    with step("kubelet, kube-proxy, DNS stopped"):
+        for name in ("kubelet", "kube-proxy", "coredns"):
+            record.stop(name)
+    with step("containers removed"):
+        node.remove_containers()
+        record.stop("containerd")
+    with step("control plane stopped"):  # after the pods: their watches would hold the API server back
+        control_plane.stop(record)
+    if before := record.told("before"):
+        with step("mounts, bridge, packet filter, kernel settings"):
+            network.restore(before, record.run)
+
+
+def apply(cluster: Cluster, manifests: Sequence[dict[str, Any]]) -> None:
+    """``kubectl apply`` them."""
+    document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
+    _run(cluster, "kubectl", "apply", "-f", "-", given=document)
+
+
+def _node_ready(plane: ControlPlane) -> bool:
+    told = plane.ask("/api/v1/nodes/local")
+    conditions = json.loads(told)["status"].get("conditions", []) if told else []
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _install_lws(cluster: Cluster) -> None:
+    """Its own chart, with the image that was loaded. It asks for a whole processor and no particular user otherwise."""
+    repository, _, tag = images.LWS.rpartition(":")
+    values = {
+        "image.manager.repository": repository,
+        "image.manager.tag": tag,
+        "image.manager.pullPolicy": "Never",
+        "podSecurityContext.runAsUser": images.USER.partition(":")[0],
+        "resources.requests.cpu": "50m",
+        "resources.requests.memory": "64Mi",
+    }
+    given = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    chart = str(pins.binaries("lws") / pins.LWS_CHART)
+    place = ("-n", "lws-system", "--create-namespace", "--wait", "--timeout", f"{READY_SECONDS:.0f}s")
+    _run(cluster, "helm", "install", "lws", chart, *place, *given)
+
+
+def _run(cluster: Cluster, *command: str, given: str | None = None) -> None:
+    done = subprocess.run(command, env=cluster.environ(), input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"{' '.join(command[:3])} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")
