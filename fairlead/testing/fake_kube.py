@@ -24,9 +24,11 @@ _END = None
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that was ordered: a ``Status`` by code, or any bytes. ``reset`` breaks the connection instead.
+    """An answer that was ordered: a ``Status`` by code, or any bytes.
 
-    ``done`` lets the request take effect first, so that only its answer is lost."""
+    ``reset`` breaks the connection instead, ``mute`` never answers. ``done`` lets the request take effect first, so that only its
+    answer is lost.
+    """
 
     status: int = 500
     reason: str = ""
@@ -35,6 +37,7 @@ class Answer:
     causes: tuple[dict[str, str], ...] = ()
     body: bytes | None = None
     reset: bool = False
+    mute: bool = False
     done: bool = False
 
 
@@ -132,6 +135,8 @@ class FakeKube:
         order = orders.popleft()
         if order.done:
             await self._served(request, asked, body)
+        if order.mute:
+            await asyncio.Event().wait()
         if order.reset and request.transport is not None:
             request.transport.abort()
         return _status(order)

@@ -180,6 +180,17 @@ def test_a_frozen_watch_is_given_up_for_another() -> None:
     run(check)
 
 
+def test_a_watch_that_is_never_answered_is_given_up_for_another() -> None:
+    async def check(lab: Lab) -> None:
+        lab.fake.watch_answers.append(Answer(mute=True))
+        await until(lambda: LIMITS.kube_silent_seconds in lab.time.waiting)
+        lab.time.advance(LIMITS.kube_silent_seconds)
+        await lab.watched()
+        assert (lab.informer.lists, lab.informer.watches) == (1, 2)
+
+    run(check)
+
+
 def test_after_a_second_silence_it_lists_anew() -> None:
     async def check(lab: Lab) -> None:
         for watches in (1, 2):

@@ -171,7 +171,7 @@ def test_who_dies_is_followed_when_the_lease_has_run_out_and_not_before() -> Non
     run(check)
 
 
-@pytest.mark.parametrize("order", [Answer(503, message="etcd is away"), Answer(reset=True)])
+@pytest.mark.parametrize("order", [Answer(503, message="etcd is away"), Answer(reset=True), Answer(mute=True)])
 def test_an_api_server_that_goes_away_ends_leading_in_time(order: Answer) -> None:
     async def check(lab: Lab) -> None:
         one = lab.candidate("one")
