@@ -50,28 +50,29 @@ class _Run:
         self.count = len(hashes)
         self.extra = extra
         self.branched = False
-        self.newer: _Run = self
-        self.older: _Run = self
+        self.newer: _Run | None = None  # both are None out of the order of use
+        self.older: _Run | None = None
 
     def size(self, index: int) -> int:
         """Bytes of the chain's block ``index``."""
         return self.ends[index] - (self.ends[index - 1] if index else 0)
 
-    def place(self, older: "_Run") -> None:
+    def place(self, older: "_Run | None") -> None:
         """Leave the present place in the order of use for the one behind ``older``."""
-        if older is self:
+        if older is self or older is None:
             return
-        mine, next_ = self.older, self.newer
-        mine.newer = next_
-        next_.older = mine
+        self.leave()
         newer = older.newer
+        assert newer is not None
         self.older, self.newer = older, newer
         older.newer = newer.older = self
 
     def leave(self) -> None:
-        """Go out of the order of use."""
-        self.newer.older, self.older.newer = self.older, self.newer
-        self.newer = self.older = self
+        """Go out of the order of use. Nothing then refers to itself, so what is dropped is gone at once."""
+        newer, older = self.newer, self.older
+        if newer is not None and older is not None:
+            newer.older, older.newer = older, newer
+            self.newer = self.older = None
 
 
 class _Held:
@@ -82,7 +83,8 @@ class _Held:
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self.runs: dict[Hashable, _Run] = {}
-        self.order = _Run(None, (), (), 0)
+        self.order = order = _Run(None, (), (), 0)
+        order.newer = order.older = order
         self.size = 0
         self.blocks = 0
 
@@ -246,8 +248,8 @@ class PrefixMirror:
         for digest in held.runs:
             self._clear(digest, held.bit)
         held.runs.clear()
-        while (run := held.order.newer) is not held.order:
-            run.leave()  # the ring would keep them until the next search for garbage
+        while (run := held.order.newer) is not None:
+            run.leave()  # the ring would keep them until the next search for garbage; it is itself the last to go
         self._free.append(held.bit)
 
     def _holding(self, instance: str) -> _Held:
@@ -266,7 +268,10 @@ class PrefixMirror:
 
     def _trim(self, held: _Held, capacity: int) -> None:
         most, order = self._blocks_most, held.order
-        while (held.size > capacity or held.blocks > most) and (run := order.newer) is not order:
+        while held.size > capacity or held.blocks > most:
+            run = order.newer
+            if run is None or run is order:
+                break
             if run.count:
                 self._shorten(held, run)
             else:

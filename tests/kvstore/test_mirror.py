@@ -1,5 +1,6 @@
 """The mirror against a plain model of it, block by block: the same matches, within capacity, tail before head."""
 
+import gc
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -68,6 +69,20 @@ def test_an_instance_that_is_forgotten_holds_nothing_and_its_place_is_reused() -
     assert matched(mirror, (1,), ENDS[:1]) == {}
     assert matched(mirror, (5,), ENDS[:1]) == {"b": 256}
     assert len(mirror) == 1
+
+
+def test_what_is_dropped_is_gone_without_the_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        mirror = PrefixMirror(4)
+        for number in range(20):
+            mirror.add("a", (1, number), ENDS[:2], capacity=1_024)
+            mirror.occupy("a", 300, capacity=1_024)
+        mirror.forget("a")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 class PlainMirror:
