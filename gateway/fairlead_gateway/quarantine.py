@@ -5,12 +5,17 @@ engine, which broke off on it, and *then* to another, which broke off too, witho
 one, however often it is sent. Copies that were in flight at the same moment prove nothing: a popular prompt is on every
 engine that dies. And an answer proves that it is harmless: it clears the body, also when it comes from a copy that was sent before.
 
-Only fingerprints are kept, bounded in number and time, and a body is hashed only when a suspect has the same length.
+Only fingerprints are kept, bounded in number and time, and a body is hashed only when a suspect has the same length, or when it is
+let go before its end is known, as that of a stream is. So the hash must be quick: XXH3 of 128 bits, seeded with the installation's
+secret. It is no cryptographic one; who found two bodies that it takes for one could have one refused for the other, and must kill two
+engines for that.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+
+import xxhash
 
 from fairlead.limits import Limits
 
@@ -65,7 +70,7 @@ class Quarantine:
     ) -> None:
         self._told = told
         self._told_cleared = told_cleared
-        self._key = blake2b(secret, digest_size=32).digest()
+        self._seed = int.from_bytes(blake2b(secret, digest_size=8, person=b"quarantine").digest(), "big")
         self._limits = limits
         self._suspects: OrderedDict[bytes, _Suspect] = OrderedDict()
         self._lengths: dict[int, int] = {}
@@ -84,7 +89,7 @@ class Quarantine:
         """What a body is known by here, for whoever wants to let it go; empty when there is none."""
         if not body:
             return b""
-        return len(body).to_bytes(_LENGTH_BYTES, "big") + blake2b(body, key=self._key, digest_size=16).digest()
+        return len(body).to_bytes(_LENGTH_BYTES, "big") + xxhash.xxh3_128_digest(body, self._seed)
 
     def died(self, print_: bytes, instance: str, began: float, now: float) -> bool:
         """An instance broke off while it had, since ``began``, the body with this fingerprint; whether that is refused now.
