@@ -1,0 +1,79 @@
+"""How Fairlead's objects in a cluster say what they are: written by the operator, read by the gateway's fleet source.
+
+Labels are what is selected by; annotations say how to speak with the engine of a pod. The names are a contract between
+releases: one that is written once is never given another meaning.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGER: Final = "fairlead"
+
+MODEL: Final = "fairlead.io/model"
+POOL: Final = "fairlead.io/pool"
+ROLE: Final = "fairlead.io/role"
+"""``Serve``, ``Prefill`` or ``Decode``."""
+ENGINE: Final = "fairlead.io/engine"
+"""As in ``spec.engine.kind``."""
+ENDPOINT: Final = "fairlead.io/endpoint"
+"""``true`` on pods that answer HTTP; the workers of an instance that spans nodes do not have it."""
+REVISION: Final = "fairlead.io/revision"
+"""The hash of all of the spec that shapes the pod. Pods of one pool with different ones are a rollout under way."""
+
+PORT: Final = "fairlead.io/port"
+DATA_PARALLEL: Final = "fairlead.io/data-parallel"
+"""Ranks behind the address, when there are several: each is an instance of its own, asked for by header."""
+TRANSFER: Final = "fairlead.io/transfer"
+"""How KV is handed over: one of ``fairlead.fleet.TRANSFERS``."""
+BOOTSTRAP_PORT: Final = "fairlead.io/bootstrap-port"
+KV_EVENTS_PORT: Final = "fairlead.io/kv-events-port"
+"""Rank r publishes at this port + r. Where an instance spans nodes, that is on the pod whose index in its LeaderWorkerSet is
+r // (ranks / nodes)."""
+KV_REPLAY_PORT: Final = "fairlead.io/kv-replay-port"
+RENDER: Final = "fairlead.io/render"
+"""Of a Deployment or LeaderWorkerSet: what of the installation went into its pods, so that an upgrade can keep it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNotes:
+    """What a pod says of its engine. ``data_parallel`` is 1 for an engine without ranks."""
+
+    port: int = 8000
+    data_parallel: int = 1
+    transfer: str | None = None
+    bootstrap_port: int | None = None
+    kv_events_port: int | None = None
+    kv_replay_port: int | None = None
+
+    def annotations(self) -> dict[str, str]:
+        """As they stand on the pod; what has no value is left out."""
+        values: dict[str, object] = {
+            PORT: self.port,
+            DATA_PARALLEL: self.data_parallel if self.data_parallel > 1 else None,
+            TRANSFER: self.transfer,
+            BOOTSTRAP_PORT: self.bootstrap_port,
+            KV_EVENTS_PORT: self.kv_events_port,
+            KV_REPLAY_PORT: self.kv_replay_port,
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def engine_notes(annotations: Mapping[str, str]) -> EngineNotes:
+    """The inverse of ``annotations``; a number that is none counts as left out, since people can edit annotations."""
+    ranks = _number(annotations, DATA_PARALLEL, 1024)
+    return EngineNotes(
+        port=_number(annotations, PORT, 65_535) or 8000,
+        data_parallel=ranks or 1,
+        transfer=annotations.get(TRANSFER),
+        bootstrap_port=_number(annotations, BOOTSTRAP_PORT, 65_535),
+        kv_events_port=_number(annotations, KV_EVENTS_PORT, 65_535),
+        kv_replay_port=_number(annotations, KV_REPLAY_PORT, 65_535),
+    )
+
+
+def _number(annotations: Mapping[str, str], name: str, most: int) -> int | None:
+    text = annotations.get(name, "")
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+    return value if 0 < value <= most else None

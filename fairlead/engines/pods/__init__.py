@@ -1,0 +1,25 @@
+"""Engines in a pod: what a container of each kind runs, needs and answers. Pure; the operator's renderer makes pods of it.
+
+One file per kind. Nothing here is imported by ``fairlead.engines`` itself, so that a gateway does not load the API types.
+"""
+
+from collections.abc import Mapping
+
+from fairlead.api import EngineKind
+from fairlead.engines.pods.base import ContainerMaker, EngineContainer, Member, Node
+from fairlead.engines.pods.custom import custom_container
+from fairlead.engines.pods.sglang import sglang_container
+from fairlead.engines.pods.sim import sim_container
+from fairlead.engines.pods.vllm import vllm_container
+
+__all__ = ["EngineContainer", "Member", "Node", "container_makers"]
+
+
+def container_makers() -> Mapping[EngineKind, ContainerMaker]:
+    """By kind; ``external`` has none, since Fairlead starts nothing there."""
+    return {
+        EngineKind.VLLM: vllm_container,
+        EngineKind.SGLANG: sglang_container,
+        EngineKind.SIM: sim_container,
+        EngineKind.CUSTOM: custom_container,
+    }

@@ -1,0 +1,169 @@
+"""What an engine's container is made from, and what it comes out as."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from fairlead.api import AcceleratorClassSpec, ModelDeployment, ModelDeploymentSpec, Pool, PoolRole, Transfer
+from fairlead.cluster_labels import EngineNotes
+from fairlead.engines.pods.drain import Drain
+from fairlead.profile import EngineProfile
+
+HTTP_PORT: Final = 8000
+KV_EVENTS_PORT: Final = 5500
+SIDE_CHANNEL_PORT: Final = 5600
+KV_REPLAY_PORT: Final = 5700
+"""Each data-parallel rank takes the next port, and a pool has at most 64 of them: the ranges do not meet."""
+BOOTSTRAP_PORT: Final = 8998
+"""Where the engines of both kinds look for a prefill engine's bootstrap server unless told otherwise."""
+RENDEZVOUS_PORT: Final = 29_501
+"""Where the nodes of one instance find one another."""
+
+GIB: Final = 2**30
+LEADER_ADDRESS: Final = "LWS_LEADER_ADDRESS"
+NODE_INDEX: Final = "LWS_WORKER_INDEX"
+"""Set by LeaderWorkerSet in every container of a group; the leader's index is 0."""
+
+
+class Node(StrEnum):
+    """Which of the pods of an instance."""
+
+    ALONE = "alone"
+    LEADER = "leader"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One pod of one instance. ``host`` is what it listens on, all addresses of the cluster's family."""
+
+    model: ModelDeployment
+    pool: Pool
+    accelerator: AcceleratorClassSpec
+    profile: EngineProfile
+    node: Node = Node.ALONE
+    host: str = "0.0.0.0"
+
+    @property
+    def spec(self) -> ModelDeploymentSpec:
+        """The model's."""
+        return self.model.spec
+
+    @property
+    def name(self) -> str:
+        """What the engine is asked for: the gateway puts it in place of what a client wrote."""
+        return self.model.metadata.name
+
+    @property
+    def hands_over(self) -> bool:
+        """It gives or takes KV."""
+        return self.spec.kv_cache.transfer is not Transfer.NONE
+
+    @property
+    def side(self) -> str:
+        """Its side of the hand-over in vLLM's words; an instance that serves alone can also take what was prefilled."""
+        sides = {PoolRole.PREFILL: "kv_producer", PoolRole.DECODE: "kv_consumer", PoolRole.SERVE: "kv_both"}
+        return sides[self.pool.role]
+
+    @property
+    def spans_nodes(self) -> bool:
+        """It is one of several pods of an instance."""
+        return self.node is not Node.ALONE
+
+    @property
+    def answers(self) -> bool:
+        """It has the HTTP server."""
+        return self.node is not Node.WORKER
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """GET ``path`` answers 200 once the engine serves. Times in seconds.
+
+    ``startup_period`` is short where starting is, so that an instance is not kept waiting for its first look.
+    """
+
+    path: str = "/health"
+    startup_period: int = 5
+    period: int = 5
+    timeout: int = 5
+    liveness_failures: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How the weights come into the container: what the engine is told to load, and what the pod needs for it."""
+
+    argument: str
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
+    env: tuple[dict[str, Any], ...] = ()
+    secret: str | None = None
+    pull_secret: str | None = None
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineContainer:
+    """The engine's container. ``cpu_millis`` and ``memory_bytes`` are asked of the node; None asks for nothing.
+
+    ``devices``: it needs those of the accelerator. ``shared_memory``: its processes speak through /dev/shm. ``home``: it writes
+    below its home directory. ``health`` is None for a container that has no HTTP server.
+    """
+
+    command: tuple[str, ...]
+    args: tuple[str, ...]
+    env: tuple[dict[str, Any], ...]
+    ports: Mapping[str, int]
+    notes: EngineNotes
+    health: Health | None
+    drain: Drain | None
+    weights: Weights | None = None
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    devices: bool = True
+    shared_memory: bool = False
+    home: bool = True
+    read_only_root: bool = False
+    more_mounts: tuple[dict[str, Any], ...] = field(default=())
+    more_volumes: tuple[dict[str, Any], ...] = field(default=())
+
+
+ContainerMaker = Callable[[Member], EngineContainer]
+"""Raises BadInput, naming the field, for what an engine of its kind cannot do."""
+
+
+def variable(name: str, value: str) -> dict[str, Any]:
+    """An environment variable with a text."""
+    return {"name": name, "value": value}
+
+
+def from_pod(name: str, path: str) -> dict[str, Any]:
+    """An environment variable with a field of the pod."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def network_ports(member: Member, *, bootstrap: bool, side_channel: bool) -> dict[str, int]:
+    """The ports of a vLLM-like container, by name."""
+    ports: dict[str, int] = {}
+    if member.answers:
+        ports["http"] = HTTP_PORT
+    if member.spec.kv_cache.events:
+        ports |= {"kv-events": KV_EVENTS_PORT, "kv-replay": KV_REPLAY_PORT}
+    if side_channel:
+        ports["kv-side-channel"] = SIDE_CHANNEL_PORT
+    if bootstrap and member.answers:
+        ports["kv-bootstrap"] = BOOTSTRAP_PORT
+    return ports
+
+
+def host_share(member: Member, devices: int) -> tuple[int, int]:
+    """(CPU in thousandths, memory in bytes) that a real engine asks of its node beside its devices, offloading not counted.
+
+    A process for the API, one for the scheduler and one a device; each device's process loads its part of the weights through
+    main memory. NIXL's progress thread spins on a core of its own for as long as the engine lives.
+    """
+    spare = 1 if member.spec.kv_cache.transfer is Transfer.NIXL else 0
+    return 1000 * (2 + devices + spare), 4 * GIB * (1 + devices)

@@ -1,0 +1,46 @@
+"""KV that leaves the accelerator: the share of each engine process, and LMCache, which is told by environment variables."""
+
+from typing import Any, Final
+
+from fairlead import units
+from fairlead.api import Offload, Parallelism
+from fairlead.engines.pods.base import variable
+
+LMCACHE_FOLDER: Final = "/var/lib/fairlead/lmcache"
+_VOLUME: Final = "lmcache"
+_GB: Final = 10**9
+
+
+def engine_bytes(offload: Offload, shape: Parallelism) -> int:
+    """Main memory of one engine core: all pods of an instance give theirs, and its data-parallel ranks share it."""
+    return units.size_bytes(offload.memory) * shape.nodes // shape.data
+
+
+def rank_bytes(size: str, shape: Parallelism) -> int:
+    """What one device's process gets of a pod's memory or disk."""
+    return units.size_bytes(size) // shape.ranks_per_pod
+
+
+def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], ...]:
+    """LMCache counts in GB (10^9) and for each worker process."""
+    env = [
+        variable("PYTHONHASHSEED", "0"),  # its keys are hashes that scheduler and workers must agree on
+        variable("LMCACHE_LOCAL_CPU", "True"),
+        variable("LMCACHE_MAX_LOCAL_CPU_SIZE", f"{rank_bytes(offload.memory, shape) / _GB:.2f}"),
+    ]
+    if offload.disk is not None:
+        env += [
+            variable("LMCACHE_LOCAL_DISK", f"file://{LMCACHE_FOLDER}/"),
+            variable("LMCACHE_MAX_LOCAL_DISK_SIZE", f"{rank_bytes(offload.disk, shape) / _GB:.2f}"),
+        ]
+    return tuple(env)
+
+
+def disk_volume(offload: Offload) -> dict[str, Any]:
+    """Scratch space of the node, as large as asked for."""
+    return {"name": _VOLUME, "emptyDir": {"sizeLimit": offload.disk}}
+
+
+def disk_mount() -> dict[str, Any]:
+    """Where LMCache finds it."""
+    return {"name": _VOLUME, "mountPath": LMCACHE_FOLDER}

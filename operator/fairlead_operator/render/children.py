@@ -1,0 +1,53 @@
+"""What all children of a pool share: names, labels, owner, pin; and what the files of the single children are given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead.api import API_VERSION, ModelDeployment, Pool
+from fairlead.kube.resource import Manifest, Resource
+from fairlead_operator.render.facts import Facts
+from fairlead_operator.render.names import child_labels
+from fairlead_operator.render.revision import Pin
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One pool about to become manifests. ``replicas`` is None where somebody else decides on the number."""
+
+    model: ModelDeployment
+    pool: Pool
+    name: str
+    pin: Pin
+    replicas: int | None
+    facts: Facts
+
+    @property
+    def namespace(self) -> str:
+        """Of the model and all that it becomes."""
+        return self.model.metadata.namespace or "default"
+
+    def child(self, resource: Resource, spec: Mapping[str, Any] | None, *, name: str | None = None) -> Manifest:
+        """One child; it goes with the model when that is deleted."""
+        metadata: Manifest = {
+            "name": name or self.name,
+            "namespace": self.namespace,
+            "labels": child_labels(self.model, self.pool),
+            "ownerReferences": [owner(self.model)],
+        }
+        found: Manifest = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+        if spec is not None:
+            found["spec"] = dict(spec)
+        return found
+
+
+def owner(model: ModelDeployment) -> Manifest:
+    """The owner reference of a child."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelDeployment",
+        "name": model.metadata.name,
+        "uid": str(model.metadata.uid or ""),
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

@@ -1,0 +1,25 @@
+"""The Deployment of a pool whose instances are one pod each."""
+
+from fairlead.kube.resource import DEPLOYMENTS, Manifest
+from fairlead_operator.render.children import Plan
+from fairlead_operator.render.names import selector_labels
+
+_PROGRESS_SECONDS = 2700
+"""Longer than an engine may take to start, and its image to be pulled before."""
+
+
+def deployment(plan: Plan, template: Manifest) -> Manifest:
+    """New instances first: never fewer ready ones than asked for. ``paused`` holds a change, while numbers still follow."""
+    rollout = plan.model.spec.rollout
+    spec: Manifest = {} if plan.replicas is None else {"replicas": plan.replicas}
+    spec |= {
+        "selector": {"matchLabels": selector_labels(plan.model, plan.pool)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": rollout.surge, "maxUnavailable": 0}},
+        "progressDeadlineSeconds": _PROGRESS_SECONDS,
+        "revisionHistoryLimit": 2,
+        "paused": rollout.paused,
+        "template": template,
+    }
+    found = plan.child(DEPLOYMENTS, spec)
+    found["metadata"]["annotations"] = plan.pin.annotations()
+    return found

@@ -1,0 +1,64 @@
+"""What render needs to know of the cluster and the installation, besides the model and the AcceleratorClasses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead.api import EngineKind
+from fairlead.kube.resource import Manifest, metadata_of, name_of
+from fairlead_operator.render.replicas import scaled_elsewhere
+from fairlead_operator.render.revision import Pin, pin_of
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What the chart's values decide about engines' pods, and an upgrade may change: kept per object until its spec changes."""
+
+    images: Mapping[EngineKind, str]
+    pull_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Pods that may speak with engines, such as the gateways: those with ``labels`` in ``namespace``."""
+
+    namespace: str
+    labels: Mapping[str, str]
+
+    def rule(self) -> dict[str, Any]:
+        """As in a NetworkPolicy."""
+        return {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
+            "podSelector": {"matchLabels": dict(self.labels)},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """The Deployment or LeaderWorkerSet that runs a pool already. ``scaled_elsewhere``: somebody else writes its replicas."""
+
+    name: str
+    pin: Pin | None = None
+    scaled_elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """``children`` by pool; ``foreign_names`` are objects in the namespace that belong to another model or to nobody of ours.
+
+    ``peers`` None: no NetworkPolicy is written, as in clusters whose policies are somebody else's. ``leader_worker_sets``: the
+    cluster knows them. ``ipv6``: its pods have IPv6 addresses only, or first.
+    """
+
+    installation: Installation
+    children: Mapping[str, Child] = field(default_factory=dict)
+    foreign_names: frozenset[str] = frozenset()
+    peers: tuple[Peer, ...] | None = None
+    leader_worker_sets: bool = False
+    ipv6: bool = False
+
+
+def child_of(workload: Manifest, manager: str) -> Child:
+    """What the observed Deployment or LeaderWorkerSet says of itself; ``manager`` is the operator's field manager."""
+    annotations = metadata_of(workload).get("annotations") or {}
+    return Child(name_of(workload), pin_of(annotations), scaled_elsewhere(workload, manager))

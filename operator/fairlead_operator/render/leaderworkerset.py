@@ -1,0 +1,29 @@
+"""The LeaderWorkerSet of a pool whose instances span nodes: each instance is a group of pods that start and end together."""
+
+from typing import Final
+
+from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest
+from fairlead_operator.render.children import Plan
+
+_HELD: Final = 4096
+"""No pool has more instances: a partition of this holds all of them at the revision that they have."""
+
+
+def leader_worker_set(plan: Plan, leader: Manifest, worker: Manifest) -> Manifest:
+    """A pod that restarts takes its whole group with it, since the others wait for it in vain."""
+    rollout = plan.model.spec.rollout
+    rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": _HELD if rollout.paused else 0}
+    spec: Manifest = {} if plan.replicas is None else {"replicas": plan.replicas}
+    spec |= {
+        "startupPolicy": "LeaderCreated",
+        "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": rolling},
+        "leaderWorkerTemplate": {
+            "size": plan.pool.parallelism.nodes,
+            "restartPolicy": "RecreateGroupOnPodRestart",
+            "leaderTemplate": leader,
+            "workerTemplate": worker,
+        },
+    }
+    found = plan.child(LEADER_WORKER_SETS, spec)
+    found["metadata"]["annotations"] = plan.pin.annotations()
+    return found

@@ -1,0 +1,30 @@
+"""Writes what the cases of ``tests/operator/render/cases`` become, to be read line by line before it is committed.
+
+Only the present render version: a file of an older one holds engines in the field to what they run with, and never changes.
+"""
+
+import sys
+from pathlib import Path
+
+from fairlead_operator.render import CURRENT_VERSION, render
+from fairlead_operator.testing import golden_text, read_case, usual_facts
+
+FOLDER = Path(__file__).resolve().parent.parent / "tests" / "operator" / "render"
+
+
+def main() -> int:
+    """0, or 1 for a case that has problems."""
+    target = FOLDER / "golden" / f"v{CURRENT_VERSION}"
+    target.mkdir(parents=True, exist_ok=True)
+    for case in sorted((FOLDER / "cases").glob("*.yaml")):
+        model, classes = read_case(case)
+        rendered = render(model, classes, usual_facts())
+        for problem in rendered.problems:
+            print(f"{case.name}: {problem.text}", file=sys.stderr)
+            return 1
+        (target / case.name).write_text(golden_text(rendered.manifests), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Every switch that is written for an engine is one that the engine has, in the version that docs/reference/engines.md names."""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead_sim.server import options
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / "v1"
+KNOWN = json.loads((ROOT / "scripts" / "engine_flags.json").read_text(encoding="utf-8"))
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("engine_flags", ROOT / "scripts" / "engine_flags.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def containers(kind: str) -> list[tuple[str, list[str]]]:
+    """(file, arguments) of every engine of one kind in the golden files."""
+    found = []
+    for path in sorted(GOLDEN.glob("*.yaml")):
+        for one in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+            if one is None or one["metadata"]["labels"]["fairlead.io/engine"] != kind:
+                continue
+            spec = one.get("spec", {})
+            group = spec.get("leaderWorkerTemplate", {})
+            for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
+                if template is not None:
+                    found.append((path.stem, template["spec"]["containers"][0]["args"]))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_every_switch_is_one_of_the_engines(kind: str) -> None:
+    flags, seen = set(KNOWN[kind]["flags"]), set()
+    for case, arguments in containers(kind):
+        used = {one.partition("=")[0] for one in arguments if one.startswith("--")}
+        assert used <= flags, case
+        seen |= used
+    assert len(seen) > 15  # the cases cover most of what an adapter writes
+
+
+def test_the_simulated_engine_reads_its_own_command_lines() -> None:
+    for _, arguments in containers("sim"):
+        parser = argparse.ArgumentParser()
+        options.add_arguments(parser)
+        read = options.read(parser.parse_args([one.replace("$(POD_IP)", "10.0.0.1") for one in arguments]))
+        assert read.port == 8000
+
+
+def test_switches_are_read_from_a_help_text() -> None:
+    text = """usage: vllm serve [model_tag] [options]
+
+options:
+  --headless            Run without --port or so. (default: False)
+  --nnodes NNODES, -n NNODES
+                        num of nodes, see --not-a-flag
+  --enable-lora, --no-enable-lora
+  -h, --help            show this help message and exit
+"""
+    assert script().flags_of_help(text) == ["--enable-lora", "--headless", "--help", "--nnodes", "--no-enable-lora"]
+
+
+def test_switches_are_read_from_declarations() -> None:
+    import ast
+
+    source = """
+class Fields:
+    tp_size: A[int, Arg(help="x", aliases=["--tensor-parallel-size"])] = 1
+    plain_text: A[str, "help"] = ""
+    hidden: A[bool, Arg(help="x", no_cli=True)] = False
+    renamed: A[str, Arg(cli_name="--other-name")] = ""
+    both: A[bool, Arg(action=argparse.BooleanOptionalAction)] = True
+    not_declared: int = 3
+def add(parser):
+    parser.add_argument("--config", type=str)
+"""
+    found = sorted(script().declared(ast.parse(source)))
+    assert found == [
+        "--both",
+        "--config",
+        "--no-both",
+        "--other-name",
+        "--plain-text",
+        "--tensor-parallel-size",
+        "--tp-size",
+    ]

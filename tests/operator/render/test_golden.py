@@ -1,0 +1,49 @@
+"""What every kind of model becomes, line by line: ``python scripts/golden.py`` writes the files, people read them."""
+
+from pathlib import Path
+
+import pytest
+
+from fairlead_operator.render import CURRENT_VERSION, Child, Pin, render
+from fairlead_operator.render.template import versions
+from fairlead_operator.testing import golden_text, read_case, usual_facts
+
+FOLDER = Path(__file__).parent
+CASES = sorted(path.name for path in (FOLDER / "cases").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_becomes_what_its_golden_file_says(case: str) -> None:
+    model, classes = read_case(FOLDER / "cases" / case)
+    rendered = render(model, classes, usual_facts())
+    assert rendered.problems == ()
+    golden = (FOLDER / "golden" / f"v{CURRENT_VERSION}" / case).read_text(encoding="utf-8")
+    assert golden_text(rendered.manifests) == golden
+
+
+@pytest.mark.parametrize("version", sorted(versions()))
+@pytest.mark.parametrize("case", CASES)
+def test_what_an_older_release_rendered_stays_as_it_is(case: str, version: int) -> None:
+    model, classes = read_case(FOLDER / "cases" / case)
+    facts = usual_facts()
+    first = render(model, classes, facts)
+    image = facts.installation.images.get(model.spec.engine.kind) if model.spec.engine.image is None else None
+    pins = {
+        one["metadata"]["labels"]["fairlead.io/pool"]: Child(
+            one["metadata"]["name"],
+            Pin(
+                one["metadata"]["annotations"]["fairlead.io/revision"], version, image, facts.installation.pull_secrets
+            ),
+        )
+        for one in first.manifests
+        if one["kind"] in ("Deployment", "LeaderWorkerSet")
+    }
+    again = render(model, classes, usual_facts(children=pins))
+    golden = FOLDER / "golden" / f"v{version}" / case
+    if golden.exists():  # a case that is newer than the version has none
+        assert golden_text(again.manifests) == golden.read_text(encoding="utf-8")
+
+
+def test_no_golden_file_is_left_of_a_case_that_is_gone() -> None:
+    for version in versions():
+        assert {path.name for path in (FOLDER / "golden" / f"v{version}").glob("*.yaml")} <= set(CASES)
