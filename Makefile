@@ -30,7 +30,8 @@ lint: env ## style, types and the arrows of the house
 	@$(RUN) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
 	@$(RUN) scripts/generate.py --check
 
-e2e: env ## the whole of local mode, driven as a user would
+e2e: env ## local mode as a user drives it, and our images on a real cluster: KUBECONFIG's if it is kind's, else one of our own
+	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
 	@$(RUN) -m pytest e2e
 
 cluster-up: env ## a real Kubernetes on this machine; prints the line that puts it into a shell. Compiles it the first time

@@ -3,7 +3,7 @@
 up      starts a cluster and prints the line that puts it into a shell: KUBECONFIG and PATH
 down    ends and removes exactly what ``up`` made, also half of it
 status  processes and memory, nodes and pods
-build   compiles what a level needs and prints the folder
+build   makes all that a level needs beforehand, which takes long the first time, and prints the programs' folder
 assets  prints the folder with etcd and kube-apiserver; 3 where it is not there (``build --level api`` makes it)
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import images, levels, pins
-from cluster.build import assets, build, ready
+from cluster.build import assets, ready
 from cluster.say import ClusterError, say
 
 ABSENT = 3
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "images":
                 print(*images.write(Path(options.out), options.tag), sep="\n")
             case "build":
-                print(build(options.level))
+                print(levels.prepare(options.level)[0])
             case "assets":
                 if assets() == pins.binaries() and not ready("api"):
                     return ABSENT
@@ -59,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     level = argparse.ArgumentParser(add_help=False)
     level.add_argument(
-        "--level", choices=tuple(pins.LEVELS), default="full", help="api: nothing but the API; full: pods run"
+        "--level",
+        choices=tuple(pins.LEVELS),
+        default="full",
+        help="api: the API alone; full: pods run; kind: the same in docker",
     )
     run = argparse.ArgumentParser(add_help=False)
     place = pins.cache_folder() / "cluster"
@@ -74,6 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("load", parents=[tag, run], help="give a cluster that is up our images as they are now")
     made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")
     made.add_argument("--out", default="out/images", metavar="DIR", help="where to (%(default)s)")
-    commands.add_parser("build", parents=[level], help="compile what a level needs")
+    commands.add_parser("build", parents=[level], help="compile and write all that a level needs")
     commands.add_parser("assets", help="where etcd and kube-apiserver are")
     return parser

@@ -1,20 +1,19 @@
 """Level *full*, in order: bridge, container runtime, control plane, node, DNS, LeaderWorkerSet. And the way back."""
 
 import json
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cluster import control_plane, images, network, pins
+from cluster import control_plane, leader_worker_set, network
 from cluster.control_plane import ControlPlane
 from cluster.network import GATEWAY
 from cluster.node import Node, dns_manifests
 from cluster.oci import Image, write_archive
 from cluster.record import Record
 from cluster.running import Cluster
-from cluster.say import ClusterError, step
+from cluster.say import step
 
 PORT = 6443
 READY_SECONDS = 120.0
@@ -42,7 +41,7 @@ def start(record: Record, cluster: Cluster, given: Sequence[Image]) -> None:
         record.wait("the first service account", READY_SECONDS, lambda: plane.ask(account) is not None)
         record.wait("DNS", READY_SECONDS, node.dns_ready)
     with step("LeaderWorkerSet"):
-        _install_lws(cluster)
+        leader_worker_set.install(cluster)
 
 
 def load(node: Node, given: Sequence[Image]) -> None:
@@ -72,33 +71,10 @@ def stop(record: Record) -> None:
 def apply(cluster: Cluster, manifests: Sequence[dict[str, Any]]) -> None:
     """``kubectl apply`` them."""
     document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
-    _run(cluster, "kubectl", "apply", "-f", "-", given=document)
+    cluster.command("kubectl", "apply", "-f", "-", given=document)
 
 
 def _node_ready(plane: ControlPlane) -> bool:
     told = plane.ask("/api/v1/nodes/local")
     conditions = json.loads(told)["status"].get("conditions", []) if told else []
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-
-
-def _install_lws(cluster: Cluster) -> None:
-    """Its own chart, with the image that was loaded. It asks for a whole processor and no particular user otherwise."""
-    repository, _, tag = images.LWS.rpartition(":")
-    values = {
-        "image.manager.repository": repository,
-        "image.manager.tag": tag,
-        "image.manager.pullPolicy": "Never",
-        "podSecurityContext.runAsUser": images.USER.partition(":")[0],
-        "resources.requests.cpu": "50m",
-        "resources.requests.memory": "64Mi",
-    }
-    given = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
-    chart = str(pins.binaries("lws") / pins.LWS_CHART)
-    place = ("-n", "lws-system", "--create-namespace", "--wait", "--timeout", f"{READY_SECONDS:.0f}s")
-    _run(cluster, "helm", "install", "lws", chart, *place, *given)
-
-
-def _run(cluster: Cluster, *command: str, given: str | None = None) -> None:
-    done = subprocess.run(command, env=cluster.environ(), input=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ClusterError(f"{' '.join(command[:3])} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")

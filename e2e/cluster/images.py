@@ -100,21 +100,26 @@ def components(tag: str | None = None) -> list[Image]:
     return made
 
 
-def supporting() -> list[Image]:
-    """What a node cannot do without, and the controllers of others that it runs."""
+def pause() -> Image:
+    """What holds the namespaces of each pod."""
     with _store() as store:
-        pause = store.layer("pause", pins.digest("kubernetes"), _compile_pause)
-        controller = pins.binaries("lws") / "lws"
-        manager = store.layer("lws", pins.digest("lws"), lambda root: _copy(controller, root / "manager"))
-        return [Image(PAUSE, [pause], _config("/pause")), Image(LWS, [manager], _config("/manager"))]
+        return Image(PAUSE, [store.layer("pause", pins.digest("kubernetes"), _compile_pause)], _config("/pause"))
+
+
+def lws() -> Image:
+    """The controller of LeaderWorkerSets, which was compiled before."""
+    program = pins.binaries("lws") / "lws"
+    with _store() as store:
+        layer = store.layer("lws", pins.digest("lws"), lambda root: _copy(program, root / "manager"))
+        return Image(LWS, [layer], _config("/manager"))
 
 
 def write(folder: Path, tag: str | None = None) -> list[Path]:
     """An archive per image into ``folder``, for those who load images by themselves (kind)."""
-    build("full")
+    build("kind")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for image in [*components(tag), *supporting()]:
+    for image in [*components(tag), lws()]:
         target = folder / f"{image.name.removeprefix(f'{PREFIX}/').replace(':', '-')}.tar"
         write_archive(target, [image])
         made.append(target)

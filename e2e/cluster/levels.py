@@ -3,12 +3,14 @@
 import os
 import shutil
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from cluster import control_plane, debian, full, images, network
-from cluster.build import build
+from cluster import control_plane, debian, full, images, kind, network
+from cluster.build import build, exclusive
 from cluster.control_plane import LOOPBACK, ControlPlane, free_port
 from cluster.node import Node
+from cluster.oci import Image
 from cluster.record import Record
 from cluster.running import Cluster
 from cluster.say import ClusterError, say, step
@@ -16,8 +18,22 @@ from cluster.say import ClusterError, say, step
 PATH_LONGEST = 60
 
 
+def prepare(level: str) -> tuple[Path, list[Image]]:
+    """All that takes long, before anything runs: packages, programs, layers. The programs' folder, and the images to give."""
+    if level == "full":
+        debian.install()
+    binaries = build(level)
+    given = [images.pause()] if level == "full" else []
+    return binaries, given if level == "api" else [*given, images.lws(), *images.components()]
+
+
 def up(level: str, run: Path) -> Cluster:
     """Bring a cluster up; one that is up already stays as it is. A failure leaves what there is, for a look at the logs."""
+    with _alone(level):
+        return _up(level, run)
+
+
+def _up(level: str, run: Path) -> Cluster:
     found = Record(run)
     if found:
         return _already(found, level)
@@ -25,17 +41,21 @@ def up(level: str, run: Path) -> Cluster:
         raise ClusterError(f"{run} is neither empty nor a cluster's; `down` removes the folder, so it must be its own")
     if level == "full":
         _check_machine(run)
-    binaries = build(level)
+    elif level == "kind":
+        kind.check()
+    binaries, given = prepare(level)
     cluster = Cluster(run, binaries)
-    given = [*images.supporting(), *images.components()] if level == "full" else []
     with step(f"level {level} is up, in all"):
         run.mkdir(parents=True, exist_ok=True)
         record = Record(run)
         record.keep(level=level, binaries=str(binaries))
-        if level == "full":
-            full.start(record, cluster, given)
-        else:
-            ControlPlane(record, binaries, LOOPBACK, free_port(), whole=False).start()
+        match level:
+            case "full":
+                full.start(record, cluster, given)
+            case "kind":
+                kind.start(cluster, given)
+            case _:
+                ControlPlane(record, binaries, LOOPBACK, free_port(), whole=False).start()
         record.keep(up=True)
     return cluster
 
@@ -43,9 +63,13 @@ def up(level: str, run: Path) -> Cluster:
 def load(run: Path, tag: str | None) -> None:
     """Give the cluster in ``run`` our images as the working tree has them now."""
     record = Record(run)
-    if not record.told("up") or record.told("level") != "full":
-        raise ClusterError(f"no cluster of level full is up in {run}")
-    full.load(Node(record, Path(record.told("binaries"))), images.components(tag))
+    if not record.told("up") or record.told("level") == "api":
+        raise ClusterError(f"no cluster that runs pods is up in {run}")
+    given = images.components(tag)
+    if record.told("level") == "kind":
+        kind.load(run, given)
+    else:
+        full.load(Node(record, Path(record.told("binaries"))), given)
 
 
 def down(run: Path) -> None:
@@ -54,11 +78,15 @@ def down(run: Path) -> None:
     if not record:
         say(f"nothing to take down in {run}")
         return
-    with step("taken down, in all"):
-        if record.told("level") == "full":
-            full.stop(record)
-        else:
-            control_plane.stop(record)
+    level = str(record.told("level"))
+    with _alone(level), step("taken down, in all"):
+        match level:
+            case "full":
+                full.stop(record)
+            case "kind":
+                kind.stop()
+            case _:
+                control_plane.stop(record)
         with step("files removed"):
             shutil.rmtree(run)
 
@@ -76,9 +104,14 @@ def status(run: Path) -> bool:
         say(f"  {name:<18} {f'pid {running[name]}' if name in running else 'dead':<12} {mebibytes:5d} MiB")
     say(f"  {'in all':<18} {'':<12} {total:5d} MiB")
     cluster = Cluster(run, Path(record.told("binaries")))
-    if record.told("level") == "full":
+    if record.told("level") != "api":
         subprocess.run(["kubectl", "get", "nodes,pods", "-A", "-o", "wide"], env=cluster.environ(), check=False)
     return len(running) == len(record.told("processes", {}))
+
+
+def _alone(level: str) -> AbstractContextManager[None]:
+    """Of the levels with a node one is brought up or taken down at a time; those of the API alone have nothing in common."""
+    return nullcontext() if level == "api" else exclusive("node")
 
 
 def _already(record: Record, level: str) -> Cluster:
@@ -95,7 +128,6 @@ def _already(record: Record, level: str) -> Cluster:
 
 
 def _check_machine(run: Path) -> None:
-    debian.install()
     if os.geteuid() != 0:
         raise ClusterError("level full makes network interfaces and mounts: it needs root")
     if len(str(run)) > PATH_LONGEST:

@@ -49,7 +49,8 @@ NODE = (
     Program("lws", "sigs.k8s.io/lws/cmd", module="lws", brings=(LWS_CHART, "sigs.k8s.io/lws", "charts/lws")),
 )
 """What level *full* needs beside it."""
-LEVELS = {"api": API, "full": (*API, *NODE)}
+LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
+"""Level → its programs; ``kind`` brings everything but the clients and LeaderWorkerSet along."""
 
 DEBIAN = (
     "containerd",

@@ -39,8 +39,8 @@ _COMMANDS = (
     "tail",
     "wc",
 )
-_ALWAYS = ("libgcc_s.so.1", "libstdc++.so.6")
-"""Opened by name at run time, or wanted by compiled wheels; the official images have both."""
+_ALWAYS = ("libgcc_s.so.1", "libstdc++.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1")
+"""Opened by name at run time, or wanted by compiled wheels and programs; the official images have them."""
 _WITHOUT = (
     *(
         "__pycache__",

@@ -1,8 +1,11 @@
 """A cluster that runs, as its users see it."""
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from cluster.say import ClusterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +30,9 @@ class Cluster:
         caches = {name: str(self.run / "cache") for name in names}
         path = f"{self.binaries}:{os.environ['PATH']}"
         return os.environ | caches | {"KUBECONFIG": str(self.kubeconfig), "PATH": path}
+
+    def command(self, *words: str, given: str | None = None) -> None:
+        """Run a command that talks to it. Raises ClusterError with what it complains of."""
+        done = subprocess.run(words, env=self.environ(), input=given, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ClusterError(f"{' '.join(words[:3])} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")

@@ -1,0 +1,81 @@
+"""A cluster for the tests of this folder: the one that KUBECONFIG names if it is made for tests, else one of our own.
+
+The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``, docs/guides/cluster.md). A cluster of our own
+that was up before stays up afterwards. Without either, the tests fail: skipped silently they would prove nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "e2e"))
+
+from cluster import levels, pins  # noqa: E402
+from cluster.record import Record  # noqa: E402
+from cluster.running import Cluster  # noqa: E402
+from kube.kubectl import Kubectl  # noqa: E402
+
+OURS = ("fairlead-e2e", "kind-")
+"""Contexts that tests may do to whatever they want begin like this."""
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Iterator[Kubectl]:
+    """``kubectl`` at the cluster, as its administrator."""
+    if "KUBECONFIG" in os.environ:
+        asked = ["kubectl", "config", "current-context"]
+        context = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        if not context.startswith(OURS):
+            pytest.exit(
+                f"KUBECONFIG names {context!r}, which is no cluster for tests; unset it, or name one of kind's", 1
+            )
+        yield Kubectl(os.environ)
+        return
+    run = pins.cache_folder() / "cluster"
+    before = bool(Record(run).told("up"))
+    try:
+        cluster: Cluster = levels.up("full", run)
+        yield Kubectl(cluster.environ())
+    finally:
+        if not before:
+            levels.down(run)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The limit is the test's; what it stands on, a cluster from nothing, may take as long as it takes."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(300, func_only=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keeps what became of the test, for the fixture below."""
+    report = yield
+    setattr(item, f"report_{report.when}", report)  # type: ignore[attr-defined]
+    return report
+
+
+@pytest.fixture
+def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
+    """``kubectl`` in a namespace of this test, which holds its pods to the strictest standard and goes afterwards."""
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"generateName": "e2e-", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }
+    made = kubectl.run("create", "-f", "-", "-o", "jsonpath={.metadata.name}", given=json.dumps(namespace))
+    inside = kubectl.within(made)
+    try:
+        yield inside
+    finally:
+        report = getattr(request.node, "report_call", None)
+        if report is None or report.failed:
+            inside.dump(ROOT / "out" / "e2e" / request.node.name)
+        kubectl.run("delete", "namespace", made, "--wait=false")

@@ -1,0 +1,81 @@
+"""``kubectl`` for tests: one namespace, errors that say what was asked, and a look at everything when a test has failed."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kubectl:
+    """Commands at the cluster that ``environ`` names by KUBECONFIG, in one namespace."""
+
+    environ: Mapping[str, str]
+    namespace: str = "default"
+
+    def within(self, namespace: str) -> "Kubectl":
+        """The same in another namespace."""
+        return replace(self, namespace=namespace)
+
+    def run(self, *words: str, given: str | None = None) -> str:
+        """What a command prints. Raises AssertionError with what it complains of."""
+        done = self._done(*words, given=given)
+        if done.returncode:
+            raise AssertionError(f"kubectl {' '.join(words)}: {done.stderr.strip()[-4_000:]}")
+        return done.stdout
+
+    def apply(self, *manifests: Manifest) -> None:
+        """Apply them, server-side."""
+        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        self.run("apply", "--server-side", "-f", "-", given=document)
+
+    def get(self, *words: str) -> Manifest:
+        """An object, or a list of them."""
+        found: Manifest = json.loads(self.run("get", *words, "-o", "json"))
+        return found
+
+    def rolled_out(self, *names: str, seconds: int = 60) -> None:
+        """Wait until these are (``deployment/web``)."""
+        for name in names:
+            self.run("rollout", "status", name, f"--timeout={seconds}s")
+
+    def wait(self, condition: str, *names: str, seconds: int = 60) -> None:
+        """Wait until they are: ``condition=Ready``, ``delete``, ``jsonpath=…``."""
+        self.run("wait", f"--for={condition}", *names, f"--timeout={seconds}s")
+
+    def python(self, pod: str, code: str) -> str:
+        """What a program prints that runs in a pod; the way to anything inside, on whatever cluster."""
+        return self.run("exec", pod, "--", "python3", "-c", code)
+
+    def dump(self, folder: Path) -> None:
+        """Objects, events and logs of the namespace, for whoever looks at a failure. Never fails itself."""
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = {
+            "objects.yaml": ("get", "all,configmaps,endpointslices", "-o", "yaml"),
+            "pods.txt": ("describe", "pods"),
+            "events.txt": ("get", "events", "--sort-by=.lastTimestamp"),
+        }
+        for name, words in asked.items():
+            (folder / name).write_text(self._done(*words).stdout)
+        for pod in self._done("get", "pods", "-o", "name").stdout.split():
+            for suffix, more in (("", ()), ("-before", ("--previous",))):
+                told = self._done("logs", pod, "--all-containers", "--prefix", *more).stdout
+                if told:
+                    (folder / f"{pod.partition('/')[2]}{suffix}.log").write_text(told)
+
+    def _done(self, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = ["kubectl", "-n", self.namespace, *words]
+        return subprocess.run(command, env=dict(self.environ), input=given, capture_output=True, text=True, check=False)
+
+
+def eventually(what: str, holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    """Ask again and again until it holds; a failure only after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)

@@ -1,0 +1,74 @@
+"""Manifests that several tests need, with the least that restricted Pod Security asks for."""
+
+from typing import Any
+
+from cluster import images
+
+Manifest = dict[str, Any]
+PORT = 8000
+
+
+def image(component: str, tag: str | None = None) -> str:
+    """One of our images, as every cluster of ours has it."""
+    return f"{images.PREFIX}/{component}:{tag or images.version()}"
+
+
+def pod_spec(component: str, *arguments: str, ready: str | None = None, files: str | None = None) -> Manifest:
+    """One container under a user id that nobody knows; ``ready`` is the path of its probe, ``files`` a ConfigMap at /etc/fairlead."""
+    container: Manifest = {
+        "name": component,
+        "image": image(component),
+        "imagePullPolicy": "IfNotPresent",
+        "args": list(arguments),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
+    if ready is not None:
+        container["readinessProbe"] = {"httpGet": {"path": ready, "port": PORT}, "periodSeconds": 1}
+    if files is not None:
+        container["volumeMounts"].append({"name": "files", "mountPath": "/etc/fairlead"})
+        volumes.append({"name": "files", "configMap": {"name": files}})
+    return {
+        "terminationGracePeriodSeconds": 5,
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 31337, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
+    """Pods of this kind, labelled ``app: name``."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": spec},
+        },
+    }
+
+
+def service(name: str, port: int = PORT) -> Manifest:
+    """A name for the pods that are labelled ``app: name``."""
+    ports = [{"port": port, "targetPort": port}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": ports},
+    }
+
+
+def config_map(name: str, **files: str) -> Manifest:
+    """Files by name; two underscores stand for a dot."""
+    data = {key.replace("__", "."): text for key, text in files.items()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
