@@ -1,0 +1,90 @@
+"""The preStop script, run as a pod runs it, beside a server whose gauges a test sets."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+
+import pytest
+
+from fairlead.engines.pods.drain import Drain
+
+GAUGE = "vllm:num_requests_running"
+
+
+class Engine:
+    """Answers /metrics with ``running``; ``asked`` is set by every look."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.asked = Event()
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                text = f'# HELP x\n{GAUGE}{{engine="0"}} {engine.running}.0\nvllm:other 7.0\n'.encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+                engine.asked.set()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/metrics"
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    found = Engine()
+    thread = Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def hook(url: str, *, most: float, quiet: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    command = Drain(url, (GAUGE,)).hook(most)["exec"]["command"]
+    command[0], command[5] = sys.executable, quiet
+    return subprocess.Popen(command, env=env or {})
+
+
+def test_an_idle_engine_is_let_go(engine: Engine) -> None:
+    assert hook(engine.url, most=60, quiet="0").wait(30) == 0
+
+
+def test_a_busy_engine_is_waited_for(engine: Engine) -> None:
+    engine.running = 2
+    process = hook(engine.url, most=60, quiet="0")
+    assert engine.asked.wait(30)
+    engine.asked.clear()
+    assert engine.asked.wait(30)  # it looked again, since requests run
+    assert process.poll() is None
+    engine.running = 0
+    assert process.wait(30) == 0
+
+
+def test_the_wait_has_an_end(engine: Engine) -> None:
+    engine.running = 2
+    assert hook(engine.url, most=1, quiet="0").wait(30) == 0
+
+
+def test_an_engine_that_is_gone_is_not_waited_for(engine: Engine) -> None:
+    engine.server.server_close()
+    assert hook(engine.url, most=60, quiet="5").wait(30) == 0
+
+
+def test_a_worker_looks_at_its_leader_and_not_through_a_proxy(engine: Engine) -> None:
+    url = engine.url.replace("127.0.0.1", "$LWS_LEADER_ADDRESS")
+    env = {"LWS_LEADER_ADDRESS": "127.0.0.1", "http_proxy": "http://192.0.2.1:3128"}
+    assert hook(url, most=60, quiet="0", env=env).wait(30) == 0
+    assert engine.asked.is_set()
+
+
+def test_an_engine_without_known_gauges_is_given_a_moment() -> None:
+    assert Drain().hook(300) == {"sleep": {"seconds": 10}}

@@ -1,0 +1,47 @@
+"""Names of children: labels of at most 63 characters, and never two children with one name."""
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_operator.render.names import LONGEST_GROUP, child_name
+
+LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+PARTS = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", fullmatch=True)
+POOLS = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
+
+
+def test_a_short_name_is_plain() -> None:
+    assert child_name("qwen3-8b", "main") == "qwen3-8b-main"
+
+
+def test_a_long_one_ends_in_a_hash() -> None:
+    found = child_name("m" * 63, "main")
+    assert len(found) == 63
+    assert re.fullmatch(r"m{56}-[0-9a-f]{6}", found)
+    assert len(child_name("m" * 63, "main", longest=LONGEST_GROUP)) == LONGEST_GROUP
+
+
+def test_a_name_that_somebody_else_has_ends_in_a_hash() -> None:
+    found = child_name("a-b", "c", {"a-b-c"})
+    assert re.fullmatch(r"a-b-c-[0-9a-f]{6}", found)
+
+
+def test_names_that_are_no_labels_do_not_meet_those_that_are() -> None:
+    assert child_name("qwen2.5", "main") != child_name("qwen2-5", "main")
+    assert child_name("7b", "main").startswith("m-7b-main-")
+
+
+def test_two_models_whose_names_add_up_to_one_do_not_share_it() -> None:
+    first = child_name("a", "b-c")
+    assert child_name("a-b", "c", {first}) != first
+
+
+@given(PARTS, POOLS, st.booleans(), st.sampled_from([63, LONGEST_GROUP]))
+def test_every_name_is_a_label(model: str, pool: str, taken: bool, longest: int) -> None:
+    foreign = frozenset({child_name(model, pool, longest=longest)}) if taken else frozenset()
+    found = child_name(model, pool, foreign, longest=longest)
+    assert LABEL.fullmatch(found)
+    assert len(found) <= longest
+    assert found == child_name(model, pool, foreign, longest=longest)

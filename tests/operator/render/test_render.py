@@ -1,0 +1,251 @@
+"""What render does with the cluster's facts: pins, owners of replicas, names that stay, and what it says when it cannot."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.api import EngineKind, ModelDeployment, Reason
+from fairlead.cluster_labels import EngineNotes, engine_notes
+from fairlead.kube.resource import Manifest
+from fairlead_operator.render import Child, Facts, Installation, Pin, Problem, child_of, pin_of, render
+from fairlead_operator.testing import read_case, usual_facts
+
+CASES = Path(__file__).parent / "cases"
+
+
+def model_of(**spec: Any) -> ModelDeployment:
+    content = {"model": {"source": "hf://Qwen/Qwen3-8B"}, "pools": [{"accelerator": "nvidia-l4"}], **spec}
+    metadata = {"name": "qwen", "namespace": "chat", "uid": "u1"}
+    return ModelDeployment.model_validate(
+        {"apiVersion": "serving.fairlead.io/v1alpha1", "kind": "ModelDeployment", "metadata": metadata, "spec": content}
+    )
+
+
+def workload(model: ModelDeployment, facts: Facts | None = None) -> Manifest:
+    rendered = render(model, {}, facts or usual_facts())
+    assert rendered.problems == ()
+    (found,) = (one for one in rendered.manifests if one["kind"] in ("Deployment", "LeaderWorkerSet"))
+    return found
+
+
+def pod_of(found: Manifest) -> dict[str, Any]:
+    spec: dict[str, Any] = found["spec"]["template"]["spec"]
+    return spec
+
+
+def problem(model: ModelDeployment, facts: Facts | None = None) -> Problem:
+    rendered = render(model, {}, facts or usual_facts())
+    assert rendered.manifests == ()
+    (found,) = rendered.problems
+    assert rendered.blocked_pools == {"main"}
+    return found
+
+
+def newer() -> Installation:
+    return Installation(images={EngineKind.VLLM: "vllm/vllm-openai:v0.33.0"}, pull_secrets=("other",))
+
+
+def test_the_same_input_gives_the_same_manifests() -> None:
+    for case in sorted(CASES.glob("*.yaml")):
+        model, classes = read_case(case)
+        assert render(model, classes, usual_facts()) == render(model, classes, usual_facts())
+
+
+def test_an_upgrade_of_the_installation_changes_no_pod() -> None:
+    before = workload(model_of())
+    children = {"main": child_of(before, "fairlead-operator")}
+    after = workload(model_of(), usual_facts(installation=newer(), children=children))
+    assert after == before
+
+
+def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
+    before = workload(model_of())
+    children = {"main": child_of(before, "fairlead-operator")}
+    changed = model_of(
+        pools=[{"accelerator": "nvidia-l4", "replicas": {"min": 3, "max": 9}}],
+        objectives={"ttft": "800ms"},
+        routing={"preset": "session"},
+        rollout={"surge": 2, "paused": True},
+    )
+    after = workload(changed, usual_facts(installation=newer(), children=children))
+    assert after["spec"]["template"] == before["spec"]["template"]
+    assert (after["spec"]["replicas"], after["spec"]["paused"]) == (3, True)
+
+
+def test_a_change_of_the_spec_brings_the_installation_of_today() -> None:
+    children = {"main": child_of(workload(model_of()), "fairlead-operator")}
+    changed = model_of(engine={"args": ["--max-model-len=4096"]})
+    after = workload(changed, usual_facts(installation=newer(), children=children))
+    assert pod_of(after)["containers"][0]["image"] == "vllm/vllm-openai:v0.33.0"
+    assert pod_of(after)["imagePullSecrets"] == [{"name": "other"}]
+
+
+def test_a_version_that_is_rendered_no_more_gives_way_to_the_present_one() -> None:
+    pin = child_of(workload(model_of()), "fairlead-operator").pin
+    assert pin is not None
+    old = Child("qwen-main", Pin(pin.revision, 0, "old:1"))
+    found = pin_of(workload(model_of(), usual_facts(children={"main": old}))["metadata"]["annotations"])
+    assert found is not None
+    assert found.version == 1
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {"fairlead.io/revision": "a"},
+        {"fairlead.io/revision": "a", "fairlead.io/render": "no JSON"},
+        {"fairlead.io/revision": "a", "fairlead.io/render": "[]"},
+        {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": "1"}'},
+        {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": 1, "image": 3}'},
+        {"fairlead.io/revision": "a", "fairlead.io/render": '{"version": 1, "pullSecrets": [3]}'},
+        {"fairlead.io/render": '{"version": 1}'},
+    ],
+)
+def test_a_pin_that_somebody_edited_counts_as_none(annotations: dict[str, str]) -> None:
+    assert pin_of(annotations) is None
+
+
+def test_a_pin_reads_back() -> None:
+    for pin in (Pin("a1", 1), Pin("a1", 2, "image:1", ("x", "y"))):
+        assert pin_of(pin.annotations()) == pin
+
+
+def managed(*entries: tuple[str, str, dict[str, Any]]) -> Manifest:
+    fields = [{"manager": name, "subresource": sub, "fieldsV1": owned} for name, sub, owned in entries]
+    return {"metadata": {"name": "x", "managedFields": fields}}
+
+
+REPLICAS = {"f:spec": {"f:replicas": {}}}
+
+
+@pytest.mark.parametrize(
+    ("observed", "elsewhere"),
+    [
+        ({"metadata": {"name": "x"}}, False),
+        (managed(("fairlead-operator", "", REPLICAS)), False),
+        (managed(("fairlead-operator", "", {"f:spec": {}}), ("kubectl", "scale", REPLICAS)), True),
+        (managed(("fairlead-operator", "", REPLICAS), ("hpa", "scale", REPLICAS)), True),
+        (managed(("kube-controller-manager", "status", {"f:status": {"f:replicas": {}}})), False),
+    ],
+)
+def test_replicas_belong_to_whoever_wrote_the_scale(observed: Manifest, elsewhere: bool) -> None:
+    assert child_of(observed, "fairlead-operator").scaled_elsewhere is elsewhere
+
+
+def test_replicas_of_somebody_else_are_left_out() -> None:
+    assert workload(model_of())["spec"]["replicas"] == 1
+    scaled = usual_facts(children={"main": Child("qwen-main", scaled_elsewhere=True)})
+    assert "replicas" not in workload(model_of(), scaled)["spec"]
+
+
+def test_a_child_keeps_the_name_that_it_has() -> None:
+    facts = usual_facts(children={"main": Child("qwen-main-abcdef")}, foreign_names=frozenset())
+    assert {one["metadata"]["name"] for one in render(model_of(), {}, facts).manifests} == {"qwen-main-abcdef"}
+
+
+def test_a_name_that_belongs_to_another_model_is_left_to_it() -> None:
+    (name,) = {
+        one["metadata"]["name"]
+        for one in render(model_of(), {}, usual_facts(foreign_names=frozenset({"qwen-main"}))).manifests
+    }
+    assert name.startswith("qwen-main-")
+
+
+def test_where_policies_are_somebody_elses_none_is_written() -> None:
+    kinds = [one["kind"] for one in render(model_of(), {}, usual_facts(peers=None)).manifests]
+    assert kinds == ["ServiceAccount", "Service", "PodDisruptionBudget", "Deployment"]
+
+
+def test_engines_listen_on_the_addresses_that_pods_have() -> None:
+    assert "--host=::" in pod_of(workload(model_of(), usual_facts(ipv6=True)))["containers"][0]["args"]
+    sim = workload(model_of(engine={"kind": "sim"}), usual_facts(ipv6=True))
+    assert "--listen=[::]:8000" in pod_of(sim)["containers"][0]["args"]
+
+
+def test_the_models_variables_take_the_place_of_ours() -> None:
+    found = workload(model_of(engine={"env": [{"name": "HOME", "value": "/else"}, {"name": "EMPTY"}]}))
+    env = {one["name"]: one.get("value") for one in pod_of(found)["containers"][0]["env"]}
+    assert (env["HOME"], env["EMPTY"]) == ("/else", None)
+
+
+def test_an_unknown_accelerator_is_named_with_near_ones() -> None:
+    found = problem(model_of(pools=[{"accelerator": "nvidia-l5"}]))
+    assert found.reason is Reason.UNKNOWN_ACCELERATOR
+    assert "nvidia-l4" in found.fix
+
+
+def test_without_leader_worker_sets_nodes_are_a_problem() -> None:
+    pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
+    found = problem(model_of(pools=pools), usual_facts(leader_worker_sets=False))
+    assert found.reason is Reason.LEADER_WORKER_SET_MISSING
+
+
+def test_an_installation_without_an_image_says_so() -> None:
+    found = problem(model_of(), usual_facts(installation=Installation(images={})))
+    assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.engine.image")
+
+
+def test_a_template_that_cannot_be_merged_is_named_with_its_pool() -> None:
+    pools = [{"accelerator": "nvidia-l4", "template": {"spec": {"containers": [{"image": "x"}]}}}]
+    found = problem(model_of(pools=pools))
+    assert found.reason is Reason.INVALID_TEMPLATE
+    assert found.text.startswith("spec.pools[main].template.spec.containers[0]: has no name")
+
+
+def test_an_object_that_cannot_be_stored_is_not_written() -> None:
+    found = problem(
+        model_of(
+            engine={"env": [{"name": f"V{n}", "value": "x" * 4096} for n in range(128)], "args": ["y" * 4096] * 128}
+        )
+    )
+    assert found.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"model": {"source": "s3://b/m", "cache": {"size": "1Gi"}}}, "spec.model.cache"),
+        ({"model": {"source": "oci://r/m:1", "cache": {"size": "1Gi"}}}, "spec.model.cache"),
+        (
+            {
+                "engine": {"kind": "sglang"},
+                "pools": [{"accelerator": "nvidia-l4", "parallelism": {"data": 2, "nodes": 2}}],
+            },
+            "spec.pools[main].parallelism",
+        ),
+        (
+            {
+                "engine": {"kind": "sglang"},
+                "kvCache": {"offload": {"memory": "512Mi"}},
+            },
+            "spec.kvCache.offload.memory",
+        ),
+        (
+            {
+                "engine": {"kind": "sim"},
+                "pools": [{"accelerator": "cpu", "parallelism": {"data": 2, "nodes": 2}}],
+            },
+            "spec.pools[main].parallelism.data",
+        ),
+    ],
+)
+def test_what_an_engine_cannot_do_is_a_problem(spec: dict[str, Any], field: str) -> None:
+    found = problem(model_of(**spec))
+    assert (found.reason, found.field) == (Reason.INVALID_SPEC, field)
+
+
+def test_one_broken_pool_does_not_keep_the_others_from_being_rendered() -> None:
+    pools = [{"name": "good", "accelerator": "nvidia-l4"}, {"name": "bad", "accelerator": "none"}]
+    rendered = render(model_of(pools=pools), {}, usual_facts())
+    assert rendered.blocked_pools == {"bad"}
+    assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in rendered.manifests} == {"good"}
+
+
+def test_notes_read_back_and_survive_people() -> None:
+    notes = EngineNotes(9000, 4, "nixl", 8998, 5500, 5700)
+    assert engine_notes(notes.annotations()) == notes
+    assert engine_notes(EngineNotes().annotations()) == EngineNotes()
+    broken = {"fairlead.io/port": "-1", "fairlead.io/data-parallel": "many", "fairlead.io/kv-events-port": "99999"}
+    assert engine_notes(broken) == EngineNotes()
