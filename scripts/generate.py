@@ -11,6 +11,7 @@ import yaml
 from lock_images import image_requirements
 from reference import NOTE, api_page, conditions_page, limits_page, settings_page
 from reference_cli import cli_page
+from reference_engines import engines_page
 
 from fairlead.api.crd import definition
 from fairlead.api.kinds import kinds
@@ -24,6 +25,7 @@ def outputs() -> dict[str, str]:
         "docs/reference/api.md": api_page(),
         "docs/reference/cli.md": cli_page(NOTE),
         "docs/reference/conditions.md": conditions_page(),
+        "docs/reference/engines.md": engines_page(NOTE),
         "docs/reference/limits.md": limits_page(),
         "docs/reference/settings.md": settings_page(),
     }

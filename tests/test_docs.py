@@ -1,6 +1,7 @@
 """The documentation against the code: links lead somewhere, commands parse, and no name is only in one of the two."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -158,6 +159,8 @@ def every_option() -> set[str]:
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
     for script in chain(*((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts"))):
         known.update(re.findall(r'"(--[a-z-]+)"', text_of(script)))
+    for engine in json.loads(text_of(ROOT / "scripts" / "engine_flags.json")).values():
+        known.update(engine["flags"])
     return known.union(*map(options_of, VERBS), {"--version", "--help"})
 
 
