@@ -1,1 +1,1 @@
-"""Turns custom resources into running engines. Not built yet; see operator/README.md."""
+"""Turns custom resources into running engines; see operator/README.md."""

@@ -1,0 +1,145 @@
+"""Why instances do not come up, read from pods and workloads: a reason of the closed list, with the names of the case.
+
+Pure. What is read are the words of kubelet, scheduler and controllers; where they say something unknown, nothing is claimed.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead.api import Reason
+from fairlead.kube.errors import Forbidden, Invalid, KubeError
+from fairlead.kube.resource import Manifest, name_of
+from fairlead_operator.marks import leaving
+
+_NOTED = 300
+_SECRET = re.compile(r'secrets? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in Secret (\S+)')
+_CONFIG_MAP = re.compile(r'configmaps? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in ConfigMap (\S+)')
+_CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
+_PULLING = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_DOWNLOADS = ("download", "fetch")
+_QUOTA = ("exceeded quota", "must specify limits", "must specify requests")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One cause, in words that name objects. ``pods``: how many pods say so."""
+
+    reason: Reason
+    message: str
+    pods: int = 1
+
+
+# The first of these that is found is told: causes before effects.
+_WORST = (
+    *(Reason.POLICY_REFUSED, Reason.QUOTA_EXCEEDED, Reason.MISSING_SECRET, Reason.MISSING_CONFIG_MAP),
+    *(Reason.MISSING_CLAIM, Reason.IMAGE_PULL_FAILED, Reason.DOWNLOAD_FAILED, Reason.OUT_OF_MEMORY),
+    *(Reason.ENGINE_CRASHING, Reason.INSUFFICIENT_CAPACITY, Reason.START_TIMEOUT),
+)
+
+
+def failure(pods: Iterable[Manifest], workloads: Iterable[Manifest]) -> Failure | None:
+    """The one cause to tell; None when nothing has gone wrong as far as can be seen."""
+    found: dict[Reason, Failure] = {}
+    for one in (*map(of_pod, pods), *map(of_workload, workloads)):
+        if one is not None:
+            before = found.get(one.reason)
+            found[one.reason] = one if before is None else Failure(before.reason, before.message, before.pods + 1)
+    first = next((found[reason] for reason in _WORST if reason in found), None)
+    if first is None or first.pods == 1:
+        return first
+    return Failure(first.reason, f"{first.message} (and {first.pods - 1} more like it)", first.pods)
+
+
+def of_pod(pod: Manifest) -> Failure | None:
+    """What keeps a pod from being ready; None for one that is ready, goes, or just takes its time."""
+    status = pod.get("status") or {}
+    conditions = {one.get("type"): one for one in status.get("conditions") or []}
+    if leaving(pod) or (conditions.get("Ready") or {}).get("status") == "True":
+        return None
+    scheduled = conditions.get("PodScheduled") or {}
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return _unscheduled(pod, str(scheduled.get("message", "")))
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for one in status.get(kind) or []:
+            found = _of_container(pod, one, first=kind.startswith("init"))
+            if found is not None:
+                return found
+    return None
+
+
+def of_workload(workload: Manifest) -> Failure | None:
+    """What its controller says: pods that are refused, and instances that never came up."""
+    for one in (workload.get("status") or {}).get("conditions") or []:
+        said = _short(str(one.get("message", "")))
+        if one.get("type") == "ReplicaFailure" and one.get("status") == "True":
+            return Failure(refusal(said) or Reason.POLICY_REFUSED, f"{name_of(workload)}: {said}")
+        if one.get("type") == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded":
+            return Failure(Reason.START_TIMEOUT, f"{name_of(workload)}: {said}")
+    return None
+
+
+def of_write(error: KubeError, kind: str, name: str) -> Failure | None:
+    """Why the API server does not take a child; None when trying again may help."""
+    said = f"{kind} {name}: {_short(error.message)}"
+    if error.status == 413 or "too large" in error.message or "Too long: may not be more than" in error.message:
+        return Failure(Reason.TOO_LARGE, said)
+    if isinstance(error, Forbidden):
+        return Failure(refusal(error.message) or Reason.FORBIDDEN, said)
+    if isinstance(error, Invalid):
+        causes = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes[:3])
+        reason = refusal(error.message) or Reason.INVALID_TEMPLATE
+        return Failure(reason, f"{kind} {name}: {_short(causes)}" if causes else said)
+    return None
+
+
+def refusal(message: str) -> Reason | None:
+    """Which rule of the cluster speaks in a refusal; None for none of them."""
+    if any(word in message for word in _QUOTA):
+        return Reason.QUOTA_EXCEEDED
+    if "violates PodSecurity" in message or "admission webhook" in message or "ValidatingAdmissionPolicy" in message:
+        return Reason.POLICY_REFUSED
+    return None
+
+
+def _unscheduled(pod: Manifest, message: str) -> Failure:
+    reason = Reason.MISSING_CLAIM if _CLAIM.search(message) else Reason.INSUFFICIENT_CAPACITY
+    return Failure(reason, f"pod {name_of(pod)} waits for a node: {_short(message)}")
+
+
+def _of_container(pod: Manifest, container: dict[str, Any], *, first: bool) -> Failure | None:
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason, said = str(waiting.get("reason", "")), _short(str(waiting.get("message", "")))
+    where = f"pod {name_of(pod)}"
+    if reason in _PULLING:
+        return Failure(Reason.IMAGE_PULL_FAILED, f"{where}: {container.get('image', 'the image')}: {said or reason}")
+    if reason == "CreateContainerConfigError":
+        return _config_error(where, said)
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    if ended.get("reason") == "OOMKilled":
+        return Failure(
+            Reason.OUT_OF_MEMORY, f"{where}: {container.get('name')} was ended for using more memory than it may"
+        )
+    if reason != "CrashLoopBackOff":
+        return None
+    code = ended.get("exitCode", "?")
+    times = f"{container.get('name')} ended with exit code {code}, {container.get('restartCount', 0)} times"
+    download = first and any(word in str(container.get("name", "")) for word in _DOWNLOADS)
+    last = _short(str(ended.get("message", "")).strip())
+    kind = Reason.DOWNLOAD_FAILED if download else Reason.ENGINE_CRASHING
+    return Failure(kind, f"{where}: {times}" + (f": {last}" if last else ""))
+
+
+def _config_error(where: str, said: str) -> Failure | None:
+    if _SECRET.search(said):
+        return Failure(Reason.MISSING_SECRET, f"{where}: {said}")
+    if _CONFIG_MAP.search(said):
+        return Failure(Reason.MISSING_CONFIG_MAP, f"{where}: {said}")
+    return None
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _NOTED else text[: _NOTED - 1] + "…"

@@ -1,0 +1,101 @@
+"""What people are told in ``kubectl describe``: pure functions from what was and what is to sentences.
+
+An event is said of a change, never of a state: the same state looked at twice says nothing new. The recorder counts repetitions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead.api import ConditionType, Reason
+from fairlead.kube.ledger import EventType
+from fairlead.kube.resource import Manifest, name_of
+from fairlead_operator.marks import REVISION, annotation
+from fairlead_operator.plan import WORKLOADS, Plan
+from fairlead_operator.summarize import condition
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One sentence. ``reason`` and ``action`` are CamelCase words."""
+
+    type: EventType
+    reason: str
+    action: str
+    note: str
+
+
+def of_plan(plan: Plan) -> list[Happening]:
+    """What was done, once it is done. Supports are not told of: people think in pools."""
+    told = []
+    for step in plan.applies:
+        name = name_of(step.manifest)
+        if step.manifest["kind"] not in WORKLOADS:
+            continue
+        if step.live is None:
+            told.append(_normal("Created", "Create", f"Made {step.manifest['kind']} {name}{_asked(step.manifest)}"))
+        elif step.why.startswith("somebody else"):
+            told.append(_normal("Corrected", "Apply", f"Set {name} right again: {step.why}"))
+        elif annotation(step.manifest, REVISION) != annotation(step.live, REVISION):
+            told.append(_normal("RolloutStarted", "Apply", f"Applied a change to {name}; its instances follow"))
+        elif (numbers := _numbers(step.live, step.manifest)) is not None:
+            told.append(_normal("Scaled", "Scale", f"Scaled {name} from {numbers[0]} to {numbers[1]} instances"))
+    for child in plan.prunes:
+        if child["kind"] in WORKLOADS:
+            told.append(_normal("Removed", "Delete", f"Removed {name_of(child)}, which the spec has no more"))
+    return told
+
+
+def of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Happening]:
+    """What became different in the conditions."""
+    told = []
+    was, now = condition(before, ConditionType.READY) or {}, condition(after, ConditionType.READY) or {}
+    if was.get("status") != now.get("status") and now.get("status") == "True":
+        told.append(_normal(str(now["reason"]), "Serve", _sentence(str(now["message"]))))
+    lost = was.get("status") == "True" and now.get("status") == "False"
+    worse = was.get("reason") != now.get("reason") and now.get("reason") in (Reason.NO_INSTANCE, Reason.NO_ENDPOINT)
+    stalled = condition(after, ConditionType.STALLED)
+    if (lost or worse) and stalled is None:
+        told.append(_warning(str(now["reason"]), "Serve", _sentence(str(now["message"]))))
+    stuck = condition(before, ConditionType.STALLED)
+    if stalled is not None and (stuck is None or stuck.get("reason") != stalled["reason"]):
+        told.append(_warning(str(stalled["reason"]), "Reconcile", _sentence(str(stalled["message"]))))
+    if stalled is None and stuck is not None:
+        told.append(_normal("Recovered", "Reconcile", f"No longer stalled by {stuck.get('reason')}"))
+    told += _movements(before, after)
+    return told
+
+
+def _movements(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Happening]:
+    told = []
+    was, now = condition(before, ConditionType.RECONCILING) or {}, condition(after, ConditionType.RECONCILING) or {}
+    if now.get("reason") == Reason.PAUSED != was.get("reason"):
+        told.append(_normal("Paused", "Rollout", _sentence(str(now["message"]))))
+    if was.get("reason") == Reason.ROLLING_OUT != now.get("reason") and condition(after, ConditionType.STALLED) is None:
+        told.append(_normal("RolloutDone", "Rollout", f"All instances are replaced: {after.get('ready')} ready"))
+    taken = condition(after, ConditionType.NAME_TAKEN)
+    if taken is not None and condition(before, ConditionType.NAME_TAKEN) is None:
+        told.append(_warning(str(taken["reason"]), "Name", _sentence(str(taken["message"]))))
+    return told
+
+
+def _normal(reason: str, action: str, note: str) -> Happening:
+    return Happening(EventType.NORMAL, reason, action, note)
+
+
+def _warning(reason: str, action: str, note: str) -> Happening:
+    return Happening(EventType.WARNING, reason, action, note)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _asked(manifest: Manifest) -> str:
+    count = (manifest.get("spec") or {}).get("replicas")
+    return "" if count is None else f" with {count} instance{'' if count == 1 else 's'}"
+
+
+def _numbers(live: Manifest | None, manifest: Manifest) -> tuple[int, int] | None:
+    was, now = ((one or {}).get("spec", {}).get("replicas") for one in (live, manifest))
+    return None if was is None or now is None or was == now else (int(was), int(now))

@@ -1,0 +1,96 @@
+"""What Fairlead writes on the objects it makes, so that it finds them again: labels, annotations, hashes.
+
+Selectors are labels, never names: an object is a model's child when it carries the model's label **and** is owned by its uid.
+"""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from fairlead.api import API_VERSION
+from fairlead.kube.resource import Manifest, metadata_of, name_of, namespace_of, uid_of
+
+MANAGER = "fairlead"
+"""The field manager of everything that the operator applies to children."""
+STATUS_MANAGER = "fairlead-operator"
+"""And of its part of ``status``, of which the autoscaler writes another."""
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MODEL = "fairlead.io/model"
+POOL = "fairlead.io/pool"
+ROLE = "fairlead.io/role"
+APPLIED = "fairlead.io/applied"
+"""Annotation of a child: the hash of the manifest that it was applied from."""
+REVISION = "fairlead.io/model-revision"
+"""Annotation of workloads and ControllerRevisions: the hash of the model's spec that they were made of."""
+UNDO = "fairlead.io/run-revision"
+"""Annotation of a model, for people: run this earlier revision instead of ``spec``."""
+CHILDREN = f"{MANAGED_BY}={MANAGER}"
+"""The label selector of everything that we make."""
+
+
+def digest(value: Any) -> str:
+    """16 hex digits that are the same for equal JSON."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
+
+
+def annotation(manifest: Manifest, name: str) -> str:
+    """An annotation; empty where there is none."""
+    return str((metadata_of(manifest).get("annotations") or {}).get(name, ""))
+
+
+def label(manifest: Manifest, name: str) -> str:
+    """A label; empty where there is none."""
+    return str((metadata_of(manifest).get("labels") or {}).get(name, ""))
+
+
+def generation_of(manifest: Manifest) -> int:
+    """``metadata.generation``: how often the spec was changed; 0 where nobody counts."""
+    return int(metadata_of(manifest).get("generation") or 0)
+
+
+def leaving(manifest: Manifest) -> bool:
+    """Its deletion has begun."""
+    return bool(metadata_of(manifest).get("deletionTimestamp"))
+
+
+def owner_uid(manifest: Manifest) -> str:
+    """The uid of the object that controls this one; empty where none does."""
+    for owner in metadata_of(manifest).get("ownerReferences") or []:
+        if owner.get("controller"):
+            return str(owner.get("uid", ""))
+    return ""
+
+
+def parent_key(child: Manifest) -> str | None:
+    """``namespace/name`` of the model that a child belongs to, by its label; None for what is not ours."""
+    model, namespace = label(child, MODEL), namespace_of(child)
+    if not model or namespace is None or label(child, MANAGED_BY) != MANAGER:
+        return None
+    return f"{namespace}/{model}"
+
+
+def owned(manifest: Manifest, model: Manifest) -> Manifest:
+    """The manifest of a child, complete: our labels, its owner, and last the hash of all this."""
+    metadata = dict(metadata_of(manifest))
+    metadata["namespace"] = namespace_of(model)
+    metadata["labels"] = {MANAGED_BY: MANAGER, MODEL: name_of(model), **(metadata.get("labels") or {})}
+    metadata["ownerReferences"] = [
+        {
+            "apiVersion": API_VERSION,
+            "kind": "ModelDeployment",
+            "name": name_of(model),
+            "uid": uid_of(model),
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+    ]
+    whole = {**manifest, "metadata": metadata}
+    notes = {**(metadata.get("annotations") or {}), APPLIED: digest(whole)}
+    return {**whole, "metadata": {**metadata, "annotations": notes}}
+
+
+def made_of(manifest: Manifest, revision: str) -> Manifest:
+    """The manifest with the hash of the spec that it is made of."""
+    notes = {**(metadata_of(manifest).get("annotations") or {}), REVISION: revision}
+    return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}

@@ -1,0 +1,64 @@
+"""What each pool of a model has: a pure function of its workload, or of the pods that it adopts."""
+
+from collections.abc import Mapping, Sequence
+
+from fairlead.api import ModelDeploymentSpec, Pool
+from fairlead.kube.resource import Manifest
+from fairlead_operator.marks import POOL, REVISION, annotation, generation_of, label
+from fairlead_operator.plan import WORKLOADS, ChildKey, child_key
+from fairlead_operator.summarize import PoolState
+
+
+def states(
+    spec: ModelDeploymentSpec,
+    wanted: Sequence[Manifest],
+    live: Mapping[ChildKey, Manifest],
+    revision: str,
+    adopted: Mapping[str, int],
+) -> tuple[PoolState, ...]:
+    """Every pool in the order of ``spec``. ``adopted``: how many endpoints a pool has that Fairlead does not run."""
+    made = {label(one, POOL): one for one in wanted if one["kind"] in WORKLOADS}
+    return tuple(
+        _adopted(pool, adopted.get(pool.name, 0))
+        if pool.adopts
+        else _state(pool, spec.instances(pool), _live(made.get(pool.name), live), revision)
+        for pool in spec.pools
+    )
+
+
+def _live(wanted: Manifest | None, live: Mapping[ChildKey, Manifest]) -> Manifest | None:
+    return None if wanted is None else live.get(child_key(wanted))
+
+
+def _adopted(pool: Pool, count: int) -> PoolState:
+    return PoolState(pool.name, str(pool.role), count, count, count, count, adopted=True)
+
+
+def _state(pool: Pool, asked: int, workload: Manifest | None, revision: str) -> PoolState:
+    if workload is None:
+        return PoolState(pool.name, str(pool.role), asked, 0, 0, 0, settled=False, made=False)
+    status = workload.get("status") or {}
+    # Who owns the number (an autoscaler, `kubectl scale`) has said how many are asked.
+    desired = (workload.get("spec") or {}).get("replicas")
+    current = annotation(workload, REVISION) == revision
+    return PoolState(
+        name=pool.name,
+        role=str(pool.role),
+        desired=asked if desired is None else int(desired),
+        ready=int(status.get("readyReplicas") or 0),
+        updated=int(status.get("updatedReplicas") or 0) if current else 0,
+        exist=int(status.get("replicas") or 0),
+        settled=int(status.get("observedGeneration") or 0) >= generation_of(workload),
+    )
+
+
+def ready_pods(pods: Sequence[Manifest]) -> int:
+    """How many of these pods are ready and not about to go."""
+    return sum(_ready(pod) for pod in pods)
+
+
+def _ready(pod: Manifest) -> bool:
+    if (pod.get("metadata") or {}).get("deletionTimestamp"):
+        return False
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)

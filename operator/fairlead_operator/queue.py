@@ -1,0 +1,181 @@
+"""What is to be reconciled: keys, each at most once at a time.
+
+A key that is added twice is worked on once; one that is added while it is worked on comes again afterwards. A key whose work failed
+comes again after a pause that doubles, half of it by chance, so that a thousand models do not knock together. ``Work`` is the rule,
+without clock and loop; ``WorkQueue`` waits.
+"""
+
+import asyncio
+import heapq
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from fairlead.clock import Clock
+from fairlead.tasks import ended
+
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+class Work:
+    """Which key is next. Times are monotonic seconds, handed in."""
+
+    def __init__(self) -> None:
+        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._running: set[str] = set()
+        self._again: set[str] = set()
+        self._due: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._failures: dict[str, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Keys that could be worked on now, were there a hand free."""
+        return len(self._ready)
+
+    @property
+    def running(self) -> int:
+        """Keys that are worked on."""
+        return len(self._running)
+
+    @property
+    def later(self) -> int:
+        """Keys that wait for their time."""
+        return len(self._due)
+
+    def failures(self, key: str) -> int:
+        """How often in a row the work on ``key`` failed."""
+        return self._failures.get(key, 0)
+
+    def add(self, key: str) -> None:
+        """There is news of ``key``. A pause that it waits in ends."""
+        self._due.pop(key, None)
+        if key in self._running:
+            self._again.add(key)
+        else:
+            self._ready[key] = None
+
+    def add_at(self, key: str, at: float) -> None:
+        """Look at ``key`` at the time ``at``, or before if it is to be looked at before anyway."""
+        if key in self._ready or key in self._again or self._due.get(key, at + 1.0) <= at:
+            return
+        self._due[key] = at
+        heapq.heappush(self._heap, (at, key))
+
+    def take(self, now: float) -> str | None:
+        """The next key, which is then being worked on until ``done``; None while there is none."""
+        while self._heap and self._heap[0][0] <= now:
+            at, key = heapq.heappop(self._heap)
+            if self._due.get(key) == at:  # else it was added, or moved, meanwhile
+                self.add(key)
+        if not self._ready:
+            return None
+        key, _ = self._ready.popitem(last=False)
+        self._running.add(key)
+        return key
+
+    def done(self, key: str) -> None:
+        """The work on ``key`` is over, and all was well."""
+        self._failures.pop(key, None)
+        self._end(key)
+
+    def failed(self, key: str, now: float, chance: float) -> float:
+        """The work on ``key`` failed: again after the seconds that are returned. ``chance`` is drawn evenly from 0 to 1."""
+        count = self._failures[key] = self.failures(key) + 1
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 16)) * (0.5 + 0.5 * chance)
+        self._again.discard(key)  # news does not shorten the pause, or a model that fails would never be left alone
+        self._end(key)
+        self.add_at(key, now + pause)
+        return pause
+
+    def forget(self, key: str) -> None:
+        """``key`` is gone: nothing is remembered of it."""
+        self._failures.pop(key, None)
+        self._due.pop(key, None)
+        self._ready.pop(key, None)
+        self._again.discard(key)
+
+    def next_at(self) -> float | None:
+        """When the first of those that wait is due; None while none waits."""
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def _end(self, key: str) -> None:
+        self._running.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self._ready[key] = None
+
+
+class WorkQueue:
+    """``work`` with a clock and hands. ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.work = Work()
+        self._clock = clock
+        self._chance = chance
+        self._pause = pause
+        self._news = asyncio.Event()
+
+    def add(self, key: str) -> None:
+        """There is news of ``key``."""
+        self.work.add(key)
+        self._news.set()
+
+    def add_after(self, key: str, seconds: float) -> None:
+        """Look at ``key`` in so many seconds at the latest."""
+        self.work.add_at(key, self._clock.now() + seconds)
+        self._news.set()
+
+    async def serve(
+        self,
+        reconcile: Callable[[str], Awaitable[float | None]],
+        hands: int,
+        failed: Callable[[str, Exception, float], None],
+    ) -> None:
+        """Work with so many hands until cancelled. ``reconcile`` answers after how many seconds it wants to look again, if at all.
+
+        What it raises is told to ``failed`` with the pause until the next attempt, and ends nothing.
+        """
+        async with asyncio.TaskGroup() as group:
+            for _ in range(hands):
+                group.create_task(self._hand(reconcile, failed))
+
+    async def _hand(
+        self,
+        reconcile: Callable[[str], Awaitable[float | None]],
+        failed: Callable[[str, Exception, float], None],
+    ) -> None:
+        while True:
+            key = self.work.take(self._clock.now())
+            if key is None:
+                await self._wait()
+                continue
+            try:
+                again = await reconcile(key)
+            except Exception as error:  # noqa: BLE001  # one model's trouble must not end the work on the others
+                failed(key, error, self.work.failed(key, self._clock.now(), self._chance()))
+            else:
+                self.work.done(key)
+                if again is not None:
+                    self.add_after(key, again)
+            self._news.set()
+
+    async def _wait(self) -> None:
+        """Until there is news, or something is due."""
+        self._news.clear()
+        at = self.work.next_at()
+        news = asyncio.ensure_future(self._news.wait())
+        timer = None if at is None else asyncio.ensure_future(self._pause(max(0.0, at - self._clock.now())))
+        try:
+            await asyncio.wait({news} if timer is None else {news, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await ended(news)
+            await ended(timer)

@@ -1,0 +1,147 @@
+"""Which revision of a model runs. Pure functions; the replacing itself, instance by instance, is the workload's own controller's.
+
+A revision is a spec as far as engines notice it: numbers of instances, objectives, routing and how to roll out are left out of its
+hash, so that changing them replaces nothing. Each is kept as a ControllerRevision. ``spec`` is never edited; to go back, people name
+an earlier revision in an annotation, which stands until it is removed or, where it says from which revision, ``spec`` changes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead.kube.resource import REVISIONS, Manifest, name_of
+from fairlead.names import shorten
+from fairlead_operator.marks import REVISION, UNDO, annotation, digest
+from fairlead_operator.plan import WORKLOADS
+
+KEPT_REVISIONS = 10
+_NOT_THE_ENGINES = ("replicas", "rollout", "objectives", "routing")
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One spec that ran, or is to run. ``number`` grows with each change."""
+
+    number: int
+    hash: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs: ``revision``, whose engines get the numbers and objectives of the present spec in ``spec``.
+
+    ``present`` is the revision of the model's own spec, which is kept even while another one runs. ``waiting``: it differs from what
+    runs; ``problem``: what was asked for and cannot be done.
+    """
+
+    revision: Revision
+    present: Revision
+    spec: dict[str, Any]
+    why: str
+    problem: str = ""
+
+    @property
+    def waiting(self) -> bool:
+        """The model's own spec is not what runs."""
+        return self.revision.hash != self.present.hash
+
+
+def revision_hash(spec: dict[str, Any]) -> str:
+    """The same for two specs that make the same engines."""
+    rest = {name: value for name, value in spec.items() if name not in _NOT_THE_ENGINES}
+    pools = [{name: value for name, value in pool.items() if name != "replicas"} for pool in spec.get("pools") or []]
+    return digest({**rest, "pools": pools})
+
+
+def revisions(live: Iterable[Manifest]) -> tuple[Revision, ...]:
+    """Those that are kept, oldest first. What is no revision of ours is left out."""
+    found = []
+    for one in live:
+        data = one.get("data") or {}
+        if one.get("kind") == REVISIONS.kind and isinstance(data.get("spec"), dict):
+            found.append(Revision(int(one.get("revision") or 0), annotation(one, REVISION), dict(data["spec"])))
+    return tuple(sorted(found, key=lambda one: (one.number, one.hash)))
+
+
+def choose(model: Manifest, kept: Sequence[Revision], running: frozenset[str]) -> Choice:
+    """What shall run. ``running`` are the hashes that workloads were made of."""
+    spec = dict(model.get("spec") or {})
+    present = _present(spec, kept)
+    asked = annotation(model, UNDO)
+    if asked:
+        found, problem = _asked(asked, present, kept)
+        if found is not None and found.hash != present.hash:
+            why = f"the annotation {UNDO} asks for revision {found.number}"
+            return Choice(found, present, with_numbers(found.spec, spec), why)
+    else:
+        problem = ""
+    if (spec.get("rollout") or {}).get("paused") and running and present.hash not in running:
+        held = next((one for one in reversed(kept) if one.hash in running), None)
+        if held is not None:
+            why = f"the rollout is paused; revision {held.number} runs on"
+            return Choice(held, present, with_numbers(held.spec, spec), why, problem)
+    return Choice(present, present, spec, "it is the model's spec", problem)
+
+
+def _present(spec: dict[str, Any], kept: Sequence[Revision]) -> Revision:
+    """The revision of ``spec``: the kept one, as the newest, or a new one."""
+    hashed, highest = revision_hash(spec), kept[-1].number if kept else 0
+    for one in kept:
+        if one.hash == hashed:
+            return Revision(one.number if one is kept[-1] else highest + 1, hashed, one.spec)
+    return Revision(highest + 1, hashed, spec)
+
+
+def _asked(text: str, present: Revision, kept: Sequence[Revision]) -> tuple[Revision | None, str]:
+    """The revision that ``NUMBER`` or ``NUMBER/FROM`` names. With ``FROM`` it is meant only while that is the spec's own revision."""
+    wanted, _, origin = text.partition("/")
+    if origin and origin != str(present.number):
+        return None, ""
+    found = next((one for one in kept if str(one.number) == wanted), None)
+    if found is not None:
+        return found, ""
+    there = ", ".join(str(one.number) for one in kept) or "none yet"
+    return None, f"the annotation {UNDO} asks for revision {text!r}, which is not kept; there are: {there}"
+
+
+def with_numbers(old: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    """The engines of ``old`` with the numbers of instances, the objectives and the rollout of ``present``."""
+    spec = {name: value for name, value in old.items() if name not in _NOT_THE_ENGINES}
+    spec.update({name: present[name] for name in _NOT_THE_ENGINES if name in present})
+    numbers = {str(pool.get("name", "main")): pool.get("replicas") for pool in present.get("pools") or []}
+    pools = []
+    for pool in old.get("pools") or []:
+        replicas = numbers.get(str(pool.get("name", "main"))) or pool.get("replicas")
+        pools.append({**pool, **({"replicas": replicas} if replicas else {})})
+    spec["pools"] = pools
+    if len(pools) != 1:
+        spec.pop("replicas", None)  # a number of the whole model is one for its only pool
+    return spec
+
+
+def record(model: Manifest, revision: Revision) -> Manifest:
+    """The ControllerRevision that keeps ``revision``."""
+    name = shorten(f"{name_of(model)}-{revision.hash}")
+    return {
+        "apiVersion": REVISIONS.api_version,
+        "kind": REVISIONS.kind,
+        "metadata": {"name": name, "annotations": {REVISION: revision.hash}},
+        "revision": revision.number,
+        "data": {"spec": revision.spec},
+    }
+
+
+def remembered(kept: Sequence[Revision], choice: Choice) -> tuple[Revision, ...]:
+    """The revisions to keep on: what runs, what is asked, and the newest others, so many."""
+    now = {choice.present.hash: choice.present}
+    if choice.waiting:
+        now[choice.revision.hash] = choice.revision
+    room = max(0, KEPT_REVISIONS - len(now))
+    others = [one for one in kept if one.hash not in now]
+    return tuple(sorted((*now.values(), *others[len(others) - room :]), key=lambda one: one.number))
+
+
+def running_hashes(children: Iterable[Manifest]) -> frozenset[str]:
+    """The revisions that workloads were made of."""
+    return frozenset(annotation(one, REVISION) for one in children if one.get("kind") in WORKLOADS) - {""}

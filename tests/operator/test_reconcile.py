@@ -1,0 +1,279 @@
+"""The loop in a cluster in memory: what is written, what is not, what people read."""
+
+from typing import Any
+
+import pytest
+
+from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.errors import Cause, Forbidden, Invalid, Unreachable
+from fairlead.kube.resource import MODEL_DEPLOYMENTS
+
+KEY = "chat/qwen"
+
+
+def served(lab: Any, model: Any, **spec: Any) -> None:
+    lab.kube.put(model(**spec))
+    lab.settle()
+
+
+def test_a_model_becomes_its_children_and_then_is_ready(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    assert lab.names() == lab.names("Service") == ["qwen-main"]
+    assert len(lab.names("ControllerRevision")) == 1
+    assert lab.conditions() == {"Ready": ("True", "AllReady")}
+    status = lab.status()
+    assert (status["ready"], status["replicas"], status["clientName"]) == ("2/2", 2, "qwen")
+    assert status["observedGeneration"] == 1
+    assert status["selector"] == "fairlead.io/model=qwen,fairlead.io/pool=main"
+    assert [one.reason for one in lab.told] == ["Created", "AllReady"]
+    (child,) = lab.kube.all("Deployment")
+    (owner,) = child["metadata"]["ownerReferences"]
+    assert owner["controller"] is True
+    assert owner["uid"] == lab.kube.all("ModelDeployment")[0]["metadata"]["uid"]
+
+
+def test_supports_are_written_before_pods_and_the_revision_first(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    kinds = [write.split()[1] for write in lab.kube.writes]
+    assert kinds[:3] == ["ControllerRevision", "Service", "Deployment"]
+
+
+def test_nothing_is_written_or_asked_where_nothing_changed_nor_by_the_next_process(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.kube.writes.clear()
+    before = lab.kube.reads
+    lab.look()
+    lab.fresh()
+    lab.look()
+    assert (lab.kube.writes, lab.kube.reads) == ([], before)
+
+
+def test_starting_degraded_and_without_instances_are_told_apart(lab: Any, a_model: Any) -> None:
+    lab.kube.put(a_model())
+    lab.settle(controller=False)
+    assert lab.conditions() == {"Ready": ("False", "Starting"), "Reconciling": ("True", "Creating")}
+    (one,) = lab.kube.all("Deployment")
+    for ready, said in ((1, "Degraded"), (2, "AllReady"), (0, "NoInstance")):
+        lab.run_deployment(one, ready=ready)
+        lab.settle(controller=False)
+        assert lab.conditions()["Ready"][1] == said
+    assert lab.told[-1].reason == "NoInstance"
+
+
+def test_kubectl_scale_of_a_child_is_never_fought(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    names = {"name": "qwen-main", "namespace": "chat"}
+    lab.kube.put(
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": names, "spec": {"replicas": 6}}, "kubectl-scale"
+    )
+    lab.settle()
+    (one,) = lab.kube.all("Deployment")
+    assert one["spec"]["replicas"] == 6
+    assert lab.status()["ready"] == "6/6"
+    lab.edit(engine={"kind": "sim", "args": ["--more"]})
+    lab.settle()
+    (one,) = lab.kube.all("Deployment")
+    assert one["spec"]["replicas"] == 6
+    assert one["spec"]["template"]["spec"]["containers"][0]["args"] == ["--more"]
+    owners = {
+        entry["manager"]
+        for entry in one["metadata"]["managedFields"]
+        if "f:replicas" in entry["fieldsV1"].get("f:spec", {})
+    }
+    assert owners == {"kubectl-scale"}
+
+
+def test_what_somebody_else_changed_is_set_right_again_and_told(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    names = {"name": "qwen-main", "namespace": "chat"}
+    strange = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": names}
+    lab.kube.put({**strange, "spec": {"selector": {"matchLabels": {"fairlead.io/pool": "x"}}}}, "kubectl-edit")
+    lab.settle()
+    (one,) = lab.kube.all("Deployment")
+    assert one["spec"]["selector"]["matchLabels"]["fairlead.io/pool"] == "main"
+    assert "Corrected" in [happening.reason for happening in lab.told]
+
+
+def test_a_deleted_child_is_made_again(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.kube.remove("Service", "chat", "qwen-main")
+    lab.settle()
+    assert lab.names("Service") == ["qwen-main"]
+
+
+def test_a_pool_that_left_the_spec_serves_until_its_heir_does(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.edit(pools=[{"name": "other", "accelerator": "cpu", "replicas": {"min": 1}}])
+    lab.settle(controller=False)
+    assert lab.names() == ["qwen-main", "qwen-other"]
+    assert "serves until an instance of qwen-other is ready" in lab.message("Reconciling")
+    lab.settle()
+    assert lab.names() == lab.names("Service") == ["qwen-other"]
+    assert lab.conditions() == {"Ready": ("True", "AllReady")}
+    assert "Removed" in [one.reason for one in lab.told]
+
+
+@pytest.mark.parametrize("doubt", ["stale", "problem", "moved"])
+def test_nothing_is_deleted_on_doubt(lab: Any, a_model: Any, doubt: str) -> None:
+    two = [{"name": name, "accelerator": "cpu"} for name in ("main", "other")]
+    served(lab, a_model, pools=two)
+    if doubt == "stale":
+        lab.stale = "nothing has been heard of services for a while"
+        lab.edit(pools=two[:1])
+        assert lab.look() == 5.0
+    elif doubt == "problem":
+        lab.edit(pools=[two[0], {"name": "third", "accelerator": "unknown"}])
+        lab.look()
+    else:
+        lab.edit(pools=two[:1])
+        lab.deaf = True
+        lab.edit(pools=two)  # and back again, which has not been heard of yet
+        assert lab.look() == 0.0
+    assert lab.names() == ["qwen-main", "qwen-other"]
+    assert not [write for write in lab.kube.writes if write.startswith("delete")]
+
+
+def test_a_ghost_gets_no_children(lab: Any, a_model: Any) -> None:
+    lab.kube.put(a_model())
+    lab.deaf = True
+    lab.kube.remove("ModelDeployment", "chat", "qwen")
+    assert lab.look() == 0.0
+    assert lab.look() is None
+    assert lab.kube.writes == []
+
+
+def test_a_model_that_goes_is_left_to_the_garbage_collector(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.kube.writes.clear()
+    lab.kube.remove("ModelDeployment", "chat", "qwen")
+    lab.settle()
+    lab.kube.collect_garbage()
+    assert (lab.kube.writes, lab.names()) == ([], [])
+
+
+def test_a_new_model_of_the_same_name_waits_for_the_children_of_the_old_one(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.kube.remove("ModelDeployment", "chat", "qwen")
+    lab.kube.put(a_model())
+    assert lab.look() == 2.0
+    assert lab.conditions()["Ready"][0] == "False"
+    lab.kube.collect_garbage()
+    lab.settle()
+    (child,) = lab.kube.all("Deployment")
+    assert child["metadata"]["ownerReferences"][0]["uid"] == lab.kube.all("ModelDeployment")[0]["metadata"]["uid"]
+    assert lab.conditions() == {"Ready": ("True", "AllReady")}
+
+
+def test_a_name_that_is_somebody_elses_is_avoided_and_kept_so(lab: Any, a_model: Any) -> None:
+    names = {"name": "qwen-main", "namespace": "chat"}
+    lab.kube.put({"apiVersion": "v1", "kind": "Service", "metadata": names, "spec": {"theirs": True}})
+    served(lab, a_model)
+    mine = [name for name in lab.names("Service") if name != "qwen-main"]
+    assert len(mine) == 1
+    assert lab.names() == mine
+    assert lab.kube.all("Service")[0]["spec"] == {"theirs": True}
+    lab.kube.remove("Service", "chat", "qwen-main")  # the name is free: nobody restarts an engine for it
+    lab.kube.writes.clear()
+    lab.fresh()
+    lab.settle()
+    assert (lab.names(), lab.kube.writes) == (mine, [])
+
+
+def test_a_cache_that_is_behind_makes_nothing_twice(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.fresh()
+    for kind in ("Deployment", "Service", "ControllerRevision"):
+        (one,) = lab.kube.all(kind)
+        lab.shelf.take(Change(ChangeKind.DELETED, one))
+    lab.kube.writes.clear()
+    lab.look()
+    assert lab.kube.writes == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Forbidden('pods "x" is forbidden: exceeded quota: gpus', status=403), "QuotaExceeded"),
+        (Forbidden("cannot patch deployments", status=403), "Forbidden"),
+        (Forbidden('admission webhook "p" denied the request', status=403), "PolicyRefused"),
+        (Invalid("no", status=422, causes=(Cause("spec.x", "Invalid", "may not"),)), "InvalidTemplate"),
+        (Invalid("Request entity too large: limit is 3145728", status=413), "TooLarge"),
+    ],
+)
+def test_a_child_that_is_refused_stalls_with_the_cause_and_what_runs_stays(
+    lab: Any, a_model: Any, error: Any, reason: str
+) -> None:
+    served(lab, a_model)
+    lab.kube.refuse[("Deployment", "chat", "qwen-main")] = error
+    lab.edit(engine={"kind": "sim", "args": ["--more"]})
+    lab.settle()
+    assert lab.conditions() == {"Ready": ("True", "AllReady"), "Stalled": ("True", reason)}
+    assert "qwen-main" in lab.message("Stalled")
+    assert lab.told[-1].reason == reason
+    lab.kube.refuse.clear()
+    lab.settle()
+    assert lab.conditions() == {"Ready": ("True", "AllReady")}
+    assert "Recovered" in [one.reason for one in lab.told]
+
+
+def test_an_api_server_that_is_away_is_no_finding(lab: Any, a_model: Any) -> None:
+    lab.kube.put(a_model())
+    lab.kube.refuse[("Deployment", "chat", "qwen-main")] = Unreachable("away")
+    with pytest.raises(Unreachable):
+        lab.look()
+    assert lab.status() == {}
+
+
+def test_a_spec_that_this_release_cannot_carry_out_changes_nothing_that_runs(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.kube.writes.clear()
+    lab.edit(pools=[])
+    lab.settle()
+    assert lab.conditions()["Stalled"] == ("True", "InvalidSpec")
+    assert "spec.pools" in lab.message("Stalled")
+    assert lab.names() == ["qwen-main"]
+    assert {write.split()[0] for write in lab.kube.writes} == {"status"}
+
+
+def test_an_unknown_accelerator_names_itself_and_other_pools_are_made(lab: Any, a_model: Any) -> None:
+    served(lab, a_model, pools=[{"name": "a", "accelerator": "unknown"}, {"name": "b", "accelerator": "cpu"}])
+    assert lab.names() == ["qwen-b"]
+    assert lab.conditions() == {"Ready": ("False", "UnknownAccelerator"), "Stalled": ("True", "UnknownAccelerator")}
+
+
+def test_the_older_model_has_the_bare_name(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    lab.kube.put(a_model(namespace="later"))
+    lab.settle()
+    assert lab.status(namespace="later")["clientName"] == "later/qwen"
+    assert lab.conditions(namespace="later")["NameTaken"] == ("True", "BareNameTaken")
+    assert lab.status()["clientName"] == "qwen"
+    lab.kube.remove("ModelDeployment", "chat", "qwen")
+    lab.settle()
+    assert lab.status(namespace="later")["clientName"] == "qwen"
+    assert "NameTaken" not in lab.conditions(namespace="later")
+
+
+def test_an_external_engine_is_adopted_and_nothing_is_made(lab: Any, a_model: Any) -> None:
+    pools = [{"name": "theirs", "selector": {"matchLabels": {"app": "vllm"}}}]
+    served(lab, a_model, engine={"kind": "external"}, pools=pools)
+    assert lab.conditions()["Ready"] == ("False", "NoEndpoint")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "chat", "labels": {"app": "vllm"}}}
+    lab.kube.put({**pod, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    assert lab.look() == 15.0
+    assert lab.conditions() == {"Ready": ("True", "AllReady")}
+    assert lab.names() == []
+
+
+def test_the_autoscalers_conditions_are_left_alone(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    names = {"name": "qwen", "namespace": "chat"}
+    body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment", "metadata": names}
+    theirs = {"type": "ObjectivesMet", "status": "True", "reason": "Met", "message": "", "lastTransitionTime": "x"}
+    lab.kube.put({**body, "status": {"conditions": [theirs]}}, "fairlead-autoscaler/status")
+    lab.kube.writes.clear()
+    lab.settle()
+    assert lab.kube.writes == []
+    lab.edit(pools=[{"name": "main", "accelerator": "cpu", "replicas": {"min": 3}}])
+    lab.settle()
+    assert set(lab.conditions()) == {"Ready", "ObjectivesMet"}
