@@ -2,7 +2,9 @@
 
 up      starts a cluster and prints the line that puts it into a shell: KUBECONFIG and PATH
 down    ends and removes exactly what ``up`` made, also half of it
-status  processes and memory, nodes and pods
+status  processes and memory, nodes and pods; 3 where nothing is up, or not all of it
+load    gives a cluster that is up our images as the working tree has them now
+images  writes an archive per image, from the working tree, and prints the files
 build   makes all that a level needs beforehand, which takes long the first time, and prints the programs' folder
 assets  prints the folder with etcd and kube-apiserver; 3 where it is not there (``build --level api`` makes it)
 """

@@ -1,7 +1,7 @@
 """A cluster for the tests of this folder: the one that KUBECONFIG names if it is made for tests, else one of our own.
 
 The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``, docs/guides/cluster.md). A cluster of our own
-that was up before stays up afterwards. Without either, the tests fail: skipped silently they would prove nothing.
+that was up before stays up, and gets the images of now. Without either, the tests fail: skipped silently they would prove nothing.
 """
 
 import json
@@ -32,8 +32,8 @@ def kubectl() -> Iterator[Kubectl]:
         asked = ["kubectl", "config", "current-context"]
         context = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
         if not context.startswith(OURS):
-            pytest.exit(
-                f"KUBECONFIG names {context!r}, which is no cluster for tests; unset it, or name one of kind's", 1
+            pytest.fail(
+                f"KUBECONFIG names {context!r}, which is no cluster for tests: unset it, or name kind's", pytrace=False
             )
         yield Kubectl(os.environ)
         return
@@ -41,6 +41,8 @@ def kubectl() -> Iterator[Kubectl]:
     before = bool(Record(run).told("up"))
     try:
         cluster: Cluster = levels.up("full", run)
+        if before:
+            levels.load(run, None)  # the working tree may have moved on since
         yield Kubectl(cluster.environ())
     finally:
         if not before:
