@@ -9,7 +9,7 @@ _PROGRESS_SECONDS = 2700
 
 
 def deployment(plan: Plan, template: Manifest) -> Manifest:
-    """New instances first: never fewer ready ones than asked for. ``paused`` holds a change, while numbers still follow."""
+    """New instances first: never fewer ready ones than asked for. A held one still follows numbers."""
     rollout = plan.model.spec.rollout
     spec: Manifest = {} if plan.replicas is None else {"replicas": plan.replicas}
     spec |= {
@@ -17,7 +17,7 @@ def deployment(plan: Plan, template: Manifest) -> Manifest:
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": rollout.surge, "maxUnavailable": 0}},
         "progressDeadlineSeconds": _PROGRESS_SECONDS,
         "revisionHistoryLimit": 2,
-        "paused": rollout.paused,
+        "paused": plan.held,
         "template": template,
     }
     found = plan.child(DEPLOYMENTS, spec)

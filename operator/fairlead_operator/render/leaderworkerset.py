@@ -12,7 +12,7 @@ _HELD: Final = 4096
 def leader_worker_set(plan: Plan, leader: Manifest, worker: Manifest) -> Manifest:
     """A pod that restarts takes its whole group with it, since the others wait for it in vain."""
     rollout = plan.model.spec.rollout
-    rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": _HELD if rollout.paused else 0}
+    rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": _HELD if plan.held else 0}
     spec: Manifest = {} if plan.replicas is None else {"replicas": plan.replicas}
     spec |= {
         "startupPolicy": "LeaderCreated",

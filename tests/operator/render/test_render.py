@@ -140,6 +140,18 @@ def test_replicas_of_somebody_else_are_left_out() -> None:
     assert "replicas" not in workload(model_of(), scaled)["spec"]
 
 
+def test_a_paused_rollout_holds_what_is_there_and_not_what_is_new() -> None:
+    paused = model_of(rollout={"paused": True})
+    assert workload(paused)["spec"]["paused"] is False
+    assert workload(paused, usual_facts(children={"main": Child("qwen-main")}))["spec"]["paused"] is True
+    pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
+    group = model_of(rollout={"paused": True}, pools=pools)
+    there = workload(group, usual_facts(children={"main": Child("qwen-main")}))
+    rolling = there["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
+    assert rolling["partition"] == 4096
+    assert workload(group)["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]["partition"] == 0
+
+
 def test_a_child_keeps_the_name_that_it_has() -> None:
     facts = usual_facts(children={"main": Child("qwen-main-abcdef")}, foreign_names=frozenset())
     assert {one["metadata"]["name"] for one in render(model_of(), {}, facts).manifests} == {"qwen-main-abcdef"}
