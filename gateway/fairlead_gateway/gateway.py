@@ -108,13 +108,24 @@ class Gateway(Host):
         )
         told = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
         quarantine = self.quarantine = Quarantine(secret, limits, *told)
+        self._build_ways(quarantine, budget)
+        self._loop = loop
+        # One thread: more would not be faster, and each would make the loop wait longer for its turn.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+        self._new_id = new_id
+        self._started_wall = int(clock.wall())
+        self._loaded = self._draining = False
+        self._under_way: dict[str, asyncio.Task[None] | Short] = {}
+
+    def _build_ways(self, quarantine: Quarantine, budget: RetryBudget) -> None:
+        """The two ways to an engine and back."""
         self._forward = Forward(
             routes=self._routes,
             pool=self._pool,
             telemetry=self.telemetry,
             decisions=self.decisions,
-            clock=clock,
-            limits=limits,
+            clock=self.clock,
+            limits=self.limits,
             health=self._health,
             quarantine=quarantine,
             prefill=self._prefill,
@@ -127,16 +138,9 @@ class Gateway(Host):
             health=self._health,
             quarantine=quarantine,
             prefilling=self._prefill_routes,
-            limits=limits,
-            clock=clock,
+            limits=self.limits,
+            clock=self.clock,
         )
-        self._loop = loop
-        # One thread: more would not be faster, and each would make the loop wait longer for its turn.
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-        self._new_id = new_id
-        self._started_wall = int(clock.wall())
-        self._loaded = self._draining = False
-        self._under_way: dict[str, asyncio.Task[None] | Short] = {}
 
     def _observe(self, observing: "Observing | None") -> None:
         """Who is told of requests besides metrics and the decision log; nobody costs nothing."""

@@ -1,6 +1,7 @@
 """Ends what takes longer than anything may. All have the same allowance, so the oldest is always the next: one timer for all."""
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable
 
 
@@ -14,9 +15,9 @@ class Endable:
         self._before: Endable | None = None
         self._after: Endable | None = None
 
+    @abstractmethod
     def late(self) -> None:
         """The time is over."""
-        raise NotImplementedError
 
 
 class Overdue:

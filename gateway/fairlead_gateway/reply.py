@@ -4,6 +4,7 @@ It frames anew: own head, own Content-Length or chunks (one chunk for every piec
 engine sent), and ``Connection: close`` where the connection ends behind it. HTTP/1.0 gets its stream without chunks.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -16,32 +17,33 @@ _SIZES: Final = [b"%x\r\n" % size for size in range(1_024)]  # how a chunk of so
 
 class Line:
     """What an answer needs of the connection it goes out on. A class to derive from: through a Protocol compiled code would have to
-    look up every method by its name."""
+    look up every method by its name. It is no ABC: instances of a compiled class that has one for its base break on weak references
+    instead of refusing them."""
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Send bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def replied(self, keep: bool) -> None:
         """The answer is complete; ``keep`` says whether the connection may serve another request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cut(self) -> None:
         """Break off so that the answer cannot look complete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def date(self) -> str:
         """The Date header's value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def client(self) -> str | None:
         """The address at its other end."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def ending(self) -> bool:
         """The connection takes no further request."""
-        raise NotImplementedError
 
 
 class Reply:

@@ -7,6 +7,7 @@ hold) goes on as a task in ``forward`` from the very point that was reached; str
 traced requests begin there. The rules are ``forward``'s: nothing is decided here.
 """
 
+from abc import abstractmethod
 from typing import Final
 
 from fairlead.clock import Clock
@@ -31,21 +32,21 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 class Host:
     """Whose requests they are. (A base, not a Protocol: compiled, its methods are called directly.)"""
 
+    @abstractmethod
     def under_way(self, job: Job, short: "Short") -> None:
         """The request is in flight; ``short.cancel`` ends it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def longer(self, job: Job, begun: Begun) -> None:
         """Go on as a task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def done(self, job: Job, error: GatewayError | None = None) -> None:
         """It has ended; with ``error`` the client has still to be told."""
-        raise NotImplementedError
 
+    @abstractmethod
     def defect(self, job: Job, error: Exception) -> None:
         """Something of ours failed."""
-        raise NotImplementedError
 
 
 class ShortWay:
