@@ -35,10 +35,16 @@ def build(level: str) -> Path:
     """Build what is missing, idempotent and safe beside others that do the same. The folder of the Kubernetes programs."""
     if level == "api" and assets() != pins.binaries():
         return assets()
-    if ready(level):
-        return pins.binaries()
+    compile_missing(pins.LEVELS[level])
+    return pins.binaries()
+
+
+def compile_missing(programs: Sequence[Program]) -> None:
+    """Compile those that are not there."""
+    if not _missing(programs):
+        return
     with exclusive("build"):
-        missing = _missing(pins.LEVELS[level])
+        missing = _missing(programs)
         if missing:
             _check_go()
             say(f"compiling {', '.join(program.name for program in missing)} (once per set of pins) ...")
@@ -48,7 +54,6 @@ def build(level: str) -> Path:
         for program in missing:
             with step(program.name):
                 _compile(program)
-    return pins.binaries()
 
 
 @contextmanager

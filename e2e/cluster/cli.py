@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0 if levels.status(run) else ABSENT
             case "load":
                 levels.load(run, options.tag)
+            case "metrics":
+                levels.measure(run)
             case "images":
                 print(*images.write(Path(options.out), options.tag), sep="\n")
             case "build":
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     tag = argparse.ArgumentParser(add_help=False)
     tag.add_argument("--tag", help=f"of our own images ({images.version()})")
     commands.add_parser("load", parents=[tag, run], help="give a cluster that is up our images as they are now")
+    commands.add_parser("metrics", parents=[run], help="add metrics-server to a cluster that is up")
     made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")
     made.add_argument("--out", default="out/images", metavar="DIR", help="where to (%(default)s)")
     commands.add_parser("build", parents=[level], help="compile and write all that a level needs")

@@ -4,9 +4,8 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from cluster import control_plane, leader_worker_set, network
+from cluster import control_plane, leader_worker_set, metrics, network
 from cluster.control_plane import ControlPlane
 from cluster.network import GATEWAY
 from cluster.node import Node, dns_manifests
@@ -34,7 +33,7 @@ def start(record: Record, cluster: Cluster, given: Sequence[Image]) -> None:
             loaded.result()
     with step("node ready"):
         node.start()
-        apply(cluster, dns_manifests())
+        cluster.apply(*dns_manifests())
         record.wait("the node", READY_SECONDS, lambda: _node_ready(plane))
     with step("service accounts, DNS"):
         account = "/api/v1/namespaces/default/serviceaccounts/default"
@@ -56,7 +55,7 @@ def stop(record: Record) -> None:
     """Back to what the machine was. Every step stands alone, so that half a cluster goes as well as a whole one."""
     node = Node(record, Path(record.told("binaries")))
     with step("kubelet, kube-proxy, DNS stopped"):
-        for name in ("kubelet", "kube-proxy", "coredns"):
+        for name in (metrics.NAME, "kubelet", "kube-proxy", "coredns"):
             record.stop(name)
     with step("containers removed"):
         node.remove_containers()
@@ -68,10 +67,11 @@ def stop(record: Record) -> None:
             network.restore(before, record.run)
 
 
-def apply(cluster: Cluster, manifests: Sequence[dict[str, Any]]) -> None:
-    """``kubectl apply`` them."""
-    document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
-    cluster.command("kubectl", "apply", "-f", "-", given=document)
+def measure(record: Record, cluster: Cluster) -> None:
+    """Add metrics-server to a cluster that is up."""
+    if not record.alive(metrics.NAME):
+        with step("metrics-server"):
+            metrics.start(record, cluster, ControlPlane(record, cluster.binaries, GATEWAY, PORT, whole=True))
 
 
 def _node_ready(plane: ControlPlane) -> bool:

@@ -6,8 +6,8 @@ import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from cluster import control_plane, debian, full, images, kind, network
-from cluster.build import build, exclusive
+from cluster import control_plane, debian, full, images, kind, network, pins
+from cluster.build import build, compile_missing, exclusive
 from cluster.control_plane import LOOPBACK, ControlPlane, free_port
 from cluster.node import Node
 from cluster.oci import Image
@@ -70,6 +70,15 @@ def load(run: Path, tag: str | None) -> None:
         kind.load(run, given)
     else:
         full.load(Node(record, Path(record.told("binaries"))), given)
+
+
+def measure(run: Path) -> None:
+    """Add metrics-server to the cluster in ``run``."""
+    record = Record(run)
+    if not record.told("up") or record.told("level") != "full":
+        raise ClusterError(f"no cluster of level full is up in {run}")
+    compile_missing([pins.METRICS])
+    full.measure(record, Cluster(run, Path(record.told("binaries"))))
 
 
 def down(run: Path) -> None:

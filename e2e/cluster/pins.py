@@ -52,6 +52,9 @@ NODE = (
 LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
 """Level → its programs; ``kind`` brings everything but the clients and LeaderWorkerSet along."""
 
+METRICS = Program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
+"""Only on request."""
+
 DEBIAN = (
     "containerd",
     "runc",

@@ -1,9 +1,11 @@
 """A cluster that runs, as its users see it."""
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.say import ClusterError
 
@@ -36,3 +38,8 @@ class Cluster:
         done = subprocess.run(words, env=self.environ(), input=given, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"{' '.join(words[:3])} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        """``kubectl apply`` them."""
+        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        self.command("kubectl", "apply", "-f", "-", given=document)
