@@ -130,12 +130,12 @@ def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: 
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(path), "--listen", "127.0.0.1:0"),
                 stdout=asyncio.subprocess.PIPE,
-                env={"FAIRLEAD_MEMORY_LIMIT": "200MiB"},
+                env={"FAIRLEAD_MEMORY_LIMIT": "150MiB"},
             )
             try:
                 assert process.stdout is not None
                 url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
-                held = [await Connection.to(url) for _ in range(40)]  # 40 × 8 MiB: more than there is
+                held = [await Connection.to(url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
                 head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
                 sending = [asyncio.create_task(one.send(head + b" " * (8 << 20))) for one in held]
                 try:
