@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead.api import AcceleratorClassSpec, ModelDeployment, Pool
+from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Pool
 from fairlead.cluster_labels import RENDER, REVISION
 
 CURRENT_VERSION: Final = 1
@@ -59,6 +59,8 @@ def pin_of(annotations: Mapping[str, str]) -> Pin | None:
 def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec) -> str:
     """The hash of all of a spec that shapes the pods of one pool."""
     spec = model.spec
+    # What an accelerator costs is no pod's business, and how fast it is only a simulated engine's.
+    unseen = {"costPerHour"} if spec.engine.kind is EngineKind.SIM else {"costPerHour", "profile"}
     # Without defaults, so that a field that a release adds to the API does not change the revision of those who leave it out.
     shaping = {
         "name": model.metadata.name,
@@ -69,13 +71,10 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
         "adapters": spec.adapters.model_dump(mode="json", by_alias=True) if spec.adapters is not None else None,
         "drain": spec.rollout.drain_seconds,
         "pool": {key: value for key, value in _given(pool).items() if key != "replicas"},
-        "accelerator": {key: value for key, value in _given(accelerator).items() if key not in _PRICES},
+        "accelerator": {key: value for key, value in _given(accelerator).items() if key not in unseen},
     }
     text = json.dumps(shaping, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
-
-
-_PRICES: Final = frozenset({"costPerHour"})
 
 
 def _given(part: Any) -> dict[str, Any]:

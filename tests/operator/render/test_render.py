@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import EngineKind, ModelDeployment, Reason
+from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Reason
 from fairlead.cluster_labels import EngineNotes, engine_notes
 from fairlead.kube.resource import Manifest
-from fairlead_operator.render import Child, Facts, Installation, Pin, Problem, child_of, pin_of, render
+from fairlead_operator.render import Child, Facts, Installation, Pin, Problem, child_of, pin_of, pool_revision, render
 from fairlead_operator.testing import read_case, usual_facts
 
 CASES = Path(__file__).parent / "cases"
@@ -71,6 +71,18 @@ def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
     after = workload(changed, usual_facts(installation=newer(), children=children))
     assert after["spec"]["template"] == before["spec"]["template"]
     assert (after["spec"]["replicas"], after["spec"]["paused"]) == (3, True)
+
+
+def test_a_better_profile_of_an_accelerator_restarts_no_real_engine() -> None:
+    def revision(kind: str, **spec: Any) -> str:
+        accelerator = AcceleratorClassSpec.model_validate({"resource": "nvidia.com/gpu", **spec})
+        model = model_of(engine={"kind": kind})
+        return pool_revision(model, model.spec.pools[0], accelerator)
+
+    before, after = {"profile": {"preset": "910b4"}}, {"profile": {"preset": "l4-qwen8b"}, "costPerHour": "2.50"}
+    assert revision("vllm", **before) == revision("vllm", **after)
+    assert revision("sim", **before) != revision("sim", **after)
+    assert revision("vllm", **before) != revision("vllm", **before, nodeSelector={"zone": "a"})
 
 
 def test_a_change_of_the_spec_brings_the_installation_of_today() -> None:
