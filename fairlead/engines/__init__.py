@@ -1,6 +1,7 @@
 """Engine adapters: one file per kind of engine, found by name. Adding an engine is one file and its recorded metrics as tests."""
 
 from fairlead.engines.base import EngineAdapter, Launch, Replica
+from fairlead.engines.sglang import Sglang
 from fairlead.engines.sim import SimulatedEngine
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
@@ -9,7 +10,7 @@ __all__ = ["EngineAdapter", "Launch", "Replica", "adapter", "engine_kinds"]
 
 
 def _adapters() -> dict[str, EngineAdapter]:
-    return {found.kind: found for found in (Vllm(), SimulatedEngine())}
+    return {found.kind: found for found in (Vllm(), Sglang(), SimulatedEngine())}
 
 
 def engine_kinds() -> tuple[str, ...]:

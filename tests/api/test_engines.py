@@ -25,9 +25,43 @@ def option(launch: Launch, name: str) -> str:
 
 
 def test_every_kind_has_an_adapter_and_an_unknown_one_names_them() -> None:
-    assert [adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sim"]
-    with pytest.raises(BadInput, match="known: vllm, sim"):
-        adapter("sglang")
+    assert [adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sglang", "sim"]
+    with pytest.raises(BadInput, match="known: vllm, sglang, sim"):
+        adapter("tgi")
+
+
+def test_signals_of_sglang() -> None:
+    page = b"""sglang:num_running_reqs{dp_rank="0",model_name="a",tp_rank="0"} 3.0
+sglang:num_running_reqs{dp_rank="1",model_name="a",tp_rank="0"} 1.0
+sglang:num_queue_reqs{dp_rank="0",model_name="a",tp_rank="0"} 2.0
+sglang:token_usage{dp_rank="0",model_name="a",tp_rank="0"} 0.5
+sglang:token_usage{dp_rank="1",model_name="a",tp_rank="0"} 0.1
+sglang:prompt_tokens_total{is_streaming="true",model_name="a"} 900.0
+sglang:prompt_tokens_total{is_streaming="false",model_name="a"} 100.0
+sglang:prompt_tokens_histogram_sum{model_name="a"} 5.0
+sglang:cached_tokens_total{cache_source="device",model_name="a"} 300.0
+sglang:cached_tokens_total{cache_source="host",model_name="a"} 50.0
+sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
+"""
+    found = adapter("sglang").signals(page)
+    assert found == EngineSignals(
+        running=4.0,
+        waiting=2.0,
+        kv_usage=0.3,
+        prompt_tokens_total=1000.0,
+        generation_tokens_total=70.0,
+        prefix_queries_total=1000.0,
+        prefix_hits_total=350.0,
+        preemptions_total=None,
+        sleeping=None,
+    )
+    second = adapter("sglang").signals(page, 1)
+    assert (second.running, second.waiting, second.kv_usage, second.prompt_tokens_total) == (1.0, None, 0.1, None)
+
+
+def test_local_mode_starts_no_real_sglang() -> None:
+    with pytest.raises(BadInput, match="local mode starts no real sglang"):
+        adapter("sglang").launch(REPLICA, (1,))
 
 
 def test_signals_are_summed_over_ranks_and_what_is_not_said_stays_none() -> None:

@@ -1,0 +1,44 @@
+"""SGLang: the ``sglang:*`` metrics of its releases. A pod runs it (``fairlead/engines/pods``); local mode simulates it."""
+
+from collections.abc import Sequence
+
+from fairlead.engines.base import Launch, Replica
+from fairlead.engines.pages import mean, total
+from fairlead.errors import BadInput
+from fairlead.signals import EngineSignals
+
+_RUNNING = (b"sglang:num_running_reqs",)
+_WAITING = (b"sglang:num_queue_reqs",)
+_KV_USAGE = (b"sglang:token_usage",)
+_PROMPT_TOKENS = (b"sglang:prompt_tokens_total",)
+_GENERATION_TOKENS = (b"sglang:generation_tokens_total",)
+_CACHED_TOKENS = (b"sglang:cached_tokens_total",)
+_RETRACTIONS = (b"sglang:num_retracted_requests_total",)
+
+
+class Sglang:
+    """A real SGLang; it answers metrics only when it was started with ``--enable-metrics``."""
+
+    kind = "sglang"
+    health_path = "/health"
+    metrics_path = "/metrics"
+
+    def launch(self, replica: Replica, ports: Sequence[int]) -> Launch:
+        """Raises BadInput: local mode starts vLLM and simulated engines."""
+        raise BadInput("local mode starts no real sglang", field="spec.engine.kind", hint="let the engine be simulated")
+
+    def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+        """As for vLLM. Prompt tokens are looked up in the cache, all of them, and those found are counted by tier."""
+        page, wanted = b"\n" + metrics, None if rank is None else b'dp_rank="%d"' % rank
+        prompts = total(page, _PROMPT_TOKENS, wanted)
+        return EngineSignals(
+            running=total(page, _RUNNING, wanted),
+            waiting=total(page, _WAITING, wanted),
+            kv_usage=mean(page, _KV_USAGE, wanted),
+            prompt_tokens_total=prompts,
+            generation_tokens_total=total(page, _GENERATION_TOKENS, wanted),
+            prefix_queries_total=prompts,
+            prefix_hits_total=total(page, _CACHED_TOKENS, wanted),
+            preemptions_total=total(page, _RETRACTIONS, wanted),
+            sleeping=None,
+        )
