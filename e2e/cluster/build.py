@@ -1,4 +1,4 @@
-"""Compiles what a level needs into the cache, once per set of pins: from nothing 3 to 6 minutes for *api*, 10 to 20 for *full*.
+"""Compiles what a level needs into the cache, once per set of pins: 430 processor seconds for *api*, 820 for *full*.
 
 A program appears under its name only when it is whole, so a folder that holds all names is complete. Whoever comes second waits for
 the first. Go checks every module against ``go.sum``; a Go that is older than the modules want fetches the right one by itself.
