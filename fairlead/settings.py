@@ -86,6 +86,36 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class OperatorSettings:
+    """Of ``fairlead-operator``."""
+
+    watch_namespaces: str | None = _setting(
+        "the namespaces whose models are served, with commas between them. Without it, all of them"
+    )
+    reconcilers: str | None = _setting("models that are worked on at once", default="8")
+    engine_images: str | None = _setting(
+        "images for models that name none, as `vllm=IMAGE,sglang=IMAGE,sim=IMAGE`; a kind without one needs `engine.image`"
+    )
+    engine_pull_secrets: str | None = _setting(
+        "names of pull secrets that every engine's pod gets, with commas between them"
+    )
+    gateway_pods: str | None = _setting(
+        "pods that may speak with engines, as `NAMESPACE/LABEL=VALUE,LABEL=VALUE`, several with `;` between them. Without it no "
+        "NetworkPolicy is made"
+    )
+    resync: str | None = _setting(
+        "how often all models are listed besides being watched, so that nothing is missed for longer", default="60s"
+    )
+    lease: str | None = _setting("how long the leader may be silent before another replica takes over", default="15s")
+    log_level: str | None = _setting(
+        "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
+    )
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class CliSettings:
     """Of ``fairlead``."""
 
@@ -116,7 +146,7 @@ class Setting:
 
 def processes() -> dict[str, type]:
     """Process → the type of its settings."""
-    return {"fairlead-gateway": GatewaySettings, "fairlead": CliSettings}
+    return {"fairlead-gateway": GatewaySettings, "fairlead-operator": OperatorSettings, "fairlead": CliSettings}
 
 
 def settings_table() -> list[Setting]:

@@ -11,10 +11,11 @@ from fairlead.kube.resource import Manifest, key_of, metadata_of, uid_of
 
 
 class Cache:
-    """``items`` by ``namespace/name``; they are not to be changed by those who read them."""
+    """``items`` by ``namespace/name``; they are not to be changed by those who read them. ``owners`` keeps who set which field."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, owners: bool = False) -> None:
         self.items: dict[str, Manifest] = {}
+        self._owners = owners
 
     def replace(self, listed: Iterable[Manifest]) -> Iterable[Change]:
         """Make ``items`` those; yields each difference after having made it. Objects that did not change are none."""
@@ -30,7 +31,7 @@ class Cache:
         if change.kind is not ChangeKind.DELETED:
             yield from self._put(key, change.object)
         elif self.items.pop(key, None) is not None:
-            yield Change(ChangeKind.DELETED, _trimmed(change.object))
+            yield Change(ChangeKind.DELETED, self._trimmed(change.object))
 
     def _put(self, key: str, item: Manifest) -> Iterable[Change]:
         before = self.items.get(key)
@@ -40,14 +41,14 @@ class Cache:
             before = None
         if before is not None and _version(before) == _version(item):
             return
-        self.items[key] = item = _trimmed(item)
+        self.items[key] = item = self._trimmed(item)
         yield Change(ChangeKind.ADDED if before is None else ChangeKind.MODIFIED, item)
+
+    def _trimmed(self, item: Manifest) -> Manifest:
+        if not self._owners:
+            metadata_of(item).pop("managedFields", None)
+        return item
 
 
 def _version(item: Manifest) -> object:
     return metadata_of(item).get("resourceVersion")
-
-
-def _trimmed(item: Manifest) -> Manifest:
-    metadata_of(item).pop("managedFields", None)
-    return item

@@ -87,7 +87,7 @@ class Informer:
     """Keeps ``items`` like the objects of ``resource``, and calls ``on_change`` for every difference, in order.
 
     ``items`` has changed when ``on_change`` is called; what it raises ends ``run``. Bookmarks are not told.
-    ``metadata.managedFields``, half of many objects, is left out. ``chance`` draws evenly from 0 to 1.
+    ``metadata.managedFields``, half of many objects, is left out unless ``owners`` is on. ``chance`` draws evenly from 0 to 1.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Informer:
         namespace: str | None = None,
         labels: str | None = None,
         fields: str | None = None,
+        owners: bool = False,
         on_change: Callable[[Change], None] | None = None,
         report: Callable[[Next], None] | None = None,
         limits: Limits | None = None,
@@ -117,7 +118,7 @@ class Informer:
         self._report = report
         self._limits = limits or Limits()
         self._pause = pause
-        self._cache = Cache()
+        self._cache = Cache(owners=owners)
         self.items: Mapping[str, Manifest] = MappingProxyType(self._cache.items)
         self._version = ""
         self._heard_at: float | None = None

@@ -9,16 +9,11 @@ from typing import Any
 import msgspec
 
 from fairlead.api import API_VERSION
+from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL
 from fairlead.kube.resource import Manifest, metadata_of, name_of, namespace_of, uid_of
 
-MANAGER = "fairlead"
-"""The field manager of everything that the operator applies to children."""
 STATUS_MANAGER = "fairlead-operator"
-"""And of its part of ``status``, of which the autoscaler writes another."""
-MANAGED_BY = "app.kubernetes.io/managed-by"
-MODEL = "fairlead.io/model"
-POOL = "fairlead.io/pool"
-ROLE = "fairlead.io/role"
+"""The field manager of our part of ``status``, of which the autoscaler writes another; that of children is ``MANAGER``."""
 APPLIED = "fairlead.io/applied"
 """Annotation of a child: the hash of the manifest that it was applied from."""
 REVISION = "fairlead.io/model-revision"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fairlead.cluster_labels import MANAGER
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
@@ -29,7 +30,7 @@ from fairlead.kube.resource import (
     name_of,
     uid_of,
 )
-from fairlead_operator.marks import MANAGER, parent_key
+from fairlead_operator.marks import parent_key
 from fairlead_operator.plan import ChildKey, child_key
 
 ALWAYS = (

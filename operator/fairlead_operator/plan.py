@@ -7,8 +7,9 @@ by this very model and is wanted no more. Where there is a doubt nothing is dele
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fairlead.cluster_labels import MANAGER, ROLE
 from fairlead.kube.resource import Manifest, name_of, uid_of
-from fairlead_operator.marks import APPLIED, MANAGER, ROLE, annotation, label, leaving, owned, owner_uid
+from fairlead_operator.marks import APPLIED, annotation, label, leaving, owned, owner_uid
 from fairlead_operator.ownership import REPLICAS, taken, without
 
 ChildKey = tuple[str, str]

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from fairlead.api import ModelDeploymentSpec, Pool
+from fairlead.cluster_labels import POOL
 from fairlead.kube.resource import Manifest
-from fairlead_operator.marks import POOL, REVISION, annotation, generation_of, label
+from fairlead_operator.marks import REVISION, annotation, generation_of, label
 from fairlead_operator.plan import WORKLOADS, ChildKey, child_key
 from fairlead_operator.summarize import PoolState
 

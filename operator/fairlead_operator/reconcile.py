@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fairlead.api import API_VERSION, AcceleratorClass, ModelDeployment, Reason
 from fairlead.clock import Clock
+from fairlead.cluster_labels import MANAGER
 from fairlead.errors import FairleadError
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import Listing
@@ -35,7 +36,7 @@ from fairlead.kube.resource import (
 from fairlead_operator import happenings, pools, rollout, summarize
 from fairlead_operator.failures import Failure, failure, of_write
 from fairlead_operator.happenings import Happening
-from fairlead_operator.marks import MANAGER, STATUS_MANAGER, generation_of, leaving, made_of, owner_uid, parent_key
+from fairlead_operator.marks import STATUS_MANAGER, generation_of, leaving, made_of, owner_uid, parent_key
 from fairlead_operator.observe import Observed, Shelf
 from fairlead_operator.plan import WORKLOADS, ChildKey, Doubts, Plan, child_key, plan
 from fairlead_operator.seam import Render, World

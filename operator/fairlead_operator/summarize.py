@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead.api import ConditionType, Reason
+from fairlead.cluster_labels import MODEL, POOL
 from fairlead.kube.resource import Manifest, key_of, name_of
 from fairlead_operator.failures import Failure
-from fairlead_operator.marks import MODEL, POOL
 
 _MESSAGE_MOST = 2_000
 _OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)

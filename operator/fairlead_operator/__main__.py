@@ -1,0 +1,79 @@
+"""``python -m fairlead_operator``: the operator. Clock, chance, connections and signals come from here.
+
+It leads or waits to lead; both replicas answer ``/healthz``, ``/readyz`` and ``/metrics``.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairlead.clock import SystemClock
+from fairlead.errors import FairleadError
+from fairlead.kube.access import Access, find_access
+from fairlead.settings import OperatorSettings, read, unknown
+from fairlead_operator.leading import identity
+from fairlead_operator.operation import Operation
+from fairlead_operator.settings import Options, options
+
+_LOG = logging.getLogger("fairlead.operator")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT (0), until the lease is lost (1); 2 when it cannot start."""
+    flags = _flags(arguments)
+    try:
+        chosen = options(read(OperatorSettings, os.environ))
+        access = find_access(os.environ, Path.home())
+    except FairleadError as error:
+        print(f"fairlead-operator: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=chosen.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # it tells of each event that it heard
+    logging.getLogger("kopf._core.reactor.running").setLevel(
+        logging.ERROR
+    )  # and that signals are not its own, as is meant
+    for line in unknown(os.environ):
+        _LOG.warning("%s", line)
+    return asyncio.run(_run(access, chosen, flags))
+
+
+async def _run(access: Access, chosen: Options, flags: argparse.Namespace) -> int:
+    loop, chance, host, port = asyncio.get_running_loop(), random.SystemRandom().random, flags.host, flags.port
+    me = identity(os.environ, chance)
+    operation = Operation(access, chosen, SystemClock(), chance, me, flags.lease_namespace)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, operation.stop)
+    try:
+        reason = await operation.run(host, port)
+    except OSError as error:
+        print(f"fairlead-operator: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    _LOG.info("ended: %s", reason)
+    return 0 if operation.stopped else 1
+
+
+def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fairlead-operator", description="Turns ModelDeployments into running engines."
+    )
+    parser.add_argument("--host", default="", help="address of /healthz, /readyz and /metrics; all by default")
+    parser.add_argument("--port", type=int, default=8080, help="and its port")
+    parser.add_argument(
+        "--lease-namespace",
+        default=None,
+        metavar="NAME",
+        help="where replicas agree who leads; the pod's own by default",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Rendering as the loop asks for it: what it saw of the cluster, with what the installation decides, in ``render``'s own words."""
+
+from collections.abc import Mapping
+
+from fairlead.api import AcceleratorClass, ModelDeployment
+from fairlead.cluster_labels import MANAGER, POOL
+from fairlead.kube.resource import LEADER_WORKER_SETS
+from fairlead_operator.marks import label
+from fairlead_operator.render import Facts, Installation, Peer, child_of, render
+from fairlead_operator.seam import Render, Rendered, World
+
+
+def renderer(installation: Installation, peers: tuple[Peer, ...] | None) -> Render:
+    """``render`` in this installation. Without ``peers`` no NetworkPolicy is made."""
+
+    def rendered(model: ModelDeployment, accelerators: Mapping[str, AcceleratorClass], world: World) -> Rendered:
+        facts = Facts(
+            installation=installation,
+            children={label(one, POOL): child_of(one, MANAGER) for one in world.workloads},
+            foreign_names=world.foreign,
+            peers=peers,
+            leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in world.served,
+        )
+        return render(model, accelerators, facts)
+
+    return rendered

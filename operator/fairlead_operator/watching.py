@@ -1,0 +1,235 @@
+"""What the operator hears: models by kopf, everything else by informers, and all models listed now and then.
+
+kopf is the watch engine of the models: ``on.event`` only, so no finalizer, no annotation, no write of its own. It tells neither
+bookmarks nor what was deleted while a watch was broken, hence the list: it finds what was missed and what is gone, and it shows
+that the API server answers. Children, pods and accelerators are watched by label through ``Informer``, which tells deletions after
+every gap.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import kopf
+
+from fairlead.clock import Clock
+from fairlead.errors import FairleadError
+from fairlead.kube.access import Access
+from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.client import KubeApi
+from fairlead.kube.informer import Informer
+from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, Resource, key_of, metadata_of
+from fairlead_operator.liveness import Pulse
+from fairlead_operator.login import connection
+from fairlead_operator.marks import CHILDREN
+from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf
+
+BACKOFFS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
+_STOP_SECONDS = 10.0
+_LOG = logging.getLogger("fairlead.operator")
+
+
+class Watching:
+    """Keeps ``shelf`` as the cluster is, and calls ``add`` with the key of each model that something happened to.
+
+    ``namespaces``: those watched, all when empty. ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        shelf: Shelf,
+        add: Callable[[str], None],
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        namespaces: tuple[str, ...] = (),
+        resync_seconds: float = 60.0,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.served: frozenset[tuple[str, str]] = frozenset()
+        self._api = api
+        self._shelf = shelf
+        self._add = add
+        self._clock = clock
+        self._chance = chance
+        self._places: tuple[str | None, ...] = namespaces or (None,)
+        self._resync_seconds = resync_seconds
+        self._pause = pause
+        self._informers: list[Informer] = []
+        self._answered_at: float | None = None
+        self._heard: dict[str, int] = {}
+        self._overdue: dict[str, float] = {}
+
+    async def begin(self) -> None:
+        """See what the cluster knows, and list the models for the first time; tried until the API server answers."""
+        while True:
+            try:
+                if not await self._api.serves(MODEL_DEPLOYMENTS):
+                    raise FairleadError("the cluster does not know ModelDeployments", hint="apply Fairlead's CRDs")
+                await self._discover()
+                await self._list_models()
+                return
+            except FairleadError as error:
+                _LOG.warning("waiting: %s", error)
+            await self._pause(2.0 + self._chance())
+
+    async def run(self) -> None:
+        """Watch until cancelled; begin first."""
+        async with asyncio.TaskGroup() as group:
+            for informer in self._informers:
+                group.create_task(informer.run())
+            group.create_task(self._resync())
+
+    async def synced(self) -> None:
+        """Return once every kind has been listed."""
+        for informer in self._informers:
+            await informer.wait_synced()
+
+    def pulse(self, leading: bool) -> Pulse:
+        """How well the cluster is heard."""
+        now = self._clock.now()
+        ages: dict[str, float | None] = {}
+        for one in self._informers:
+            age, before = one.age_seconds(), ages.get(one.resource.plural, 0.0)
+            ages[one.resource.plural] = None if age is None or before is None else max(age, before)
+        return Pulse(
+            leading=leading,
+            synced=bool(self._informers) and all(one.synced for one in self._informers),
+            watches=ages,
+            answered=None if self._answered_at is None else now - self._answered_at,
+            overdue=now - min(self._overdue.values()) if self._overdue else None,
+        )
+
+    def heard(self, type: str | None, model: Manifest) -> None:
+        """One event of the watch of models. ``type`` is None for what was listed."""
+        gone, key = type == "DELETED", key_of(model)
+        if gone:
+            self._heard.pop(key, None)
+        else:
+            self._heard[key] = max(self._heard.get(key, 0), _version(model))
+        self._overdue.pop(key, None)
+        self._told(Change(ChangeKind.DELETED if gone else ChangeKind.MODIFIED, model))
+
+    def _told(self, change: Change) -> None:
+        for key in self._shelf.take(change):
+            self._add(key)
+
+    async def _discover(self) -> None:
+        optional = [one for one in OPTIONAL if await self._api.serves(one)]
+        self.served = frozenset((one.api_version, one.kind) for one in optional)
+        kinds: list[tuple[Resource, str | None]] = [(one, CHILDREN) for one in (*ALWAYS, *optional, PODS)]
+        self._informers = [self._informer(kind, labels, place) for kind, labels in kinds for place in self._places]
+        self._informers.append(self._informer(ACCELERATOR_CLASSES, None, None))
+
+    def _informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
+        return Informer(
+            self._api,
+            kind,
+            self._clock,
+            self._chance,
+            namespace=place,
+            labels=labels,
+            owners=kind is not PODS,
+            on_change=self._told,
+        )
+
+    async def _resync(self) -> None:
+        while True:
+            await self._pause(self._resync_seconds * (0.9 + 0.2 * self._chance()))
+            try:
+                await self._list_models()
+            except FairleadError as error:
+                _LOG.warning("models could not be listed: %s", error)
+
+    async def _list_models(self) -> None:
+        listed = [one for place in self._places for one in (await self._api.list(MODEL_DEPLOYMENTS, place)).items]
+        now = self._answered_at = self._clock.now()
+        versions = {key_of(one): _version(one) for one in listed}
+        late = {key for key, version in versions.items() if version > self._heard.get(key, 0)}
+        self._overdue = {key: self._overdue.get(key, now) for key in late}
+        for key in self._shelf.replace_models(listed):
+            self._add(key)
+
+
+class Kopf:
+    """kopf, in a thread and a loop of its own: it takes signals and cancels tasks that are not its own wherever it runs."""
+
+    def __init__(self, watching: Watching, access: Access, clock: Clock, me: str, namespaces: tuple[str, ...]) -> None:
+        self._watching = watching
+        self._access = access
+        self._clock = clock
+        self._me = me
+        self._namespaces = namespaces
+
+    async def run(self) -> None:
+        """Watch the models until cancelled. Raises what ends kopf; that it ends at all is an error."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        stop = threading.Event()
+
+        def heard(type: str | None, model: Manifest) -> None:
+            if not stop.is_set():
+                loop.call_soon_threadsafe(self._watching.heard, type, model)
+
+        def told(error: BaseException | None) -> None:
+            if not over.done():
+                over.set_exception(FairleadError(f"kopf has ended: {error or 'by itself'}"))
+
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                asyncio.run(self._operator(heard, stop))
+            except Exception as found:  # noqa: BLE001  # told to the other thread
+                error = found
+            if not stop.is_set():
+                loop.call_soon_threadsafe(told, error)
+
+        thread = threading.Thread(target=run, name="kopf", daemon=True)
+        thread.start()
+        try:
+            await over
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join, _STOP_SECONDS)
+
+    async def _operator(self, heard: Callable[[str | None, Manifest], None], stop: threading.Event) -> None:
+        await kopf.operator(
+            registry=self._handlers(heard),
+            settings=kopf_settings(),
+            identity=cast(Any, self._me),  # else it asks for the name of our user, which need not have one
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=stop,
+        )
+
+    def _handlers(self, heard: Callable[[str | None, Manifest], None]) -> kopf.OperatorRegistry:
+        handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
+
+        @kopf.on.login(registry=handlers)
+        async def _login(**_: Any) -> kopf.ConnectionInfo:
+            return connection(self._access, self._clock.wall())
+
+        @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
+        async def _event(type: str | None, body: Mapping[str, Any], **_: Any) -> None:
+            heard(type, dict(body))
+
+        return handlers
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """kopf without what is ours to do: peering, posting of events, looking for kinds and namespaces."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True  # the kinds are known; roles for CRDs and namespaces are not needed
+    settings.networking.error_backoffs = BACKOFFS
+    settings.process.ultimate_exiting_timeout = None
+    return settings
+
+
+def _version(item: Manifest) -> int:
+    text = str(metadata_of(item).get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0

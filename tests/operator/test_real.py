@@ -1,0 +1,239 @@
+"""The whole process before a real API server: apply, prune, status, scale, lease, SIGKILL, a new leader, no finalizer."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.clock import SystemClock
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound
+from fairlead.kube.resource import (
+    DEPLOYMENTS,
+    EVENTS,
+    LEASES,
+    MODEL_DEPLOYMENTS,
+    NAMESPACES,
+    REVISIONS,
+    SERVICES,
+    Manifest,
+    selector,
+)
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.waiting import until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+
+
+class Operators:
+    """Processes of the operator, each with a port of its own."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, logs: Path) -> None:
+        self._kubeconfig, self._namespace, self._logs = kubeconfig, namespace, logs
+        self.running: list[tuple[subprocess.Popen[bytes], int]] = []
+
+    def start(self) -> int:
+        """Another one; its place in ``running``."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")},
+            "KUBECONFIG": str(self._kubeconfig),
+            "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
+            "FAIRLEAD_WATCH_NAMESPACES": self._namespace,
+            "FAIRLEAD_LEASE": "6s",
+        }
+        command = [sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", str(port)]
+        with (self._logs / f"{len(self.running)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--lease-namespace", self._namespace], env=environment, stdout=log, stderr=log
+            )
+        self.running.append((process, port))
+        return len(self.running) - 1
+
+    def ask(self, which: int, path: str) -> str:
+        """What one answers; empty when it does not, or not well."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.running[which][1]}{path}", timeout=5.0) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def leads(self, which: int) -> bool:
+        return "leading" in self.ask(which, "/readyz")
+
+    def end(self, which: int, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit status."""
+        process, _ = self.running[which]
+        process.send_signal(number)
+        return process.wait(60.0)
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text()[-3_000:] for path in sorted(self._logs.iterdir()))
+
+
+@pytest.fixture
+def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str], Operators]]:
+    made: list[Operators] = []
+
+    def make(namespace: str) -> Operators:
+        made.append(Operators(api_server.kubeconfig, namespace, tmp_path))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for process, _ in one.running:
+            if process.poll() is None:
+                process.kill()
+                process.wait(30.0)
+
+
+def within(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+    """Fairlead's kinds and a namespace of one's own."""
+
+    async def main() -> None:
+        async with KubeApi(server.access(), SystemClock(), lambda: 0.5) as api:
+            for path in sorted((ROOT / "crds").glob("*.yaml")):
+                await api.apply(yaml.safe_load(path.read_text()), "test")
+            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+            await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}, "test")
+            assert await api.serves(NAMESPACES)
+            await check(api)
+
+    asyncio.run(main())
+
+
+def model(namespace: str, *pools: str, **spec: Any) -> Manifest:
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": {"name": "qwen", "namespace": namespace},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim"},
+            "pools": [{"name": name, "accelerator": "cpu"} for name in pools or ("main",)],
+            **spec,
+        },
+    }
+
+
+async def child(api: KubeApi, namespace: str, name: str) -> Manifest | None:
+    try:
+        return await api.get(DEPLOYMENTS, namespace, name)
+    except NotFound:
+        return None
+
+
+async def have(api: KubeApi, namespace: str, *names: str) -> None:
+    """Until exactly these Deployments are there; the controller's part is done here, since none runs."""
+
+    async def same() -> bool:
+        found = (await api.list(DEPLOYMENTS, namespace)).items
+        for one in found:
+            asked = one["spec"]["replicas"]
+            status = {
+                "replicas": asked,
+                "readyReplicas": asked,
+                "updatedReplicas": asked,
+                "observedGeneration": one["metadata"]["generation"],
+            }
+            if any((one.get("status") or {}).get(key) != value for key, value in status.items()):
+                name = one["metadata"]["name"]
+                await api.patch_merge(DEPLOYMENTS, namespace, name, {"status": status}, "kcm", subresource="status")
+        return [one["metadata"]["name"] for one in found] == list(names)
+
+    await until_async(same)
+
+
+async def ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
+    """Until the model is Ready at this generation; its status."""
+    found: Manifest = {}
+
+    async def said() -> bool:
+        nonlocal found
+        found = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen")).get("status") or {}
+        conditions = {one["type"]: one["status"] for one in found.get("conditions") or []}
+        return conditions == {"Ready": "True"} and found.get("observedGeneration") == generation
+
+    await until_async(said)
+    return found
+
+
+def test_a_models_life_with_two_operators_of_which_one_is_killed(
+    api_server: ApiServer, operators: Callable[[str], Operators]
+) -> None:
+    namespace = "life"
+
+    async def check(api: KubeApi) -> None:
+        some = operators(namespace)
+        first = some.start()
+        await until_async(lambda: asyncio.to_thread(some.leads, first))
+        second = some.start()
+
+        made = await api.apply(model(namespace), "kubectl")
+        await have(api, namespace, "qwen-main")
+        status = await ready(api, namespace, made["metadata"]["generation"])
+        assert (status["ready"], status["clientName"]) == ("1/1", "qwen")
+        assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("finalizers")
+        assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("annotations")
+
+        scale = {"spec": {"replicas": 3}}
+        await api.patch_merge(DEPLOYMENTS, namespace, "qwen-main", scale, "hpa", subresource="scale")
+        await api.apply(model(namespace, engine={"kind": "sim", "args": ["--max-num-seqs=3"]}), "kubectl")
+        await until_async(lambda: _revisions(api, namespace, 2))
+        await have(api, namespace, "qwen-main")
+        one = await child(api, namespace, "qwen-main")
+        assert one is not None
+        assert one["spec"]["replicas"] == 3
+
+        some.end(first, signal.SIGKILL)
+        moved = await api.apply(model(namespace, "other"), "kubectl")
+        await until_async(lambda: asyncio.to_thread(some.leads, second))
+        await have(api, namespace, "qwen-other")
+        await ready(api, namespace, moved["metadata"]["generation"])
+        services = (await api.list(SERVICES, namespace, selector({"fairlead.io/model": "qwen"}))).items
+        assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
+
+        versions = await _versions(api, namespace)
+        assert some.end(second) == 0
+        lease = await api.get(LEASES, namespace, "fairlead-operator")
+        assert lease["spec"].get("holderIdentity", "") == ""
+        third = some.start()
+        await until_async(lambda: asyncio.to_thread(some.leads, third))
+        await until_async(lambda: asyncio.to_thread(_looked, some, third))
+        assert await _versions(api, namespace) == versions, "a new process writes nothing"
+        assert "every watch is heard" in some.ask(third, "/healthz")
+        assert some.end(third) == 0
+        reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
+        assert {"Created", "AllReady", "Removed"} <= reasons
+
+    within(api_server, namespace, check)
+
+
+def _looked(some: Operators, which: int) -> bool:
+    """Has it looked at everything, and come to rest?"""
+    lines = dict(line.rsplit(" ", 1) for line in some.ask(which, "/metrics").splitlines() if not line.startswith("#"))
+    busy = sum(float(lines.get(f"fairlead_operator_queue_{name}", 1)) for name in ("waiting", "running"))
+    return busy == 0 and float(lines.get("fairlead_operator_reconciles_total", 0)) >= 1
+
+
+async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:
+    return len((await api.list(REVISIONS, namespace)).items) >= count
+
+
+async def _versions(api: KubeApi, namespace: str) -> dict[str, str]:
+    """Every object of ours, and its version."""
+    found = [one for kind in (DEPLOYMENTS, SERVICES, REVISIONS) for one in (await api.list(kind, namespace)).items]
+    found.append(await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))
+    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["resourceVersion"] for one in found}
