@@ -4,15 +4,16 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from fairlead.clock import SystemClock
 from fairlead.limits import Limits
 from fairlead.testing.raw_http import Connection, get, post, send
 from fairlead.testing.waiting import until
 from fairlead_gateway.head import read_head
-from fairlead_gateway.listen import Request
+from fairlead_gateway.listen import Downstream, Listener, Request
 from fairlead_gateway.management.asgi import answer
 from fairlead_gateway.management.guard import Guard
 from fairlead_gateway.management.serving import Management
@@ -159,29 +160,25 @@ def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
 def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
     """A connection that was reset before it was looked at has none."""
 
-    class Gone:
-        def __init__(self) -> None:
-            self.sent = b""
-            self.ending = False
+    class Reset(asyncio.Transport):
+        sent = b""
 
-        def write(self, data: bytes) -> None:
-            self.sent += data
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            self.sent += bytes(data)
 
-        def replied(self, keep: bool) -> None: ...
-
-        def cut(self) -> None: ...
-
-        def date(self) -> str:
-            return ""
-
-        def client(self) -> str | None:
-            return None
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
     async def never(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("the app was asked")
 
-    line = Gone()
-    head = read_head(b"GET /api/fleet HTTP/1.1\r\nhost: x", Limits())
-    request = Request(head, b"", "r", 0.0, 0.0)
-    asyncio.run(answer(Guard(never), request, Reply(line, head, "r"), ("127.0.0.1", 1)))
-    assert line.sent.startswith(b"HTTP/1.1 403 ")
+    async def main() -> None:
+        loop, transport = asyncio.get_running_loop(), Reset()
+        listener = Listener(cast(Any, None), clock=SystemClock(), limits=Limits(), loop=loop, new_id=lambda: "r")
+        line = Downstream(listener)
+        line.connection_made(transport)
+        head = read_head(b"GET /api/fleet HTTP/1.1\r\nhost: x", Limits())
+        await answer(Guard(never), Request(head, b"", "r", 0.0, 0.0), Reply(line, head, "r"), ("127.0.0.1", 1))
+        line.connection_lost(None)
+        assert transport.sent.startswith(b"HTTP/1.1 403 ")
+
+    run(main())
