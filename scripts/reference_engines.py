@@ -50,8 +50,8 @@ version of the table; other releases work as far as they know the same switches.
 ## What a node is asked for
 
 Devices as the AcceleratorClass says. Real engines also ask for two cores and one for each device, for 4 GiB and 4 more for each
-device, for what `kvCache.offload` takes, and with NIXL for one core more, which its progress thread keeps busy. Instances with
-several ranks have `/dev/shm` in memory, at most 16 GiB. Where KV or layers cross the network, one `rdmaResource`.
+device, for what `kvCache.offload` takes, and with NIXL for one core more, which its progress thread keeps busy. Real engines
+have `/dev/shm` in memory, at most 16 GiB. Where KV or layers cross the network, one `rdmaResource`.
 
 ## Ports
 

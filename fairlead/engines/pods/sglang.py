@@ -63,7 +63,7 @@ def sglang_container(member: Member) -> EngineContainer:
         cpu_millis=cpu,
         memory_bytes=memory + (units.size_bytes(offload.memory) if offload is not None else 0),
         disk_bytes=units.size_bytes(offload.disk) if offload is not None and offload.disk is not None else None,
-        shared_memory=shape.ranks > 1,
+        shared_memory=True,
         more_volumes=(disk_volume(offload),) if offload is not None and disk else (),
         more_mounts=(disk_mount(),) if disk else (),
     )
