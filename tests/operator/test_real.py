@@ -16,7 +16,7 @@ import yaml
 
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import NotFound
+from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resource import (
     DEPLOYMENTS,
     EVENTS,
@@ -26,8 +26,10 @@ from fairlead.kube.resource import (
     REVISIONS,
     SERVICES,
     Manifest,
+    Resource,
     selector,
 )
+from fairlead.limits import Limits
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.waiting import until_async
 
@@ -103,7 +105,7 @@ def within(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitab
     """Fairlead's kinds and a namespace of one's own."""
 
     async def main() -> None:
-        async with KubeApi(server.access(), SystemClock(), lambda: 0.5) as api:
+        async with KubeApi(server.access(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
             for path in sorted((ROOT / "crds").glob("*.yaml")):
                 await api.apply(yaml.safe_load(path.read_text()), "test")
             await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
@@ -217,6 +219,52 @@ def test_a_models_life_with_two_operators_of_which_one_is_killed(
         assert some.end(third) == 0
         reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
         assert {"Created", "AllReady", "Removed"} <= reasons
+
+    within(api_server, namespace, check)
+
+
+def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_once(
+    api_server: ApiServer, operators: Callable[[str], Operators]
+) -> None:
+    namespace = "outage"
+    names = [f"m{number:02d}" for number in range(10)]
+
+    async def check(api: KubeApi) -> None:
+        async def count(kind: Resource) -> int:
+            return len((await api.list(kind, namespace, "app.kubernetes.io/managed-by=fairlead")).items)
+
+        async def complete() -> bool:
+            return all([await count(kind) == len(names) for kind in (DEPLOYMENTS, SERVICES, REVISIONS)])
+
+        some = operators(namespace)
+        first = some.start()
+        await until_async(lambda: asyncio.to_thread(some.leads, first))
+        for name in names:
+            one = model(namespace)
+            one["metadata"]["name"] = name
+            await api.apply(one, "kubectl")
+        some.end(first, signal.SIGKILL)
+        second = some.start()
+        await until_async(complete)
+
+        api_server.kill()
+        try:
+            for name in names[:5]:
+                with pytest.raises(Unreachable):
+                    await api.get(DEPLOYMENTS, namespace, f"{name}-main")
+        finally:
+            await asyncio.to_thread(api_server.start)
+        for name in names[:5]:
+            assert await api.delete(DEPLOYMENTS, namespace, f"{name}-main")
+        if (
+            some.running[second][0].poll() is not None
+        ):  # away for longer than a lease: it ended, and its Deployment starts another
+            second = some.start()
+        await until_async(complete)
+        for name in names:
+            assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
+        assert some.end(second) == 0
+        assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
 
     within(api_server, namespace, check)
 

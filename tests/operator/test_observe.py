@@ -1,0 +1,91 @@
+"""The shelf: what is newer counts, whose it is, and who has the bare name."""
+
+from typing import Any
+
+from fairlead.kube.changes import Change, ChangeKind
+from fairlead_operator.observe import Shelf, compact
+
+LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
+
+
+def child(version: int, uid: str = "u", labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": "s", "namespace": "chat", "uid": uid, "resourceVersion": str(version)}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {**metadata, "labels": labels or LABELS}, "spec": spec}
+
+
+def model(name: str = "qwen", namespace: str = "chat", version: int = 1, born: str = "1") -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace, "uid": f"{namespace}/{name}", "creationTimestamp": born}
+    return {"kind": "ModelDeployment", "metadata": {**metadata, "resourceVersion": str(version)}}
+
+
+def take(shelf: Shelf, manifest: dict[str, Any], kind: ChangeKind = ChangeKind.MODIFIED) -> list[str]:
+    return shelf.take(Change(kind, manifest))
+
+
+def spec(shelf: Shelf) -> Any:
+    seen = shelf.look("chat/qwen")
+    assert seen is not None
+    return {key: one["spec"] for key, one in seen.children.items()}
+
+
+def test_a_watch_that_is_behind_our_own_writes_is_not_believed() -> None:
+    shelf = Shelf()
+    take(shelf, model())
+    shelf.put(child(9, new=True))
+    take(shelf, child(8))
+    assert spec(shelf) == {("Service", "s"): {"new": True}}
+    take(shelf, child(7), ChangeKind.DELETED)
+    assert spec(shelf) == {("Service", "s"): {"new": True}}
+    take(shelf, child(10), ChangeKind.DELETED)
+    assert spec(shelf) == {}
+
+
+def test_the_end_of_an_earlier_object_is_not_that_of_its_successor() -> None:
+    shelf = Shelf()
+    take(shelf, model())
+    take(shelf, child(12, "second"))
+    take(shelf, child(13, "first"), ChangeKind.DELETED)
+    assert spec(shelf).keys() == {("Service", "s")}
+
+
+def test_what_has_no_label_of_ours_concerns_nobody() -> None:
+    shelf = Shelf()
+    assert take(shelf, child(1, labels={"fairlead.io/model": "qwen"})) == []
+    assert take(shelf, child(1, labels={"app.kubernetes.io/managed-by": "fairlead"})) == []
+    assert take(shelf, child(1)) == ["chat/qwen"]
+
+
+def test_a_list_finds_what_is_gone_and_what_is_new() -> None:
+    shelf = Shelf()
+    assert shelf.replace_models([model("a"), model("b")]) == ["chat/a", "chat/b"]
+    assert shelf.replace_models([model("a", version=0), model("b", version=2)]) == ["chat/b"]
+    assert shelf.replace_models([model("b", version=2)]) == ["chat/a"]
+    assert list(shelf.models) == ["chat/b"]
+
+
+def test_models_of_one_name_hear_of_each_other_only_when_one_comes_or_goes() -> None:
+    shelf = Shelf()
+    take(shelf, model(namespace="x", born="2"))
+    assert take(shelf, model(namespace="y", born="1")) == ["y/qwen", "x/qwen"]
+    assert take(shelf, model(namespace="y", born="1", version=2)) == ["y/qwen"]
+    seen = {key: shelf.look(key) for key in ("x/qwen", "y/qwen")}
+    assert [one.name_taken_by for one in seen.values() if one is not None] == ["y/qwen", None]
+    assert take(shelf, model(namespace="y", version=3), ChangeKind.DELETED) == ["y/qwen", "x/qwen"]
+
+
+def test_an_accelerator_concerns_every_model() -> None:
+    shelf = Shelf()
+    shelf.replace_models([model("a"), model("b")])
+    accelerator = {"kind": "AcceleratorClass", "metadata": {"name": "l4", "uid": "l4"}}
+    assert take(shelf, accelerator) == ["chat/a", "chat/b"]
+
+
+def test_field_owners_are_kept_only_where_somebody_else_wrote() -> None:
+    ours = {"manager": "fairlead", "operation": "Apply"}
+    status = {"manager": "kcm", "operation": "Update", "subresource": "status"}
+    theirs = {"manager": "kubectl", "operation": "Update"}
+    alone, shared = child(1), child(1)
+    alone["metadata"]["managedFields"] = [ours, status]
+    shared["metadata"]["managedFields"] = [ours, theirs, status]
+    assert "managedFields" not in compact(alone)["metadata"]
+    assert compact(shared)["metadata"]["managedFields"] == [ours, theirs]
