@@ -1,4 +1,5 @@
-"""Writes what follows from the code: CRDs and reference pages from API types, verbs, limits and settings; the locks of the images.
+"""Writes what follows from the code: CRDs and reference pages from API types, verbs, limits and settings; the chart's values; the
+locks of the images.
 
 ``python scripts/generate.py`` writes the files, ``--check`` only compares and exits 1 naming those that are out of date.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 import yaml
 from lock_images import image_requirements
 from reference import NOTE, api_page, conditions_page, limits_page, settings_page
+from reference_chart import CHART, chart_files
 from reference_cli import cli_page
 from reference_engines import engines_page
 
@@ -17,6 +19,7 @@ from fairlead.api.crd import definition
 from fairlead.api.kinds import kinds
 
 ROOT = Path(__file__).resolve().parent.parent
+CRDS = ("crds", f"{CHART}/crds")
 
 
 def outputs() -> dict[str, str]:
@@ -31,8 +34,11 @@ def outputs() -> dict[str, str]:
     }
     for kind in kinds():
         text = yaml.safe_dump(definition(kind), sort_keys=False, width=116, allow_unicode=True)
-        pages[f"crds/{kind.plural}.yaml"] = f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
-    return pages | image_requirements(ROOT)
+        for folder in CRDS:
+            pages[f"{folder}/{kind.plural}.yaml"] = (
+                f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
+            )
+    return pages | chart_files(ROOT) | image_requirements(ROOT)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check
     wanted = outputs()
-    crds = {str(path.relative_to(ROOT)) for path in (ROOT / "crds").glob("*.yaml")}
+    crds = {str(path.relative_to(ROOT)) for folder in CRDS for path in (ROOT / folder).glob("*.yaml")}
     stale = sorted(crds - set(wanted))
     stale += [name for name, text in wanted.items() if not _holds(ROOT / name, text)]
     if check:

@@ -1,15 +1,18 @@
-"""Writes what the cases of ``tests/operator/render/cases`` become, to be read line by line before it is committed.
+"""Writes what the cases of ``tests/operator/render/cases`` become, and the values of ``tests/charts/values`` where there is helm.
 
-Only the present render version: a file of an older one holds engines in the field to what they run with, and never changes.
+They are to be read line by line before they are committed. Only the present render version: a file of an older one holds engines in
+the field to what they run with, and never changes.
 """
 
 import sys
 from pathlib import Path
 
+from fairlead.testing import chart
 from fairlead_operator.render import CURRENT_VERSION, render
 from fairlead_operator.testing import golden_text, read_case, usual_facts
 
-FOLDER = Path(__file__).resolve().parent.parent / "tests" / "operator" / "render"
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+FOLDER = TESTS / "operator" / "render"
 
 
 def main() -> int:
@@ -23,6 +26,13 @@ def main() -> int:
             print(f"{case.name}: {problem.text}", file=sys.stderr)
             return 1
         (target / case.name).write_text(golden_text(rendered.manifests), encoding="utf-8")
+    helm = chart.helm()
+    if helm is None:
+        print(chart.NEEDED, file=sys.stderr)
+        return 1
+    for case in sorted((TESTS / "charts" / "values").glob("*.yaml")):
+        text = chart.golden_text(chart.rendered(helm, f"--values={case}"))
+        (TESTS / "charts" / "golden" / case.name).write_text(text, encoding="utf-8")
     return 0
 
 

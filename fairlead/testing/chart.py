@@ -1,0 +1,60 @@
+"""The chart as helm renders it: for tests, and for ``scripts/golden.py``, which writes down what it renders."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead.testing.kube import assets
+
+CHART = Path(__file__).parents[2] / "charts" / "fairlead"
+NEEDED = "no helm: `.venv/bin/python e2e/cluster build` compiles it, or have one on PATH"
+SERVED = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
+"""Groups that clusters need not know, and that the chart then makes objects of."""
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class Refused(Exception):
+    """Raised with helm's own words when it does not render."""
+
+
+def helm() -> Path | None:
+    """The program: the one that was compiled for clusters, else one on PATH, else None."""
+    made = assets()
+    if made is not None and (made / "helm").exists():
+        return made / "helm"
+    found = shutil.which("helm")
+    return None if found is None else Path(found)
+
+
+def rendered(program: Path, *arguments: str, served: tuple[str, ...] = SERVED) -> list[dict[str, Any]]:
+    """What ``helm install`` would create as the release ``fairlead`` in the namespace ``fairlead``. Raises Refused."""
+    versions = [f"--api-versions={one}" for one in served]
+    command = [str(program), "template", "fairlead", str(CHART), "--namespace=fairlead", *versions, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refused(done.stderr.strip())
+    return [one for one in yaml.load_all(done.stdout, Loader=_LOADER) if one is not None]
+
+
+def golden_text(manifests: list[dict[str, Any]]) -> str:
+    """The manifests as text that is the same each time: what a Secret holds is drawn, so only its keys are shown."""
+    shown = [
+        {**one, "data": dict.fromkeys(one["data"], "drawn")} if one["kind"] == "Secret" else one for one in manifests
+    ]
+    return str(yaml.dump_all(shown, Dumper=_DUMPER, sort_keys=True, width=116))
+
+
+def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Kind and name → the spec of the pods that it makes."""
+    found = {}
+    for one in manifests:
+        name = f"{one['kind']} {one['metadata']['name']}"
+        if one["kind"] == "Pod":
+            found[name] = one["spec"]
+        elif "template" in one.get("spec", {}):
+            found[name] = one["spec"]["template"]["spec"]
+    return found

@@ -1,0 +1,220 @@
+"""The chart's values as types: values.yaml, values.schema.json and the README's table are generated from here.
+
+A value stands here together with the template that honours it. In YAML its name is in camel case.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+Names = list[Annotated[str, Field(min_length=1, max_length=253)]]
+Count = Annotated[int, Field(ge=1, le=1000)]
+Seconds = Annotated[int, Field(ge=1, le=3600)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
+LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
+Free = dict[str, Any]
+"""A part of a Kubernetes object, passed on as it is: the API server knows its fields."""
+
+
+class Part(BaseModel):
+    """What is not a field here is refused by helm."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
+
+
+def _value(says: str, default: Any) -> Any:
+    if isinstance(default, type):
+        return Field(default_factory=default, description=says)
+    return Field(default=default, description=says)
+
+
+class Global(BaseModel):
+    """Shared with a chart that contains this one, and may hold what others need."""
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_camel)
+    image_registry: str = _value("registry of every image, for sites that mirror them; else each image's own", "")
+    image_pull_secrets: Names = _value("names of pull secrets of the control plane's pods", [])
+
+
+class Image(Part):
+    registry: str = _value("where the image is; `global.imageRegistry` goes before", "serving.fairlead.io")
+    tag: str = _value("its tag; the chart's `appVersion` when empty", "")
+    digest: str = _value("`sha256:…` instead of a tag", "")
+    pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = _value(
+        "when it is pulled", "IfNotPresent"
+    )
+
+
+class OperatorImage(Image):
+    repository: str = _value("its name there", "operator")
+
+
+class GatewayImage(Image):
+    repository: str = _value("its name there", "gateway")
+
+
+class RedisImage(Image):
+    repository: str = _value("its name there", "valkey")
+
+
+class Placement(Part):
+    """Where pods of one component run, and what they are given."""
+
+    node_selector: Free = _value("labels of the nodes that may run it", {})
+    tolerations: list[Free] = _value("taints of nodes that it bears", [])
+    affinity: Free = _value("its affinity", {})
+    priority_class_name: str = _value("its priority class", "")
+    pod_annotations: Free = _value("annotations of its pods", {})
+
+
+def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit}}
+
+
+class Operator(Placement):
+    replicas: Count = _value("replicas, of which one leads", 2)
+    image: OperatorImage = _value("its image", OperatorImage)
+    resources: Free = _value("its resources", _resources("50m", "128Mi", "512Mi"))
+    watch_namespaces: Names = _value(
+        "the only namespaces whose models are served; it gets a Role in each instead of rights in all", []
+    )
+    reconcilers: Annotated[int, Field(ge=1, le=256)] = _value("models that are worked on at once", 8)
+    resync: Duration = _value("how often all models are listed besides being watched", "60s")
+    lease: Duration = _value("how long the leader may be silent before another replica takes over", "15s")
+    log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
+
+
+class EngineImages(Part):
+    vllm: str = _value("image of vLLM engines whose model names none", "")
+    sglang: str = _value("of SGLang engines", "")
+    sim: str = _value("of simulated engines; Fairlead's own of this version when empty", "")
+
+
+class Engines(Part):
+    images: EngineImages = _value("images of engines", EngineImages)
+    pull_secrets: Names = _value(
+        "names of pull secrets that every engine's pod gets; they lie in the models' namespaces", []
+    )
+    network_policies: bool = _value(
+        "let only pods of the same model, and this chart's gateways, speak with engines", True
+    )
+
+
+class Tls(Part):
+    secret: str = _value("a Secret of type `kubernetes.io/tls`; the public port is then HTTPS", "")
+
+
+class Service(Part):
+    type: Annotated[str, Field(pattern="^(ClusterIP|NodePort|LoadBalancer)$")] = _value("its type", "ClusterIP")
+    port: Port = _value("its port", 80)
+    annotations: Free = _value("its annotations", {})
+
+
+class Autoscaling(Part):
+    enabled: bool = _value("let a HorizontalPodAutoscaler set the replicas", False)
+    min_replicas: Count = _value("at least", 2)
+    max_replicas: Count = _value("at most", 10)
+    cpu_percent: Annotated[int, Field(ge=1, le=1000)] = _value(
+        "the processor use, in percent of what is requested, to hold", 70
+    )
+
+
+class Trace(Part):
+    endpoint: str = _value("an OpenTelemetry collector that takes OTLP over HTTP; without it no span is made", "")
+    sample: Annotated[float, Field(ge=0, le=1)] = _value("share of the requests without a trace context to record", 0)
+
+
+class Fleet(Part):
+    models: list[Free] = _value("models and their engines, as in a fleet file; edits apply without a restart", [])
+
+
+class Gateway(Placement):
+    replicas: Count = _value("replicas, where there is no autoscaling", 2)
+    workers: Annotated[int, Field(ge=1, le=64)] = _value(
+        "processes in each that carry requests: one for each processor", 1
+    )
+    image: GatewayImage = _value("its image", GatewayImage)
+    resources: Free = _value(
+        "its resources; near the memory limit large bodies are refused", _resources("500m", "192Mi", "1Gi")
+    )
+    fleet: Fleet = _value("what it serves", Fleet)
+    service: Service = _value("its Service", Service)
+    tls: Tls = _value("HTTPS on its public port", Tls)
+    autoscaling: Autoscaling = _value("its HorizontalPodAutoscaler", Autoscaling)
+    leave_seconds: Seconds = _value(
+        "how long a pod that is told to go still takes requests, until nobody sends it any", 5
+    )
+    log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
+    access_log: bool = _value("write every request to the standard output as a line of JSON, without prompts", False)
+    access_log_clients: bool = _value("with the addresses of clients", True)
+    trace: Trace = _value("spans", Trace)
+
+
+class Auth(Part):
+    enabled: bool = _value("ask callers for an API key; without it anyone who reaches the gateway may call", True)
+    keys_secret: str = _value("a Secret of yours with `keys.yaml` and `pepper`; a first key is made when empty", "")
+
+
+class Redis(Part):
+    enabled: bool = _value("run one without persistence, for trials", True)
+    url_secret: str = _value("a Secret whose `url` names your own Redis instead; `enabled` must then be false", "")
+    image: RedisImage = _value("its image, of Valkey or Redis", RedisImage)
+    resources: Free = _value("its resources", _resources("50m", "64Mi", "384Mi"))
+    max_memory_megabytes: Annotated[int, Field(ge=16, le=1_000_000)] = _value(
+        "memory for data; then the oldest goes", 256
+    )
+    node_selector: Free = _value("labels of the nodes that may run it", {})
+    tolerations: list[Free] = _value("taints of nodes that it bears", [])
+
+
+class Rbac(Part):
+    aggregate: bool = _value("add rights on models to the cluster's own roles `view`, `edit` and `admin`", True)
+
+
+class NetworkPolicies(Part):
+    enabled: bool = _value("make NetworkPolicies for the control plane's pods", True)
+    metrics_from: list[Free] = _value("who may scrape, as NetworkPolicy peers, besides pods of this namespace", [])
+
+
+class ServiceMonitors(Part):
+    enabled: bool = _value("make ServiceMonitors, where the cluster knows them", False)
+    labels: Free = _value("labels by which your Prometheus finds them", {})
+    interval: Duration = _value("how often to scrape", "15s")
+
+
+class Ingress(Part):
+    enabled: bool = _value("make an Ingress to the gateway", False)
+    class_name: str = _value("its class", "")
+    host: str = _value("the host it is for; any when empty", "")
+    tls_secret: str = _value("a Secret with a certificate for that host", "")
+    annotations: Free = _value("its annotations", {})
+
+
+class HttpRoute(Part):
+    enabled: bool = _value("make an HTTPRoute to the gateway, where the cluster knows them", False)
+    parent_refs: list[Free] = _value("the Gateways it is attached to", [])
+    hostnames: Names = _value("the hosts it is for; any when empty", [])
+
+
+class Test(Part):
+    model: str = _value("a model that `helm test` asks for a completion; else it only lists them", "")
+
+
+class Values(Part):
+    """All of them, in the order in which they are shown."""
+
+    global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")
+    fullname_override: str = _value("the beginning of all names instead of the release's", "")
+    operator: Operator = _value("the operator", Operator)
+    engines: Engines = _value("what all engines are given", Engines)
+    gateway: Gateway = _value("the gateway", Gateway)
+    auth: Auth = _value("who may call", Auth)
+    redis: Redis = _value("what gateways share", Redis)
+    rbac: Rbac = _value("rights of people", Rbac)
+    network_policies: NetworkPolicies = _value("NetworkPolicies", NetworkPolicies)
+    service_monitors: ServiceMonitors = _value("for the Prometheus operator", ServiceMonitors)
+    ingress: Ingress = _value("an Ingress", Ingress)
+    http_route: HttpRoute = _value("a route of the Gateway API", HttpRoute)
+    test: Test = _value("`helm test`", Test)

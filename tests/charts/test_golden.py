@@ -1,0 +1,64 @@
+"""What the chart makes of sets of values, line by line: ``python scripts/golden.py`` writes the files, people read them."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fairlead.testing.chart import CHART, Refused, golden_text, rendered
+
+FOLDER = Path(__file__).parent
+CASES = sorted((FOLDER / "values").glob("*.yaml"))
+NAMES = [case.stem for case in CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_values_become_what_their_golden_file_says(program: Path, case: Path) -> None:
+    golden = (FOLDER / "golden" / case.name).read_text(encoding="utf-8")
+    assert golden_text(rendered(program, f"--values={case}")) == golden
+
+
+def test_there_is_a_golden_file_for_each_set_of_values_and_no_other() -> None:
+    assert {path.name for path in (FOLDER / "golden").iterdir()} == {path.name for path in CASES}
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_helm_finds_nothing_to_say(program: Path, case: Path) -> None:
+    done = subprocess.run(
+        [str(program), "lint", "--strict", str(CHART), f"--values={case}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_kinds_that_the_cluster_does_not_know_are_left_out(program: Path) -> None:
+    arguments = ("--set=serviceMonitors.enabled=true", "--set=httpRoute.enabled=true")
+    kinds = {one["kind"] for one in rendered(program, *arguments, served=())}
+    assert not kinds & {"ServiceMonitor", "HTTPRoute"}
+    assert {"ServiceMonitor", "HTTPRoute"} <= {one["kind"] for one in rendered(program, *arguments)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("operator.replica=2", "replica"),
+        ("gatway.replicas=2", "gatway"),
+        ("gateway.workers=0", "/gateway/workers"),
+        ("gateway.workers=many", "/gateway/workers"),
+        ("operator.lease=soon", "/operator/lease"),
+        ("operator.logLevel=loud", "/operator/logLevel"),
+        ("gateway.image.pullPolicy=Sometimes", "/gateway/image/pullPolicy"),
+    ],
+)
+def test_a_value_that_is_unknown_or_impossible_is_refused_by_name(program: Path, wrong: str, named: str) -> None:
+    with pytest.raises(Refused) as refused:
+        rendered(program, f"--set={wrong}")
+    assert named in str(refused.value)
+
+
+def test_two_redis_at_once_are_refused(program: Path) -> None:
+    with pytest.raises(Refused, match=r"set redis\.enabled to false"):
+        rendered(program, "--set=redis.urlSecret=ours")
+
+
+def test_a_chart_around_this_one_may_have_more_globals(program: Path) -> None:
+    assert rendered(program, "--set=global.theirs=1")

@@ -1,0 +1,114 @@
+"""Rights: the operator's are those that its code uses, no more and no less, and none leads to others."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.kube.resource import (
+    ACCELERATOR_CLASSES,
+    EVENTS,
+    KNOWN,
+    MODEL_DEPLOYMENTS,
+    PODS,
+    REVISIONS,
+    Resource,
+)
+from fairlead.testing.chart import rendered
+from fairlead_operator.leading import LEASE
+from fairlead_operator.observe import ALWAYS, OPTIONAL
+
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+NAMES = [case.stem for case in CASES]
+ENGINES = Path(__file__).parents[1] / "operator" / "render" / "golden"
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+ROLES = ("Role", "ClusterRole")
+Right = tuple[str, str, str]
+
+
+def rules(manifests: list[dict[str, Any]], ending: str = "") -> Iterator[dict[str, Any]]:
+    for one in manifests:
+        if one["kind"] in ROLES and one["metadata"]["name"].endswith(ending):
+            yield from one["rules"]
+
+
+def rights(manifests: list[dict[str, Any]], ending: str) -> set[Right]:
+    """(group, resource, verb) of all roles whose name ends so."""
+    return {
+        (group, resource, verb)
+        for rule in rules(manifests, ending)
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def wanted(resource: Resource, *verbs: str, sub: str = "") -> set[Right]:
+    return {(resource.group, resource.plural + sub, verb) for verb in verbs}
+
+
+def written() -> set[Resource]:
+    """The kinds that models become: those of the operator's own golden files, and the revisions that it keeps."""
+    found = {REVISIONS}
+    for path in ENGINES.rglob("*.yaml"):
+        for one in yaml.load_all(path.read_text(encoding="utf-8"), Loader=LOADER):
+            if one is not None:
+                found.add(KNOWN[one["apiVersion"], one["kind"]])
+    return found
+
+
+def used() -> set[Right]:
+    """What the operator does where models are."""
+    found = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
+    found |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
+    found |= wanted(EVENTS, "create", "patch")
+    for kind in (*ALWAYS, *OPTIONAL, PODS):
+        found |= wanted(kind, "list", "watch")
+    for kind in written():
+        found |= wanted(kind, "get", "create", "patch", "delete")
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_no_rule_is_wider_than_it_says_or_leads_to_other_rights(program: Path, case: Path) -> None:
+    for rule in rules(rendered(program, f"--values={case}")):
+        assert "nonResourceURLs" not in rule
+        for listed in (rule["apiGroups"], rule["resources"], rule["verbs"]):
+            assert not any("*" in one for one in listed), rule
+        assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"]), rule
+        reached = {one.partition("/")[0] for one in rule["resources"]}
+        assert not {"secrets", "nodes", "roles", "rolebindings", "clusterroles", "clusterrolebindings"} & reached, rule
+        assert not {"pods/exec", "pods/attach", "pods/portforward", "pods/ephemeralcontainers", "nodes/proxy"} & set(
+            rule["resources"]
+        ), rule
+        assert not {"pods", "jobs", "daemonsets"} & reached or not {"create", "patch", "update"} & set(rule["verbs"])
+
+
+def test_the_operator_may_do_what_its_code_does_and_nothing_else(program: Path) -> None:
+    assert rights(rendered(program), "fairlead-operator") == used() | wanted(ACCELERATOR_CLASSES, "list", "watch")
+
+
+def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(program: Path) -> None:
+    found = rendered(program, "--set=operator.watchNamespaces={a,b}")
+    assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
+    assert rights(found, "-models") == used()
+    for kind in ("Role", "RoleBinding"):
+        here = [one for one in found if one["kind"] == kind and one["metadata"]["name"].endswith("-models")]
+        assert [one["metadata"]["namespace"] for one in here] == ["a", "b"]
+
+
+def test_the_lease_is_the_only_one_it_may_touch(program: Path) -> None:
+    create, touch = rules(rendered(program), "-lease")
+    assert create["verbs"] == ["create"]
+    assert (touch["resourceNames"], touch["verbs"]) == ([LEASE], ["get", "patch"])
+
+
+def test_every_role_is_bound_to_the_operator_alone(program: Path) -> None:
+    found = rendered(program, "--set=operator.watchNamespaces={a,b}")
+    for one in found:
+        if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
+            subject = {"kind": "ServiceAccount", "name": "fairlead-operator", "namespace": "fairlead"}
+            assert one["subjects"] == [subject]
+            assert one["roleRef"]["name"] in {role["metadata"]["name"] for role in found if role["kind"] in ROLES}

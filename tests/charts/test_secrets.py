@@ -1,0 +1,98 @@
+"""What is drawn at the installation, and what the processes read of it."""
+
+import base64
+import hashlib
+import hmac
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.settings import GatewaySettings, OperatorSettings, read, variable
+from fairlead.testing.chart import pods, rendered
+from fairlead_gateway.__main__ import _options as gateway_options
+from fairlead_operator.__main__ import _flags as operator_options
+from fairlead_operator.settings import options
+
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+NAMES = [case.stem for case in CASES]
+
+
+def secrets(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    return {
+        one["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in one["data"].items()}
+        for one in found
+        if one["kind"] == "Secret"
+    }
+
+
+def plain(container: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_the_first_key_is_known_to_the_gateway_by_its_digest(program: Path, turn: int) -> None:
+    """Drawn anew each time: the digest is worked out by the template itself."""
+    drawn = secrets(rendered(program))["fairlead-keys"]
+    digest = hmac.new(drawn["pepper"].encode(), drawn["first-key"].encode(), hashlib.sha256).hexdigest()
+    assert yaml.safe_load(drawn["keys.yaml"]) == {"keys": [{"name": "first", "digest": digest}]}
+    assert len(drawn["first-key"]) > 40
+
+
+def test_nothing_drawn_is_the_same_twice(program: Path) -> None:
+    one, two = secrets(rendered(program)), secrets(rendered(program))
+    for name, data in one.items():
+        for key, value in data.items():
+            assert value != two[name][key], f"{name} {key}"
+
+
+def test_the_gateway_gets_the_password_of_redis(program: Path) -> None:
+    drawn = secrets(rendered(program))["fairlead-redis"]
+    assert drawn["url"] == f"redis://:{drawn['password']}@fairlead-redis:6379/0"
+    assert f"requirepass {drawn['password']}\n" in drawn["redis.conf"]
+
+
+def test_the_first_key_itself_is_not_shown_to_the_gateway(program: Path) -> None:
+    volumes = pods(rendered(program))["Deployment fairlead-gateway"]["volumes"]
+    keys = next(one["secret"] for one in volumes if one["name"] == "keys")
+    assert [item["key"] for item in keys["items"]] == ["keys.yaml"]
+
+
+def test_keys_and_redis_of_ones_own_leave_nothing_to_draw_there(program: Path) -> None:
+    own = ("--set=auth.keysSecret=ours", "--set=redis.enabled=false", "--set=redis.urlSecret=theirs")
+    found = rendered(program, *own)
+    assert set(secrets(found)) == {"fairlead-gateway"}
+    env = pods(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
+    named = {one["name"]: one["valueFrom"]["secretKeyRef"]["name"] for one in env if "valueFrom" in one}
+    assert (named["FAIRLEAD_KEY_PEPPER"], named["FAIRLEAD_REDIS_URL"]) == ("ours", "theirs")
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_the_operator_takes_its_variables_and_options(program: Path, case: Path) -> None:
+    found = pods(rendered(program, f"--values={case}"))
+    (container,) = next(pod for name, pod in found.items() if name.endswith("-operator"))["containers"]
+    environment = plain(container)
+    known = {variable(name) for name in OperatorSettings.__dataclass_fields__}
+    assert environment.keys() <= known
+    chosen = options(read(OperatorSettings, environment))
+    assert operator_options(container["args"]).port == container["ports"][0]["containerPort"]
+    (peer,) = chosen.peers or (None,)
+    if peer is not None:
+        assert peer.labels["app.kubernetes.io/component"] == "gateway"
+    assert "sim" in chosen.installation.images
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_the_gateway_takes_its_variables_and_options(program: Path, case: Path) -> None:
+    found = pods(rendered(program, f"--values={case}"))
+    (container,) = next(pod for name, pod in found.items() if name.endswith("-gateway"))["containers"]
+    known = {variable(name) for name in GatewaySettings.__dataclass_fields__}
+    assert {one["name"] for one in container["env"]} <= known
+    chosen = gateway_options(container["args"])
+    assert chosen.insecure is not bool(chosen.keys)
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert (chosen.listen, chosen.manage) == (f"0.0.0.0:{ports['http']}", f"0.0.0.0:{ports['manage']}")
+    folders = [one["mountPath"] for one in container["volumeMounts"]]
+    for path in filter(None, (chosen.fleet, chosen.keys, chosen.tls_cert, chosen.tls_key)):
+        assert str(Path(path).parent) in folders
