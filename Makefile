@@ -9,7 +9,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-routing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-operator bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -50,6 +50,9 @@ bench: bench-routing bench-gateway
 
 bench-gateway: compile ## the gateway beside its peers, all in one run; out/bench/gateway.json
 	@$(RUN) bench/gateway/run.py
+
+bench-operator: env ## the operator and a thousand models before a real API server; bench/results/operator.json
+	@$(RUN) bench/operator/run.py
 
 bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
 	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))

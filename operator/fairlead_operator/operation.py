@@ -7,6 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from fairlead.clock import Clock
+from fairlead.errors import FairleadError
 from fairlead.kube.access import Access
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events import Recorder
@@ -121,8 +122,8 @@ class Operation:
 
     def _failed(self, key: str, error: Exception, pause: float) -> None:
         self._reconciler.counts.failures += 1
-        unforeseen = not isinstance(error, OSError | asyncio.TimeoutError) and not hasattr(error, "hint")
-        _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=error if unforeseen else None)
+        unforeseen = None if isinstance(error, FairleadError) else error
+        _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=unforeseen)
 
     def _tell(self, model: Manifest, happening: Happening) -> None:
         self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)

@@ -287,7 +287,8 @@ class Reconciler:
         situation = summarize.Situation(
             pools=found,
             failure=work.failure or failure(seen.pods, workloads),
-            waiting=work.choice.why if work.choice.waiting else "",
+            waiting=work.choice.why if work.choice.held else "",
+            undone=work.choice.why if work.choice.waiting and not work.choice.held else "",
             kept="; ".join(f"{name_of(one.manifest)}: {one.why}" for one in kept),
             name_taken_by=seen.name_taken_by,
             leaving_pods=sum(leaving(pod) for pod in seen.pods),

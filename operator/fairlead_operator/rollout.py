@@ -31,8 +31,8 @@ class Revision:
 class Choice:
     """What runs: ``revision``, whose engines get the numbers and objectives of the present spec in ``spec``.
 
-    ``present`` is the revision of the model's own spec, which is kept even while another one runs. ``waiting``: it differs from what
-    runs; ``problem``: what was asked for and cannot be done.
+    ``present`` is the revision of the model's own spec, which is kept even while another one runs; ``held``: by a pause. ``problem``:
+    what was asked for and cannot be done.
     """
 
     revision: Revision
@@ -40,6 +40,7 @@ class Choice:
     spec: dict[str, Any]
     why: str
     problem: str = ""
+    held: bool = False
 
     @property
     def waiting(self) -> bool:
@@ -80,7 +81,7 @@ def choose(model: Manifest, kept: Sequence[Revision], running: frozenset[str]) -
         held = next((one for one in reversed(kept) if one.hash in running), None)
         if held is not None:
             why = f"the rollout is paused; revision {held.number} runs on"
-            return Choice(held, present, with_numbers(held.spec, spec), why, problem)
+            return Choice(held, present, with_numbers(held.spec, spec), why, problem, held=True)
     return Choice(present, present, spec, "it is the model's spec", problem)
 
 

@@ -38,11 +38,14 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Everything that a status is made of. ``failure`` stalls; ``waiting`` is what a pause or an undo holds back, in words."""
+    """Everything that a status is made of. ``failure`` stalls. ``waiting``: what a pause holds back, ``undone``: why an earlier
+    revision runs, ``kept``: what is wanted no more and serves on; in words, empty for nothing.
+    """
 
     pools: tuple[PoolState, ...]
     failure: Failure | None = None
     waiting: str = ""
+    undone: str = ""
     kept: str = ""
     name_taken_by: str | None = None
     leaving_pods: int = 0
@@ -128,7 +131,9 @@ def _ready(situation: Situation, served: bool) -> _Said:
     short = [pool for pool in pools if pool.ready < pool.desired or (pool.adopted and not pool.ready)]
     if not short and pools:
         if any(pool.desired for pool in pools):
-            return _Said(ConditionType.READY, True, Reason.ALL_READY, f"{_instances(pools)} ready")
+            told = f"{_instances(pools)} ready"
+            told = f"{told}; {situation.undone}" if situation.undone else told
+            return _Said(ConditionType.READY, True, Reason.ALL_READY, told)
         return _Said(ConditionType.READY, True, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
     lacks = ", ".join(f"pool {pool.name} has {pool.ready} of {pool.desired} ready" for pool in short)
     lacks = lacks or "nothing could be made of the spec yet"

@@ -80,7 +80,8 @@ def test_undo_goes_back_without_touching_the_spec_and_ends_with_its_annotation(r
     generation = running.kube.put(asked, "kubectl")["metadata"]["generation"]
     running.settle()
     assert "--max-num-seqs=3" not in args(running)
-    assert "asks for revision 1" in running.message("Reconciling")
+    assert "asks for revision 1" in running.message("Ready")
+    assert running.conditions() == {"Ready": ("True", "AllReady")}
     assert running.kube.all("ModelDeployment")[0]["metadata"]["generation"] == generation
     running.edit(engine={"kind": "sim", "args": ["--max-num-seqs=4"]})  # a new spec: the undo is over
     running.settle()
