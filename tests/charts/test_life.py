@@ -1,0 +1,88 @@
+"""The life of an installation on a real API server (nothing runs there): what is drawn stays, and what is served is left alone."""
+
+import asyncio
+import base64
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fairlead.clock import SystemClock
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound
+from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, SECRETS, SERVICES
+from fairlead.testing.chart import CHART
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.waiting import until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+SPACE = "installed"
+MODEL = {
+    "apiVersion": MODEL_DEPLOYMENTS.api_version,
+    "kind": "ModelDeployment",
+    "metadata": {"name": "qwen", "namespace": SPACE},
+    "spec": {
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "engine": {"kind": "sim"},
+        "pools": [{"name": "main", "accelerator": "cpu"}],
+    },
+}
+Helm = Callable[..., str]
+
+
+@pytest.fixture
+def helm(api_server: ApiServer, program: Path, tmp_path: Path) -> Helm:
+    """helm in that namespace, with its caches in a folder of the test; what it says."""
+    folders = {f"HELM_{name}_HOME": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
+
+    def call(verb: str, *arguments: str) -> str:
+        command = [str(program), verb, "fairlead", *arguments, f"--namespace={SPACE}"]
+        done = subprocess.run(
+            [*command, f"--kubeconfig={api_server.kubeconfig}"],
+            env={**os.environ, **folders},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
+    found = {}
+    for name in ("fairlead-gateway", "fairlead-keys", "fairlead-redis"):
+        data = (await api.get(SECRETS, SPACE, name))["data"]
+        found[name] = {key: base64.b64decode(value).decode() for key, value in data.items()}
+    return found
+
+
+def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(api_server: ApiServer, helm: Helm) -> None:
+    async def main() -> None:
+        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api:
+            said = await asyncio.to_thread(helm, "install", str(CHART), "--create-namespace")
+            assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
+            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+            await api.apply(MODEL, "kubectl")
+            first = await drawn(api)
+            assert all(value for data in first.values() for value in data.values())
+
+            keys = {"data": {"keys.yaml": base64.b64encode(b"keys: []\n").decode()}}
+            await api.patch_merge(SECRETS, SPACE, "fairlead-keys", keys, "somebody")
+            await asyncio.to_thread(
+                helm, "upgrade", str(CHART), "--set=gateway.replicas=3", "--set=redis.image.tag=next"
+            )
+            assert (await api.get(DEPLOYMENTS, SPACE, "fairlead-gateway"))["spec"]["replicas"] == 3
+            expected = {**first, "fairlead-keys": {**first["fairlead-keys"], "keys.yaml": "keys: []\n"}}
+            assert await drawn(api) == expected
+
+            await asyncio.to_thread(helm, "uninstall")
+            assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+            for kind, name in ((DEPLOYMENTS, "fairlead-operator"), (SERVICES, "fairlead-gateway")):
+                with pytest.raises(NotFound):
+                    await api.get(kind, SPACE, name)
+
+    asyncio.run(main())
