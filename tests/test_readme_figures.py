@@ -42,3 +42,19 @@ def test_the_committed_report_is_of_a_valid_run_that_meets_its_bars() -> None:
     for runs in report["policies"].values():
         live, simulated = (runs[run]["ttft_seconds"]["mean"] for run in ("live", "simulated"))
         assert abs(live / simulated - 1) <= 0.10
+
+
+def test_the_table_of_costs_is_the_committed_run() -> None:
+    report = json.loads((ROOT / "bench/results/gateway.json").read_text())
+    value = {row["metric"]: row["value"] for row in report["rows"]}
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("| CPU µs per |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == 6
+    for line in table:
+        name, *quoted = (cell.strip() for cell in line.strip("|").split("|"))
+        load = name.removeprefix("chunk, ")
+        targets = ("fairlead", "sglang-router cache_aware", "Envoy", "nginx")
+        assert quoted == [f"{value[f'CPU per {load} | {target}']:.0f}" for target in targets]
+    missed = [row["metric"] for row in report["rows"] if not row["holds"]]
+    assert missed == ["1,000 streams × 20 chunks/s: added delay p99"]
+    assert sum(row["goal"] is not None for row in report["rows"]) == 17
