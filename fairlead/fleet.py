@@ -1,7 +1,7 @@
 """The fleet: an immutable snapshot of everything routable, replaced whole whenever something changes.
 
 The data plane works from this value alone; it never asks the API server or a file. Producers are FleetSources (a
-file, the local supervisor, later a Kubernetes watch); ``version`` counts snapshots, ``membership_epoch`` counts
+file, which the local supervisor writes, or the watch of a cluster); ``version`` counts snapshots, ``membership_epoch`` counts
 changes of the set of instances that homes are computed over, so that everyone who has seen the same epoch computes
 the same homes.
 """
@@ -99,12 +99,16 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A client-visible model: its objectives and how its requests are routed."""
+    """A client-visible model: its objectives and how its requests are routed.
+
+    ``shadowed``: a model of another namespace has the bare name, and clients call this one by ``namespace/name``.
+    """
 
     namespace: str
     name: str
     objectives: Objectives = field(default_factory=Objectives)
     preset: str = "dual-hash"
+    shadowed: bool = False
 
     @property
     def key(self) -> str:
@@ -125,7 +129,7 @@ class Fleet:
         """A client's model name → key. ``namespace/name`` always works, a bare name when it is unique."""
         if name in self.models:
             return name
-        keys = [key for key, model in self.models.items() if model.name == name]
+        keys = [key for key, model in self.models.items() if model.name == name and not model.shadowed]
         return keys[0] if len(keys) == 1 else None
 
 
@@ -134,6 +138,10 @@ class FleetSource(Protocol):
 
     def watch(self) -> AsyncIterator[Fleet]:
         """Yield the present snapshot, then a new one after every change."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What is wrong with it now, in words for people; empty when the last snapshot is how things are."""
         ...
 
 

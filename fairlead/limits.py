@@ -180,6 +180,9 @@ class Limits:
         90.0, "a watch without event or bookmark (the API server sends one a minute) is frozen: another is opened"
     )
     kube_relist_seconds: float = _limit(2.0, "watchers that must list anew spread over this time, by chance")
+    kube_fleet_seconds: float = _limit(
+        0.05, "changes of the cluster are gathered this long until a gateway has a new fleet"
+    )
     kube_events: int = _limit(4_096, "different events remembered; a repeated one is counted, not written anew")
     kube_events_waiting: int = _limit(1_024, "events that wait to be written; more are dropped and counted")
     kube_event_burst: int = _limit(25, "different events about one object at once; then they are dropped and counted")

@@ -59,6 +59,10 @@ class FileFleetSource:
             if fleet is not None:
                 yield fleet
 
+    def notes(self) -> list[str]:
+        """What is wrong with the file, while an older fleet stays in use."""
+        return [f"the fleet file cannot be used: {self.problem}"] if self.problem is not None else []
+
     async def _first(self) -> Fleet:
         self._fleet = await asyncio.to_thread(self._read)
         self.loaded_at = self._clock.now()

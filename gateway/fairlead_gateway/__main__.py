@@ -1,4 +1,4 @@
-"""``python -m fairlead_gateway --fleet FILE --listen HOST:PORT``: the helper, and where workers, clock, secret and ports come from.
+"""``python -m fairlead_gateway --fleet FILE --listen HOST:PORT``: the helper, and where workers, fleet, clock and ports come from.
 
 The workers are started first and import their modules while this process imports its own; that is why most imports stand below.
 """
@@ -20,6 +20,8 @@ from fairlead_gateway.early import Early
 from fairlead_gateway.ports import Address
 
 if TYPE_CHECKING:
+    from fairlead.clock import Clock
+    from fairlead.fleet import FleetSource
     from fairlead_gateway.keys_file import KeysFile
     from fairlead_gateway.tls import Certificate
 
@@ -62,7 +64,6 @@ def _run(
     import logging
 
     from fairlead.clock import SystemClock
-    from fairlead.fleetfile import FileFleetSource
     from fairlead_gateway import quiet_log, system
     from fairlead_gateway.helper import Helper, Plan
     from fairlead_gateway.reach import Reach
@@ -77,7 +78,7 @@ def _run(
     plan = Plan(
         public=public,
         private=private,
-        source=FileFleetSource(Path(options.fleet), clock, limits=limits),
+        source=_source(options, clock, limits),
         gateway_id=f"{socket.gethostname()}-{os.getpid()}",
         secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
         pepper=settings.key_pepper.encode() if settings.key_pepper else None,
@@ -93,6 +94,29 @@ def _run(
         return await Helper(plan, early, clock=clock, limits=limits, announce=_say).run()
 
     return asyncio.run(serve())
+
+
+def _source(options: argparse.Namespace, clock: "Clock", limits: Limits) -> "FleetSource":
+    """Where the fleet comes from. Raises BadInput when there is no way to a cluster."""
+    if options.kube is None:
+        from fairlead.fleetfile import FileFleetSource
+
+        return FileFleetSource(Path(options.fleet), clock, limits=limits)
+    import random
+
+    from fairlead.kube.access import find_access
+    from fairlead.kube.client import KubeApi
+    from fairlead.names import DNS_LABEL
+    from fairlead_gateway.kube.source import KubeFleetSource
+
+    namespaces = [name.strip() for name in options.kube.split(",") if name.strip()]
+    for name in namespaces:
+        if not DNS_LABEL.fullmatch(name):
+            message = f"--kube: {name!r} is not a namespace"
+            raise SettingsError(message, field="--kube", hint="names of namespaces, with commas between them")
+    access = find_access(os.environ, Path(os.environ.get("HOME", "/")))
+    api = KubeApi(access, clock, random.random, agent="fairlead-gateway", limits=limits)
+    return KubeFleetSource(api, clock, random.random, namespaces=namespaces, limits=limits)
 
 
 def _checked(settings: GatewaySettings) -> None:
@@ -114,7 +138,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-gateway", description="An OpenAI-compatible gateway in front of the engines of a fleet."
     )
-    parser.add_argument("--fleet", required=True, metavar="FILE", help="the fleet file; edits apply without a restart")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
+    source.add_argument(
+        "--kube",
+        nargs="?",
+        const="",
+        metavar="NAMESPACE,...",
+        help="the models of a cluster, of all its namespaces or of these; by KUBECONFIG, or the pod's service account",
+    )
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
     parser.add_argument(
         "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"

@@ -1,5 +1,5 @@
-"""The helper process: everything of a gateway that is slow. It follows files, asks engines and Redis, answers the management port
-and looks after the workers, which carry the bytes.
+"""The helper process: everything of a gateway that is slow. It follows files or the cluster, asks engines and Redis, answers the
+management port and looks after the workers, which carry the bytes.
 
 Files are followed here and not in each worker: one process looks, one finds what is wrong with them, all workers change at the same
 moment, and none of them needs a YAML reader. Nothing of a request waits for the helper; while it is busy, only what it shows is late.
@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from fairlead.clock import Clock
-from fairlead.fleet import Fleet
-from fairlead.fleetfile import FileFleetSource
+from fairlead.fleet import Fleet, FleetSource
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.tasks import ended
@@ -47,7 +46,7 @@ class Plan:
 
     public: socket.socket
     private: socket.socket
-    source: FileFleetSource
+    source: FleetSource
     gateway_id: str
     secret: bytes
     pepper: bytes | None = None
@@ -220,8 +219,7 @@ class Helper:
             await self.crew.count(windows=False)
 
     def _present_notes(self) -> list[str]:
-        problem = self._plan.source.problem
-        found = [f"the fleet file cannot be used: {problem}"] if problem else []
+        found = self._plan.source.notes()
         found += [watch.problem for watch in self._watches if watch.problem]
         return [*found, *self.crew.notes(), *quiet_log.problems(), *self.beside.notes()]
 

@@ -151,7 +151,7 @@ def _resolved(name: str, fleet: Fleet) -> str | None:
         return name
     only: str | None = None
     for key, model in models.items():
-        if model.name == name:
+        if model.name == name and not model.shadowed:
             if only is not None:
                 return None
             only = key
@@ -159,9 +159,12 @@ def _resolved(name: str, fleet: Fleet) -> str | None:
 
 
 def shown_names(fleet: Fleet) -> dict[str, Model]:
-    """What clients may call the models: the bare name where it is unique, else ``namespace/name``."""
-    counts = Counter(model.name for model in fleet.models.values())
-    return {model.name if counts[model.name] == 1 else key: model for key, model in sorted(fleet.models.items())}
+    """What clients may call the models: the bare name where it is the model's own, else ``namespace/name``."""
+    counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
+    return {
+        model.name if counts[model.name] == 1 and not model.shadowed else key: model
+        for key, model in sorted(fleet.models.items())
+    }
 
 
 def _unknown(name: str, fleet: Fleet) -> UnknownModel:

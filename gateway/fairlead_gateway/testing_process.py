@@ -91,10 +91,13 @@ class Line:
 
 
 @asynccontextmanager
-async def gateway_process(fleet: Path, *options: str, listen: str = "127.0.0.1:0") -> AsyncIterator[GatewayProcess]:
-    """Run a gateway until the block ends."""
+async def gateway_process(
+    fleet: Path | None, *options: str, listen: str = "127.0.0.1:0"
+) -> AsyncIterator[GatewayProcess]:
+    """Run a gateway until the block ends; without a fleet file, ``options`` say where its fleet comes from."""
+    source = [] if fleet is None else ["--fleet", str(fleet)]
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, "--fleet", str(fleet), "--listen", listen, *options, stdout=asyncio.subprocess.PIPE
+        *COMMAND, *source, "--listen", listen, *options, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None

@@ -1,0 +1,219 @@
+"""What the cluster has → the fleet. Pure: the same objects and the same fleet before give the same fleet, on every gateway.
+
+Nothing leaves the fleet on doubt. A spec that cannot be read keeps what it said before; pods are found by their labels, which say
+all that routing to them takes, so they are served even then; pods of a pool that adopts stay until its own list is known.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
+from fairlead.cluster_labels import MODEL, POOL
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
+from fairlead.kube.resource import Manifest, key_of, metadata_of, namespace_of, selector
+from fairlead.limits import Limits
+from fairlead.profile import EngineProfile, presets
+from fairlead_gateway.kube.pods import PLAIN, Adopter, Found, adopted, groups, own
+from fairlead_gateway.kube.specs import ModelRead
+
+Selection = tuple[str, str]
+"""A namespace and a label selector: the pods that a pool adopts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """What is known of the cluster. ``models`` with the oldest first; ``pods`` are those that Fairlead runs.
+
+    ``chosen`` are the pods of each selection that a model names; one that was never listed is not in it.
+    """
+
+    models: Sequence[ModelRead] = ()
+    profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
+    pods: Mapping[str, Manifest] = field(default_factory=dict)
+    chosen: Mapping[Selection, Mapping[str, Manifest]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A fleet; ``problems`` are for people to mend; ``left_out`` says of each pod or address that is not in it why."""
+
+    fleet: Fleet
+    problems: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def fleet_of(objects: Objects, previous: Fleet | None, limits: Limits) -> Outcome:
+    """The fleet after ``previous``, which is answered itself when nothing differs. ``membership_epoch`` grows with the ready set."""
+    making = _Making(objects, previous or Fleet(), limits)
+    models, instances = making.models(), making.instances()
+    held = {key: instances.get(key, ()) for key in models}
+    if previous is None:
+        fleet = Fleet(1, 1, models, held)
+    elif (models, held) == (previous.models, previous.instances):
+        fleet = previous
+    else:
+        fleet = Fleet(previous.version + 1, previous.membership_epoch, models, held)
+        if members(fleet) != members(previous):
+            fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
+    return Outcome(fleet, tuple(dict.fromkeys(making.problems)), making.left_out)
+
+
+def selections(models: Sequence[ModelRead]) -> set[Selection]:
+    """Which pods of others must be watched."""
+    return {
+        (model.namespace, selector(pool.selector.match_labels))
+        for model in models
+        if model.spec is not None
+        for pool in model.spec.pools
+        if pool.selector is not None
+    }
+
+
+def members(fleet: Fleet) -> frozenset[tuple[str, str]]:
+    """The instances that homes are computed over: those that get requests."""
+    return frozenset(
+        (key, one.id)
+        for key, instances in fleet.instances.items()
+        for one in instances
+        if one.state is InstanceState.READY
+    )
+
+
+class _Making:
+    """One fleet in the making, with what is said about it on the way."""
+
+    def __init__(self, objects: Objects, previous: Fleet, limits: Limits) -> None:
+        self.problems: list[str] = [one.problem for one in objects.models if one.problem]
+        self.left_out: dict[str, str] = {}
+        self._objects = objects
+        self._previous = previous
+        self._limits = limits
+        self._served = self._at_most_models()
+
+    def _at_most_models(self) -> list[ModelRead]:
+        models, most = list(self._objects.models), self._limits.models
+        if len(models) > most:
+            self.problems.append(f"{len(models):,} models, the oldest {most:,} are served")
+        return models[:most]
+
+    def models(self) -> dict[str, Model]:
+        """By key. Of several with one name the oldest has it, as the operator's ``status.clientName`` says."""
+        found: dict[str, Model] = {}
+        names: set[str] = set()
+        for one in self._served:
+            before = self._previous.models.get(one.key)
+            if one.spec is not None:
+                model = Model(one.namespace, one.name, one.spec.objectives.values(), one.spec.routing.preset.value)
+            else:
+                model = before or Model(one.namespace, one.name)
+            found[one.key] = replace(model, shadowed=one.name in names)
+            names.add(one.name)
+        return dict(sorted(found.items()))
+
+    def instances(self) -> dict[str, tuple[Instance, ...]]:
+        """By the key of their model. An id that two models claim is the older one's."""
+        found: dict[str, Instance] = {}
+        for one in self._all():
+            there = found.setdefault(one.id, one)
+            if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
+                self.left_out[f"{one.namespace}/{one.model}: {one.id}"] = (
+                    f"it is the model {there.namespace}/{there.model}'s already"
+                )
+                self.problems.append(
+                    f"the engine {one.url} is both {there.namespace}/{there.model}'s and {one.namespace}/{one.model}'s; "
+                    "only the older model uses it"
+                )
+        grouped: dict[str, list[Instance]] = {}
+        for one in sorted(self._at_most_instances(found), key=lambda one: one.id):
+            grouped.setdefault(f"{one.namespace}/{one.model}", []).append(one)
+        return {key: tuple(group) for key, group in grouped.items()}
+
+    def _at_most_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
+        """Those that are served already go before others."""
+        most = self._limits.instances
+        if len(found) <= most:
+            return list(found.values())
+        self.problems.append(f"{len(found):,} instances, at most {most:,} are served")
+        known = {one.id for group in self._previous.instances.values() for one in group}
+        ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
+        self.left_out |= {one.id: "there are more instances than are served" for one in ordered[most:]}
+        return ordered[:most]
+
+    def _all(self) -> Iterator[Instance]:
+        managed = self._managed()
+        for model in self._served:
+            yield from managed.get(model.key, ())
+            if model.spec is not None and model.spec.external:
+                for pool in model.spec.pools:
+                    yield from self._external(model, model.spec, pool)
+            elif model.spec is None and not managed.get(model.key):
+                yield from self._previous.instances.get(model.key, ())
+
+    def _managed(self) -> dict[str, list[Instance]]:
+        """The instances in pods that Fairlead runs, by the key of their model."""
+        served = {one.key: one for one in self._served}
+        spans = groups(self._objects.pods)
+        found: dict[str, list[Instance]] = {}
+        for pod in self._objects.pods.values():
+            labels = metadata_of(pod).get("labels") or {}
+            key = f"{namespace_of(pod)}/{labels.get(MODEL, '')}"
+            model = served.get(key)
+            if model is None:
+                self.left_out[key_of(pod)] = f"there is no model {key}"
+                continue
+            profile = self._profile(model, str(labels.get(POOL, "")))
+            found.setdefault(key, []).extend(self._of(pod, own(pod, profile, spans)))
+        return found
+
+    def _external(self, model: ModelRead, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
+        """The instances of a pool that adopts."""
+        transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
+        profile, role = self._profile(model, pool.name), Role(pool.role.value)
+        for endpoint in pool.endpoints:
+            parts = urlsplit(endpoint.url)
+            yield Instance(
+                id=f"{parts.hostname}/{parts.port}/0",
+                namespace=model.namespace,
+                model=model.name,
+                pool=pool.name,
+                url=endpoint.url,
+                engine=PLAIN,
+                role=role,
+                profile=profile,
+                transfer=transfer,
+            )
+        if pool.selector is None:
+            return
+        chosen = self._objects.chosen.get((model.namespace, selector(pool.selector.match_labels)))
+        if chosen is None:
+            before = self._previous.instances.get(model.key, ())
+            yield from (one for one in before if one.pool == pool.name)
+            return
+        adopter = Adopter(model.namespace, model.name, pool.name, role, pool.selector.port, transfer, profile)
+        wanted = pool.selector.match_labels.items()
+        for pod in chosen.values():
+            if wanted <= (metadata_of(pod).get("labels") or {}).items():
+                yield from self._of(pod, adopted(pod, adopter))
+
+    def _of(self, pod: Manifest, found: Found) -> tuple[Instance, ...]:
+        if found.why:
+            self.left_out[key_of(pod)] = found.why
+        return found.instances
+
+    def _profile(self, model: ModelRead, pool: str) -> EngineProfile | None:
+        """What routing expects of the pool's engines; None for its default."""
+        if model.spec is None:
+            before = self._previous.instances.get(model.key, ())
+            return next((one.profile for one in before if one.pool == pool), None)
+        name = next((one.accelerator for one in model.spec.pools if one.name == pool), None)
+        if name is None:
+            return None  # an external one, or a pool that was removed and is going
+        found = self._objects.profiles.get(name)
+        if found is None and model.spec.engine.kind is EngineKind.SIM:
+            found = presets().get(name)
+        if found is None:
+            self.problems.append(
+                f"{model.key}: there is no AcceleratorClass {name!r}; its pool {pool} is routed to with the default profile"
+            )
+        return found
