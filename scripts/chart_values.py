@@ -77,9 +77,6 @@ class Operator(Placement):
     replicas: Count = _value("replicas, of which one leads", 2)
     image: OperatorImage = _value("its image", OperatorImage)
     resources: Free = _value("its resources", _resources("50m", "128Mi", "512Mi"))
-    watch_namespaces: Names = _value(
-        "the only namespaces whose models are served; it gets a Role in each instead of rights in all", []
-    )
     reconcilers: Annotated[int, Field(ge=1, le=256)] = _value("models that are worked on at once", 8)
     resync: Duration = _value("how often all models are listed besides being watched", "60s")
     lease: Duration = _value("how long the leader may be silent before another replica takes over", "15s")
@@ -127,7 +124,9 @@ class Trace(Part):
 
 
 class Fleet(Part):
-    models: list[Free] = _value("models and their engines, as in a fleet file; edits apply without a restart", [])
+    models: list[Free] = _value(
+        "models and their engines, as in a fleet file, instead of the cluster's; edits apply without a restart", []
+    )
 
 
 class Gateway(Placement):
@@ -207,6 +206,11 @@ class Values(Part):
 
     global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")
     fullname_override: str = _value("the beginning of all names instead of the release's", "")
+    watch_namespaces: Names = _value(
+        "the only namespaces whose models are served; they must exist. Operator and gateway get a Role in each instead of "
+        "rights in all",
+        [],
+    )
     operator: Operator = _value("the operator", Operator)
     engines: Engines = _value("what all engines are given", Engines)
     gateway: Gateway = _value("the gateway", Gateway)

@@ -16,7 +16,7 @@ from fairlead.kube.resource import (
     REVISIONS,
     Resource,
 )
-from fairlead.testing.chart import rendered
+from fairlead.testing.chart import pods, rendered
 from fairlead_operator.leading import LEASE
 from fairlead_operator.observe import ALWAYS, OPTIONAL
 
@@ -91,9 +91,9 @@ def test_the_operator_may_do_what_its_code_does_and_nothing_else(program: Path) 
 
 
 def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(program: Path) -> None:
-    found = rendered(program, "--set=operator.watchNamespaces={a,b}")
+    found = rendered(program, "--set=watchNamespaces={a,b}")
     assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
-    assert rights(found, "-models") == used()
+    assert rights(found, "operator-models") == used()
     for kind in ("Role", "RoleBinding"):
         here = [one for one in found if one["kind"] == kind and one["metadata"]["name"].endswith("-models")]
         assert [one["metadata"]["namespace"] for one in here] == ["a", "b"]
@@ -105,10 +105,26 @@ def test_the_lease_is_the_only_one_it_may_touch(program: Path) -> None:
     assert (touch["resourceNames"], touch["verbs"]) == ([LEASE], ["get", "patch"])
 
 
-def test_every_role_is_bound_to_the_operator_alone(program: Path) -> None:
-    found = rendered(program, "--set=operator.watchNamespaces={a,b}")
+def test_the_gateway_reads_models_pods_and_accelerators_and_nothing_else(program: Path) -> None:
+    models = wanted(MODEL_DEPLOYMENTS, "list", "watch") | wanted(PODS, "list", "watch")
+    classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
+    assert rights(rendered(program), "fairlead-gateway") == models | classes
+    found = rendered(program, "--set=watchNamespaces={a,b}")
+    assert (rights(found, "fairlead-gateway"), rights(found, "gateway-fleet")) == (classes, models)
+
+
+def test_a_gateway_with_a_fleet_of_its_own_has_no_rights(program: Path) -> None:
+    found = rendered(program, "--set=gateway.fleet.models[0].name=tiny")
+    assert not any(one["kind"] in ROLES and "gateway" in one["metadata"]["name"] for one in found)
+    assert pods(found)["Deployment fairlead-gateway"]["automountServiceAccountToken"] is False
+
+
+def test_every_role_is_bound_to_its_own_component(program: Path) -> None:
+    found = rendered(program, "--set=watchNamespaces={a,b}")
     for one in found:
         if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
-            subject = {"kind": "ServiceAccount", "name": "fairlead-operator", "namespace": "fairlead"}
+            component = one["metadata"]["labels"]["app.kubernetes.io/component"]
+            subject = {"kind": "ServiceAccount", "name": f"fairlead-{component}", "namespace": "fairlead"}
             assert one["subjects"] == [subject]
+            assert f"fairlead-{component}" in one["roleRef"]["name"]
             assert one["roleRef"]["name"] in {role["metadata"]["name"] for role in found if role["kind"] in ROLES}

@@ -27,6 +27,7 @@ from fairlead.kube.resource import (
 from fairlead.testing.chart import CHART, rendered
 from fairlead.testing.kube import ApiServer, assets
 from fairlead.testing.waiting import until_async
+from fairlead_gateway.testing_process import gateway_process
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
@@ -116,6 +117,32 @@ def test_the_operator_serves_a_model_with_exactly_its_rights(
             said = log.read_text()
             assert code == 0, said
             assert "forbidden" not in said.lower()
+
+    asyncio.run(main())
+
+
+def test_the_gateway_finds_models_with_exactly_its_rights(
+    api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rendered(program, "--namespace=charted")
+
+    async def main() -> None:
+        async with api_of(api_server) as api:
+            for path in sorted((CHART / "crds").glob("*.yaml")):
+                await api.apply(yaml.safe_load(path.read_text()), "test")
+            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+            await namespace(api, "charted")
+            for one in found:
+                if one["kind"] in RIGHTS:
+                    await api.apply(one, "test")
+            await api.apply(MODEL, "kubectl")
+            token = await asyncio.to_thread(kubectl, api_server, "-n", "charted", "create", "token", "fairlead-gateway")
+            (tmp_path / "kubeconfig").write_text(yaml.safe_dump(as_account(api_server, token.strip())))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+            async with gateway_process(None, "--kube") as gateway:
+                listed = await gateway.told("/api/fleet")
+                assert "charted/qwen" in str(listed)
+                assert "forbidden" not in (await gateway.notes()).lower()
 
     asyncio.run(main())
 

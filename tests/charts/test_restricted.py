@@ -19,9 +19,10 @@ def test_every_pod_is_restricted(program: Path, case: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_only_the_operator_speaks_with_the_api_server(program: Path, case: Path) -> None:
+def test_only_who_speaks_with_the_api_server_gets_a_token(program: Path, case: Path) -> None:
     for name, pod in pods(rendered(program, f"--values={case}")).items():
-        assert pod["automountServiceAccountToken"] is name.endswith("-operator"), name
+        speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
+        assert pod["automountServiceAccountToken"] is speaks, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

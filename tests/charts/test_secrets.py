@@ -93,6 +93,7 @@ def test_the_gateway_takes_its_variables_and_options(program: Path, case: Path) 
     assert chosen.insecure is not bool(chosen.keys)
     ports = {one["name"]: one["containerPort"] for one in container["ports"]}
     assert (chosen.listen, chosen.manage) == (f"0.0.0.0:{ports['http']}", f"0.0.0.0:{ports['manage']}")
+    assert (chosen.kube is None) is bool(chosen.fleet)
     folders = [one["mountPath"] for one in container["volumeMounts"]]
     for path in filter(None, (chosen.fleet, chosen.keys, chosen.tls_cert, chosen.tls_key)):
         assert str(Path(path).parent) in folders
