@@ -106,14 +106,14 @@ class Worker:
         self._answers = Answers(gateway, self._channel.send)
         self._place(setup.slots)
         gateway.apply(setup.fleet)
+        system.settled()  # takes tens of milliseconds: before anybody is served
+        system.collect_seldom()
         public = Address(setup.host, setup.port).bind(shared=True)
         server = Server(gateway, public, self._certificate)
         await server.start()
         for message in self._waiting:
             self._received(message)
         self._waiting.clear()
-        system.settled()
-        system.collect_seldom()
         _log.info("worker %d runs %s", setup.number, "compiled" if is_compiled(forward.__file__) else "interpreted")
         self._channel.send(say.Ready(gateway.fleet().version))
         return server

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import SettingsError
-from fairlead.settings import TOOL_VARIABLES, GatewaySettings, processes, read, settings_table, unknown
+from fairlead.settings import (
+    TOOL_VARIABLES,
+    GatewaySettings,
+    OperatorSettings,
+    processes,
+    read,
+    settings_table,
+    unknown,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text()
@@ -30,7 +38,7 @@ def test_a_secret_is_never_printed(kind: type) -> None:
     secrets = {row.variable for row in settings_table() if row.secret}
     shown = repr(read(kind, dict.fromkeys(secrets, "hush")))
     assert "hush" not in shown
-    assert "***" in shown
+    assert ("***" in shown) is (kind is not OperatorSettings)  # which has none
 
 
 def test_a_misspelt_variable_is_named_with_the_nearest_one() -> None:
