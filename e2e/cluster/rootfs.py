@@ -155,11 +155,6 @@ def component(root: Path, compiled: Path | None) -> None:
     _compile(root)
 
 
-def libraries(root: Path) -> set[str]:
-    """Names of the shared libraries that a first layer has."""
-    return {path.name for path in (root / _LIBRARIES).iterdir()}
-
-
 def locked(requirements: Path) -> dict[str, set[str]]:
     """Name → versions of a lock file: several where they differ by a marker."""
     found: dict[str, set[str]] = {}

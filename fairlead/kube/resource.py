@@ -132,6 +132,27 @@ def metadata_of(manifest: Manifest) -> Manifest:
     return manifest.get("metadata") or {}
 
 
+def labels_of(manifest: Manifest) -> Mapping[str, str]:
+    """``metadata.labels``, empty where there are none."""
+    return metadata_of(manifest).get("labels") or {}
+
+
+def annotations_of(manifest: Manifest) -> Mapping[str, str]:
+    """``metadata.annotations``, empty where there are none."""
+    return metadata_of(manifest).get("annotations") or {}
+
+
+def leaving(manifest: Manifest) -> bool:
+    """Its deletion has begun."""
+    return bool(metadata_of(manifest).get("deletionTimestamp"))
+
+
+def says_ready(pod: Manifest) -> bool:
+    """Its condition ``Ready`` holds, also while it is leaving."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+
+
 def selector(labels: Mapping[str, str]) -> str:
     """A label selector that asks for all of these labels: ``app=x,role=y``."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

@@ -1,8 +1,10 @@
 """Time that a test turns by hand: a clock, and pauses that end when the clock has come that far."""
 
 import asyncio
+from collections.abc import Callable
 
 from fairlead.clock import ManualClock
+from fairlead.testing.waiting import until
 
 
 class Timeline(ManualClock):
@@ -30,6 +32,17 @@ class Timeline(ManualClock):
         for due, future in self._due:
             if due <= self.now() and not future.done():
                 future.set_result(None)
+
+    async def passing(self, condition: Callable[[], bool], below: float) -> None:
+        """Let one pause of less than ``below`` seconds after the other be over, until ``condition`` holds."""
+
+        def turned() -> bool:
+            waiting = self.waiting
+            if waiting and waiting[0] < below:
+                self.advance(waiting[0])
+            return condition()
+
+        await until(turned)
 
     @property
     def waiting(self) -> list[float]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from fairlead.api import Reason
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
-from fairlead.kube.resource import Manifest, name_of
-from fairlead_operator.marks import leaving
+from fairlead.kube.resource import Manifest, leaving, name_of
 
 _NOTED = 300
 _SECRET = re.compile(r'secrets? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in Secret (\S+)')

@@ -10,7 +10,16 @@ import msgspec
 
 from fairlead.api import API_VERSION
 from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL
-from fairlead.kube.resource import Manifest, metadata_of, name_of, namespace_of, uid_of
+from fairlead.kube.resource import (
+    MODEL_DEPLOYMENTS,
+    Manifest,
+    annotations_of,
+    labels_of,
+    metadata_of,
+    name_of,
+    namespace_of,
+    uid_of,
+)
 
 STATUS_MANAGER = "fairlead-operator"
 """The field manager of our part of ``status``, of which the autoscaler writes another; that of children is ``MANAGER``."""
@@ -31,22 +40,17 @@ def digest(value: Any) -> str:
 
 def annotation(manifest: Manifest, name: str) -> str:
     """An annotation; empty where there is none."""
-    return str((metadata_of(manifest).get("annotations") or {}).get(name, ""))
+    return str(annotations_of(manifest).get(name, ""))
 
 
 def label(manifest: Manifest, name: str) -> str:
     """A label; empty where there is none."""
-    return str((metadata_of(manifest).get("labels") or {}).get(name, ""))
+    return str(labels_of(manifest).get(name, ""))
 
 
 def generation_of(manifest: Manifest) -> int:
     """``metadata.generation``: how often the spec was changed; 0 where nobody counts."""
     return int(metadata_of(manifest).get("generation") or 0)
-
-
-def leaving(manifest: Manifest) -> bool:
-    """Its deletion has begun."""
-    return bool(metadata_of(manifest).get("deletionTimestamp"))
 
 
 def owner_uid(manifest: Manifest) -> str:
@@ -65,27 +69,30 @@ def parent_key(child: Manifest) -> str | None:
     return f"{namespace}/{model}"
 
 
+def owner_reference(name: str, uid: str) -> Manifest:
+    """The entry of ``ownerReferences`` that makes an object a child of the model ``name``."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": MODEL_DEPLOYMENTS.kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
 def owned(manifest: Manifest, model: Manifest) -> Manifest:
     """The manifest of a child, complete: our labels, its owner, and last the hash of all this."""
     metadata = dict(metadata_of(manifest))
     metadata["namespace"] = namespace_of(model)
-    metadata["labels"] = {MANAGED_BY: MANAGER, MODEL: name_of(model), **(metadata.get("labels") or {})}
-    metadata["ownerReferences"] = [
-        {
-            "apiVersion": API_VERSION,
-            "kind": "ModelDeployment",
-            "name": name_of(model),
-            "uid": uid_of(model),
-            "controller": True,
-            "blockOwnerDeletion": True,
-        }
-    ]
+    metadata["labels"] = {MANAGED_BY: MANAGER, MODEL: name_of(model), **labels_of(manifest)}
+    metadata["ownerReferences"] = [owner_reference(name_of(model), uid_of(model))]
     whole = {**manifest, "metadata": metadata}
-    notes = {**(metadata.get("annotations") or {}), APPLIED: digest(whole)}
+    notes = {**annotations_of(manifest), APPLIED: digest(whole)}
     return {**whole, "metadata": {**metadata, "annotations": notes}}
 
 
 def made_of(manifest: Manifest, revision: str) -> Manifest:
     """The manifest with the hash of the spec that it is made of."""
-    notes = {**(metadata_of(manifest).get("annotations") or {}), REVISION: revision}
+    notes = {**annotations_of(manifest), REVISION: revision}
     return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}

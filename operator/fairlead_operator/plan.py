@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.cluster_labels import MANAGER, ROLE
-from fairlead.kube.resource import Manifest, name_of, uid_of
-from fairlead_operator.marks import APPLIED, annotation, label, leaving, owned, owner_uid
+from fairlead.kube.resource import Manifest, leaving, name_of, uid_of
+from fairlead_operator.marks import APPLIED, annotation, label, owned, owner_uid
 from fairlead_operator.ownership import REPLICAS, taken, without
 
 ChildKey = tuple[str, str]

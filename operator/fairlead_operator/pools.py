@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fairlead.api import ModelDeploymentSpec, Pool
 from fairlead.cluster_labels import POOL
-from fairlead.kube.resource import Manifest
+from fairlead.kube.resource import Manifest, leaving, says_ready
 from fairlead_operator.marks import REVISION, annotation, generation_of, label
 from fairlead_operator.plan import WORKLOADS, ChildKey, child_key
 from fairlead_operator.summarize import PoolState
@@ -55,11 +55,4 @@ def _state(pool: Pool, asked: int, workload: Manifest | None, revision: str) -> 
 
 def ready_pods(pods: Sequence[Manifest]) -> int:
     """How many of these pods are ready and not about to go."""
-    return sum(_ready(pod) for pod in pods)
-
-
-def _ready(pod: Manifest) -> bool:
-    if (pod.get("metadata") or {}).get("deletionTimestamp"):
-        return False
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+    return sum(says_ready(pod) and not leaving(pod) for pod in pods)

@@ -26,6 +26,7 @@ from fairlead.kube.resource import (
     PODS,
     Manifest,
     Resource,
+    leaving,
     metadata_of,
     name_of,
     namespace_of,
@@ -36,7 +37,7 @@ from fairlead.kube.resource import (
 from fairlead_operator import happenings, pools, rollout, summarize
 from fairlead_operator.failures import Failure, failure, of_write
 from fairlead_operator.happenings import Happening
-from fairlead_operator.marks import STATUS_MANAGER, generation_of, leaving, made_of, owner_uid, parent_key
+from fairlead_operator.marks import STATUS_MANAGER, generation_of, made_of, owner_uid, parent_key
 from fairlead_operator.observe import Observed, Shelf
 from fairlead_operator.plan import WORKLOADS, ChildKey, Doubts, Plan, child_key, plan
 from fairlead_operator.seam import Render, World

@@ -5,7 +5,7 @@ import asyncio
 from fairlead.testing.engine import Call, Hangup, honest, scripted_engine, token
 from fairlead.testing.raw_http import ask
 from fairlead.testing.waiting import until
-from fairlead_gateway.testing import fleet_of, run, running_gateway
+from fairlead_gateway.testing import Running, fleet_of, run, running_gateway, with_engines
 
 PLAIN = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = PLAIN | {"stream": True}
@@ -103,19 +103,13 @@ def test_a_retry_that_dies_in_its_stream_is_not_continued_on_a_third_engine() ->
             await call.event({"id": "x", **token("a")})
         raise Hangup
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            scripted_engine(script) as three,
-            running_gateway(fleet_of([one.url, two.url, three.url])) as running,
-        ):
-            assert '"code":"stream_cut"' in (await ask(running.url, GREEDY)).events[-1]
-            assert len(met) == 2
-            assert (await ask(running.url, GREEDY)).status == 422
-            assert len(met) == 2
+    async def use(running: Running) -> None:
+        assert '"code":"stream_cut"' in (await ask(running.url, GREEDY)).events[-1]
+        assert len(met) == 2
+        assert (await ask(running.url, GREEDY)).status == 422
+        assert len(met) == 2
 
-    run(main())
+    run(with_engines([script] * 3, use))
 
 
 def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
@@ -127,18 +121,12 @@ def test_an_engine_that_dies_of_the_rest_of_a_stream_counts_too() -> None:
         await call.event({"id": "x", **token("a")})
         raise Hangup
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine(script) as two,
-            scripted_engine(script) as three,
-            running_gateway(fleet_of([one.url, two.url, three.url])) as running,
-        ):
-            assert '"code":"stream_cut"' in (await ask(running.url, GREEDY)).events[-1]
-            assert (await ask(running.url, GREEDY)).status == 422
-            assert len(met) == 2
+    async def use(running: Running) -> None:
+        assert '"code":"stream_cut"' in (await ask(running.url, GREEDY)).events[-1]
+        assert (await ask(running.url, GREEDY)).status == 422
+        assert len(met) == 2
 
-    run(main())
+    run(with_engines([script] * 3, use))
 
 
 def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_other() -> None:

@@ -1,5 +1,6 @@
 """What an engine's container is made from, and what it comes out as."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -167,3 +168,8 @@ def host_share(member: Member, devices: int) -> tuple[int, int]:
     """
     spare = 1 if member.spec.kv_cache.transfer is Transfer.NIXL else 0
     return 1000 * (2 + devices + spare), 4 * GIB * (1 + devices)
+
+
+def compact_json(value: dict[str, Any]) -> str:
+    """As a switch of a command line takes it."""
+    return json.dumps(value, separators=(",", ":"))

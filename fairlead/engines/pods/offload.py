@@ -1,5 +1,6 @@
 """KV that leaves the accelerator: the share of each engine process, and LMCache, which is told by environment variables."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead import units
@@ -36,11 +37,23 @@ def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], .
     return tuple(env)
 
 
-def disk_volume(offload: Offload) -> dict[str, Any]:
-    """Scratch space of the node, as large as asked for."""
-    return {"name": _VOLUME, "emptyDir": {"sizeLimit": offload.disk}}
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What offloaded KV takes of a node, for one pod. ``disk_bytes`` None: no disk."""
+
+    memory_bytes: int = 0
+    disk_bytes: int | None = None
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
 
 
-def disk_mount() -> dict[str, Any]:
-    """Where LMCache finds it."""
-    return {"name": _VOLUME, "mountPath": LMCACHE_FOLDER}
+def space_of(offload: Offload | None) -> Space:
+    """Main memory, and scratch space of the node, mounted where LMCache finds it; nothing without offload."""
+    if offload is None:
+        return Space()
+    memory = units.size_bytes(offload.memory)
+    if offload.disk is None:
+        return Space(memory)
+    volume = {"name": _VOLUME, "emptyDir": {"sizeLimit": offload.disk}}
+    mount = {"name": _VOLUME, "mountPath": LMCACHE_FOLDER}
+    return Space(memory, units.size_bytes(offload.disk), (volume,), (mount,))

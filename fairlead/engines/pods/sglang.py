@@ -1,9 +1,7 @@
 """SGLang in a pod: ``python3 -m sglang.launch_server`` with the switches of 0.5.23, each held against its argument parser."""
 
-import json
 from typing import Any, Final
 
-from fairlead import units
 from fairlead.api import OffloadKind, PoolRole, Transfer
 from fairlead.cluster_labels import EngineNotes
 from fairlead.engines.pods.base import (
@@ -17,13 +15,14 @@ from fairlead.engines.pods.base import (
     EngineContainer,
     Health,
     Member,
+    compact_json,
     from_pod,
     host_share,
     network_ports,
     variable,
 )
 from fairlead.engines.pods.drain import Drain
-from fairlead.engines.pods.offload import disk_mount, disk_volume, lmcache_env, rank_bytes
+from fairlead.engines.pods.offload import lmcache_env, rank_bytes, space_of
 from fairlead.engines.pods.sources import weights
 from fairlead.errors import BadInput
 
@@ -38,8 +37,7 @@ def sglang_container(member: Member) -> EngineContainer:
     loaded = weights(member.spec.model)
     shape, cache = member.pool.parallelism, member.spec.kv_cache
     cpu, memory = host_share(member, shape.ranks_per_pod)
-    offload = cache.offload
-    disk = offload is not None and offload.disk is not None
+    space = space_of(cache.offload)
     split = member.pool.role in _MODES
     prefills = member.pool.role is PoolRole.PREFILL
     where = f"${LEADER_ADDRESS}" if not member.answers else "127.0.0.1"
@@ -61,11 +59,11 @@ def sglang_container(member: Member) -> EngineContainer:
         drain=Drain(f"http://{where}:{HTTP_PORT}/metrics", GAUGES),
         weights=loaded,
         cpu_millis=cpu,
-        memory_bytes=memory + (units.size_bytes(offload.memory) if offload is not None else 0),
-        disk_bytes=units.size_bytes(offload.disk) if offload is not None and offload.disk is not None else None,
+        memory_bytes=memory + space.memory_bytes,
+        disk_bytes=space.disk_bytes,
         shared_memory=True,
-        more_volumes=(disk_volume(offload),) if offload is not None and disk else (),
-        more_mounts=(disk_mount(),) if disk else (),
+        more_volumes=space.volumes,
+        more_mounts=space.mounts,
     )
 
 
@@ -100,7 +98,7 @@ def _switches(member: Member, streamed: bool) -> list[str]:
             "endpoint": f"tcp://*:{KV_EVENTS_PORT}",
             "replay_endpoint": f"tcp://*:{KV_REPLAY_PORT}",
         }
-        found.append(f"--kv-events-config={json.dumps(config, separators=(',', ':'))}")
+        found.append(f"--kv-events-config={compact_json(config)}")
     if spec.adapters is not None:
         slots, rank = spec.adapters.slots, spec.adapters.max_rank
         # One of its places in a batch is for requests without an adapter. Without target modules it wants adapters at start.

@@ -1,9 +1,7 @@
 """vLLM in a pod: ``vllm serve`` with the switches of 0.32, each held against its own ``--help`` by a test."""
 
-import json
 from typing import Any, Final
 
-from fairlead import units
 from fairlead.api import OffloadKind, PoolRole, Transfer
 from fairlead.cluster_labels import EngineNotes
 from fairlead.engines.pods.base import (
@@ -18,13 +16,14 @@ from fairlead.engines.pods.base import (
     EngineContainer,
     Health,
     Member,
+    compact_json,
     from_pod,
     host_share,
     network_ports,
     variable,
 )
 from fairlead.engines.pods.drain import Drain
-from fairlead.engines.pods.offload import disk_mount, disk_volume, engine_bytes, lmcache_env
+from fairlead.engines.pods.offload import engine_bytes, lmcache_env, space_of
 from fairlead.engines.pods.sources import weights
 
 GAUGES: Final = ("vllm:num_requests_running", "vllm:num_requests_waiting")
@@ -37,8 +36,7 @@ def vllm_container(member: Member) -> EngineContainer:
     loaded = weights(member.spec.model)
     shape, cache = member.pool.parallelism, member.spec.kv_cache
     cpu, memory = host_share(member, shape.ranks_per_pod)
-    offload = cache.offload
-    disk = offload is not None and offload.disk is not None
+    space = space_of(cache.offload)
     prefills_mooncake = cache.transfer is Transfer.MOONCAKE and member.pool.role is PoolRole.PREFILL
     where = f"${LEADER_ADDRESS}" if not member.answers else "127.0.0.1"
     return EngineContainer(
@@ -58,11 +56,11 @@ def vllm_container(member: Member) -> EngineContainer:
         drain=Drain(f"http://{where}:{HTTP_PORT}/metrics", GAUGES),
         weights=loaded,
         cpu_millis=cpu,
-        memory_bytes=memory + (units.size_bytes(offload.memory) if offload is not None else 0),
-        disk_bytes=units.size_bytes(offload.disk) if offload is not None and offload.disk is not None else None,
+        memory_bytes=memory + space.memory_bytes,
+        disk_bytes=space.disk_bytes,
         shared_memory=True,
-        more_volumes=(disk_volume(offload),) if offload is not None and disk else (),
-        more_mounts=(disk_mount(),) if disk else (),
+        more_volumes=space.volumes,
+        more_mounts=space.mounts,
     )
 
 
@@ -79,12 +77,12 @@ def _switches(member: Member, *, streamed: bool) -> list[str]:
     found += _parallel(member)
     found.append("--enable-prefix-caching")
     if spec.kv_cache.events:
-        found.append(f"--kv-events-config={_json(kv_events())}")
+        found.append(f"--kv-events-config={compact_json(kv_events())}")
     if spec.adapters is not None:
         slots, rank = spec.adapters.slots, spec.adapters.max_rank
         found += ["--enable-lora", f"--max-loras={slots}", f"--max-lora-rank={rank}"]
     if (transfer := _transfer(member)) is not None:
-        found.append(f"--kv-transfer-config={_json(transfer)}")
+        found.append(f"--kv-transfer-config={compact_json(transfer)}")
     return found
 
 
@@ -180,7 +178,3 @@ def _env(member: Member) -> list[dict[str, Any]]:
     if offload is not None and offload.kind is OffloadKind.LMCACHE:
         found += lmcache_env(offload, member.pool.parallelism)
     return found
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
 from fairlead.cluster_labels import MODEL, POOL
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
-from fairlead.kube.resource import Manifest, key_of, metadata_of, namespace_of, selector
+from fairlead.kube.resource import Manifest, key_of, labels_of, namespace_of, selector
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
 from fairlead_gateway.kube.pods import PLAIN, Adopter, Found, adopted, groups, own
@@ -156,7 +156,7 @@ class _Making:
         spans = groups(self._objects.pods)
         found: dict[str, list[Instance]] = {}
         for pod in self._objects.pods.values():
-            labels = metadata_of(pod).get("labels") or {}
+            labels = labels_of(pod)
             key = f"{namespace_of(pod)}/{labels.get(MODEL, '')}"
             model = served.get(key)
             if model is None:
@@ -193,7 +193,7 @@ class _Making:
         adopter = Adopter(model.namespace, model.name, pool.name, role, pool.selector.port, transfer, profile)
         wanted = pool.selector.match_labels.items()
         for pod in chosen.values():
-            if wanted <= (metadata_of(pod).get("labels") or {}).items():
+            if wanted <= labels_of(pod).items():
                 yield from self._of(pod, adopted(pod, adopter))
 
     def _of(self, pod: Manifest, found: Found) -> tuple[Instance, ...]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from fairlead.cluster_labels import ENDPOINT, ENGINE, MODEL, POOL, ROLE, EngineNotes, engine_notes
 from fairlead.fleet import TRANSFERS, Instance, InstanceState, Role
-from fairlead.kube.resource import Manifest, metadata_of, namespace_of, uid_of
+from fairlead.kube.resource import Manifest, annotations_of, labels_of, leaving, namespace_of, says_ready, uid_of
 from fairlead.profile import EngineProfile
 
 _LWS: Final = "leaderworkerset.sigs.k8s.io/"
@@ -40,7 +40,7 @@ class Adopter:
 
 def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Mapping[int, str]]) -> Found:
     """The instances of a pod that Fairlead runs, one for each data-parallel rank. ``others``: addresses of groups, by index."""
-    labels = _labels(pod)
+    labels = labels_of(pod)
     if labels.get(ENDPOINT) != "true":
         return Found(why="it answers no HTTP")
     if not labels.get(MODEL) or not labels.get(POOL):
@@ -51,7 +51,7 @@ def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Map
     host, why = _reached(pod)
     if host is None:
         return Found(why=why)
-    notes = engine_notes(metadata_of(pod).get("annotations") or {})
+    notes = engine_notes(annotations_of(pod))
     transfer = notes.transfer if notes.transfer in TRANSFERS else None
     if transfer is None and role == Role.PREFILL:
         return Found(why="it prefills for others, and nothing that is known says how it hands over")
@@ -107,7 +107,7 @@ def groups(pods: Mapping[str, Manifest]) -> dict[Group, dict[int, str]]:
     """The addresses of instances that span nodes, by group and the pod's index in it."""
     found: dict[Group, dict[int, str]] = {}
     for pod in pods.values():
-        labels, host = _labels(pod), _host(pod)
+        labels, host = labels_of(pod), _host(pod)
         index = labels.get(f"{_LWS}worker-index", "")
         if host is not None and index.isascii() and index.isdecimal():
             found.setdefault(_group(pod), {})[int(index)] = host
@@ -130,16 +130,14 @@ def _host(pod: Manifest) -> str | None:
 
 def _state(pod: Manifest) -> InstanceState:
     """A pod that is being deleted gets nothing new from now on, whatever it says of itself: its drain counts on that."""
-    if metadata_of(pod).get("deletionTimestamp"):
+    if leaving(pod):
         return InstanceState.DRAINING
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    ready = any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
-    return InstanceState.READY if ready else InstanceState.STARTING
+    return InstanceState.READY if says_ready(pod) else InstanceState.STARTING
 
 
 def _nodes(pod: Manifest, host: str, notes: EngineNotes, others: Mapping[Group, Mapping[int, str]]) -> list[str | None]:
     """On which pod each rank publishes its KV events; None for one that is not known yet."""
-    size = str((metadata_of(pod).get("annotations") or {}).get(f"{_LWS}size") or "")
+    size = str(annotations_of(pod).get(f"{_LWS}size") or "")
     count = int(size) if size.isascii() and size.isdecimal() and len(size) < 4 else 1
     if count <= 1 or notes.data_parallel <= 1:
         return [host] * notes.data_parallel
@@ -149,13 +147,9 @@ def _nodes(pod: Manifest, host: str, notes: EngineNotes, others: Mapping[Group, 
 
 
 def _group(pod: Manifest) -> Group:
-    labels = _labels(pod)
+    labels = labels_of(pod)
     return namespace_of(pod) or "", labels.get(f"{_LWS}name", ""), labels.get(f"{_LWS}group-index", "")
 
 
 def _tcp(host: str | None, port: int | None, rank: int) -> str | None:
     return f"tcp://{host}:{port + rank}" if host is not None and port is not None else None
-
-
-def _labels(pod: Manifest) -> Mapping[str, str]:
-    return metadata_of(pod).get("labels") or {}

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.api import API_VERSION, ModelDeployment, Pool
+from fairlead.api import ModelDeployment, Pool
 from fairlead.kube.resource import Manifest, Resource
+from fairlead_operator.marks import owner_reference
 from fairlead_operator.render.facts import Facts
 from fairlead_operator.render.names import child_labels
 from fairlead_operator.render.revision import Pin
@@ -37,21 +38,9 @@ class Plan:
             "name": name or self.name,
             "namespace": self.namespace,
             "labels": child_labels(self.model, self.pool),
-            "ownerReferences": [owner(self.model)],
+            "ownerReferences": [owner_reference(self.model.metadata.name, str(self.model.metadata.uid or ""))],
         }
         found: Manifest = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
         if spec is not None:
             found["spec"] = dict(spec)
         return found
-
-
-def owner(model: ModelDeployment) -> Manifest:
-    """The owner reference of a child."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ModelDeployment",
-        "name": model.metadata.name,
-        "uid": str(model.metadata.uid or ""),
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }

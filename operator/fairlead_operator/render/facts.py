@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead.api import EngineKind
-from fairlead.kube.resource import Manifest, metadata_of, name_of
+from fairlead.kube.resource import Manifest, annotations_of, name_of
 from fairlead_operator.render.replicas import scaled_elsewhere
 from fairlead_operator.render.revision import Pin, pin_of
 
@@ -60,5 +60,4 @@ class Facts:
 
 def child_of(workload: Manifest, manager: str) -> Child:
     """What the observed Deployment or LeaderWorkerSet says of itself; ``manager`` is the operator's field manager."""
-    annotations = metadata_of(workload).get("annotations") or {}
-    return Child(name_of(workload), pin_of(annotations), scaled_elsewhere(workload, manager))
+    return Child(name_of(workload), pin_of(annotations_of(workload)), scaled_elsewhere(workload, manager))

@@ -55,14 +55,7 @@ class Lab:
 
     async def passing(self, condition: Callable[[], bool]) -> None:
         """Let every pause but the watch for silence be over, until ``condition`` holds."""
-
-        def turned() -> bool:
-            waiting = [left for left in self.time.waiting if left < LIMITS.kube_silent_seconds / 2]
-            if waiting:
-                self.time.advance(waiting[0])
-            return condition()
-
-        await until(turned)
+        await self.time.passing(condition, LIMITS.kube_silent_seconds / 2)
 
 
 def run(check: Callable[[Lab], Awaitable[None]], *, before: Callable[[Lab], None] | None = None, **more: Any) -> None:
