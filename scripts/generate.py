@@ -12,6 +12,7 @@ import yaml
 from lock_images import image_requirements
 from reference import NOTE, api_page, conditions_page, limits_page, settings_page
 from reference_chart import CHART, chart_files
+from reference_checks import checks_page
 from reference_cli import cli_page
 from reference_engines import engines_page
 
@@ -26,6 +27,7 @@ def outputs() -> dict[str, str]:
     """Path below the root → what it should hold."""
     pages = {
         "docs/reference/api.md": api_page(),
+        "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/cli.md": cli_page(NOTE),
         "docs/reference/conditions.md": conditions_page(),
         "docs/reference/engines.md": engines_page(NOTE),

@@ -172,7 +172,7 @@ def test_every_option_that_is_named_anywhere_exists() -> None:
         for span in SPAN.findall(FENCE.sub("", text_of(page)))
         for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", span)
         if option not in known
-        and not span.startswith(("vllm ", "git ", "curl ", "helm ", "kubectl get ", "kubectl logs "))
+        and not span.startswith(("vllm ", "git ", "curl ", "helm ", "kubectl get ", "kubectl logs ", "kubectl apply "))
     ]
     assert unknown == []
 

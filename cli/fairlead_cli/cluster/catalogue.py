@@ -1,0 +1,447 @@
+"""What the check of a cluster looks at: a closed list, each with what it means and what to do when it fails.
+
+docs/reference/checks.md is generated from here, so every check has its anchor there. How one is judged stands in ``checks``.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+PAGE: Final = "docs/reference/checks.md"
+OLDEST_KUBERNETES: Final = (1, 30)
+"""As in the chart's ``kubeVersion``; a test holds the two equal."""
+
+
+class Section(StrEnum):
+    """The headings, in the order in which they are printed: what is below rests on what is above."""
+
+    API = "kubernetes-api"
+    PERMISSIONS = "permissions"
+    CLUSTER = "cluster"
+    CRDS = "crds"
+    OPERATOR = "operator"
+    GATEWAY = "gateway"
+    MODELS = "models"
+    SECURITY = "security"
+    VERSIONS = "versions"
+
+
+class When(StrEnum):
+    """Before an installation (``--pre``), after it, or both."""
+
+    PRE = "pre"
+    POST = "post"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """``says`` is the line that is printed, in the form of what should be so; ``means`` and ``do`` are for who reads on."""
+
+    id: str
+    section: Section
+    when: When
+    says: str
+    means: str
+    do: str
+
+    @property
+    def anchor(self) -> str:
+        """Where the documentation has it."""
+        return f"{PAGE}#{self.id}"
+
+
+_CLUSTER = (
+    Check(
+        "api-reachable",
+        Section.API,
+        When.BOTH,
+        "the API server answers",
+        "There is a kubeconfig, its context leads to an API server, and that accepts us. Nothing else can be "
+        "looked at without it.",
+        "The error names the kubeconfig and the context that were "
+        "taken. Log in again if a token ran out; choose another context.",
+    ),
+    Check(
+        "api-version",
+        Section.API,
+        When.BOTH,
+        f"Kubernetes is {OLDEST_KUBERNETES[0]}.{OLDEST_KUBERNETES[1]} or newer",
+        "Gateways wait before they go by the `sleep` of preStop, which clusters have from 1.30 on.",
+        "Upgrade the cluster. `oci://` models need 1.35.",
+    ),
+    Check(
+        "clock-skew",
+        Section.API,
+        When.BOTH,
+        "this machine's clock agrees with the API server's",
+        "Ages that are printed, and whether a lease is fresh, are reckoned with the API server's clock. A "
+        "machine that is far off is also refused where tokens and certificates have times.",
+        "Set the clock of this machine (NTP).",
+    ),
+    Check(
+        "rights-read",
+        Section.PERMISSIONS,
+        When.BOTH,
+        "you may read what the checks look at",
+        "What you may not read cannot be judged; those checks say so instead of passing.",
+        "Ask for `get` and `list` on what is named. `pods/proxy` is the way to what gateways and operators say "
+        "of themselves.",
+    ),
+    Check(
+        "rights-install",
+        Section.PERMISSIONS,
+        When.PRE,
+        "you may create what the chart holds",
+        "helm creates as you: CRDs, roles, and objects in the namespace of the installation.",
+        "Install as a cluster administrator, or have one install it.",
+    ),
+    Check(
+        "pod-security",
+        Section.CLUSTER,
+        When.PRE,
+        "the namespace takes the control plane's pods",
+        "A pod as the chart makes it was sent to the API server as a dry run, through all of its admission. It "
+        "satisfies Pod Security `restricted`; policies of your own may want more. Without the namespace there is "
+        "nothing to ask.",
+        "Read the refusal: it names the policy. Labels, annotations, nodes and resources can be set in the "
+        "chart's values.",
+    ),
+    Check(
+        "quota",
+        Section.CLUSTER,
+        When.BOTH,
+        "no quota is used up",
+        "A ResourceQuota that is used up in the namespace of the installation, or in one that has models, keeps "
+        "new pods out: nothing can be replaced, scaled or rolled out there.",
+        "Raise the quota (`kubectl describe quota -n NAMESPACE`), or ask for less.",
+    ),
+    Check(
+        "accelerators",
+        Section.CLUSTER,
+        When.PRE,
+        "a node offers an accelerator",
+        "Engines ask for devices by the resource name of their AcceleratorClass, such as `nvidia.com/gpu`. "
+        "Without a node that offers one, only models on processors and simulated engines can run.",
+        "Install the device plugin of your accelerators, or go on, if engines run elsewhere or nodes come by an "
+        "autoscaler.",
+    ),
+    Check(
+        "storage-class",
+        Section.CLUSTER,
+        When.PRE,
+        "there is a default StorageClass",
+        "PersistentVolumeClaims that name no class get it; caches for weights (`model.cache`) are such claims. "
+        "Without claims none is needed.",
+        "Mark one with the annotation `storageclass.kubernetes.io/is-default-class`, or name a class in your claims.",
+    ),
+    Check(
+        "leader-worker-set",
+        Section.CLUSTER,
+        When.BOTH,
+        "LeaderWorkerSets are known",
+        "Instances that span several nodes (`parallelism.nodes` over 1) are LeaderWorkerSets. Others need none.",
+        "Install LeaderWorkerSet 0.8 or newer, or keep instances on one node.",
+    ),
+    Check(
+        "crd-names",
+        Section.CRDS,
+        When.PRE,
+        "nobody else has our CRDs' names",
+        "A CRD of the group `serving.fairlead.io` that was not made by Fairlead would be taken for ours, and "
+        "helm leaves CRDs alone that are there.",
+        "Find out whose it is (`kubectl get crd NAME -o yaml`). If it is an older Fairlead's, see "
+        "[crd-schema](#crd-schema).",
+    ),
+    Check(
+        "crd-installed",
+        Section.CRDS,
+        When.POST,
+        "the CRDs are installed",
+        "Every kind of this release is known to the API server, established, and served in its version.",
+        "`kubectl apply --server-side --force-conflicts -f charts/fairlead/crds`",
+    ),
+    Check(
+        "crd-schema",
+        Section.CRDS,
+        When.POST,
+        "the CRDs have this release's schema",
+        "`helm upgrade` never touches CRDs. With an older schema the API server refuses or drops fields that "
+        "this release has; with a newer one, your command line is the older part.",
+        "`kubectl apply --server-side --force-conflicts -f charts/fairlead/crds`, from the release that is installed.",
+    ),
+)
+_OPERATOR = (
+    Check(
+        "operator-installed",
+        Section.OPERATOR,
+        When.POST,
+        "one operator is installed",
+        "It is found by the chart's labels. Two installations that watch the same namespaces undo one another's work.",
+        "`helm install fairlead charts/fairlead --namespace fairlead --create-namespace`; of two, uninstall one, "
+        "or give each its `watchNamespaces`.",
+    ),
+    Check(
+        "operator-ready",
+        Section.OPERATOR,
+        When.POST,
+        "operator pods are ready",
+        "While no operator runs, models serve on, but no change of theirs is carried out and no status is written.",
+        "The lines below say why its pods are not ready; else `kubectl describe pod` and `kubectl logs` of them.",
+    ),
+    Check(
+        "operator-leader",
+        Section.OPERATOR,
+        When.POST,
+        "an operator leads",
+        "Of several replicas the one that holds the Lease `fairlead-operator` works. A lease that is not renewed "
+        "means that nobody does.",
+        "Look at the logs of the operator's pods for why they cannot take the lease: the API server, or rights "
+        "on leases.",
+    ),
+    Check(
+        "operator-watches",
+        Section.OPERATOR,
+        When.POST,
+        "the operator hears the cluster",
+        "The leader's own metrics say how long ago each of its watches was last heard of; the API server sends "
+        "something every minute.",
+        "A frozen watch ends the operator by its liveness probe within minutes. If it stays, look at its log for "
+        "what the API server refuses.",
+    ),
+    Check(
+        "operator-rights",
+        Section.OPERATOR,
+        When.POST,
+        "the operator may do what it must",
+        "The API server was asked, for the operator's service account, about each right of its chart. A right "
+        "that is gone stalls models with `Forbidden`, or leaves the operator deaf to a kind.",
+        "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
+        "`charts/fairlead/templates/operator/_rules.tpl`.",
+    ),
+)
+_GATEWAY = (
+    Check(
+        "gateway-installed",
+        Section.GATEWAY,
+        When.POST,
+        "a gateway is installed",
+        "It is found by the chart's labels.",
+        "`helm install fairlead charts/fairlead --namespace fairlead --create-namespace`",
+    ),
+    Check(
+        "gateway-ready",
+        Section.GATEWAY,
+        When.POST,
+        "gateway pods are ready",
+        "A gateway is ready once it knows its fleet. While none is, nobody is answered.",
+        "The lines below say why its pods are not ready; else `kubectl describe pod` and `kubectl logs` of them.",
+    ),
+    Check(
+        "gateway-keys",
+        Section.GATEWAY,
+        When.POST,
+        "the keys Secret is complete",
+        "Gateways take API keys from a Secret with `keys.yaml` and `pepper`. Pods that run keep what they have "
+        "read; a new one does not start without it. Only the names of its entries are looked at.",
+        "Bring the Secret back (`auth.keysSecret`, see [keys](../guides/keys.md)); `helm upgrade` makes one with "
+        "a new first key where it was the chart's own.",
+    ),
+    Check(
+        "gateway-rights",
+        Section.GATEWAY,
+        When.POST,
+        "gateways may read the fleet",
+        "The API server was asked, for the gateways' service account, about each right of its chart. Without one "
+        "the fleet is never read, or grows old.",
+        "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
+        "`charts/fairlead/templates/gateway/_rules.tpl`.",
+    ),
+    Check(
+        "gateway-fleet",
+        Section.GATEWAY,
+        When.POST,
+        "gateways know the present fleet",
+        "A gateway that cannot follow the cluster serves the last fleet it knew: new engines get nothing, and "
+        "ones that are gone cost retries. Its own notes say so, and since when.",
+        "The note names the kind and the API server's words: rights, a NetworkPolicy, or the API server itself.",
+    ),
+    Check(
+        "redis",
+        Section.GATEWAY,
+        When.POST,
+        "Redis answers the gateways",
+        "Gateways share decisions through Redis. Without it each decides alone: requests are answered, and hit "
+        "fewer caches.",
+        "Look at the Redis that the Secret's `url` names: its pod where it is the chart's, else address, "
+        "password, TLS and NetworkPolicies.",
+    ),
+    Check(
+        "gateway-notes",
+        Section.GATEWAY,
+        When.POST,
+        "gateways report nothing else",
+        "What gateways say of themselves in `/readyz` besides the above, such as engines that do not tell their "
+        "metrics.",
+        "Each note says what is degraded and why; see [management port](management.md).",
+    ),
+    Check(
+        "gateway-certificate",
+        Section.GATEWAY,
+        When.POST,
+        "the gateway's certificate is good for two weeks",
+        "The certificate in the Secret of `gateway.tls.secret`. Clients refuse one that has run out.",
+        "Renew it, or look at what should have done so (cert-manager).",
+    ),
+)
+_MODELS = (
+    Check(
+        "model-observed",
+        Section.MODELS,
+        When.POST,
+        "the operator has seen every change of a model",
+        "`status.observedGeneration` is behind `metadata.generation`: a change waits, or nobody watches the namespace.",
+        "See the section of the operator; compare `watchNamespaces` with the namespace of the model.",
+    ),
+    Check(
+        "model-image",
+        Section.MODELS,
+        When.POST,
+        "engine images can be pulled",
+        "The condition says `ImagePullFailed`: the engine's image does not exist, or the node may not fetch it.",
+        "Check `engine.image`, `engine.imagePullSecrets` and the way to the registry.",
+    ),
+    Check(
+        "model-capacity",
+        Section.MODELS,
+        When.POST,
+        "nodes have room for engines",
+        "The condition says `InsufficientCapacity`: no node has the devices, processors or memory that an "
+        "engine's pod asks for.",
+        "Add nodes, lower replicas or parallelism, or check the AcceleratorClass's `resource`, `nodeSelector` "
+        "and `tolerations`.",
+    ),
+    Check(
+        "model-references",
+        Section.MODELS,
+        When.POST,
+        "what models refer to exists",
+        "The condition says `MissingSecret`, `MissingConfigMap`, `MissingClaim` or `UnknownAccelerator`: the "
+        "spec names something that is not there.",
+        "Create what the message names, in the model's namespace; pods start by themselves then.",
+    ),
+    Check(
+        "model-admission",
+        Section.MODELS,
+        When.POST,
+        "namespaces take the models' objects",
+        "The condition says `QuotaExceeded`, `PolicyRefused` or `Forbidden`: a quota, a policy or missing rights "
+        "keep objects out.",
+        "The message names the quota, policy or right. The instances that run already stay.",
+    ),
+    Check(
+        "model-stalled",
+        Section.MODELS,
+        When.POST,
+        "no model is stalled otherwise",
+        "The condition `Stalled` has one of the other [reasons](conditions.md#reasons): it goes no further until "
+        "somebody does something.",
+        "`fairlead status NAME` shows the message with the model's pods; [conditions](conditions.md#reasons) "
+        "says what to do about each reason.",
+    ),
+    Check(
+        "model-ready",
+        Section.MODELS,
+        When.POST,
+        "every model serves",
+        "A model is not ready without being stalled: instances are missing (`Degraded`, `NoInstance`, "
+        "`NoEndpoint`), or still come up (`Starting`, which is a warning).",
+        "`fairlead status NAME` shows its pods and what they wait for.",
+    ),
+    Check(
+        "model-name",
+        Section.MODELS,
+        When.POST,
+        "models' names are their own",
+        "Two models of different namespaces have one name: who says the bare name gets the older one (`NameTaken`).",
+        "Let clients say `namespace/name`, or rename one of the two.",
+    ),
+)
+_AROUND = (
+    Check(
+        "network-policies",
+        Section.SECURITY,
+        When.POST,
+        "NetworkPolicies guard the control plane",
+        "Engines ask nobody for a key, and Redis only for a password: the chart's NetworkPolicies let in who "
+        "must. Whether the cluster's network enforces them cannot be seen from here.",
+        "Leave `networkPolicies.enabled` and `engines.networkPolicies` on, or have policies of your own.",
+    ),
+    Check(
+        "disruption-budgets",
+        Section.SECURITY,
+        When.POST,
+        "disruption budgets leave room",
+        "A PodDisruptionBudget without room keeps `kubectl drain` waiting; several replicas without one may all "
+        "go at once.",
+        "Wait until all pods are ready; a budget that never has room needs more replicas or a larger `maxUnavailable`.",
+    ),
+    Check(
+        "keys-asked",
+        Section.SECURITY,
+        When.POST,
+        "gateways ask for keys",
+        "Gateways that run with `--insecure` answer whoever reaches them.",
+        "Set `auth.enabled` to true, unless something in front of the gateways asks.",
+    ),
+    Check(
+        "images",
+        Section.VERSIONS,
+        When.POST,
+        "the control plane's images can be pulled",
+        "A pod of operator, gateway or Redis waits for its image.",
+        "Check `global.imageRegistry`, `global.imagePullSecrets` and the tag.",
+    ),
+    Check(
+        "version-skew",
+        Section.VERSIONS,
+        When.POST,
+        "components and command line are of one release",
+        "Neighbouring releases work together, so that upgrades need no pause; longer than that they should not "
+        "stay apart.",
+        "`helm upgrade` to the newest, then the CRDs, then the command line.",
+    ),
+)
+
+
+def checks() -> tuple[Check, ...]:
+    """All of them, in the order in which they are printed."""
+    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_MODELS, *_AROUND)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One that happens in clusters, and the check that names it. Tests seed each; alert rules fire on the same."""
+
+    name: str
+    check: str
+    seeded: str
+
+
+FAULTS: Final = (
+    Fault("operator-down", "operator-ready", "no pod of the operator is ready"),
+    Fault(
+        "operator-not-leading",
+        "operator-leader",
+        "pods are ready, and nobody has renewed the lease for longer than it lasts",
+    ),
+    Fault("operator-right-removed", "operator-rights", "a rule is taken out of the operator's role"),
+    Fault("crd-outdated", "crd-schema", "the CRD of ModelDeployments is that of an older release"),
+    Fault("keys-missing", "gateway-keys", "the Secret with API keys is deleted"),
+    Fault("fleet-stale", "gateway-fleet", "a gateway can no longer list or watch"),
+    Fault("redis-unreachable", "redis", "Redis is gone while gateways run"),
+    Fault("image-unpullable", "model-image", "a model names an image that does not exist"),
+    Fault("accelerator-unschedulable", "model-capacity", "a model asks for more devices than any node has"),
+    Fault("credentials-missing", "model-references", "`model.credentials` names a Secret that does not exist"),
+)
+"""The ten."""

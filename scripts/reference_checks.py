@@ -1,0 +1,36 @@
+"""docs/reference/checks.md: what the check of a cluster looks at, from its catalogue."""
+
+from itertools import groupby
+
+from fairlead_cli.cluster.catalogue import FAULTS, Check, When, checks
+
+_HEAD = """# Checks
+
+What the command line's check of a cluster looks at, and what to do about each. Some look at a cluster before Fairlead is installed.
+
+A line begins with `√` (so it is), `‼` (a warning), `×` (it is not so) or `?` (it cannot be told, and why). Only `×` makes
+the exit code 1.
+
+## Faults that are tested
+
+Each of these was seeded; the check beside it named it, and no other failed but by it.
+
+| fault | check | seeded how |
+|---|---|---|
+"""
+_WHEN = {When.PRE: "Before an installation.", When.BOTH: "Before an installation and after it.", When.POST: ""}
+
+
+def checks_page(note: str) -> str:
+    """The whole page."""
+    faults = "".join(f"| {one.name} | [{one.check}](#{one.check}) | {one.seeded} |\n" for one in FAULTS)
+    sections = [
+        f"\n## {section}\n" + "".join(map(_check, found))
+        for section, found in groupby(checks(), lambda one: one.section)
+    ]
+    return f"{note}{_HEAD}{faults}{''.join(sections)}"
+
+
+def _check(one: Check) -> str:
+    when = f" {_WHEN[one.when]}" if _WHEN[one.when] else ""
+    return f"\n### {one.id}\n\n√ {one.says}.{when}\n\n{one.means}\n\nWhat to do: {one.do}\n"
