@@ -343,7 +343,7 @@ class Forward:
         if (
             answer.stream and job.said is None
         ):  # nobody will be asked again: thousands of streams need not keep their prompts
-            job.fingerprint = self._fingerprint(job)
+            job.fingerprint = job.known_by(self._quarantine.fingerprint)
             job.request.body = b""
             job.ask.forget()
         answer.pass_to(reply, lambda seconds: telemetry.inter_token(key, name, seconds))
@@ -364,19 +364,19 @@ class Forward:
             reply.cut()
         return False
 
-    def _fingerprint(self, job: Job) -> bytes:
-        """What the body is known by, whether or not it is still here."""
-        return self._quarantine.fingerprint(job.ask.body) if job.fingerprint is None else job.fingerprint
-
     def _died(self, job: Job, instance: str, began: float | None) -> bool:
         """An engine broke off on a request that it had been sent at ``began``; whether no engine should get it any more."""
         now = self._now()
-        return self._quarantine.died(self._fingerprint(job), instance, now if began is None else began, now)
+        return self._quarantine.died(
+            job.known_by(self._quarantine.fingerprint), instance, now if began is None else began, now
+        )
 
     def _acquit(self, job: Job, now: float) -> None:
         """An engine has done what the request asked for; hashes the body only when it may be a suspect's."""
+        if job.story is not None and job.story.suspicious:
+            return
         if job.fingerprint is not None or self._quarantine.knows(job.ask.body):
-            self._quarantine.answered(self._fingerprint(job), now)
+            self._quarantine.answered(job.known_by(self._quarantine.fingerprint), now)
 
     async def _passed_on(self, job: Job, instance: Instance, answer: Answer, connection: Upstream) -> str | None:
         """Wait until the answer has been sent, perhaps its rest by another engine; None or what went wrong."""

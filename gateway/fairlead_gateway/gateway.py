@@ -97,6 +97,8 @@ class Gateway(Host):
         self.telemetry.standing = self._health.words
         self.reach = Reach(environ, clock.now)
         self._pool = Pool(limits, loop, self.reach)
+        told = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
+        quarantine = self.quarantine = Quarantine(secret, limits, *told)
         self._prefill = Prefill(
             decoding=self._routes,
             prefilling=self._prefill_routes,
@@ -104,10 +106,9 @@ class Gateway(Host):
             telemetry=self.telemetry,
             clock=clock,
             limits=limits,
+            quarantine=quarantine,
             draw=draw,
         )
-        told = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
-        quarantine = self.quarantine = Quarantine(secret, limits, *told)
         self._build_ways(quarantine, budget)
         self._loop = loop
         # One thread: more would not be faster, and each would make the loop wait longer for its turn.

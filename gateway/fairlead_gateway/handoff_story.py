@@ -14,13 +14,14 @@ FAILED: Final = "failed"
 @dataclass(slots=True)
 class PrefillLeg:
     """One prefill engine that was asked. ``result`` is ``pending``, ``ok`` or one word for what went wrong; ``began`` is
-    monotonic seconds, ``seconds`` None until it ended."""
+    monotonic seconds, ``seconds`` None until it ended. ``died``: it had the prompt and broke off."""
 
     instance_id: str
     decision: Decision
     began: float
     seconds: float | None = None
     result: str = PENDING
+    died: bool = False
 
 
 @dataclass(slots=True)
@@ -33,3 +34,9 @@ class HandoffStory:
     words: str = ""
     waited_seconds: float = 0.0
     legs: list[PrefillLeg] = field(default_factory=list)
+
+    @property
+    def suspicious(self) -> bool:
+        """A prefill engine broke off on the prompt and no other has computed it: whoever answered it then has not shown that it
+        is harmless to those that prefill."""
+        return self.outcome != DONE and any(leg.died for leg in self.legs)

@@ -1,5 +1,7 @@
 """One request on its way through the rooms, with everything that has become known of it."""
 
+from collections.abc import Callable
+
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
 from fairlead_gateway.continuation import Said
@@ -88,6 +90,10 @@ class Job:
         self.handed_over: bool = False
         self.trace: Trace | None = None
         self.fingerprint: bytes | None = None
+
+    def known_by(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
+        """The fingerprint of the body, whether or not that is still here."""
+        return fingerprint(self.ask.body) if self.fingerprint is None else self.fingerprint
 
     def counted(self, usage: Usage | None) -> None:
         """Take what the engine counted, once: every look into a message costs more than it says. None: it did not tell."""

@@ -5,21 +5,24 @@ from collections.abc import Sequence
 
 from fairlead.errors import FairleadError
 from fairlead.limits import Limits
+from fairlead_gateway.retry import DIED
 from fairlead_gateway.upstream import Broken, Pool
 
 
 class LegFailed(FairleadError):
     """Raised when no usable answer came; ``suspicious``: the engine should be left alone for a while.
 
-    ``final``: the request is at fault, and no other engine would take it. ``word`` is ``why`` in one word of a closed list.
+    ``final``: the request is at fault, and no other engine would take it. ``died``: the engine had the request and broke off.
+    ``word`` is ``why`` in one word of a closed list.
     """
 
-    def __init__(self, why: str, *, word: str, suspicious: bool, final: bool = False) -> None:
+    def __init__(self, why: str, *, word: str, suspicious: bool, final: bool = False, died: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.word = word
         self.suspicious = suspicious
         self.final = final
+        self.died = died
 
 
 class _Whole:
@@ -74,7 +77,8 @@ async def leg(pool: Pool, address: str, message: Sequence[bytes], seconds: float
     except TimeoutError:
         raise LegFailed(f"no answer within {seconds:g} s", word="timeout", suspicious=True) from None
     except Broken as error:
-        raise LegFailed(error.why, word=error.why.replace(" ", "-"), suspicious=True) from None
+        word = error.why.replace(" ", "-")
+        raise LegFailed(error.why, word=word, suspicious=True, died=error.why in DIED) from None
 
 
 async def _asked(pool: Pool, address: str, message: Sequence[bytes], seconds: float, limits: Limits) -> bytes:

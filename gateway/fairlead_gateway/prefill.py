@@ -4,7 +4,8 @@ The prefill engine is asked for one token within its own time limit, and that to
 chosen, as late as possible, and told where the result lies. The hand-off is bound to one attempt and to the time that the
 prefill engine keeps the blocks. When anything of it fails, the request goes on as a plain one: another prefill engine is tried
 once, and a decode that failed or said nothing in time is asked again without the hand-off, since it was not its fault.
-Prefill engines and pairs that failed are left alone for a while.
+Prefill engines and pairs that failed are left alone for a while. One that broke off on a prompt counts against that prompt as any
+engine does: when two have, one after the other, no third one gets it.
 """
 
 import asyncio
@@ -17,11 +18,12 @@ from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway import handoff_plan as plan
 from fairlead_gateway.answer import Answer
-from fairlead_gateway.errors import NoInstance
+from fairlead_gateway.errors import NoInstance, Quarantined
 from fairlead_gateway.handoff_plan import Handoff
 from fairlead_gateway.handoff_story import BYPASSED, DONE, FAILED, HandoffStory, PrefillLeg
 from fairlead_gateway.job import Job
 from fairlead_gateway.leg import LegFailed, leg
+from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.route import Routes
 from fairlead_gateway.splice import splice
@@ -31,6 +33,7 @@ from fairlead_gateway.upstream import Broken, Pool
 from fairlead_gateway.wire import engine_request
 
 _PREFILLS = 2
+_HELD = "quarantined"
 _ROOMS = 1 << 63
 _EXPIRED = ("expired", "the blocks are not kept any longer")
 
@@ -47,6 +50,7 @@ class Prefill:
         telemetry: Telemetry,
         clock: Clock,
         limits: Limits,
+        quarantine: Quarantine,
         draw: Callable[[], float],
     ) -> None:
         self._decoding = decoding
@@ -55,6 +59,7 @@ class Prefill:
         self._telemetry = telemetry
         self._clock = clock
         self._limits = limits
+        self._quarantine = quarantine
         self._draw = draw
         self._suspects: dict[tuple[str, str | None], float] = {}
         self._engines: dict[str, str] = {}
@@ -70,7 +75,8 @@ class Prefill:
         return self._prefilling.has(key)
 
     async def before(self, job: Job) -> None:
-        """Have the prompt prefilled elsewhere, if that is worth it and works; ``job`` says afterwards what happened."""
+        """Have the prompt prefilled elsewhere, if that is worth it and works; ``job`` says afterwards what happened. Raises
+        Quarantined when engines died of it."""
         key = job.ask.key
         if not self.applies(key):
             return
@@ -87,6 +93,8 @@ class Prefill:
         story.waited_seconds = self._clock.now() - began
         if job.handoff is None:
             self._ended(job, FAILED, word, f"no hand-off: {why}")
+            if word == _HELD:
+                raise Quarantined(self._limits.quarantine_seconds)
         else:
             story.words = job.handoff.words
 
@@ -111,9 +119,8 @@ class Prefill:
                 break
             except LegFailed as failure:
                 word, why = f"prefill-{failure.word}", f"{instance.id} did not prefill: {failure.why}"
-                self._leg_ended(job, made, failure.word)
-                if failure.suspicious:
-                    self._distrust(instance.id, None)
+                if self._failed(job, made, failure):
+                    return _HELD, f"{why}, not the first one that broke off on it"
                 if failure.final:
                     break
         return word, why
@@ -231,6 +238,17 @@ class Prefill:
         finally:
             (router.finished if done else router.abandoned)(job.route.id, self._clock.now())
 
+    def _failed(self, job: Job, made: PrefillLeg, failure: LegFailed) -> bool:
+        """Take down that an engine did not prefill; whether no engine should get the prompt any more."""
+        self._leg_ended(job, made, failure.word)
+        if failure.suspicious:
+            self._distrust(made.instance_id, None)
+        made.died = failure.died
+        if not made.died:
+            return False
+        print_ = job.known_by(self._quarantine.fingerprint)
+        return self._quarantine.died(print_, made.instance_id, made.began, self._clock.now())
+
     def _send_too(self, job: Job, handoff: Handoff) -> None:
         """SGLang's prefill runs beside the decode; ending it early would abort the room, so it runs to its end."""
 
@@ -243,9 +261,7 @@ class Prefill:
                 await self._leg(job, handoff.prefill, handoff.fields)
                 self._leg_ended(job, made, OK)
             except LegFailed as failure:
-                self._leg_ended(job, made, failure.word)
-                if failure.suspicious:
-                    self._distrust(handoff.prefill.id, None)
+                self._failed(job, made, failure)
 
         task = self._pool.loop.create_task(prefill())
         self._rooms.add(task)
@@ -258,7 +274,11 @@ class Prefill:
             return known
         address = plan.bootstrap_of(instance)
         message = [f"GET /query HTTP/1.1\r\nhost: {address.partition('://')[2]}\r\n\r\n".encode("latin-1")]
-        answer = await leg(self._pool, address, message, self._limits.handoff_query_seconds, self._limits)
+        try:
+            answer = await leg(self._pool, address, message, self._limits.handoff_query_seconds, self._limits)
+        except LegFailed as failure:
+            failure.died = False  # it has not met the prompt
+            raise
         engine_id = plan.mooncake_engine(answer, instance.dp_rank or 0)
         if engine_id is None:
             raise LegFailed("its bootstrap server names no engine", word="no-engine-name", suspicious=True)

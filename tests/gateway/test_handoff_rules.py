@@ -361,3 +361,47 @@ def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
             assert not found.decode[0].calls
 
     run(check())
+
+
+def asked(engines: list[ScriptedEngine]) -> int:
+    return sum(len(engine.calls) for engine in engines)
+
+
+def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
+    async def check() -> None:
+        async with scene([dying] * 3, [honest]) as found:
+            for _ in range(2):
+                answer = await found.ask()
+                assert (answer.status, answer.error["code"]) == (422, "quarantined")
+            assert (asked(found.prefill), asked(found.decode)) == (2, 0)
+            assert complete(await found.ask(chat("hi")))
+
+    run(check())
+
+
+def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_engine() -> None:
+    async def check() -> None:
+        async with scene([dying], [dying] * 2) as found:
+            assert (await found.ask()).status in (422, 502)
+            assert (await found.ask()).error["code"] == "quarantined"
+            assert (asked(found.prefill), asked(found.decode)) == (1, 1)
+
+    run(check())
+
+
+@pytest.mark.parametrize(("prefills", "suspects"), [(2, 0), (1, 1)])
+def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefills_it(
+    prefills: int, suspects: int
+) -> None:
+    met: list[Call] = []
+
+    async def script(call: Call) -> None:
+        met.append(call)
+        await (dying if len(met) == 1 else prefilling())(call)
+
+    async def check() -> None:
+        async with scene([script] * prefills, [honest]) as found:
+            assert complete(await found.ask())
+            assert len(found.gateway.gateway.quarantine) == suspects
+
+    run(check())
