@@ -1,4 +1,4 @@
-"""docs/reference/checks.md: what the check of a cluster looks at, from its catalogue."""
+"""docs/reference/checks.md: what ``fairlead check`` looks at, from its catalogue."""
 
 from itertools import groupby
 
@@ -6,14 +6,15 @@ from fairlead_cli.cluster.catalogue import FAULTS, Check, When, checks
 
 _HEAD = """# Checks
 
-What the command line's check of a cluster looks at, and what to do about each. Some look at a cluster before Fairlead is installed.
+What `fairlead check` looks at, and what to do about each ([how it is used](../guides/looking-into-a-cluster.md)). With `--pre`
+it looks at a cluster before Fairlead is installed there.
 
 A line begins with `√` (so it is), `‼` (a warning), `×` (it is not so) or `?` (it cannot be told, and why). Only `×` makes
 the exit code 1.
 
 ## Faults that are tested
 
-Each of these was seeded; the check beside it named it, and no other failed but by it.
+Each of these was seeded, on values and in a real API server. The check beside it named it, and no other check failed.
 
 | fault | check | seeded how |
 |---|---|---|

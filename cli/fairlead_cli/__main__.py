@@ -17,7 +17,7 @@ def main() -> None:
         from fairlead_cli.app import build
 
         try:
-            build(Path(sys.argv[0]).name)()
+            build(Path(sys.argv[0]).name, next(iter(sys.argv[1:]), None))()
         except FairleadError as error:
             print(f"fairlead: {error}", file=sys.stderr)
             sys.exit(2)

@@ -7,7 +7,12 @@ from fairlead import __version__
 VERBS = {
     "up": ("fairlead_cli.up:up", "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it."),
     "chat": ("fairlead_cli.chat:chat", "Talk to a model in the terminal; /why says where the answer came from."),
-    "status": ("fairlead_cli.status:status", "Models, pools, instances, last decisions, and what to do next."),
+    "status": ("fairlead_cli.status:status", "Models, pools, instances and what to do next, here or in a cluster."),
+    "check": ("fairlead_cli.check:check", "Is a cluster fit for Fairlead, and is what is installed there well?"),
+    "support-bundle": (
+        "fairlead_cli.support_bundle:support_bundle",
+        "Write a redacted archive of what Fairlead has in a cluster, for somebody who helps.",
+    ),
     "explain": (
         "fairlead_cli.explain:explain",
         "Why a request went where it went: every attempt with its candidates, and what came of it.",
@@ -25,8 +30,11 @@ VERBS = {
 """Verb → where its function lives, and what it does in a sentence; tests hold the documentation to this table."""
 
 
-def build(program: str = "fairlead") -> App:
-    """The application with all verbs, called as ``program`` was; nothing behind them is imported yet."""
+def build(program: str = "fairlead", asked: str | None = None) -> App:
+    """The application with all verbs, called as ``program`` was; nothing behind them is imported yet.
+
+    ``asked`` is the verb that will run: its ``--help`` has all that its function says of itself, exit codes too.
+    """
     app = App(
         name="kubectl fairlead" if program == "kubectl-fairlead" else "fairlead",
         version=__version__,
@@ -34,5 +42,5 @@ def build(program: str = "fairlead") -> App:
         default_parameter=Parameter(negative_iterable=()),  # no --empty-presets
     )
     for verb, (place, sentence) in VERBS.items():
-        app.command(place, name=verb, help=sentence)
+        app.command(place, name=verb, help=None if verb == asked else sentence)
     return app

@@ -1,14 +1,14 @@
 """Where the API server is and who we are: from a pod's service account, or from a kubeconfig.
 
-What a kubeconfig may say and is not honoured here (plugins that make credentials, proxies) is an error that names it: never a
-connection as somebody else. Order of search: ``KUBECONFIG``, the pod's service account, ``~/.kube/config``.
+What a kubeconfig may say and is not honoured here (proxies; plugins that make credentials, unless the caller runs them) is an error
+that names it: never a connection as somebody else. Order of search: ``KUBECONFIG``, the pod's service account, ``~/.kube/config``.
 """
 
 import base64
 import binascii
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ class Access:
     acting_groups: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a plugin made: a bearer token, a client certificate with its key (PEM), or both."""
+
+    token: str | None = field(default=None, repr=False)
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+
+
+Login = Callable[[Mapping[str, Any], Path, Access], Credential]
+"""Runs the plugin of a user: its ``exec`` entry, the kubeconfig that holds it, and the way to the cluster without a credential."""
+
+
 def find_access(environment: Mapping[str, str], home: Path, account: Path = SERVICE_ACCOUNT) -> Access:
     """The first way that this process is given. Raises AccessError when there is none, or a broken one."""
     if named := environment.get("KUBECONFIG", ""):
@@ -93,8 +106,11 @@ def in_cluster(environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT) 
     )
 
 
-def from_kubeconfig(paths: list[Path], context: str | None = None) -> Access:
-    """The current (or a named) context of kubeconfig files; of entries with one name, the first file's counts."""
+def from_kubeconfig(paths: list[Path], context: str | None = None, login: Login | None = None) -> Access:
+    """The current (or a named) context of kubeconfig files; of entries with one name, the first file's counts.
+
+    ``login`` runs plugins that make credentials; without it, a user that has one is refused.
+    """
     merged: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
     current, there = context or "", [path for path in paths if path.exists()]
     if not there:
@@ -115,8 +131,15 @@ def from_kubeconfig(paths: list[Path], context: str | None = None) -> Access:
     if chosen.get("user"):
         user, user_file = _entry(merged["users"], str(chosen["user"]), "user", names)
     _refuse(cluster, _CLUSTER_KEYS, cluster_file, "cluster")
-    _refuse(user, _USER_KEYS, user_file, "user")
-    return _access(chosen, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
+    _refuse(user, _USER_KEYS | ({"exec"} if login else set()), user_file, "user")
+    found = _access(chosen, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
+    plugin = user.get("exec")
+    if login is None or not plugin or found.token or found.token_file or found.certificate or found.certificate_file:
+        return found
+    if not isinstance(plugin, dict):
+        raise AccessError(f"{user_file}: exec of a user is no mapping", field="exec")
+    made = login(plugin, user_file, found)
+    return replace(found, token=made.token, certificate=made.certificate, key=made.key)
 
 
 def _access(

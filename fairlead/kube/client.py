@@ -5,7 +5,7 @@ creates and changes, repeating it changes nothing, and each field has an owner t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +40,16 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """What came back for a path: any status, the body (its beginning when ``cut``), and the API server's ``Date``."""
+
+    status: int
+    body: bytes
+    date: str = ""
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """One request, as often as it is sent."""
 
@@ -49,6 +59,7 @@ class _Asked:
     body: bytes | None = None
     content: str = _JSON
     repeatable: bool = True
+    host: str | None = None
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -166,6 +177,27 @@ class KubeApi:
     async def version(self) -> str:
         """The API server's version, such as ``v1.36.3``."""
         return str((await self._ask(_Asked("GET", "/version"))).get("gitVersion", ""))
+
+    async def raw(
+        self,
+        path: str,
+        most_bytes: int,
+        seconds: float,
+        *,
+        query: Mapping[str, str] | None = None,
+        host: str | None = None,
+    ) -> Answered:
+        """Any path, once, whatever it answers: logs, and what pods say through the API server's proxy, which is given ``host``.
+
+        What is longer than ``most_bytes`` is cut. Raises Unreachable when nothing comes within ``seconds``.
+        """
+        asked = _Asked("GET", path, tuple((query or {}).items()), host=host)
+        try:
+            async with await self._known(asked, seconds) as response:
+                body, cut = await _beginning(response, most_bytes)
+                return Answered(response.status, body, response.headers.get("Date", ""), cut)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self._unreachable(str(asked), error) from error
 
     # --- writing --------------------------------------------------------------------------------------------------------
 
@@ -321,6 +353,7 @@ class KubeApi:
         headers = [("Accept", _JSON), ("User-Agent", self._agent), *self._credentials.headers()]
         # Within a cluster compression costs more than it saves, and it would hold back a watch's events.
         headers += [("Accept-Encoding", "identity"), ("Content-Type", asked.content)]
+        headers += [("Host", asked.host)] if asked.host else []
         try:
             return await self._opened().request(
                 asked.method,
@@ -370,13 +403,19 @@ async def _refusal(response: aiohttp.ClientResponse, asked: str) -> KubeError:
 
 
 async def _body(response: aiohttp.ClientResponse, most: int, asked: str, *, cut: bool = False) -> bytes:
+    body, longer = await _beginning(response, most)
+    if longer and not cut:
+        raise Unreachable(f"{asked}: the answer has more than {most} bytes")
+    return body
+
+
+async def _beginning(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+    """At most so many bytes, and whether there were more."""
     parts, size = [], 0
     async for data in response.content.iter_any():
         parts.append(data)
         size += len(data)
         if size > most:
             response.close()
-            if cut:
-                break
-            raise Unreachable(f"{asked}: the answer has more than {most} bytes")
-    return b"".join(parts)
+            return b"".join(parts)[:most], True
+    return b"".join(parts), False

@@ -71,7 +71,7 @@ def test_a_path_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_quietly_wherever_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(program: str) -> None:
+    def interrupted(program: str, asked: str | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fairlead_cli.app, "build", interrupted)

@@ -1,4 +1,4 @@
-"""What the check of a cluster looks at: a closed list, each with what it means and what to do when it fails.
+"""What ``fairlead check`` looks at: a closed list, each with what it means and what to do when it fails.
 
 docs/reference/checks.md is generated from here, so every check has its anchor there. How one is judged stands in ``checks``.
 """
@@ -60,7 +60,7 @@ _CLUSTER = (
         "There is a kubeconfig, its context leads to an API server, and that accepts us. Nothing else can be "
         "looked at without it.",
         "The error names the kubeconfig and the context that were "
-        "taken. Log in again if a token ran out; choose another context.",
+        "taken. Log in again if a token ran out; choose another context by `--context`.",
     ),
     Check(
         "api-version",
@@ -241,9 +241,10 @@ _GATEWAY = (
         "gateway-keys",
         Section.GATEWAY,
         When.POST,
-        "the keys Secret is complete",
-        "Gateways take API keys from a Secret with `keys.yaml` and `pepper`. Pods that run keep what they have "
-        "read; a new one does not start without it. Only the names of its entries are looked at.",
+        "the gateways' Secrets are complete",
+        "Gateways take API keys (`keys.yaml` and `pepper`), the secret of prefix hashes, the management token and the "
+        "URL of Redis from Secrets. Pods that run keep what they have read; a new one does not start without. Only "
+        "the names of entries are looked at.",
         "Bring the Secret back (`auth.keysSecret`, see [keys](../guides/keys.md)); `helm upgrade` makes one with "
         "a new first key where it was the chart's own.",
     ),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from fairlead.errors import BadInput, FairleadError
 from fairlead.settings import CliSettings, read
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local.conversation import Conversation
-from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.explain import explanation
 from fairlead_cli.local.management import Management
 from fairlead_cli.local.ports import service_url

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from fairlead.errors import FairleadError
-from fairlead_cli.local.errors import NoStack
+from fairlead_cli.errors import NoStack
 
 CONNECT_SECONDS = 5.0
 

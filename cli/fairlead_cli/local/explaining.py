@@ -11,8 +11,8 @@ import msgspec
 
 from fairlead.settings import CliSettings, read
 from fairlead.units import duration
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.management import Management
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.rundir import newest_stack

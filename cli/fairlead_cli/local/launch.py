@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.manifests import load
 from fairlead.settings import CliSettings, read
-from fairlead_cli.local.errors import PortBusy
+from fairlead_cli.errors import PortBusy
 from fairlead_cli.local.plan import Options, plan
 from fairlead_cli.local.ports import Address, claim, parse_address
 from fairlead_cli.local.program import program

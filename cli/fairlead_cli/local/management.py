@@ -8,8 +8,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local import answers
-from fairlead_cli.local.errors import NoStack
 
 ANSWER_SECONDS = 5.0
 _Answer = TypeVar("_Answer")

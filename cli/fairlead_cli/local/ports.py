@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput
-from fairlead_cli.local.errors import PortBusy
+from fairlead_cli.errors import PortBusy
 
 PROPOSALS = 500
 

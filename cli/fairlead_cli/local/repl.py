@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fairlead.errors import FairleadError
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local.answers import short
 from fairlead_cli.local.conversation import Conversation
-from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.words import time
 
 HELP = "/why  why the last request went where it did\n/new  forget the conversation\n/quit or Ctrl-D  leave"

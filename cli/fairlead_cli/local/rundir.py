@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fairlead.errors import Unavailable
-from fairlead_cli.local.errors import NoStack
+from fairlead_cli.errors import NoStack
 
 STATE_FILE = "stack.json"
 

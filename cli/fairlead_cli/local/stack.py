@@ -15,10 +15,10 @@ from typing import Any
 
 from fairlead.clock import Clock
 from fairlead.errors import Unavailable
+from fairlead_cli.errors import NoStack, StartFailed
 from fairlead_cli.local.banner import Facts
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.embedded_redis import RedisServer, find_server, redis_server
-from fairlead_cli.local.errors import NoStack, StartFailed
 from fairlead_cli.local.guard import Guard
 from fairlead_cli.local.plan import SIMULATED, Plan
 from fairlead_cli.local.ports import Address

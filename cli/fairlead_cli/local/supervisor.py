@@ -17,9 +17,9 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.fleetfile import write_atomic
 from fairlead.units import duration
+from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.child import Child, Command
 from fairlead_cli.local.embedded_redis import RedisServer
-from fairlead_cli.local.errors import StartFailed
 from fairlead_cli.local.guard import Guard
 from fairlead_cli.local.keeper import Keeper, Phase
 from fairlead_cli.local.pool import EngineUnit, PoolPlan

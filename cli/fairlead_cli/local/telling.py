@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from fairlead.errors import BadInput
 from fairlead.names import nearest
 from fairlead.settings import CliSettings, read
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local import answers
-from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.management import Management, Snapshot
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.program import program
@@ -30,6 +30,8 @@ def run(model: str | None, manage: str | None, output: str) -> int:
         snapshot, key = asyncio.run(_ask(address, read(CliSettings, os.environ).manage_token, model))
     except NoStack as error:
         print(f"fairlead status: {error}", file=sys.stderr)
+        if not manage:
+            print("of a cluster: name its kubeconfig by --kubeconfig or KUBECONFIG", file=sys.stderr)
         return UNREACHABLE
     wanted: Mapping[str, int] = known.engines if known else {}
     url = known.url if known else None

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.testing.canned import Answer, CannedServer
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local.conversation import AnswerError, Conversation
-from fairlead_cli.local.errors import NoStack
 from fairlead_cli.local.repl import Terminal, talk
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"

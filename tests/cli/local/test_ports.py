@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.local.errors import PortBusy
+from fairlead_cli.errors import PortBusy
 from fairlead_cli.local.ports import Address, claim, free_ports, is_free, parse_address, service_url
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import Unavailable
-from fairlead_cli.local.errors import NoStack
+from fairlead_cli.errors import NoStack
 from fairlead_cli.local.rundir import Stack, make_run_directory, newest_stack, running_stacks, write_stack
 
 

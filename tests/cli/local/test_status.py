@@ -40,7 +40,7 @@ def status(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, **environment},
+        env={**os.environ, "KUBECONFIG": "", "HOME": "/nonexistent", **environment},
     )
 
 

@@ -15,8 +15,8 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, Instance, InstanceState, Model
 from fairlead.fleetfile import parse
 from fairlead.testing.processes import alive, wait_until
+from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.child import Command
-from fairlead_cli.local.errors import StartFailed
 from fairlead_cli.local.guard import Guard
 from fairlead_cli.local.keeper import Keeper, Phase
 from fairlead_cli.local.pool import PoolPlan

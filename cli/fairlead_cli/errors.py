@@ -1,11 +1,12 @@
-"""What can go wrong when a stack is started here.
+"""What can go wrong when a stack is started here, and where a cluster is read.
 
 FairleadError
 ├── BadInput
 │   └── PortBusy      an address that was asked for is taken: names the address and the flag
 └── Unavailable
     ├── StartFailed   a process of the stack does not come up: says which, why, and its last words
-    └── NoStack       chat and status found nothing to talk to
+    ├── NoStack       chat and status found nothing to talk to
+    └── NoCluster     there is no way to an API server: says which way was taken, and the fix; exit code 3
 """
 
 from fairlead.errors import BadInput, Unavailable
@@ -21,3 +22,7 @@ class StartFailed(Unavailable):
 
 class NoStack(Unavailable):
     """Raised when no running stack was found, or it does not answer."""
+
+
+class NoCluster(Unavailable):
+    """Raised when no API server answers; the message names where the way to it was found, the hint what to do."""

@@ -1,0 +1,155 @@
+"""The gateways: are they there, have they what they need, is their fleet fresh, does Redis answer them."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from fairlead.kube.resource import Manifest
+from fairlead_cli.cluster.asking import Readiness, Told
+from fairlead_cli.cluster.facts import GATEWAY, Facts
+from fairlead_cli.cluster.judging import workloads
+from fairlead_cli.cluster.missing import Missing
+from fairlead_cli.cluster.reading import arguments, containers, key, pod_spec, space
+from fairlead_cli.cluster.times import age
+from fairlead_cli.cluster.verdict import Mark, Verdict, failed, judged, ok, unknown, warned
+
+_STALE: Final = ("the cluster cannot be followed", "no fleet has been read yet")
+_REDIS: Final = ("Redis is away", "Redis refuses writes", "no Redis")
+_SOON_SECONDS: Final = 14 * 86_400.0
+
+
+def installed(facts: Facts) -> Verdict:
+    """Any at all."""
+    found = facts.component(GATEWAY)
+    if isinstance(found, Missing):
+        return unknown(found)
+    return (
+        ok(", ".join(key(one) for one in found))
+        if found
+        else failed("no Deployment has the labels of Fairlead's gateway")
+    )
+
+
+def ready(facts: Facts) -> Verdict | None:
+    """Their pods."""
+    return workloads.pods_ready(facts, GATEWAY)
+
+
+def keys(facts: Facts) -> Verdict | None:
+    """All Secrets that they name; a pod that starts needs each."""
+    return workloads.secrets_complete(facts, GATEWAY)
+
+
+def rights(facts: Facts) -> Verdict | None:
+    """Of those that follow the cluster."""
+    return workloads.rights_whole(facts, GATEWAY)
+
+
+def fleet(facts: Facts) -> Verdict | None:
+    """By their own notes: they say since when they have heard nothing."""
+    return _by_notes(facts, _STALE, Mark.FAILED)
+
+
+def notes(facts: Facts) -> Verdict | None:
+    """Whatever else they say."""
+    told = facts.told.get(GATEWAY, ())
+    if not told or workloads.none_ready(facts, GATEWAY):
+        return None
+    found = [
+        f"{one.pod}: {note}"
+        for one in told
+        if isinstance(one.readiness, Readiness)
+        for note in one.readiness.notes
+        if not note.startswith((*_STALE, *_REDIS, "draining"))
+    ]
+    return judged(found, _unreached(told), mark=Mark.WARNING)
+
+
+def redis(facts: Facts) -> Verdict | None:
+    """As each gateway has it; a gateway that was given none decides alone."""
+    found = facts.component(GATEWAY)
+    if isinstance(found, Missing):
+        return unknown(found)
+    if not found:
+        return None
+    without = [one for one in found if not _has_redis(one)]
+    alone = [f"{key(one)} has several gateways and no Redis" for one in without if workloads.replicas(one) > 1]
+    if len(without) == len(found):
+        return warned(*alone) if alone else None
+    bad = _by_notes(facts, _REDIS[:2], Mark.FAILED)
+    if bad is None or bad.mark is not Mark.OK:
+        return bad
+    pages = [one.metrics for one in facts.told.get(GATEWAY, ()) if not isinstance(one.metrics, Missing)]
+    away = [page for page in pages if page.value("fairlead_gateway_redis_connected") == 0.0]
+    if away:
+        return failed(f"{len(away)} of {len(pages)} gateways are not connected")
+    return warned(*alone) if alone else ok()
+
+
+def certificate(facts: Facts) -> Verdict | None:
+    """Of gateways that speak TLS themselves."""
+    found = facts.component(GATEWAY)
+    if isinstance(found, Missing):
+        return unknown(found)
+    bad, soon, unsure, shown = [], [], [], []
+    for one in found:
+        for volume in pod_spec(one).get("volumes") or []:
+            name = str((volume.get("secret") or {}).get("secretName", ""))
+            if volume.get("name") != "tls" or not name:
+                continue
+            there = facts.secrets.get((space(one), name))
+            if there is None or isinstance(there, Missing) or there.ends is None:
+                unsure.append(f"{name}: {there.why if isinstance(there, Missing) else 'its tls.crt cannot be read'}")
+            elif there.ends <= facts.now:
+                bad.append(f"that of {name} ran out {age(there.ends, facts.now)} ago")
+            elif there.ends - facts.now < _SOON_SECONDS:
+                soon.append(f"that of {name} runs out in {age(facts.now, there.ends)}")
+            else:
+                shown.append(f"{name}: {age(facts.now, there.ends)}")
+    if bad or unsure:
+        return judged(bad, unsure)
+    return warned(*soon) if soon else ok(", ".join(shown)) if shown else None
+
+
+def keys_asked(facts: Facts) -> Verdict | None:
+    """A warning for those that ask nobody."""
+    found = facts.component(GATEWAY)
+    if isinstance(found, Missing):
+        return unknown(found)
+    if not found:
+        return None
+    return judged(
+        (f"{key(one)} asks nobody for a key" for one in found if "--insecure" in arguments(one)), mark=Mark.WARNING
+    )
+
+
+def _by_notes(facts: Facts, beginnings: tuple[str, ...], mark: Mark) -> Verdict | None:
+    told, there = facts.told.get(GATEWAY, ()), facts.component(GATEWAY)
+    if isinstance(there, Missing):
+        return unknown(there)
+    if not there:
+        return None
+    if not told:
+        return unknown("no pod of the gateway was found")
+    if workloads.none_ready(facts, GATEWAY) and all(isinstance(one.readiness, Missing) for one in told):
+        return unknown("no pod of the gateway is ready")
+    found = [
+        f"{one.pod}: {note}"
+        for one in told
+        if isinstance(one.readiness, Readiness)
+        for note in one.readiness.notes
+        if note.startswith(beginnings)
+    ]
+    return judged(found, _unreached(told), mark=mark)
+
+
+def _unreached(told: Sequence[Told]) -> list[str]:
+    """Why some were not reached; the same reason once."""
+    return list(dict.fromkeys(one.readiness.why for one in told if isinstance(one.readiness, Missing)))
+
+
+def _has_redis(deployment: Manifest) -> bool:
+    return any(
+        one.get("name") == "FAIRLEAD_REDIS_URL"
+        for container in containers(pod_spec(deployment))
+        for one in container.get("env") or []
+    )

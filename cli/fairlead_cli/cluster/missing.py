@@ -1,0 +1,37 @@
+"""What could not be had, with the reason: it takes the place of a value, so that nobody can mistake it for an empty one."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fairlead.errors import FairleadError
+from fairlead.kube.errors import Forbidden, NotFound
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """``why`` in words for people. ``forbidden``: we may not; ``absent``: the API server says that it is not there."""
+
+    why: str
+    forbidden: bool = False
+    absent: bool = False
+
+
+async def had(asked: Awaitable[_Value]) -> _Value | Missing:
+    """The answer, or why there is none."""
+    try:
+        return await asked
+    except Forbidden as error:
+        return Missing(_words(error), forbidden=True)
+    except NotFound as error:
+        return Missing(_words(error), absent=True)
+    except FairleadError as error:
+        return Missing(_words(error))
+
+
+def _words(error: FairleadError) -> str:
+    """Without the request in front, which says nothing to people."""
+    head, _, rest = error.message.partition(": ")
+    return rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message

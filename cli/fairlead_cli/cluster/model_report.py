@@ -1,0 +1,225 @@
+"""One model as ``fairlead status NAME`` tells it: model → pools → pods → what engines say. Pure: facts in, a report out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fairlead.api import ConditionType
+from fairlead.cluster_labels import ENDPOINT, POOL
+from fairlead.kube.resource import Manifest, leaving, metadata_of, name_of, says_ready, uid_of
+from fairlead_cli.cluster import signals
+from fairlead_cli.cluster.asking import Told
+from fairlead_cli.cluster.missing import Missing
+from fairlead_cli.cluster.reading import Condition, condition, conditions, key, label, restarts, spec, status, waits_for
+from fairlead_cli.cluster.signals import Signals
+from fairlead_cli.cluster.times import wall
+
+EVENTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model. ``gateways``: what each gateway's pod said, or why none could be asked. ``now``: Unix time."""
+
+    model: Manifest
+    pods: Sequence[Manifest] | Missing
+    events: Sequence[Manifest] | Missing
+    gateways: Sequence[Told] | Missing
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReport:
+    """A pod, or an engine of somebody else's. ``why``: what keeps it from being ready. ``signals``: one for each rank."""
+
+    name: str
+    state: str
+    why: str = ""
+    node: str = ""
+    restarts: int = 0
+    since: float | None = None
+    signals: tuple[Signals, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Does it get requests?"""
+        return self.state == "Ready"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReport:
+    """A pool of the spec, or one that is going. Numbers are the operator's, None where it has not said any."""
+
+    name: str
+    role: str
+    accelerator: str
+    desired: int | None
+    ready: int | None
+    updated: int | None
+    instances: tuple[InstanceReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EventReport:
+    """One event, about the model or a pod of it."""
+
+    at: float | None
+    warning: bool
+    about: str
+    reason: str
+    note: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """All of it. ``unheard``: why what engines say could not be had; empty when it was."""
+
+    key: str
+    client_name: str | None
+    engine: str
+    source: str
+    ready: str | None
+    since: float | None
+    conditions: tuple[Condition, ...]
+    pools: tuple[PoolReport, ...]
+    events: tuple[EventReport, ...]
+    heard: int
+    unheard: str
+    routed: float | None
+    pods_unknown: str
+    facts: ModelFacts
+
+    def condition(self, type: ConditionType) -> Condition | None:
+        """One of its conditions, whatever its status."""
+        return next((one for one in self.conditions if one.get("type") == type), None)
+
+    def instances(self) -> Iterator[InstanceReport]:
+        """Of all pools."""
+        for pool in self.pools:
+            yield from pool.instances
+
+
+def report(facts: ModelFacts) -> ModelReport:
+    """Everything in its place; what is not known stays None or has its reason."""
+    model = facts.model
+    told = () if isinstance(facts.gateways, Missing) else facts.gateways
+    pages = [one.metrics for one in told if not isinstance(one.metrics, Missing)]
+    said = signals.of_model(pages, key(model))
+    routed = [count for page in pages if (count := signals.ready_instances(page, key(model))) is not None]
+    return ModelReport(
+        key=key(model),
+        client_name=status(model).get("clientName"),
+        engine=str((spec(model).get("engine") or {}).get("kind") or "vllm"),
+        source=str((spec(model).get("model") or {}).get("source") or ""),
+        ready=status(model).get("ready"),
+        since=wall(metadata_of(model).get("creationTimestamp")),
+        conditions=tuple(conditions(model)),
+        pools=tuple(_pools(facts, said)),
+        events=tuple(_events(facts)),
+        heard=len(pages),
+        unheard=_unheard(facts.gateways),
+        routed=max(routed) if routed else None,
+        pods_unknown=facts.pods.why if isinstance(facts.pods, Missing) else "",
+        facts=facts,
+    )
+
+
+def _unheard(gateways: Sequence[Told] | Missing) -> str:
+    if isinstance(gateways, Missing):
+        return gateways.why
+    if not gateways:
+        return "no gateway was found"
+    if any(not isinstance(one.metrics, Missing) for one in gateways):
+        return ""
+    return next(one.metrics.why for one in gateways if isinstance(one.metrics, Missing))
+
+
+def _pools(facts: ModelFacts, said: Mapping[str, Signals]) -> Iterator[PoolReport]:
+    model = facts.model
+    numbers = {str(one.get("name")): one for one in status(model).get("pools") or []}
+    wanted = {str(one.get("name") or "main"): one for one in spec(model).get("pools") or []}
+    pods: dict[str, list[Manifest]] = {}
+    for one in () if isinstance(facts.pods, Missing) else facts.pods:
+        pods.setdefault(label(one, POOL), []).append(one)
+    uids = {uid_of(one) for group in pods.values() for one in group}
+    others = {name: one for name, one in said.items() if name.partition("/")[0] not in uids}
+    for name in dict.fromkeys((*wanted, *numbers, *pods)):
+        have, asked = numbers.get(name, {}), wanted.get(name, {})
+        instances = [_instance(one, said) for one in sorted(pods.get(name, []), key=name_of)]
+        adopted = bool(asked.get("endpoints") or asked.get("selector"))
+        if adopted:
+            instances += [
+                InstanceReport(one.id, "Routed", signals=(one,)) for one in others.values() if one.pool == name
+            ]
+        yield PoolReport(
+            name=name,
+            role=str(asked.get("role") or have.get("role") or "Serve"),
+            accelerator=str(asked.get("accelerator") or ""),
+            desired=have.get("desired"),
+            ready=have.get("ready"),
+            updated=have.get("updated"),
+            instances=tuple(instances),
+        )
+
+
+def _instance(pod: Manifest, said: Mapping[str, Signals]) -> InstanceReport:
+    uid = uid_of(pod)
+    return InstanceReport(
+        name=name_of(pod),
+        state=_state(pod),
+        why="" if leaving(pod) else waits_for(pod),
+        node=str(spec(pod).get("nodeName") or ""),
+        restarts=restarts(pod),
+        since=wall(metadata_of(pod).get("creationTimestamp")),
+        signals=tuple(one for name, one in said.items() if name.partition("/")[0] == uid),
+    )
+
+
+def _state(pod: Manifest) -> str:
+    """As the fleet calls it; a worker of an instance over several nodes answers nobody."""
+    if leaving(pod):
+        return "Draining"
+    if str(status(pod).get("phase")) in ("Failed", "Succeeded"):
+        return str(status(pod)["phase"])
+    if not says_ready(pod):
+        return "Starting"
+    return "Ready" if label(pod, ENDPOINT) == "true" else "Worker"
+
+
+def _events(facts: ModelFacts) -> Iterator[EventReport]:
+    """The newest last: of the model, and warnings of pods that it has."""
+    if isinstance(facts.events, Missing):
+        return
+    found = [_event(one) for one in facts.events]
+    found.sort(key=lambda one: one.at or 0.0)
+    yield from found[-EVENTS:]
+
+
+def _event(one: Manifest) -> EventReport:
+    series, regarding = one.get("series") or {}, one.get("regarding") or {}
+    times = [series.get("lastObservedTime"), one.get("deprecatedLastTimestamp"), one.get("eventTime")]
+    known = [at for at in map(wall, filter(None, times)) if at is not None]
+    kind = str(regarding.get("kind") or "")
+    return EventReport(
+        at=known[0] if known else wall(metadata_of(one).get("creationTimestamp")),
+        warning=one.get("type") == "Warning",
+        about="" if kind == "ModelDeployment" else f"{kind.lower()} {regarding.get('name')}",
+        reason=str(one.get("reason") or ""),
+        note=str(one.get("note") or ""),
+        count=int(series.get("count") or one.get("deprecatedCount") or 1),
+    )
+
+
+def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
+    """Namespace, name, client name, engine, ready, objectives, reason: what ``kubectl get mdep`` shows."""
+    ready, objectives = condition(model, ConditionType.READY), condition(model, ConditionType.OBJECTIVES_MET)
+    namespace, _, name = key(model).partition("/")
+    return (
+        namespace,
+        name,
+        str(status(model).get("clientName") or ""),
+        str((spec(model).get("engine") or {}).get("kind") or "vllm"),
+        str(status(model).get("ready") or ""),
+        str(objectives.get("status")) if objectives else "",
+        str(ready.get("reason")) if ready else "",
+    )

@@ -1,0 +1,139 @@
+"""What of objects and logs may be shown to others. Pure.
+
+What is not known to be harmless goes: values of environment variables, of annotations and labels that are neither ours nor
+Kubernetes', of arguments that are long or have spaces, command lines behind their first word, what engines wrote last (it may hold
+prompts). What stays is scrubbed as text: of values of Secrets that are known, and of what has the form of a key, token or password.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from fairlead.settings import settings_table
+
+REDACTED: Final = "[redacted]"
+LEFT_OUT: Final = "[a line that may hold a prompt was left out]"
+_LEAST: Final = 6
+"""Shorter values of Secrets (``1``, ``true``, ``admin``) would be found everywhere."""
+_LONGEST_ARGUMENT: Final = 128
+_WORDS: Final = r"(?:api[_-]?key|token|secret|passw(?:or)?d|pepper|credential|authorization|signature|private[_-]?key)"
+_UPPER: Final = r"(?:API_?KEY|TOKEN|SECRET|PASSW(?:OR)?D|PEPPER|CREDENTIAL|AUTHORIZATION|SIGNATURE|PRIVATE_?KEY)"
+_VALUE: Final = r"""(?!\[redacted\]|\d+(?:\.\d+)?\b|null\b|none\b|true\b|false\b)[^\s"',;&}\]]+"""
+_PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), REDACTED),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {REDACTED}"),
+    (re.compile(r"\b(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-)[\w-]{8,}"), REDACTED),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
+    (re.compile(r"(://)[^/\s@]*@"), rf"\1{REDACTED}@"),
+    (re.compile(rf"(?<![A-Za-z])([a-z0-9_.-]*{_WORDS}[a-z0-9_.-]*[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED}"),
+    (re.compile(rf"\b([A-Z0-9_]*{_UPPER}[A-Z0-9_]*[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED}"),
+    (re.compile(rf"\b([a-z]+(?:Key|Token|Secret|Password)[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED}"),
+    (re.compile(r"(ended with exit code [^,]*, \d+ times): .*"), rf"\1: {REDACTED}"),
+)
+_PROMPT: Final = re.compile(
+    r"""["'](?:messages|prompt|input|inputs|content|text|completion|system|instructions)["']\s*:|\b(?:prompt|messages|content)\s*[=:]\s*['"\[{]"""
+)
+_SENSITIVE: Final = re.compile(rf"(?i){_WORDS}|auth|(?:^|[-_])key(?:$|[-_])")
+_OUR_MARKS: Final = (
+    *(
+        "fairlead.io/",
+        "app.kubernetes.io/",
+        "helm.sh/",
+        "meta.helm.sh/",
+        "deployment.kubernetes.io/",
+        "apps.kubernetes.io/",
+    ),
+    *("leaderworkerset.sigs.k8s.io/", "pod-template-hash", "controller-revision-hash", "kubernetes.io/metadata.name"),
+)
+_ALWAYS_OUT: Final = frozenset({"managedFields", "data", "binaryData", "stringData"})
+"""``data`` of Secrets, ConfigMaps and ControllerRevisions; the last is looked into by ``manifest``."""
+
+
+class Scrubber:
+    """Takes values of Secrets, and what looks like one, out of text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = sorted({one for one in secrets if len(one) >= _LEAST}, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def text(self, text: str) -> str:
+        """A text without them."""
+        if self._known is not None:
+            text = self._known.sub(REDACTED, text)
+        for pattern, instead in _PATTERNS:
+            text = pattern.sub(instead, text)
+        return text
+
+    def deep(self, value: Any) -> Any:
+        """The same for every text in a structure; its names stay."""
+        if isinstance(value, dict):
+            return {name: self.deep(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.deep(one) for one in value]
+        return self.text(value) if isinstance(value, str) else value
+
+    def log(self, text: str) -> str:
+        """Lines of a log; one that may hold a prompt goes as a whole."""
+        return "\n".join(LEFT_OUT if _PROMPT.search(line) else line for line in self.text(text).split("\n"))
+
+
+def manifest(found: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
+    """An object as it may be shown."""
+    shown = {name: _value(name, value, scrub) for name, value in found.items() if name not in _ALWAYS_OUT}
+    if found.get("kind") == "ControllerRevision" and isinstance(found.get("data"), dict):
+        shown["data"] = _value("data", found["data"], scrub)
+    return shown
+
+
+def _value(name: str, value: Any, scrub: Scrubber) -> Any:
+    """By the name of the field that holds it."""
+    if name in _ALWAYS_OUT - {"data"}:
+        return REDACTED
+    if name in ("annotations", "labels", "matchLabels") and isinstance(value, dict):
+        return {key: scrub.text(str(one)) if key.startswith(_OUR_MARKS) else REDACTED for key, one in value.items()}
+    if name == "env" and isinstance(value, list):
+        return [_variable(one, scrub) for one in value]
+    if name in ("args", "command") and isinstance(value, list):
+        return list(_arguments(name, value, scrub))
+    if name == "httpHeaders":
+        return REDACTED
+    if name == "terminated" and isinstance(value, dict):
+        return {key: REDACTED if key == "message" else _value(key, one, scrub) for key, one in value.items()}
+    if isinstance(value, dict):
+        return {key: _value(key, one, scrub) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_value(name, one, scrub) for one in value]
+    return scrub.text(value) if isinstance(value, str) else value
+
+
+def _variable(one: Any, scrub: Scrubber) -> Any:
+    """References stay (they name, and hold nothing); values only of our own settings that are no secrets."""
+    if not isinstance(one, dict) or "value" not in one:
+        return _value("", one, scrub) if isinstance(one, dict) else REDACTED
+    shown = scrub.text(str(one["value"])) if one.get("name") in _harmless() else REDACTED
+    return {**{key: _value(key, rest, scrub) for key, rest in one.items() if key != "value"}, "value": shown}
+
+
+def _harmless() -> frozenset[str]:
+    return frozenset(row.variable for row in settings_table() if not row.secret) | {"PYTHONHASHSEED", "HF_HOME", "HOME"}
+
+
+def _arguments(name: str, words: list[Any], scrub: Scrubber) -> Iterator[str]:
+    """Switches stay with short values; a value of its own word is judged by the switch before it."""
+    before = ""
+    for position, word in enumerate(map(str, words)):
+        switch, equals, value = word.partition("=")
+        if name == "command" and position and not word.startswith("-"):
+            yield REDACTED
+        elif not word.startswith("-"):
+            yield _argument(before, word, scrub)
+        else:
+            yield f"{switch}={_argument(switch, value, scrub)}" if equals else _argument("", word, scrub)
+        before = word if word.startswith("-") and not equals else ""
+
+
+def _argument(switch: str, value: str, scrub: Scrubber) -> str:
+    if _SENSITIVE.search(switch) or len(value) > _LONGEST_ARGUMENT or any(char.isspace() for char in value):
+        return REDACTED
+    return scrub.text(value)

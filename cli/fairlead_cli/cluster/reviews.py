@@ -1,0 +1,58 @@
+"""Asking the API server who may do what: about ourselves, and about service accounts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError
+from fairlead.kube.resource import ACCESS_REVIEWS, SELF_REVIEWS
+from fairlead_cli.cluster.missing import Missing, had
+
+_MANAGER = "fairlead-cli"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Right:
+    """``namespace`` None: in all of them. ``name``: on that object only."""
+
+    group: str
+    resource: str
+    verb: str
+    namespace: str | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        what = f"{self.resource}.{self.group}" if self.group else self.resource
+        what = f"{what}/{self.name}" if self.name else what
+        return f"{self.verb} {what} {f'in {self.namespace}' if self.namespace else 'in all namespaces'}"
+
+    def _attributes(self) -> dict[str, Any]:
+        resource, _, sub = self.resource.partition("/")
+        found = {"group": self.group, "resource": resource, "subresource": sub, "verb": self.verb}
+        found |= {"namespace": self.namespace or "", "name": self.name or ""}
+        return {name: value for name, value in found.items() if value}
+
+
+async def may_we(api: KubeApi, right: Right) -> bool | Missing:
+    """Everybody may ask this about themselves."""
+    return await had(_asked(api, SELF_REVIEWS.kind, right, {}))
+
+
+async def may_account(api: KubeApi, namespace: str, account: str, right: Right) -> bool | Missing:
+    """About a service account, as the API server itself would decide. That takes the right to create SubjectAccessReviews."""
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+    who = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}
+    return await had(_asked(api, ACCESS_REVIEWS.kind, right, who))
+
+
+async def _asked(api: KubeApi, kind: str, right: Right, who: dict[str, Any]) -> bool:
+    review = {
+        "apiVersion": SELF_REVIEWS.api_version,
+        "kind": kind,
+        "metadata": {},
+        "spec": {"resourceAttributes": right._attributes(), **who},
+    }
+    status = (await api.create(review, _MANAGER)).get("status") or {}
+    if status.get("evaluationError") and not status.get("allowed"):
+        raise KubeError(str(status["evaluationError"]))
+    return bool(status.get("allowed"))

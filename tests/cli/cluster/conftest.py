@@ -1,0 +1,165 @@
+"""A healthy installation as values, and ways to make a piece of it unwell."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead import __version__
+from fairlead.api.crd import definition
+from fairlead.api.kinds import kinds
+from fairlead.kube.resource import Manifest
+from fairlead_cli.cluster.asking import Readiness, Told
+from fairlead_cli.cluster.facts import COMPONENT, Facts, SecretFacts
+from fairlead_cli.cluster.judging.workloads import wanted_secrets, watched
+from fairlead_cli.cluster.prometheus import parse
+from fairlead_cli.cluster.rights import COMPONENTS, of_account, to_check, to_install
+
+GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"
+NOW = 1_800_000_000.0
+OPERATOR_PAGE = 'fairlead_operator_leading 1.0\nfairlead_operator_watch_age_seconds{kind="Pod"} 12.0\n'
+GATEWAY_PAGE = 'fairlead_gateway_redis_connected 1\nfairlead_gateway_instances{model="chat/tiny",state="Ready"} 1\n'
+Change = Callable[..., Facts]
+
+
+def chart() -> list[Manifest]:
+    """What helm installs, by the chart's golden file."""
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [one for one in yaml.load_all(GOLDEN.read_text(encoding="utf-8"), Loader=loader) if one is not None]
+
+
+def named(kind: str, found: list[Manifest]) -> list[Manifest]:
+    return [one for one in found if one["kind"] == kind]
+
+
+def a_pod(deployment: Manifest, number: int, ready: bool = True) -> Manifest:
+    """A pod of a Deployment, as its controllers would have made it."""
+    template = copy.deepcopy(deployment["spec"]["template"])
+    name = f"{deployment['metadata']['name']}-{number}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**template["metadata"], "name": name, "namespace": "fairlead", "uid": f"uid-{name}"},
+        "spec": template["spec"],
+        "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.9",
+            "conditions": [{"type": "Ready", "status": str(ready), "message": "" if ready else "containers not ready"}],
+        },
+    }
+
+
+def a_model(name: str = "tiny", ready: bool = True, **conditions: tuple[str, str, str]) -> Manifest:
+    """``conditions``: type → status, reason, message."""
+    said = {"Ready": (str(ready), "AllReady" if ready else "NoInstance", "1 instance ready"), **conditions}
+    return {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {
+            "name": name,
+            "namespace": "chat",
+            "uid": f"uid-{name}",
+            "generation": 2,
+            "creationTimestamp": "2027-01-15T07:00:00Z",
+        },
+        "spec": {
+            "model": {"source": "hf://a/b"},
+            "engine": {"kind": "vllm"},
+            "pools": [{"name": "main", "role": "Serve", "accelerator": "nvidia-l4"}],
+        },
+        "status": {
+            "observedGeneration": 2,
+            "clientName": name,
+            "ready": "1/1" if ready else "0/1",
+            "pools": [{"name": "main", "role": "Serve", "desired": 1, "ready": int(ready), "updated": 1}],
+            "conditions": [
+                {"type": kind, "status": status, "reason": reason, "message": message}
+                for kind, (status, reason, message) in said.items()
+            ],
+        },
+    }
+
+
+def established(found: Manifest) -> Manifest:
+    return {**found, "status": {"conditions": [{"type": "Established", "status": "True"}]}}
+
+
+def lease(renewed: str = "2027-01-15T07:59:58.000000Z") -> Manifest:
+    """NOW is 2027-01-15T08:00:00Z."""
+    spec = {"holderIdentity": "fairlead-operator-0_1_ab", "leaseDurationSeconds": 15, "renewTime": renewed}
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}, "spec": spec}
+
+
+def told(pod: Manifest, page: str, *notes: str, ready: bool = True) -> Told:
+    return Told(pod["metadata"]["name"], "fairlead", Readiness(ready, list(notes)), parse(page))
+
+
+def healthy() -> Facts:
+    found = chart()
+    deployments = named("Deployment", found)
+    pods = [a_pod(one, number) for one in deployments for number in range(one["spec"]["replicas"])]
+    by = {name: [one for one in pods if one["metadata"]["labels"][COMPONENT] == name] for name in COMPONENTS}
+    secrets: dict[tuple[str, str], SecretFacts] = {}
+    for wanted in (one for each in deployments for one in wanted_secrets(each)):
+        before = secrets.get((wanted.namespace, wanted.name), SecretFacts(frozenset()))
+        secrets[wanted.namespace, wanted.name] = SecretFacts(before.entries | wanted.entries)
+    accounts = {
+        (one["metadata"]["labels"][COMPONENT], "fairlead"): dict.fromkeys(
+            of_account(one["metadata"]["labels"][COMPONENT], "fairlead", watched(one)), True
+        )
+        for one in deployments
+        if one["metadata"]["labels"][COMPONENT] in COMPONENTS
+    }
+    asked = [*to_check("fairlead", before=False), *to_check("fairlead", before=True), *to_install("fairlead", True)]
+    return Facts(
+        server="https://10.0.0.1:6443",
+        found="the context prod of ~/.kube/config",
+        version="v1.36.3",
+        now=NOW,
+        skew_seconds=0.0,
+        rights=dict.fromkeys(asked, True),
+        trial="",
+        nodes=[{"kind": "Node", "metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}],
+        storage_classes=[
+            {"metadata": {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}}
+        ],
+        definitions=[established(definition(kind)) for kind in kinds()],
+        deployments=deployments,
+        pods=pods,
+        leases={"fairlead": lease()},
+        account_rights=accounts,
+        secrets=secrets,
+        told={
+            "operator": [told(one, OPERATOR_PAGE, "leading") for one in by["operator"]],
+            "gateway": [told(one, GATEWAY_PAGE) for one in by["gateway"]],
+        },
+        models=[a_model()],
+        budgets=named("PodDisruptionBudget", found),
+        policies=named("NetworkPolicy", found),
+        our_version=__version__,
+    )
+
+
+@pytest.fixture
+def facts() -> Facts:
+    return healthy()
+
+
+@pytest.fixture
+def with_models() -> Callable[..., Facts]:
+    """The healthy installation with these models."""
+
+    def make(*models: Manifest) -> Facts:
+        return replace(healthy(), models=list(models))
+
+    return make
+
+
+@pytest.fixture
+def builders() -> Mapping[str, Callable[..., Any]]:
+    """What test modules build facts of; they cannot import this file."""
+    return {"pod": a_pod, "model": a_model, "lease": lease, "told": told, "chart": chart}

@@ -1,0 +1,117 @@
+"""The list of checks against the documentation, the chart and the API: anchors exist, rights are the chart's, versions agree."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.api.conditions import condition_types, reasons
+from fairlead_cli.cluster.catalogue import FAULTS, OLDEST_KUBERNETES, PAGE, Check, checks
+from fairlead_cli.cluster.facts import GATEWAY, OPERATOR
+from fairlead_cli.cluster.gathering import trial_pod
+from fairlead_cli.cluster.judging.models import CAUSES
+from fairlead_cli.cluster.printing import lines
+from fairlead_cli.cluster.rights import of_account
+from fairlead_cli.cluster.verdict import LINES, Mark, Result, Verdict
+from fairlead_operator.leading import LEASE
+
+ROOT = Path(__file__).parents[3]
+Build = Mapping[str, Callable[..., Any]]
+
+
+def test_every_check_has_its_anchor() -> None:
+    headings = re.findall(r"^### (\S+)$", (ROOT / PAGE).read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [one.id for one in checks()]
+    assert len(set(headings)) == len(headings)
+
+
+def test_ten_faults_have_a_check_each() -> None:
+    assert len(FAULTS) == len({one.check for one in FAULTS}) == 10
+    assert {one.check for one in FAULTS} <= {one.id for one in checks()}
+
+
+def test_every_check_says_what_it_means_and_what_to_do() -> None:
+    for one in checks():
+        assert one.says[0].islower() or one.says.startswith(
+            ("Kubernetes", "LeaderWorkerSets", "NetworkPolicies", "Redis")
+        ), one.id
+        assert one.means.endswith(".")
+        assert len(one.do) > 20
+
+
+def test_the_oldest_kubernetes_is_the_charts() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "fairlead" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["kubeVersion"] == f">={OLDEST_KUBERNETES[0]}.{OLDEST_KUBERNETES[1]}.0-0"
+
+
+def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for one in build["chart"]()
+        if one["kind"] in ("Role", "ClusterRole") and f"-{component}" in one["metadata"]["name"]
+        for rule in one["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.parametrize("component", [OPERATOR, GATEWAY])
+def test_the_rights_that_are_asked_about_are_those_of_the_chart(builders: Build, component: str) -> None:
+    asked = of_account(component, "fairlead", [])
+    assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)
+
+
+def test_with_namespaces_named_rights_are_asked_about_there() -> None:
+    asked = of_account(OPERATOR, "fairlead", ["a", "b"])
+    assert {one.namespace for one in asked if one.resource == "pods"} == {"a", "b"}
+    assert {(one.namespace, one.name) for one in asked if one.resource == "leases" and one.verb == "get"} == {
+        ("fairlead", LEASE)
+    }
+
+
+def test_the_pod_of_the_dry_run_is_as_the_charts_are(builders: Build) -> None:
+    spec = trial_pod("x")["spec"]
+    for one in builders["chart"]():
+        if one["kind"] == "Deployment":
+            pods = one["spec"]["template"]["spec"]
+            assert spec["securityContext"] == pods["securityContext"]
+            assert spec["containers"][0]["securityContext"] == pods["containers"][0]["securityContext"]
+
+
+def test_the_reasons_that_have_checks_are_reasons_that_stall() -> None:
+    stalling = {one.reason for one in reasons() if one.type == "Stalled"}
+    assert set().union(*CAUSES.values()) <= stalling
+    assert {str(one.type) for one in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
+
+
+# --- how it is printed --------------------------------------------------------------------------------------------------
+
+
+def printed(check: Check, verdict: Verdict) -> list[str]:
+    return [line.plain for line in lines([Result(check, verdict)])]
+
+
+def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
+    check = next(one for one in checks() if one.id == "redis")
+    well = printed(check, Verdict(Mark.OK, note="2 of 2"))
+    assert well == ["gateway", "√ Redis answers the gateways (2 of 2)", "", "1 check: 1 passed"]
+    assert printed(check, Verdict(Mark.FAILED, ("away",))) == [
+        "gateway",
+        "× Redis answers the gateways",
+        "    away",
+        "    fix: Look at the Redis that the Secret's url names: its pod where it is the chart's, else address, password, TLS and "
+        "NetworkPolicies  see docs/reference/checks.md#redis",
+        "",
+        "1 check: 0 passed, 1 failed",
+    ]
+    assert printed(check, Verdict(Mark.UNKNOWN, ("why",)))[2:4] == ["    why", "    see docs/reference/checks.md#redis"]
+
+
+def test_many_findings_are_counted_behind_the_first() -> None:
+    found = printed(checks()[0], Verdict(Mark.FAILED, tuple(map(str, range(LINES + 3)))))
+    assert f"    {LINES - 1}" in found
+    assert "    and 3 more" in found
