@@ -15,6 +15,7 @@ from gatewaybench.rows import Figure, Table, cpu, kilobytes_each, under_way
 from gatewaybench.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG, TARGETS
 
 _INK, _QUIET, _GOAL = "#1f2933", "#7b8794", "#d64545"
+_TIMES_AS_LONG = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,22 @@ def draw(runs: Sequence[Run], file: Path, *, title: str) -> None:
 
 
 def _draw_panel(axis: Axes, table: Table, panel: _Panel) -> None:
-    """Bars in ascending order; a thin line from the least to the greatest run."""
+    """Bars in ascending order; a thin line from the least to the greatest run. A bar out of all scale is cut."""
     case, figure, scale = panel.case, panel.figure, panel.scale
     found = [
         (value * scale, name) for name in table.targets(case) if (value := table.median(case, name, figure)) is not None
     ]
     found.sort(reverse=True)
+    edge = _edge([value for value, _ in found])
     for place, (value, name) in enumerate(found):
         colour = TARGETS[name].colour if name in TARGETS else "#cbd2d9"
-        axis.barh(place, value, color=colour, height=0.68)
+        axis.barh(place, min(value, edge), color=colour, height=0.68)
         runs = [one * scale for run in table.valid(case, name) if (one := figure(run)) is not None]
-        axis.plot([min(runs), max(runs)], [place, place], color=_INK, linewidth=1)
-        end = (max(value, *runs), place)
-        axis.annotate(f"{value:.3g}", end, (4, 0), textcoords="offset points", va="center", color=_INK)
+        if value <= edge:
+            axis.plot([min(runs), max(runs)], [place, place], color=_INK, linewidth=1)
+        end = (max(value, *runs) if value <= edge else edge, place)
+        words = _number(value) + ("" if value <= edge else ", bar cut")
+        axis.annotate(words, end, (4, 0), textcoords="offset points", va="center", color=_INK)
     goals = [value * factor * scale for name, factor in panel.goals if (value := table.median(case, name, figure))]
     if panel.limit is not None:
         goals.append(panel.limit)
@@ -90,6 +94,16 @@ def _draw_panel(axis: Axes, table: Table, panel: _Panel) -> None:
     axis.tick_params(axis="x", colors=_QUIET, length=0)
     axis.tick_params(axis="y", length=0)
     axis.margins(x=0.14)
+
+
+def _edge(values: Sequence[float]) -> float:
+    """Where bars are cut. One that is many times as long as the next would leave nothing to see of the others."""
+    longest, *rest = sorted(values, reverse=True)
+    return 1.25 * rest[0] if rest and longest > _TIMES_AS_LONG * rest[0] else longest
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _short(name: str) -> str:
