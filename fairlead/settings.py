@@ -43,7 +43,8 @@ class GatewaySettings:
         secret=True,
     )
     redis_url: str | None = _setting(
-        "a Redis that gateways share: `redis://`, `rediss://` or `unix://`. Without it each gateway decides alone",
+        "a Redis that gateways share: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`. Without it each "
+        "gateway decides alone",
         secret=True,
     )
     manage_token: str | None = _setting(

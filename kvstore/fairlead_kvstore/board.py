@@ -19,7 +19,8 @@ from fairlead.tasks import ended
 from fairlead.units import duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.record import Load, Record, encode, published_board, published_decision
-from fairlead_kvstore.redis import Command, RedisLink
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.servers import Command
 
 FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0
@@ -68,7 +69,8 @@ class Board:
         task, self._task = self._task, None
         await ended(task)
         await self.flush()
-        await self.link.run([("DEL", keys.board(key, self._gateway_id)) for key in self._shown] or [("PING",)])
+        if self._shown:
+            await self.link.run([("DEL", keys.board(key, self._gateway_id)) for key in self._shown])
         self._shown.clear()
         await self.link.stop()
 

@@ -10,21 +10,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from fairlead.clock import Clock
-from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.tasks import ended
 from fairlead.units import duration
+from fairlead_kvstore.places import place
+from fairlead_kvstore.servers import Command, server
 
-Command: TypeAlias = tuple[str | bytes | int | float, ...]
 FIRST_PAUSE_SECONDS: Final = 0.1
 
 
@@ -43,7 +39,7 @@ class LinkState:
 
 
 class RedisLink:
-    """One Redis by URL (``redis://``, ``rediss://``, ``unix://``). Start and stop it on the loop that uses it."""
+    """One Redis, a master that sentinels know, or a cluster, by URL (``places``). Start and stop it on the loop that uses it."""
 
     def __init__(
         self,
@@ -57,19 +53,9 @@ class RedisLink:
         self._limits = limits or Limits()
         self._clock = clock
         self._random = random or Random()
-        self.place = _place(url)
-        try:
-            self._redis: Any = Redis.from_url(  # Any: redis-py is typed in part only
-                url,
-                socket_timeout=self._limits.redis_deadline_seconds,
-                socket_connect_timeout=self._limits.redis_deadline_seconds,
-                retry=Retry(NoBackoff(), 0),
-                client_name=name,
-                protocol=2,
-                decode_responses=False,
-            )
-        except ValueError as error:
-            raise BadInput(str(error), field="redis", hint="write it as redis://host:port/0 or unix:///path") from None
+        there = place(url)
+        self.place = there.words
+        self._server = server(there, self._limits, name)
         self._up = False
         self._ever = False
         self._since = clock.now()
@@ -106,7 +92,7 @@ class RedisLink:
         if self._up:
             self._lost("stopped")
         with suppress(RedisError, OSError):
-            await self._redis.aclose()
+            await self._server.close()
 
     async def wait_connected(self) -> None:
         """Return as soon as the link is connected."""
@@ -119,10 +105,7 @@ class RedisLink:
             return None
         try:
             async with asyncio.timeout(self._limits.redis_deadline_seconds):
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for command in commands:
-                        pipe.execute_command(*command)
-                    return list(await pipe.execute(raise_on_error=False))
+                return await self._server.run(commands)
         except (RedisError, OSError, TimeoutError) as error:
             self._lost(_why(error))
             return None
@@ -142,12 +125,12 @@ class RedisLink:
                 await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
 
     async def _ping(self) -> bool:
-        if not self._up:
-            # A connection that was open while the server went may be half dead: begin with fresh ones.
-            await self._redis.connection_pool.disconnect()
         try:
             async with asyncio.timeout(self._limits.redis_deadline_seconds):
-                await self._redis.execute_command("PING")
+                if not self._up:
+                    # A connection that was open while the server went may be half dead: begin with fresh ones.
+                    await self._server.fresh()
+                await self._server.ping()
         except ResponseError as error:
             self._lost(f"refused: {error}")
             return False
@@ -170,14 +153,6 @@ class RedisLink:
         self._why = why
         self._arrival.clear()
         self._trouble.set()
-
-
-def _place(url: str) -> str:
-    """Where a URL leads, without user and password."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return parts.path
-    return parts.netloc.rpartition("@")[2] or "redis"
 
 
 def _why(error: Exception) -> str:

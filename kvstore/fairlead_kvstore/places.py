@@ -1,0 +1,138 @@
+"""Where Redis is, read from a URL: one server, the master that sentinels know, or a cluster. Pure.
+
+``redis://`` and ``unix://`` are those of every Redis client. For the others there is no common form; these are ours:
+
+- ``redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/0``: the sentinels, and the name by which they know the master. User,
+  password and number are the master's; ``?sentinel_username=&sentinel_password=`` are the sentinels' own.
+- ``redis+cluster://USER:PASSWORD@HOST:PORT,HOST:PORT``: some nodes of a cluster, by which the others are found.
+
+``rediss`` in place of ``redis`` is TLS; ``?ssl_ca_certs=FILE`` names the authority that signed, where it is not one of the system's.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fairlead.errors import BadInput
+
+ONE, SENTINEL, CLUSTER = "one", "sentinel", "cluster"
+_SCHEMES: Final[Mapping[str, str]] = {
+    "redis": ONE,
+    "rediss": ONE,
+    "unix": ONE,
+    "redis+sentinel": SENTINEL,
+    "rediss+sentinel": SENTINEL,
+    "redis+cluster": CLUSTER,
+    "rediss+cluster": CLUSTER,
+}
+_PORTS: Final[Mapping[str, int]] = {SENTINEL: 26_379, CLUSTER: 6_379}
+_OPTIONS: Final[Mapping[str, frozenset[str]]] = {
+    SENTINEL: frozenset({"ssl_ca_certs", "sentinel_username", "sentinel_password"}),
+    CLUSTER: frozenset({"ssl_ca_certs"}),
+}
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)(?::(\d{1,5}))?")
+_HINT: Final = (
+    "write it as redis://host:port/0, unix:///path, redis+sentinel://host:26379,host:26379/SERVICE/0 or "
+    "redis+cluster://host:6379,host:6379"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """``hosts``: (name, port) of sentinels or nodes; none for one server, whose ``url`` is the client's to read.
+
+    ``words`` names it for people, without user and password.
+    """
+
+    kind: str
+    url: str
+    words: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    database: int = 0
+    username: str | None = None
+    password: str | None = None
+    tls: bool = False
+    authority: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+
+
+def place(url: str) -> Place:
+    """Read a URL. Raises BadInput that says what is wrong with it and never holds a password."""
+    scheme, parted, rest = url.partition("://")
+    kind = _SCHEMES.get(scheme)
+    if not parted or kind is None:
+        raise _bad(f"no Redis is reached by {scheme!r}" if parted else "this is no URL")
+    if kind == ONE:
+        return Place(ONE, url, _words(url))
+    if "#" in rest:
+        raise _bad("a URL of Redis has no fragment")
+    found, _, asked = rest.partition("?")
+    authority, _, path = found.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    name, colon, password = user.partition(":")
+    options = _options(kind, asked, tls=scheme.startswith("rediss"))
+    places = tuple(_host(one, _PORTS[kind]) for one in hosts.split(","))
+    shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)
+    service, database = _service(path) if kind == SENTINEL else _whole(path)
+    return Place(
+        kind,
+        url,
+        f"{service} by sentinels {shown}" if kind == SENTINEL else f"cluster {shown}",
+        places,
+        service,
+        database,
+        (unquote(name) or None) if at else None,
+        unquote(password) if colon else None,
+        scheme.startswith("rediss"),
+        options.get("ssl_ca_certs"),
+        options.get("sentinel_username"),
+        options.get("sentinel_password"),
+    )
+
+
+def _words(url: str) -> str:
+    """Where a URL of one server leads."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return parts.path
+    return parts.netloc.rpartition("@")[2] or "redis"
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    found = _HOST.fullmatch(text)
+    if found is None or (found[2] and not 0 < int(found[2]) < 65_536):
+        raise _bad(f"{text!r} is no host with a port" if text else "a host is missing")
+    return found[1].strip("[]"), int(found[2] or port)
+
+
+def _service(path: str) -> tuple[str, int]:
+    name, _, number = path.partition("/")
+    if not name:
+        raise _bad("the name by which sentinels know the master is missing")
+    if number and not (number.isascii() and number.isdecimal() and len(number) < 5):
+        raise _bad(f"{number!r} is no number of a database")
+    return unquote(name), int(number or 0)
+
+
+def _whole(path: str) -> tuple[str, int]:
+    if path not in ("", "0"):
+        raise _bad("a cluster has one database, 0, and no path")
+    return "", 0
+
+
+def _options(kind: str, asked: str, *, tls: bool) -> dict[str, str]:
+    found = dict(parse_qsl(asked, keep_blank_values=True))
+    for name in found:
+        if name not in _OPTIONS[kind]:
+            raise _bad(f"{name!r} is no option of such a URL")
+    if "ssl_ca_certs" in found and not tls:
+        raise _bad("ssl_ca_certs is for TLS: write rediss")
+    return found
+
+
+def _bad(why: str) -> BadInput:
+    return BadInput(why, field="redis", hint=_HINT)

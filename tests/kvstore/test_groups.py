@@ -1,0 +1,145 @@
+"""The link to what is more than one server: a master that sentinels replace, and a cluster, both real."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ResponseError
+
+from fairlead.clock import SystemClock
+from fairlead.limits import Limits
+from fairlead.testing.processes import wait_until
+from fairlead.testing.valkey_servers import Group, cluster, watched_pair
+from fairlead.testing.waiting import until
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.servers import Command
+
+pytestmark = pytest.mark.timeout(300)
+QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
+KEYS = [f"fl1:{{ns/model-{number}}}:board:gw" for number in range(12)]
+"""In slots of every master."""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Group]:
+    with watched_pair(tmp_path) as group:
+        yield group
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Group]:
+    with cluster(tmp_path) as group:
+        yield group
+
+
+def linked(url: str, work: Callable[[RedisLink], Awaitable[None]]) -> None:
+    async def main() -> None:
+        link = RedisLink(url, SystemClock(), limits=QUICK, name="fairlead-gw")
+        link.start()
+        try:
+            async with asyncio.timeout(60):
+                await link.wait_connected()
+            await work(link)
+        finally:
+            await link.stop()
+
+    asyncio.run(main())
+
+
+def test_the_master_is_found_by_its_sentinels_and_again_after_a_failover(pair: Group) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", "a", "1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
+        assert link.words().startswith("connected to shared by sentinels 127.0.0.1:")
+        master, replica = pair.nodes
+        await asyncio.to_thread(wait_until, lambda: replica.ask("GET", "a") == "2", "the replica has it")
+        master.kill()
+        await until(lambda: not link.state.connected)
+        assert await link.run([("GET", "a")]) is None
+        await until(lambda: link.state.connected)
+        assert await link.run([("INCR", "a")]) == [3]
+        assert replica.ask("ROLE")[0] == "master"
+
+    linked(pair.url, work)
+
+
+def test_a_sentinel_that_hangs_or_is_gone_is_passed_over_and_why_there_is_no_master_is_said(pair: Group) -> None:
+    async def unknown() -> None:
+        link = RedisLink(pair.url.replace("/shared/", "/other/"), SystemClock(), limits=QUICK)
+        link.start()
+        await until(lambda: "knows a master" in link.words())
+        assert "word" not in link.words(), "the password"
+        assert link.state.kind == "away"
+        await link.stop()
+
+    asyncio.run(unknown())
+    pair.sentinels[0].freeze()
+
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("PING",)]) == [True]
+
+    linked(pair.url, work)
+    pair.sentinels[0].kill()
+    linked(pair.url, work)
+
+
+def test_a_master_that_is_demoted_while_it_lives_is_left(pair: Group) -> None:
+    async def work(link: RedisLink) -> None:
+        master, replica = pair.nodes
+        await asyncio.to_thread(pair.sentinels[0].ask, "SENTINEL", "FAILOVER", "shared")
+        await asyncio.to_thread(wait_until, lambda: replica.ask("ROLE")[0] == "master", "the replica was promoted")
+        await asyncio.to_thread(wait_until, lambda: master.ask("ROLE")[0] != "master", "the master was demoted")
+
+        async def written() -> None:
+            while await link.run([("SET", "b", "1")]) != [True]:
+                async with asyncio.timeout(60):
+                    await link.wait_connected()
+
+        await written()
+        assert await asyncio.to_thread(replica.ask, "GET", "b") == "1"
+
+    linked(pair.url, work)
+
+
+def test_commands_reach_the_master_of_their_slot_and_a_refused_one_refuses_itself_alone(ring: Group) -> None:
+    async def work(link: RedisLink) -> None:
+        commands: list[Command] = [("SET", key, key) for key in KEYS]
+        assert await link.run(commands) == [True] * len(KEYS)
+        assert await link.run([("GET", key) for key in KEYS]) == [key.encode() for key in KEYS]
+        held = [await asyncio.to_thread(node.ask, "DBSIZE") for node in ring.nodes[:3]]
+        assert sum(held) == len(KEYS)
+        assert all(held), "the names are spread over all masters"
+        replies = await link.run([("INCR", KEYS[0]), ("GET", KEYS[1])])
+        assert replies is not None
+        assert isinstance(replies[0], ResponseError)
+        assert replies[1] == KEYS[1].encode()
+        assert link.state.connected
+
+    linked(ring.url, work)
+
+
+def test_a_master_that_dies_is_said_and_its_replica_is_found_when_it_takes_over(ring: Group) -> None:
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", key, "1") for key in KEYS]) is not None
+        first, replica = ring.nodes[0], ring.nodes[3]
+        held = await asyncio.to_thread(first.ask, "DBSIZE")
+        await asyncio.to_thread(wait_until, lambda: replica.ask("DBSIZE") == held, "the replica has all of it")
+        first.kill()
+        await until(lambda: not link.state.connected)
+        assert await link.run([("GET", KEYS[0])]) is None
+        await until(lambda: link.state.connected)
+        assert await link.run([("INCR", key) for key in KEYS]) == [2] * len(KEYS)
+
+    linked(ring.url, work)
+
+
+def test_a_node_that_hangs_is_no_way_in_and_another_is(ring: Group) -> None:
+    """Only those of its names that answer are asked, and the slots of the one that hangs are those of its replica by then."""
+    ring.nodes[0].freeze()
+    wait_until(lambda: ring.nodes[3].ask("ROLE")[0] == "master", "the replica took over")
+
+    async def work(link: RedisLink) -> None:
+        assert await link.run([("SET", key, "1") for key in KEYS]) == [True] * len(KEYS)
+
+    linked(ring.url, work)
