@@ -144,6 +144,10 @@ class FleetSource(Protocol):
         """What is wrong with it now, in words for people; empty when the last snapshot is how things are."""
         ...
 
+    def age_seconds(self) -> float | None:
+        """How long ago it was last known how things are; None where that cannot be told."""
+        ...
+
 
 class Scaler(Protocol):
     """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""

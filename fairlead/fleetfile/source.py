@@ -63,6 +63,10 @@ class FileFleetSource:
         """What is wrong with the file, while an older fleet stays in use."""
         return [f"the fleet file cannot be used: {self.problem}"] if self.problem is not None else []
 
+    def age_seconds(self) -> float | None:
+        """None: a file is as old as its last edit, and true until the next."""
+        return None
+
     async def _first(self) -> Fleet:
         self._fleet = await asyncio.to_thread(self._read)
         self.loaded_at = self._clock.now()

@@ -273,6 +273,9 @@ class Helper:
         telemetry.own.update(self.crew.own())
         telemetry.own["workers"] = self.crew.serving
         telemetry.own["worker_deaths_total"] = self.crew.deaths
+        age = self._plan.source.age_seconds()
+        if age is not None:
+            telemetry.own["fleet_age_seconds"] = int(age)
         return telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:

@@ -4,13 +4,15 @@
 others: an operator that is restarted because the API server is away gains nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from fairlead.kube.resource import Manifest, key_of
 
 SILENT_SECONDS = 180.0
 """No event and no bookmark (the API server sends one a minute) for this long: the watch is dead."""
@@ -72,10 +74,11 @@ def stale(pulse: Pulse) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is shown: numbers now, and counts since the start."""
+    """What is shown: numbers now, counts since the start, and the models as they were last seen."""
 
     gauges: Mapping[str, tuple[str, float]]
     counters: Mapping[str, tuple[str, float]]
+    models: Iterable[Manifest] = ()
 
 
 class Metrics(Collector):
@@ -100,7 +103,21 @@ class Metrics(Collector):
             if age is not None:  # never heard is not zero
                 ages.add_metric([kind], age)
         found.append(ages)
+        found.append(conditions(figures.models))
         return found
+
+
+def conditions(models: Iterable[Manifest]) -> Metric:
+    """What the models' status says, as numbers: alerts name a model and the reason by it."""
+    found = GaugeMetricFamily(
+        "fairlead_operator_model_condition",
+        "1 while the condition is True, 0 while it is not, as the model's status says",
+        labels=["model", "type", "reason"],
+    )
+    for model in models:
+        for one in (model.get("status") or {}).get("conditions") or []:
+            found.add_metric([key_of(model), one["type"], one["reason"]], float(one["status"] == "True"))
+    return found
 
 
 def application(metrics: Metrics, pulse: Callable[[], Pulse]) -> web.Application:

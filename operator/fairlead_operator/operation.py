@@ -136,6 +136,7 @@ class Operation:
         return liveness.Figures(
             gauges={
                 "leading": ("1 while this replica leads", float(self._election.leading)),
+                "synced": ("1 once this replica, leading, has listed every kind", float(self._pulse().synced)),
                 "models": ("ModelDeployments that are known", float(len(self._shelf.models))),
                 "queue_waiting": ("models with news that wait for a hand", float(work.waiting)),
                 "queue_running": ("models that are worked on", float(work.running)),
@@ -149,4 +150,5 @@ class Operation:
                 "statuses": ("statuses written", float(counts.statuses)),
                 "events_dropped": ("events that were never written", float(self._recorder.dropped)),
             },
+            models=tuple(self._shelf.models.values()),
         )

@@ -147,13 +147,25 @@ def test_health_and_metrics_are_served() -> None:
     async def main() -> None:
         from aiohttp.test_utils import TestClient, TestServer
 
-        figures = Figures({"leading": ("says", 1.0)}, {"reconciles": ("says", 7.0)})
+        conditions = [
+            {"type": "Ready", "status": "False", "reason": "MissingSecret"},
+            {"type": "Stalled", "status": "True", "reason": "MissingSecret"},
+        ]
+        models = [
+            {"metadata": {"name": "qwen", "namespace": "chat"}, "status": {"conditions": conditions}},
+            {"metadata": {"name": "fresh", "namespace": "chat"}},
+        ]
+        figures = Figures({"leading": ("says", 1.0)}, {"reconciles": ("says", 7.0)}, models)
         pulses = [WELL]
         app = application(Metrics(lambda: figures, lambda: pulses[0]), lambda: pulses[0])
         async with TestClient(TestServer(app)) as client:
             metrics = await (await client.get("/metrics")).text()
             assert "fairlead_operator_reconciles_total 7.0" in metrics
             assert 'fairlead_operator_watch_age_seconds{kind="services"} 70.0' in metrics
+            labels = 'model="chat/qwen",reason="MissingSecret"'
+            assert f'fairlead_operator_model_condition{{{labels},type="Ready"}} 0.0' in metrics
+            assert f'fairlead_operator_model_condition{{{labels},type="Stalled"}} 1.0' in metrics
+            assert "chat/fresh" not in metrics  # nothing is known of it yet
             assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 200
             pulses[0] = Pulse(True, False, {"pods": 500.0}, 1.0)
             assert (await client.get("/readyz")).status == (await client.get("/healthz")).status == 503

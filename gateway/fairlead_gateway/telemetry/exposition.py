@@ -389,6 +389,7 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "engine_sleeping": _signal(lambda signals: None if signals.sleeping is None else float(signals.sleeping)),
     _P + "engine_signals_age_seconds": _age,
     _P + "fleet_version": _plain(lambda scrape: scrape.fleet.version),
+    _P + "fleet_age_seconds": _own("fleet_age_seconds"),
     _P + "membership_epoch": _plain(lambda scrape: scrape.fleet.membership_epoch),
     _P + "loop_lag_seconds": _lag,
     _P + "uptime_seconds": _plain(lambda scrape: scrape.uptime_seconds),

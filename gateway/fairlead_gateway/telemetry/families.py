@@ -143,6 +143,12 @@ FAMILIES: Final = (
     Family(_P + "engine_sleeping", "gauge", _ENGINE, "1 while the engine sleeps."),
     Family(_P + "engine_signals_age_seconds", "gauge", _ENGINE, "Age of the engine's signals; absent until it spoke."),
     Family(_P + "fleet_version", "gauge", (), "Snapshots of the fleet seen so far."),
+    Family(
+        _P + "fleet_age_seconds",
+        "gauge",
+        (),
+        "Time since the cluster last said how things are; absent where a file says it.",
+    ),
     Family(_P + "membership_epoch", "gauge", (), "Changes of the set of instances that homes are computed over."),
     Family(_P + "loop_lag_seconds", "gauge", ("quantile",), "How late the event loop wakes, of the latest worker."),
     Family(_P + "uptime_seconds", "gauge", (), "Time since the gateway's counters began."),
