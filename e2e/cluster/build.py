@@ -50,7 +50,8 @@ def compile_missing(programs: Sequence[Program]) -> None:
             say(f"compiling {', '.join(program.name for program in missing)} (once per set of pins) ...")
         for module in dict.fromkeys(program.module for program in missing):
             with step(f"modules of {module}"):
-                _go(module, "mod", "download")
+                packages = [program.package for program in missing if program.module == module]
+                _go(module, "list", "-deps", *pins.tags(module), *packages)  # fetches what these need and nothing else
         for program in missing:
             with step(program.name):
                 _compile(program)
@@ -83,7 +84,7 @@ def _compile(program: Program) -> None:
     target = path_of(program)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    flags = ["-trimpath", "-ldflags", pins.linker_flags(program), "-o", str(partial)]
+    flags = [*pins.tags(program.module), "-trimpath", "-ldflags", pins.linker_flags(program), "-o", str(partial)]
     _go(program.module, "build", "-p", str(os.cpu_count() or 1), *flags, program.package)
     if program.brings is not None:
         _bring(program.module, target.parent, *program.brings)
@@ -103,13 +104,15 @@ def _bring(module: str, folder: Path, name: str, of: str, path: str) -> None:
 
 
 def _go(module: str, *arguments: str) -> str:
-    """Without a C compiler: static programs, which run in any image and any user's machine."""
+    return go(pins.HERE / module, *arguments)
+
+
+def go(folder: Path, *arguments: str) -> str:
+    """What Go says. Without a C compiler: static programs, which run in any image and any user's machine."""
     environ = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-buildvcs=false"}
-    done = subprocess.run(
-        ["go", *arguments], cwd=pins.HERE / module, env=environ, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["go", *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ClusterError(f"go {' '.join(arguments[:2])} failed in {pins.HERE / module}:\n{done.stderr[-4_000:]}")
+        raise ClusterError(f"go {' '.join(arguments[:2])} failed in {folder}:\n{done.stderr[-4_000:]}")
     return done.stdout
 
 

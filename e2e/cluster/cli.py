@@ -7,14 +7,16 @@ load    gives a cluster that is up our images as the working tree has them now
 images  writes an archive per image, from the working tree, and prints the files
 build   makes all that a level needs beforehand, which takes long the first time, and prints the programs' folder
 assets  prints the folder with etcd and kube-apiserver; 3 where it is not there (``build --level api`` makes it)
+tools   makes what the tests of the chart need and no cluster does, and prints where it is, as JSON
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster import images, levels, pins
+from cluster import images, levels, pins, tools
 from cluster.build import assets, ready
 from cluster.say import ClusterError, say
 
@@ -45,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if assets() == pins.binaries() and not ready("api"):
                     return ABSENT
                 print(assets())
+            case "tools":
+                if options.look and not tools.ready():
+                    return ABSENT
+                print(json.dumps(tools.make()))
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
@@ -84,4 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", default="out/images", metavar="DIR", help="where to (%(default)s)")
     commands.add_parser("build", parents=[level], help="compile and write all that a level needs")
     commands.add_parser("assets", help="where etcd and kube-apiserver are")
+    beside = commands.add_parser("tools", help="helm, promtool, and the OpenAPI of two releases of Kubernetes")
+    beside.add_argument("--look", action="store_true", help="only say where they are; 3 where they are not")
     return parser

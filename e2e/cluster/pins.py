@@ -1,8 +1,9 @@
 """Everything that this cluster is made of, with its version: what is compiled, from which module, with which flags.
 
-The versions stand in ``kubernetes/go.mod`` and ``lws/go.mod``, every byte of them in the ``go.sum`` beside; here is what
+The versions stand in the ``go.mod`` of each module, every byte of them in the ``go.sum`` beside; here is what
 to build of them. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26. LeaderWorkerSet has a module of its
-own: it does not compile beside client-go 0.36. All else shares one module, so that no dependency is compiled twice.
+own: it does not compile beside client-go 0.36; Prometheus has one, since its tool is for tests and no part of a cluster. All else
+shares one module, so that no dependency is compiled twice.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ ROOT = HERE.parents[1]
 KUBERNETES = "v1.36.3"
 HELM = "v4.2.4"
 LWS = "v0.8.0"
+PROMETHEUS = "v0.313.0"
 NEEDS_GO = (1, 21)
 """An older Go does not fetch the one that go.mod asks for."""
 
@@ -39,19 +41,22 @@ def _kubernetes(name: str, brings: tuple[str, str, str] | None = None) -> Progra
 
 API = (Program("etcd", "go.etcd.io/etcd/server/v3"), _kubernetes("kube-apiserver"), _kubernetes("kubectl"))
 """What level *api* needs; the names are those that KUBEBUILDER_ASSETS holds."""
+HELM_PROGRAM = Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}")
 PAUSE_SOURCE = "pause.c"
 LWS_CHART = "lws-chart"
 NODE = (
     *(_kubernetes(name) for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy")),
     _kubernetes("kubelet", brings=(PAUSE_SOURCE, "k8s.io/kubernetes", "build/pause/linux/pause.c")),
     Program("coredns", "./coredns"),
-    Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}"),
+    HELM_PROGRAM,
     Program("lws", "sigs.k8s.io/lws/cmd", module="lws", brings=(LWS_CHART, "sigs.k8s.io/lws", "charts/lws")),
 )
 """What level *full* needs beside it."""
 LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
 """Level → its programs; ``kind`` brings everything but the clients and LeaderWorkerSet along."""
 
+PROMTOOL = Program("promtool", "github.com/prometheus/prometheus/cmd/promtool", module="prometheus")
+"""For tests of alert rules."""
 METRICS = Program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
 """Only on request."""
 
@@ -67,6 +72,11 @@ DEBIAN = (
     "libc6-dev",
 )
 """What level *full* takes from Debian."""
+
+
+def tags(module: str) -> tuple[str, ...]:
+    """What ``go build`` is told of a module's parts: promtool need not know the clouds that Prometheus can find its targets in."""
+    return ("-tags", "remove_all_sd") if module == "prometheus" else ()
 
 
 def linker_flags(program: Program) -> str:
@@ -95,6 +105,7 @@ def digest(module: str) -> str:
     for path in sorted((HERE / module).rglob("*")):
         if path.is_file():
             seen.update(f"{path.relative_to(HERE)}\n".encode() + path.read_bytes())
+    seen.update("".join(tags(module)).encode())
     for program in LEVELS["full"]:
         if program.module == module:
             seen.update(f"{program}{linker_flags(program)}\n".encode())
@@ -109,5 +120,5 @@ def cache_folder() -> Path:
 
 def binaries(module: str = "kubernetes") -> Path:
     """The folder of a module's programs."""
-    name = f"k8s-{KUBERNETES}" if module == "kubernetes" else f"lws-{LWS}"
+    name = {"kubernetes": f"k8s-{KUBERNETES}", "lws": f"lws-{LWS}", "prometheus": f"prometheus-{PROMETHEUS}"}[module]
     return cache_folder() / f"{name}-{digest(module)}"

@@ -4,23 +4,42 @@ import re
 from pathlib import Path
 
 import pytest
-from cluster import build, pins
+from cluster import build, pins, tools
+from cluster.say import ClusterError
 
-MODULES = {"kubernetes": pins.HERE / "kubernetes" / "go.mod", "lws": pins.HERE / "lws" / "go.mod"}
+MODULES = {name: pins.HERE / name / "go.mod" for name in ("kubernetes", "lws", "prometheus")}
+PROGRAMS = (*pins.LEVELS["full"], pins.METRICS, pins.PROMTOOL)
 
 
 def test_the_versions_that_are_named_are_those_of_the_modules() -> None:
-    kubernetes, lws = (path.read_text() for path in MODULES.values())
+    kubernetes, lws, prometheus = (path.read_text() for path in MODULES.values())
     assert f"k8s.io/kubernetes {pins.KUBERNETES}" in kubernetes
     assert f"helm.sh/helm/v4 {pins.HELM}" in kubernetes
     assert f"sigs.k8s.io/lws {pins.LWS}" in lws
+    assert f"github.com/prometheus/prometheus {pins.PROMETHEUS}" in prometheus
+
+
+def test_the_sources_that_the_openapi_is_taken_from_are_pinned_and_one_release_is_ours() -> None:
+    sums = (pins.HERE / "kubernetes" / "go.sum").read_text()
+    assert f"k8s.io/kubernetes {pins.KUBERNETES} {tools.RELEASES[pins.KUBERNETES]}\n" in sums
+    assert len(tools.RELEASES) == 2
+    assert all(value.startswith("h1:") for value in tools.RELEASES.values())
+
+
+def test_sources_of_another_hash_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "go", lambda *_: '{"Sum": "h1:other", "Dir": "/"}')
+    monkeypatch.setattr(tools, "compile_missing", lambda _: None)
+    with pytest.raises(ClusterError, match="not those that are pinned: h1:other"):
+        tools.make()
+    assert not tools.ready()
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_program_comes_from_a_module_that_is_pinned(module: str) -> None:
     text = MODULES[module].read_text()
     required = set(re.findall(r"^\s+([\w./-]+) v", text, re.MULTILINE))
-    for program in pins.LEVELS["full"]:
+    for program in PROGRAMS:
         if program.module == module and not program.package.startswith("./"):
             assert any(program.package == name or program.package.startswith(f"{name}/") for name in required)
 

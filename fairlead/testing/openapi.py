@@ -1,0 +1,82 @@
+"""What a release of Kubernetes says of its own objects, and what in a manifest is against it: no field that it does not know passes.
+
+The API server itself drops unknown fields of built-in kinds with a warning at most, and a test has one release of it only. Here are
+the rules that OpenAPI can say, read from the files of the release's sources: kinds, fields, types, what must be there. Rules
+that are code (a port's range, a label's letters) are the server's alone.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_REF = "#/components/schemas/"
+_CRD = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
+_EITHER = {f"{_CRD}OrArray", f"{_CRD}OrBool"}
+"""Said to be anything, and where it is an object it is the schema of a CRD's field."""
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+
+
+class Release:
+    """One release: ``folder`` holds its OpenAPI files, one for each group and version."""
+
+    def __init__(self, folder: Path) -> None:
+        self._schemas: dict[str, Any] = {}
+        self._kinds: dict[tuple[str, str], str] = {}
+        for path in sorted(folder.glob("*.json")):
+            self._schemas |= json.loads(path.read_text(encoding="utf-8"))["components"]["schemas"]
+        for name, schema in self._schemas.items():
+            for one in schema.get("x-kubernetes-group-version-kind", ()):
+                version = f"{one['group']}/{one['version']}" if one["group"] else one["version"]
+                self._kinds[version, one["kind"]] = name
+
+    def problems(self, manifest: Mapping[str, Any]) -> list[str]:
+        """What the release does not know or want in this object, each with its path; empty when all is well."""
+        said = str(manifest.get("apiVersion")), str(manifest.get("kind"))
+        name = self._kinds.get(said)
+        if name is None:
+            return [f"no kind {said[1]} in {said[0]}"]
+        return list(self._look(manifest, {"$ref": _REF + name}, ""))
+
+    def _look(self, value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+        reference = schema.get("$ref")
+        if reference is not None:
+            name = reference.removeprefix(_REF)
+            if name in _EITHER and isinstance(value, dict):
+                name = _CRD
+            yield from self._look(value, self._schemas[name], path)
+            return
+        for part in schema.get("allOf", ()):
+            yield from self._look(value, part, path)
+        if "oneOf" in schema and all(any(self._look(value, one, path)) for one in schema["oneOf"]):
+            yield f"{path}: fits none of what it may be: {value!r}"
+        kind = schema.get("type")
+        if kind is not None and (
+            not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")
+        ):
+            yield f"{path}: not of type {kind}: {value!r}"
+        elif kind == "array":
+            for index, one in enumerate(value):
+                yield from self._look(one, schema["items"], f"{path}[{index}]")
+        elif kind == "object":
+            yield from self._fields(value, schema, path)
+
+    def _fields(self, value: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
+        known, others = schema.get("properties"), schema.get("additionalProperties")
+        for name in schema.get("required", ()):
+            if name not in value:
+                yield f"{path}.{name}: missing"
+        for name, one in value.items():
+            if known is not None and name in known:
+                yield from self._look(one, known[name], f"{path}.{name}")
+            elif isinstance(others, dict):
+                yield from self._look(one, others, f"{path}.{name}")
+            elif known is not None:
+                yield f"{path}.{name}: no such field"
