@@ -158,7 +158,12 @@ class Auth(Part):
 
 class Redis(Part):
     enabled: bool = _value("run one without persistence, for trials", True)
-    url_secret: str = _value("a Secret whose `url` names your own Redis instead; `enabled` must then be false", "")
+    url: Annotated[str, Field(pattern=r"^$|^(rediss?(\+sentinel|\+cluster)?|unix)://[^@]*$")] = _value(
+        "the URL of your own Redis instead, where it takes no password: `redis://`, `redis+sentinel://`, `redis+cluster://`, or "
+        "`rediss…` for TLS; `enabled` must then be false",
+        "",
+    )
+    url_secret: str = _value("a Secret whose `url` holds that URL, with a password in it", "")
     image: RedisImage = _value("its image, of Valkey or Redis", RedisImage)
     resources: Free = _value("its resources", _resources("50m", "64Mi", "384Mi"))
     max_memory_megabytes: Annotated[int, Field(ge=16, le=1_000_000)] = _value(
@@ -181,6 +186,22 @@ class ServiceMonitors(Part):
     enabled: bool = _value("make ServiceMonitors, where the cluster knows them", False)
     labels: Free = _value("labels by which your Prometheus finds them", {})
     interval: Duration = _value("how often to scrape", "15s")
+
+
+class Alerts(Part):
+    enabled: bool = _value("make a PrometheusRule, where the cluster knows them", False)
+    labels: Free = _value("labels by which your Prometheus finds it", {})
+    alert_labels: Free = _value("labels that every alert gets besides, such as a team's", {})
+    without: Names = _value("names of alerts that are left out", [])
+    runbooks: str = _value(
+        "where this release's runbooks are shown; each alert points to its heading", "docs/runbooks.md"
+    )
+
+
+class Dashboards(Part):
+    enabled: bool = _value("make a ConfigMap for each dashboard, which Grafana's sidecar takes", False)
+    labels: Free = _value("labels by which the sidecar finds them", {"grafana_dashboard": "1"})
+    annotations: Free = _value("their annotations, such as a folder's name", {})
 
 
 class Ingress(Part):
@@ -219,6 +240,8 @@ class Values(Part):
     rbac: Rbac = _value("rights of people", Rbac)
     network_policies: NetworkPolicies = _value("NetworkPolicies", NetworkPolicies)
     service_monitors: ServiceMonitors = _value("for the Prometheus operator", ServiceMonitors)
+    alerts: Alerts = _value("alert rules for the Prometheus operator", Alerts)
+    dashboards: Dashboards = _value("Grafana dashboards", Dashboards)
     ingress: Ingress = _value("an Ingress", Ingress)
     http_route: HttpRoute = _value("a route of the Gateway API", HttpRoute)
     test: Test = _value("`helm test`", Test)

@@ -1,4 +1,4 @@
-"""What of the chart follows from its types: values.yaml, values.schema.json, the README's table, and the copies of the CRDs."""
+"""What of the chart follows from its types: values.yaml, values.schema.json, the README's table; and its dashboards."""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chart_values import Values
+from dashboards import dashboards
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -22,6 +23,7 @@ def chart_files(root: Path) -> dict[str, str]:
         f"{CHART}/values.yaml": values_yaml(),
         f"{CHART}/values.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
         f"{CHART}/README.md": f"{before}{_BEGIN}{table()}{_END}{after}",
+        **{f"{CHART}/dashboards/{name}": text for name, text in dashboards().items()},
     }
 
 

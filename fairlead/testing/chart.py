@@ -1,16 +1,22 @@
 """The chart as helm renders it: for tests, and for ``scripts/golden.py``, which writes down what it renders."""
 
+import json
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fairlead.testing.kube import assets
+from fairlead.testing.kube import CLUSTER, assets
 
 CHART = Path(__file__).parents[2] / "charts" / "fairlead"
 NEEDED = "no helm: `.venv/bin/python e2e/cluster build` compiles it, or have one on PATH"
+TOOLS_NEEDED = "no promtool, or no OpenAPI of two releases: `.venv/bin/python e2e/cluster tools` makes them"
 SERVED = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 """Groups that clusters need not know, and that the chart then makes objects of."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -19,6 +25,26 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 class Refused(Exception):
     """Raised with helm's own words when it does not render."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the tests of the chart need beside helm. ``openapi``: release → the folder of its files."""
+
+    promtool: Path
+    openapi: Mapping[str, Path]
+
+
+def tools() -> Tools | None:
+    """Those that were made for tests; None where they were not."""
+    if not CLUSTER.exists():
+        return None
+    command = [sys.executable, str(CLUSTER), "tools", "--look"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        return None
+    found = {name: Path(path) for name, path in json.loads(asked.stdout).items()}
+    return Tools(found["promtool"], {name: path for name, path in found.items() if name.startswith("v")})
 
 
 def helm() -> Path | None:
@@ -38,6 +64,31 @@ def rendered(program: Path, *arguments: str, served: tuple[str, ...] = SERVED) -
     if done.returncode:
         raise Refused(done.stderr.strip())
     return [one for one in yaml.load_all(done.stdout, Loader=_LOADER) if one is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Helm:
+    """The release ``fairlead`` of one namespace on a real API server. ``folder`` takes helm's own caches."""
+
+    program: Path
+    kubeconfig: Path
+    namespace: str
+    folder: Path
+
+    def __call__(self, verb: str, *arguments: str) -> str:
+        """What helm says. Raises Refused with its words when it fails."""
+        folders = {f"HELM_{name}_HOME": str(self.folder / name) for name in ("CACHE", "CONFIG", "DATA")}
+        command = [str(self.program), verb, "fairlead", *arguments, f"--namespace={self.namespace}"]
+        done = subprocess.run(
+            [*command, f"--kubeconfig={self.kubeconfig}"],
+            env={**os.environ, **folders},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise Refused(done.stderr.strip())
+        return done.stdout
 
 
 def golden_text(manifests: list[dict[str, Any]]) -> str:

@@ -55,9 +55,20 @@ def test_a_value_that_is_unknown_or_impossible_is_refused_by_name(program: Path,
     assert named in str(refused.value)
 
 
-def test_two_redis_at_once_are_refused(program: Path) -> None:
-    with pytest.raises(Refused, match=r"set redis\.enabled to false"):
-        rendered(program, "--set=redis.urlSecret=ours")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("redis.urlSecret=ours", "redis.urlSecret names a Redis of your own: set redis.enabled to false"),
+        ("redis.url=redis://ours", "redis.url names a Redis of your own: set redis.enabled to false"),
+        ("redis.enabled=false,redis.url=redis://ours,redis.urlSecret=ours", "give one of them"),
+        ("redis.enabled=false,redis.url=http://ours", "/redis/url"),
+        ("redis.enabled=false,redis.url=redis://:word@ours", "/redis/url"),
+    ],
+)
+def test_two_redis_at_once_and_passwords_in_values_are_refused(program: Path, given: str, said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        rendered(program, f"--set={given}")
+    assert said in str(refused.value)
 
 
 def test_a_chart_around_this_one_may_have_more_globals(program: Path) -> None:

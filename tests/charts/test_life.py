@@ -2,9 +2,6 @@
 
 import asyncio
 import base64
-import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, SECRETS, SERVICES
-from fairlead.testing.chart import CHART
+from fairlead.testing.chart import CHART, Helm
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.waiting import until_async
 
@@ -29,27 +26,24 @@ MODEL = {
         "pools": [{"name": "main", "accelerator": "cpu"}],
     },
 }
-Helm = Callable[..., str]
+ENGINES = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "qwen-main", "namespace": SPACE, "labels": {"app.kubernetes.io/managed-by": "fairlead"}},
+    "spec": {
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
+        },
+    },
+}
+"""What the operator would have made of it."""
 
 
 @pytest.fixture
 def helm(api_server: ApiServer, program: Path, tmp_path: Path) -> Helm:
-    """helm in that namespace, with its caches in a folder of the test; what it says."""
-    folders = {f"HELM_{name}_HOME": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
-
-    def call(verb: str, *arguments: str) -> str:
-        command = [str(program), verb, "fairlead", *arguments, f"--namespace={SPACE}"]
-        done = subprocess.run(
-            [*command, f"--kubeconfig={api_server.kubeconfig}"],
-            env={**os.environ, **folders},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return call
+    return Helm(program, api_server.kubeconfig, SPACE, tmp_path)
 
 
 async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
@@ -66,7 +60,7 @@ def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(api_ser
             said = await asyncio.to_thread(helm, "install", str(CHART), "--create-namespace")
             assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
             await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
-            await api.apply(MODEL, "kubectl")
+            served = [await api.apply(MODEL, "kubectl"), await api.apply(ENGINES, "fairlead")]
             first = await drawn(api)
             assert all(value for data in first.values() for value in data.values())
 
@@ -80,7 +74,8 @@ def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(api_ser
             assert await drawn(api) == expected
 
             await asyncio.to_thread(helm, "uninstall")
-            assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+            assert await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen") == served[0]
+            assert await api.get(DEPLOYMENTS, SPACE, "qwen-main") == served[1]
             for kind, name in ((DEPLOYMENTS, "fairlead-operator"), (SERVICES, "fairlead-gateway")):
                 with pytest.raises(NotFound):
                     await api.get(kind, SPACE, name)

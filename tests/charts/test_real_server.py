@@ -1,13 +1,7 @@
-"""On a real API server: it takes everything that the chart makes, and the operator works with exactly its rights there."""
+"""On a real API server: it takes everything that the chart makes, and operator and gateway work with exactly their rights there."""
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,16 +18,17 @@ from fairlead.kube.resource import (
     Resource,
     selector,
 )
-from fairlead.testing.chart import CHART, rendered
-from fairlead.testing.kube import ApiServer, assets
+from fairlead.testing.chart import rendered
+from fairlead.testing.installed import as_account, kubectl, namespace, rights
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.operator_process import operator_process
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.testing_process import gateway_process
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-ELSEWHERE = {"ServiceMonitor", "HTTPRoute"}
+ELSEWHERE = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
 """Kinds that a cluster knows only where somebody brought them."""
-RIGHTS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
 MODEL = {
     "apiVersion": MODEL_DEPLOYMENTS.api_version,
     "kind": "ModelDeployment",
@@ -48,20 +43,6 @@ MODEL = {
 
 def api_of(server: ApiServer) -> KubeApi:
     return KubeApi(server.access(), SystemClock(), lambda: 0.5)
-
-
-async def namespace(api: KubeApi, name: str) -> None:
-    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
-
-
-def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
-    program = (assets() or Path()) / "kubectl"
-    if not program.exists():
-        pytest.skip("no kubectl beside kube-apiserver: `.venv/bin/python e2e/cluster build` compiles it")
-    command = [str(program), f"--kubeconfig={server.kubeconfig}", *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
@@ -89,20 +70,9 @@ def test_the_operator_serves_a_model_with_exactly_its_rights(
 
     async def main() -> None:
         async with api_of(api_server) as api:
-            for path in sorted((CHART / "crds").glob("*.yaml")):
-                await api.apply(yaml.safe_load(path.read_text()), "test")
-            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
-            await namespace(api, "charted")
-            for one in found:
-                if one["kind"] in RIGHTS:
-                    await api.apply(one, "test")
-            token = await asyncio.to_thread(
-                kubectl, api_server, "-n", "charted", "create", "token", "fairlead-operator"
-            )
-            kubeconfig.write_text(yaml.safe_dump(as_account(api_server, token.strip())))
-            log = tmp_path / "log"
-            process = started(kubeconfig, log)
-            try:
+            await rights(api, found, "charted")
+            kubeconfig.write_text(await as_account(api_server, "charted", "fairlead-operator"))
+            async with operator_process(kubeconfig, tmp_path / "log") as operator:
                 await api.apply(MODEL, "kubectl")
                 await until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
                 await until_async(lambda: told(api))
@@ -111,10 +81,7 @@ def test_the_operator_serves_a_model_with_exactly_its_rights(
                 await until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
                 labels = selector({"fairlead.io/model": "qwen"})
                 await until_async(lambda: only(api, labels, "qwen-other"))
-            finally:
-                process.send_signal(signal.SIGTERM)
-                code = await asyncio.to_thread(process.wait, 60)
-            said = log.read_text()
+                code, said = await operator.ended(), operator.log.read_text()
             assert code == 0, said
             assert "forbidden" not in said.lower()
 
@@ -128,16 +95,9 @@ def test_the_gateway_finds_models_with_exactly_its_rights(
 
     async def main() -> None:
         async with api_of(api_server) as api:
-            for path in sorted((CHART / "crds").glob("*.yaml")):
-                await api.apply(yaml.safe_load(path.read_text()), "test")
-            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
-            await namespace(api, "charted")
-            for one in found:
-                if one["kind"] in RIGHTS:
-                    await api.apply(one, "test")
+            await rights(api, found, "charted")
             await api.apply(MODEL, "kubectl")
-            token = await asyncio.to_thread(kubectl, api_server, "-n", "charted", "create", "token", "fairlead-gateway")
-            (tmp_path / "kubeconfig").write_text(yaml.safe_dump(as_account(api_server, token.strip())))
+            (tmp_path / "kubeconfig").write_text(await as_account(api_server, "charted", "fairlead-gateway"))
             monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
             async with gateway_process(None, "--kube") as gateway:
                 listed = await gateway.told("/api/fleet")
@@ -145,30 +105,6 @@ def test_the_gateway_finds_models_with_exactly_its_rights(
                 assert "forbidden" not in (await gateway.notes()).lower()
 
     asyncio.run(main())
-
-
-def started(kubeconfig: Path, log: Path) -> subprocess.Popen[bytes]:
-    """An operator that is who the kubeconfig says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    others = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
-    with log.open("wb") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", port],
-            env={**others, "KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=example.com/sim:1"},
-            stdout=out,
-            stderr=out,
-        )
-
-
-def as_account(server: ApiServer, token: str) -> dict[str, Any]:
-    """The administrator's kubeconfig with the token in place of the certificate."""
-    config: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text())
-    config["users"] = [{"name": one["name"], "user": {"token": token}} for one in config["users"]]
-    for one in config["contexts"]:
-        one["context"]["namespace"] = "charted"
-    return config
 
 
 def renamed(model: Manifest) -> Manifest:

@@ -12,6 +12,7 @@ import yaml
 from fairlead.settings import GatewaySettings, OperatorSettings, read, variable
 from fairlead.testing.chart import pods, rendered
 from fairlead_gateway.__main__ import _options as gateway_options
+from fairlead_kvstore.places import place
 from fairlead_operator.__main__ import _flags as operator_options
 from fairlead_operator.settings import options
 
@@ -66,6 +67,22 @@ def test_keys_and_redis_of_ones_own_leave_nothing_to_draw_there(program: Path) -
     env = pods(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
     named = {one["name"]: one["valueFrom"]["secretKeyRef"]["name"] for one in env if "valueFrom" in one}
     assert (named["FAIRLEAD_KEY_PEPPER"], named["FAIRLEAD_REDIS_URL"]) == ("ours", "theirs")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://ours:6379/0",
+        "redis+sentinel://a:26379\\,b:26379/main/0",
+        "rediss+cluster://a\\,b",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_a_redis_without_a_password_is_named_in_the_values_and_read_by_the_gateway(program: Path, url: str) -> None:
+    found = pods(rendered(program, "--set=redis.enabled=false", f"--set=redis.url={url}"))
+    given = plain(found["Deployment fairlead-gateway"]["containers"][0])["FAIRLEAD_REDIS_URL"]
+    assert given == url.replace("\\", "")
+    assert place(given).url == given
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

@@ -111,8 +111,11 @@ topologySpreadConstraints:
 
 {{/* The Secret whose url names Redis; empty where there is none. */}}
 {{- define "fairlead.redisSecret" -}}
-{{- if and .Values.redis.enabled .Values.redis.urlSecret -}}
-{{- fail "redis.urlSecret names a Redis of your own: set redis.enabled to false" -}}
+{{- if and .Values.redis.enabled (or .Values.redis.urlSecret .Values.redis.url) -}}
+{{- fail (printf "redis.%s names a Redis of your own: set redis.enabled to false" (ternary "urlSecret" "url" (ne .Values.redis.urlSecret ""))) -}}
+{{- end -}}
+{{- if and .Values.redis.urlSecret .Values.redis.url -}}
+{{- fail "redis.url and redis.urlSecret are one too many: give one of them" -}}
 {{- end -}}
 {{- if .Values.redis.enabled -}}
 {{- printf "%s-redis" (include "fairlead.name" .) -}}

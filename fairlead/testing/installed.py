@@ -1,0 +1,63 @@
+"""What of the chart a process needs that runs outside of any cluster, put onto a real API server: CRDs, a namespace, its rights."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resource import MODEL_DEPLOYMENTS, Manifest
+from fairlead.testing.chart import CHART
+from fairlead.testing.kube import ApiServer, assets
+from fairlead.testing.waiting import until_async
+
+RIGHTS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+
+
+def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
+    """What kubectl says. Raises AssertionError with its complaint."""
+    program = (assets() or Path()) / "kubectl"
+    assert program.exists(), "no kubectl beside kube-apiserver: `.venv/bin/python e2e/cluster build` compiles it"
+    command = [str(program), f"--kubeconfig={server.kubeconfig}", *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def namespace(api: KubeApi, name: str) -> None:
+    """A namespace, there or not."""
+    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
+
+
+def manifests(folder: Path) -> list[Manifest]:
+    """Those of a folder's files, one in each, in their order."""
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
+
+
+async def crds(api: KubeApi, folder: Path = CHART / "crds") -> None:
+    """Fairlead's kinds, which the server serves afterwards."""
+    for manifest in manifests(folder):
+        await api.apply(manifest, "test")
+    await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+
+
+async def rights(api: KubeApi, found: Iterable[Manifest], place: str) -> None:
+    """The CRDs, the namespace ``place``, and of the chart's manifests those that are rights."""
+    await crds(api)
+    await namespace(api, place)
+    for one in found:
+        if one["kind"] in RIGHTS:
+            await api.apply(one, "test")
+
+
+async def as_account(server: ApiServer, place: str, account: str) -> str:
+    """The administrator's kubeconfig with a token of this service account in place of the certificate."""
+    token = await asyncio.to_thread(kubectl, server, "-n", place, "create", "token", account)
+    config: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text(encoding="utf-8"))
+    config["users"] = [{"name": one["name"], "user": {"token": token.strip()}} for one in config["users"]]
+    for one in config["contexts"]:
+        one["context"]["namespace"] = place
+    return yaml.safe_dump(config)

@@ -1,0 +1,82 @@
+"""An operator as a process inside a test: who it is says a kubeconfig; its health and metrics are asked over HTTP."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.testing.waiting import until_async
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class OperatorProcess:
+    """One that answers on its port. ``log`` holds what it said."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    log: Path
+
+    async def asked(self, path: str) -> str:
+        """What it answers there, also with a status of failure. Raises OSError when it does not."""
+        return await asyncio.to_thread(self._ask, path)
+
+    async def leads(self) -> bool:
+        """Whether it leads and has listed everything."""
+        return "fairlead_operator_synced 1.0" in await self.asked("/metrics")
+
+    async def ended(self) -> int:
+        """Tell it to stop, and wait; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
+
+    def _ask(self, path: str) -> str:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=10.0) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.read().decode()
+
+
+@asynccontextmanager
+async def operator_process(
+    kubeconfig: Path, log: Path, *options: str, **variables: str
+) -> AsyncIterator[OperatorProcess]:
+    """Run an operator until the block ends; with simulated engines, and ``FAIRLEAD_…`` variables of these names in lower case."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    others = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+    given = {f"FAIRLEAD_{name.upper()}": value for name, value in variables.items()}
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", str(port), *options),
+            env={**others, "KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=example.com/sim:1", **given},
+            stdout=out,
+            stderr=out,
+        )
+    operator = OperatorProcess(process, f"http://127.0.0.1:{port}", log)
+
+    async def answers() -> bool:
+        assert process.returncode is None, f"it ended: see {log}"
+        with contextlib.suppress(OSError):
+            return bool(await operator.asked("/healthz"))
+        return False
+
+    try:
+        await until_async(answers)
+        yield operator
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

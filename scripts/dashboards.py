@@ -1,0 +1,313 @@
+"""The Grafana dashboards of the chart: what they show is written here, and what Grafana wants around it is put around it.
+
+Three, by who looks: how models serve (their owners), how engines and caches are (who runs them), how the control plane itself is.
+Every expression names a metric that gateways or operators tell; tests/charts compares them.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_WHERE = 'namespace="$namespace",model=~"$model"'
+_HERE = 'namespace="$namespace"'
+_G, _O = "fairlead_gateway_", "fairlead_operator_"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture. ``lines``: expressions with their legends. ``unit`` as Grafana calls it; ``kind``: timeseries, stat or table."""
+
+    title: str
+    lines: Sequence[tuple[str, str]]
+    unit: str = "short"
+    says: str = ""
+    kind: str = "timeseries"
+    width: int = 8
+
+
+Rows: TypeAlias = Sequence[tuple[str, Sequence[Panel]]]
+"""Each with its title."""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """``name`` is that of its file. ``models``: it asks which models to show."""
+
+    name: str
+    title: str
+    rows: Rows
+    models: bool = True
+
+
+def _rate(metric: str, by: str, more: str = "", where: str = _WHERE) -> str:
+    inside = f"{where},{more}" if more else where
+    return f"sum by ({by}) (rate({metric}{{{inside}}}[$__rate_interval]))"
+
+
+def _share(of: str, whole: str, by: str = "model", more: str = "") -> str:
+    return f"{_rate(of, by, more)}\n  / {_rate(whole, by, more)}"
+
+
+def _quantile(share: float, metric: str) -> str:
+    return f"histogram_quantile({share:g}, {_rate(f'{metric}_bucket', 'model, le')})"
+
+
+def _quantiles(title: str, metric: str, unit: str = "s", says: str = "") -> Panel:
+    lines = [(_quantile(share, _G + metric), f"{{{{model}}}} p{share * 100:g}") for share in (0.5, 0.9, 0.99)]
+    return Panel(title, lines, unit, says)
+
+
+def _sum(metric: str, by: str, more: str = "", where: str = _WHERE, of: str = "sum") -> str:
+    inside = f"{where},{more}" if more else where
+    return f"{of} by ({by}) ({metric}{{{inside}}})"
+
+
+def models() -> Dashboard:
+    """How models serve."""
+    failing = _share(f"{_G}errors_total", f"{_G}requests_total")
+    requests = (
+        Panel("Requests by status", [(_rate(f"{_G}requests_total", "status"), "{{status}}")], "reqps"),
+        Panel("Share that fails", [(failing, "{{model}}")], "percentunit", "By no fault of the client."),
+        Panel("Refused by the gateway", [(_rate(f"{_G}rejected_total", "model, kind"), "{{model}} {{kind}}")], "reqps"),
+    )
+    latency = (
+        _quantiles("To the first token", "ttft_seconds"),
+        _quantiles("Between pieces of a stream", "itl_seconds"),
+        _quantiles("To the last byte", "duration_seconds"),
+    )
+    within = _share(f"{_G}within_objective_total", f"{_G}judged_total", "model, objective")
+    flight = [
+        (_sum(f"{_G}in_flight", "model"), "{{model}}"),
+        (_sum(f"{_G}queue", "model"), "{{model}} without a token"),
+    ]
+    states = _sum(f"{_G}instances", "model, state", of="max")
+    load = (
+        Panel("Share within objectives", [(within, "{{model}} {{objective}}")], "percentunit"),
+        Panel("In flight", flight),
+        Panel("Instances by state", [(states, "{{model}} {{state}}")], says="As the gateway that sees the most does."),
+    )
+    tokens = [
+        (_rate(f"{_G}prompt_tokens_total", "model"), "{{model}} prompt"),
+        (_rate(f"{_G}output_tokens_total", "model"), "{{model}} generated"),
+    ]
+    cached = _share(f"{_G}cached_tokens_total", f"{_G}cache_reported_prompt_tokens_total")
+    holds = f"max by (model, type, reason) ({_O}model_condition{{{_WHERE}}}) == 1"
+    rest = (
+        Panel("Tokens", tokens, "cps"),
+        Panel("Share of prompt tokens from a cache", [(cached, "{{model}}")], "percentunit"),
+        Panel("Conditions that hold", [(holds, "{{model}} {{type}} {{reason}}")], kind="table"),
+    )
+    rows = (("Requests", requests), ("Latency", latency), ("Objectives and load", load), ("Tokens and status", rest))
+    return Dashboard("models", "Fairlead / Models", rows)
+
+
+def engines() -> Dashboard:
+    """How engines and their caches are."""
+    one = "{{model}} {{instance}}"
+    load = (
+        Panel("Requests in the batch", [(_sum(f"{_G}engine_running", "model, instance", of="max"), one)]),
+        Panel("Waiting in the engine", [(_sum(f"{_G}engine_waiting", "model, instance", of="max"), one)]),
+        Panel("KV cache in use", [(_sum(f"{_G}engine_kv_usage", "model, instance", of="max"), one)], "percentunit"),
+    )
+    sent = (
+        Panel("In flight, as gateways count", [(_sum(f"{_G}instance_in_flight", "model, instance"), one)]),
+        Panel("Backlog", [(_sum(f"{_G}instance_backlog_seconds", "model, instance"), one)], "s"),
+        Panel("Generated tokens", [(_rate(f"{_G}instance_output_tokens_total", "model, instance"), one)], "cps"),
+    )
+    hits = f"sum by (model, instance) (rate({_G}engine_prefix_hits_total{{{_WHERE}}}[$__rate_interval]))"
+    queries = f"sum by (model, instance) (rate({_G}engine_prefix_queries_total{{{_WHERE}}}[$__rate_interval]))"
+    caches = (
+        Panel("Prefix hits", [(f"{hits}\n  / {queries}", one)], "percentunit"),
+        Panel("Put back for lack of KV", [(_rate(f"{_G}engine_preemptions_total", "model, instance"), one)], "ops"),
+        Panel(
+            "Cache predicted wrongly",
+            [
+                (
+                    _share(f"{_G}cache_prediction_error_tokens_total", f"{_G}cache_reported_prompt_tokens_total"),
+                    "{{model}}",
+                )
+            ],
+            "percentunit",
+            "Tokens between what the router expected to be cached and what engines reported.",
+        ),
+    )
+    faults = (
+        Panel("Failed on the engine", [(_rate(f"{_G}instance_errors_total", "model, instance"), one)], "reqps"),
+        Panel("Made to sit out", [(_rate(f"{_G}ejections_total", "model, reason"), "{{model}} {{reason}}")], "ops"),
+        Panel(
+            "Age of the engine's signals",
+            [(_sum(f"{_G}engine_signals_age_seconds", "model, instance", of="max"), one)],
+            "s",
+        ),
+    )
+    routing = (
+        Panel("Decisions by rule", [(_rate(f"{_G}decisions_total", "model, rule"), "{{model}} {{rule}}")], "ops"),
+        Panel(
+            "Hand-offs from prefill to decode",
+            [(_rate(f"{_G}handoffs_total", "model, outcome, reason"), "{{model}} {{outcome}} {{reason}}")],
+            "ops",
+        ),
+        Panel("Repeated elsewhere", [(_rate(f"{_G}retries_total", "model, reason"), "{{model}} {{reason}}")], "ops"),
+    )
+    rows = (("Load", load), ("Work sent", sent), ("Caches", caches), ("Faults", faults), ("Routing", routing))
+    return Dashboard("engines", "Fairlead / Engines", rows)
+
+
+def control_plane() -> Dashboard:
+    """How operator, gateways and Redis are."""
+    return Dashboard("control-plane", "Fairlead / Control plane", (*_operators(), *_gateways()), models=False)
+
+
+def _operators() -> Rows:
+
+    def operator(metric: str, legend: str = "{{pod}}", by: str = "pod") -> tuple[str, str]:
+        return _sum(_O + metric, by, where=_HERE, of="max"), legend
+
+    def worked(metric: str, legend: str) -> tuple[str, str]:
+        return _rate(f"{_O}{metric}_total", "namespace", where=_HERE), legend
+
+    work = (
+        worked("reconciles", "looks"),
+        worked("reconcile_failures", "failed"),
+        worked("applied", "applied"),
+        worked("pruned", "deleted"),
+        worked("statuses", "statuses"),
+    )
+    waiting = (
+        operator("queue_waiting", "waiting", "namespace"),
+        operator("queue_running", "worked on", "namespace"),
+        operator("queue_later", "put off", "namespace"),
+    )
+    working = (
+        Panel("Leads", [operator("leading")], says="1 for the replica that works."),
+        Panel("Work", work, "ops"),
+        Panel("Models that wait", waiting),
+    )
+    hearing = (
+        Panel("Since a kind was heard of", [operator("watch_age_seconds", "{{kind}}", "kind")], "s"),
+        Panel("Models known", [operator("models", "models", "namespace")]),
+        Panel("Events never written", [worked("events_dropped", "events")], "ops"),
+    )
+    return (("Operator", working), ("What it hears", hearing))
+
+
+def _gateways() -> Rows:
+    def gateway(metric: str, legend: str = "{{pod}}", more: str = "") -> tuple[str, str]:
+        return _sum(_G + metric, "pod", more, where=_HERE, of="max"), legend
+
+    def counted(metric: str, legend: str = "{{pod}}") -> tuple[str, str]:
+        return _rate(f"{_G}{metric}_total", "pod", where=_HERE), legend
+
+    added = f"histogram_quantile(0.99, {_rate(f'{_G}overhead_seconds_bucket', 'pod, le', where=_HERE)})"
+    own = (
+        Panel("What it adds to a request, p99", [(added, "{{pod}}")], "s"),
+        Panel("Event loop's lag, p99", [gateway("loop_lag_seconds", more='quantile="0.99"')], "s"),
+        Panel("Since the cluster was heard", [gateway("fleet_age_seconds")], "s"),
+    )
+    processes = (
+        Panel("Workers", [gateway("workers"), counted("worker_deaths", "{{pod}} deaths")]),
+        Panel("Up since", [gateway("uptime_seconds")], "s"),
+        Panel("Refused for their key", [counted("keys_refused")], "reqps"),
+    )
+    told = (
+        counted("redis_published", "{{pod}} told"),
+        counted("redis_dropped", "{{pod}} dropped"),
+        counted("redis_refused", "{{pod}} refused"),
+    )
+    lost = (counted("access_log_dropped", "{{pod}} lines"), counted("spans_dropped", "{{pod}} spans"))
+    sharing = (
+        Panel("Redis answers", [gateway("redis_connected")]),
+        Panel("Decisions told", told, "ops"),
+        Panel("Log lines and spans lost", lost, "ops"),
+    )
+    return (("Gateways", own), ("Their processes", processes), ("Redis and what is told", sharing))
+
+
+def dashboards() -> dict[str, str]:
+    """File name → JSON."""
+    return {
+        f"{one.name}.json": json.dumps(_grafana(one), indent=1, ensure_ascii=False) + "\n"
+        for one in (models(), engines(), control_plane())
+    }
+
+
+def _grafana(one: Dashboard) -> dict[str, Any]:
+    return {
+        "uid": f"fairlead-{one.name}",
+        "title": one.title,
+        "tags": ["fairlead"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "30s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": list(_variables(one.models))},
+        "links": [{"type": "dashboards", "tags": ["fairlead"], "title": "Fairlead", "asDropdown": True}],
+        "panels": list(_panels(one)),
+    }
+
+
+def _variables(models: bool) -> Iterator[dict[str, Any]]:
+    yield {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Source"}
+    asked = {"namespace": f"label_values({_G}uptime_seconds, namespace)"}
+    if models:
+        asked["model"] = f"label_values({_G}instances{{{_HERE}}}, model)"
+    for name, query in asked.items():
+        several = name == "model"
+        yield {
+            "name": name,
+            "type": "query",
+            "label": name.capitalize(),
+            "datasource": _SOURCE,
+            "query": {"query": query, "refId": name},
+            "refresh": 2,
+            "sort": 1,
+            "multi": several,
+            "includeAll": several,
+            **({"allValue": ".*", "current": {"text": "All", "value": "$__all"}} if several else {}),
+        }
+
+
+def _panels(one: Dashboard) -> Iterator[dict[str, Any]]:
+    number, top = 0, 0
+    for title, panels in one.rows:
+        number += 1
+        yield {"id": number, "type": "row", "title": title, "gridPos": _at(0, top, 24, 1), "panels": []}
+        top, left = top + 1, 0
+        for panel in panels:
+            number += 1
+            yield _panel(panel, number, _at(left, top, panel.width, 8))
+            left += panel.width
+        top += 8
+
+
+def _at(left: int, top: int, width: int, height: int) -> dict[str, int]:
+    return {"x": left, "y": top, "w": width, "h": height}
+
+
+def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
+    table = panel.kind == "table"
+    targets = [
+        {
+            "refId": chr(ord("A") + index),
+            "datasource": _SOURCE,
+            "expr": expression,
+            "legendFormat": legend,
+            **({"format": "table", "instant": True} if table else {}),
+        }
+        for index, (expression, legend) in enumerate(panel.lines)
+    ]
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.says,
+        "datasource": _SOURCE,
+        "gridPos": place,
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": {}
+        if table
+        else {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": targets,
+    }

@@ -1,0 +1,148 @@
+"""The alert rules: Prometheus takes them, each fires on its own fault alone, and each leads to a page that says what to do."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.testing.chart import CHART, Refused, Tools, rendered
+from fairlead.testing.prometheus import Rules, asked, expressions, scraped
+from fairlead_gateway.telemetry.families import FAMILIES
+
+ROOT = CHART.parents[1]
+CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())
+HEALTHY: dict[str, str] = CASES.pop("healthy")
+TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
+"""What a scrape by a ServiceMonitor adds; our own labels win where both have one."""
+Groups = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def rules(groups: Groups, tools: Tools, tmp_path: Path) -> Rules:
+    return Rules(tools.promtool, groups(), tmp_path)
+
+
+def series(case: dict[str, str]) -> dict[str, str]:
+    """Of a healthy installation, but for what the case says."""
+    said = dict(case)
+    gone = said.pop("gone", None)
+    kept = {key: values for key, values in HEALTHY.items() if gone is None or not key.startswith(gone)}
+    return {key.replace("{", '{namespace="fairlead",'): values for key, values in (kept | said).items()}
+
+
+def test_prometheus_takes_the_rules(rules: Rules) -> None:
+    assert f"{len(rules.alerts)} rules found" in rules.check()
+
+
+def test_each_alert_fires_on_its_fault_alone_and_not_on_what_only_looks_like_it(rules: Rules) -> None:
+    assert CASES.keys() == rules.alerts.keys()
+    cases: dict[str, tuple[dict[str, str], float, list[str]]] = {"healthy": (series({}), 60, [])}
+    for name, case in CASES.items():
+        cases[f"{name} fires"] = (series(case["fires"]), 60, [name])
+        cases[f"{name} is silent"] = (series(case["silent"]), 60, [])
+    rules.fire(cases)
+
+
+def test_what_fires_though_it_should_not_is_told(rules: Rules) -> None:
+    case = series(CASES["FairleadRedisAway"]["fires"])
+    with pytest.raises(AssertionError, match="FairleadRedisAway"):
+        rules.fire({"wrong": (case, 60, [])})
+
+
+def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
+    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py."""
+    known = {family.name: set(family.labels) for family in FAMILIES}
+    for alert, expression in expressions(groups()):
+        found = asked(expression)
+        own = set()
+        for metric, labels in found.metrics:
+            assert metric.startswith(("fairlead_gateway_", "fairlead_operator_")), f"{alert}: {metric}"
+            assert "namespace" in labels, f"{alert}: {metric} of every installation"
+            if metric.startswith("fairlead_gateway_"):
+                assert labels <= known[metric] | TARGET, f"{alert}: {metric}"
+                own |= known[metric]
+        if own:
+            assert found.grouped <= own | TARGET, alert
+
+
+def test_an_alert_has_a_severity_a_runbook_and_words_whose_labels_exist(rules: Rules) -> None:
+    for name, rule in rules.alerts.items():
+        assert rule["labels"]["severity"] in ("critical", "warning"), name
+        assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{name.lower()}"
+        found = asked(rule["expr"])
+        kept = found.grouped or {"namespace"}
+        for words in rule["annotations"].values():
+            assert set(re.findall(r"\$labels\.(\w+)", words)) <= kept, name
+
+
+def test_there_is_a_runbook_for_each_alert_and_no_other() -> None:
+    page = (ROOT / "docs" / "runbooks.md").read_text()
+    headings = re.findall(r"^### (\w+)$", page, re.MULTILINE)
+    assert headings == list(CASES), "in the order of tests/charts/alerts.yaml"
+    for name in headings:
+        text = page.partition(f"### {name}\n")[2].partition("\n### ")[0]
+        for part in ("**Means**", "**Look**", "**Do**"):
+            assert part in text, f"{name}: {part}"
+
+
+def test_each_fault_that_the_checks_name_is_said_to_fire_something_or_nothing() -> None:
+    checks = (ROOT / "docs" / "reference" / "checks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
+    page = (ROOT / "docs" / "runbooks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
+    row = re.compile(r"^\| ([a-z-]+) \| (.*?) \|", re.MULTILINE)
+    said = dict(row.findall(page))
+    assert said.keys() == dict(row.findall(checks)).keys()
+    for text in said.values():
+        assert text.startswith("none: ") or set(re.findall(r"\[(\w+)\]", text)) & CASES.keys()
+
+
+def test_alerts_can_be_left_out_labelled_and_led_elsewhere(groups: Groups, program: Path) -> None:
+    given = ("--set=alerts.without={FairleadPoison}", "--set=alerts.alertLabels.team=serving")
+    found = {
+        rule["alert"]: rule
+        for group in groups(*given, "--set=alerts.runbooks=https://example.com/books")
+        for rule in group["rules"]
+    }
+    assert CASES.keys() - found.keys() == {"FairleadPoison"}
+    one = found["FairleadRedisAway"]
+    assert one["labels"] == {"severity": "warning", "team": "serving"}
+    assert one["annotations"]["runbook_url"] == "https://example.com/books#fairleadredisaway"
+    with pytest.raises(Refused, match=r"alerts\.without names FairleadPoisen"):
+        rendered(program, "--set=alerts.enabled=true", "--set=alerts.without={FairleadPoisen}")
+
+
+def test_each_installation_watches_itself(program: Path) -> None:
+    found = rendered(program, "--set=alerts.enabled=true", "--namespace=other")
+    (rule,) = (one for one in found if one["kind"] == "PrometheusRule")
+    assert rule["metadata"]["namespace"] == "other"
+    for _, expression in expressions(rule["spec"]["groups"]):
+        assert 'namespace="other"' in expression
+        assert "NAMESPACE" not in expression
+    assert "NAMESPACE" not in str(rule)
+
+
+def test_a_cluster_without_the_prometheus_operator_gets_no_rules(program: Path) -> None:
+    found = rendered(program, "--set=alerts.enabled=true", served=())
+    assert not any(one["kind"] == "PrometheusRule" for one in found)
+
+
+@pytest.mark.parametrize(
+    ("expression", "metrics", "grouped"),
+    [
+        ('sum by (a) (rate(x_total{b="c}",d!~"e"}[5m])) / y > 0.5e3', {"x_total": {"b", "d"}, "y": set()}, {"a"}),
+        ("max without(le) (x) and on (a, b) group_left y offset 5m", {"x": set(), "y": set()}, {"le", "a", "b"}),
+        ("histogram_quantile(0.9, sum by (le) (rate(x_bucket[1m])))", {"x_bucket": set()}, {"le"}),
+        ("count(up == bool 1) or vector(1)", {"up": set()}, set()),
+    ],
+)
+def test_the_names_in_an_expression_are_found(expression: str, metrics: dict[str, set[str]], grouped: set[str]) -> None:
+    found = asked(expression)
+    assert {name: set(labels) for name, labels in found.metrics} == metrics
+    assert found.grouped == grouped
+
+
+def test_a_scrape_keeps_its_own_labels_before_the_targets() -> None:
+    found = scraped('# TYPE a gauge\na{instance="e-1"} 2\n', instance="10.0.0.1:8081", pod="g-1")
+    assert found == {("a", (("instance", "e-1"), ("pod", "g-1"))): 2.0}

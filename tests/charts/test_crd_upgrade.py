@@ -1,0 +1,144 @@
+"""From a release whose CRDs knew less to this one, by helm and by the one command of the README, on a real API server of its own.
+
+The CRDs in ``older`` are those of a former state of this repository as they were: no status, no scale, half of the fields.
+"""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairlead.clock import SystemClock
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Invalid, KubeError
+from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
+from fairlead.testing.chart import CHART, Helm
+from fairlead.testing.installed import kubectl
+from fairlead.testing.kube import NEEDED, ApiServer, assets, started
+from fairlead.testing.waiting import until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+OLDER = Path(__file__).parent / "older"
+SPACE = "grown"
+ACCELERATOR: Manifest = {
+    "apiVersion": ACCELERATOR_CLASSES.api_version,
+    "kind": "AcceleratorClass",
+    "metadata": {"name": "workstation"},
+    "spec": {"profile": {"preset": "a100-qwen7b", "kvTokens": 200_000}},
+}
+MODEL: Manifest = {
+    "apiVersion": MODEL_DEPLOYMENTS.api_version,
+    "kind": "ModelDeployment",
+    "metadata": {"name": "agent", "namespace": SPACE},
+    "spec": {
+        "model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"},
+        "pools": [{"name": "main", "accelerator": "workstation", "replicas": {"min": 3}}],
+        "objectives": {"target": 0.99, "ttft": "800ms"},
+        "routing": {"preset": "session"},
+    },
+}
+ENGINES: Manifest = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "agent-main", "namespace": SPACE, "labels": {"app.kubernetes.io/managed-by": "fairlead"}},
+    "spec": {
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
+        },
+    },
+}
+OBJECTS: tuple[tuple[Resource, str | None, str], ...] = (
+    (ACCELERATOR_CLASSES, None, "workstation"),
+    (MODEL_DEPLOYMENTS, SPACE, "agent"),
+    (DEPLOYMENTS, SPACE, "agent-main"),
+)
+NEWER: Manifest = {**MODEL, "spec": {**MODEL["spec"], "model": {**MODEL["spec"]["model"], "revision": "main"}}}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    """One of our own: CRDs belong to a whole cluster, and the other tests want today's."""
+    if assets() is None:
+        pytest.skip(NEEDED)
+    with started(tmp_path / "run") as found:
+        yield found
+
+
+def before(folder: Path) -> Path:
+    """The chart as a release with the older CRDs would have it."""
+    shutil.copytree(CHART, folder)
+    for path in OLDER.glob("*.yaml"):
+        shutil.copyfile(path, folder / "crds" / path.name)
+    return folder
+
+
+async def uids(api: KubeApi) -> list[str]:
+    return [(await api.get(kind, place, name))["metadata"]["uid"] for kind, place, name in OBJECTS]
+
+
+def command() -> list[str]:
+    """The one that the README shows."""
+    (line,) = set(re.findall(r"^kubectl (apply --server-side .*)$", (CHART / "README.md").read_text(), re.MULTILINE))
+    words = line.split()
+    assert words[-2:] == ["-f", "charts/fairlead/crds"]
+    return [*words[:-1], str(CHART / "crds")]
+
+
+def test_objects_outlive_the_upgrade_and_what_is_new_works_then(
+    server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    helm, former = Helm(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
+
+    async def main() -> None:
+        async with KubeApi(server.access(), SystemClock(), lambda: 0.5) as api:
+            await asyncio.to_thread(helm, "install", str(former), "--create-namespace")
+            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+            for one in (ACCELERATOR, MODEL, ENGINES):
+                await api.apply(one, "kubectl")
+            known = await uids(api)
+
+            await asyncio.to_thread(helm, "upgrade", str(CHART))
+            with pytest.raises(KubeError, match="revision"):
+                await api.apply(
+                    NEWER, "kubectl"
+                )  # helm left the CRDs alone, and the server says which field it does not know
+
+            said = await asyncio.to_thread(kubectl, server, *command())
+            assert said.count("serverside-applied") == len(list(OLDER.iterdir()))
+            await until_async(lambda: taken(api))
+            assert await uids(api) == known
+            one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
+            assert one["spec"]["objectives"] == {"target": 0.99, "ttft": "800ms"}
+            assert one["spec"]["model"] == NEWER["spec"]["model"]
+
+            status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
+            assert (await api.apply_status({**MODEL, "status": status}, "fairlead-operator"))["status"]
+            wrong = {**MODEL, "spec": {**MODEL["spec"], "pools": [{"name": "main"}]}}
+            with pytest.raises(Invalid, match="a pool needs an accelerator"):
+                await api.apply(wrong, "kubectl")
+
+            again = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
+            first = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
+            assert versions(again) == versions(first), "a second time changes nothing"
+
+    asyncio.run(main())
+
+
+async def taken(api: KubeApi) -> bool:
+    """Whether the server takes a field that only this release knows; it learns a new schema in a moment of its own."""
+    try:
+        await api.apply(NEWER, "kubectl")
+    except KubeError:
+        return False
+    return True
+
+
+def versions(said: str) -> list[str]:
+    """The resource versions in a list that kubectl printed."""
+    return [one["metadata"]["resourceVersion"] for one in yaml.safe_load(said)["items"]]

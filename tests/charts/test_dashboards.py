@@ -1,0 +1,103 @@
+"""The dashboards: Grafana's shape, expressions that Prometheus takes, and no name that nobody tells."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.testing.chart import CHART, Tools, rendered
+from fairlead.testing.prometheus import Rules, asked
+from fairlead_gateway.telemetry.families import FAMILIES
+
+FILES = sorted((CHART / "dashboards").glob("*.json"))
+BOARDS = {path.stem: json.loads(path.read_text()) for path in FILES}
+TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
+VALUES = {"namespace": "fairlead", "model": ".*", "__rate_interval": "2m"}
+
+
+def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from (one for one in board["panels"] if one["type"] != "row")
+
+
+def targets(board: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for panel in panels(board):
+        for target in panel["targets"]:
+            yield f"{board['title']}, {panel['title']}", target
+
+
+def plain(expression: str) -> str:
+    """With the variables' values, as Grafana puts them in."""
+    return re.sub(r"\$(\w+)", lambda found: VALUES[found[1]], expression)
+
+
+def labels_of(metric: str) -> set[str] | None:
+    """The labels of a gateway's metric; None for the operator's."""
+    if metric.startswith("fairlead_operator_"):
+        return None
+    for family in FAMILIES:
+        if metric == family.name:
+            return set(family.labels)
+        if family.kind == "histogram" and metric == f"{family.name}_bucket":
+            return {*family.labels, "le"}
+    raise AssertionError(f"no gateway tells {metric}")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_prometheus_takes_every_expression(name: str, tools: Tools, tmp_path: Path) -> None:
+    rules = [
+        {"alert": f"A{index}", "expr": plain(target["expr"])} for index, (_, target) in enumerate(targets(BOARDS[name]))
+    ]
+    assert "rules found" in Rules(tools.promtool, [{"name": name, "rules": rules}], tmp_path).check()
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_expressions_and_legends_name_only_what_is_told(name: str) -> None:
+    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py."""
+    for place, target in targets(BOARDS[name]):
+        found = asked(plain(target["expr"]))
+        assert found.metrics, place
+        for metric, selected in found.metrics:
+            assert "namespace" in selected, place
+            labels = labels_of(metric)
+            if labels is not None:
+                assert selected <= labels | TARGET, place
+                assert found.grouped <= labels | TARGET, place
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= found.grouped, place
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_board_has_what_grafana_wants(name: str) -> None:
+    board = BOARDS[name]
+    assert board["uid"] == f"fairlead-{name}"
+    ids = [one["id"] for one in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    variables = {one["name"] for one in board["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(board))) - {"__rate_interval", "__all"}
+    assert used == variables
+    places = [one["gridPos"] for one in board["panels"]]
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    cells = [
+        (x, y)
+        for place in places
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells), "two panels lie over one another"
+    for panel in panels(board):
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_they_become_config_maps_that_the_sidecar_finds(program: Path) -> None:
+    assert len(BOARDS) == 3
+    on = ("--set=dashboards.enabled=true", "--set=dashboards.annotations.grafana_folder=LLM")
+    found = {one["metadata"]["name"]: one for one in rendered(program, *on)}
+    for name, board in BOARDS.items():
+        one = found[f"fairlead-dashboard-{name}"]
+        assert one["kind"] == "ConfigMap"
+        assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert one["metadata"]["annotations"] == {"grafana_folder": "LLM"}
+        assert {key: json.loads(text) for key, text in one["data"].items()} == {f"{name}.json": board}
+    assert not any("dashboard" in one["metadata"]["name"] for one in rendered(program))
