@@ -371,7 +371,9 @@ class KubeApi:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+            # Every watch holds a connection for itself, one a kind and namespace; the usual 100 would leave none for requests.
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._session
 
     def _unreachable(self, asked: str, error: Exception) -> Unreachable:

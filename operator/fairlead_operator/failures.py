@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead.api import Reason
+from fairlead.api.conditions import reasons
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
 from fairlead.kube.resource import Manifest, leaving, name_of
 
@@ -23,11 +24,19 @@ _QUOTA = ("exceeded quota", "must specify limits", "must specify requests")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One cause, in words that name objects. ``pods``: how many pods say so."""
+    """One cause, in words that name objects. ``pods``: how many pods say so. ``mend``: what to do about it, where ``message`` does
+    not say that itself.
+    """
 
     reason: Reason
     message: str
     pods: int = 1
+    mend: str = ""
+
+    @property
+    def advised(self) -> str:
+        """The cause, and what to do about it."""
+        return f"{self.message.rstrip('.')}. {self.mend}" if self.mend else self.message
 
 
 # The first of these that is found is told: causes before effects.
@@ -46,9 +55,15 @@ def failure(pods: Iterable[Manifest], workloads: Iterable[Manifest]) -> Failure 
             before = found.get(one.reason)
             found[one.reason] = one if before is None else Failure(before.reason, before.message, before.pods + 1)
     first = next((found[reason] for reason in _WORST if reason in found), None)
-    if first is None or first.pods == 1:
-        return first
-    return Failure(first.reason, f"{first.message} (and {first.pods - 1} more like it)", first.pods)
+    if first is None:
+        return None
+    more = f" (and {first.pods - 1} more like it)" if first.pods > 1 else ""
+    return Failure(first.reason, f"{first.message}{more}", first.pods, advice(first.reason))
+
+
+def advice(reason: Reason) -> str:
+    """What the list of reasons says to do, as plain text."""
+    return next((one.do.replace("`", "") for one in reasons() if one.reason is reason), "")
 
 
 def of_pod(pod: Manifest) -> Failure | None:
@@ -83,14 +98,16 @@ def of_write(error: KubeError, kind: str, name: str) -> Failure | None:
     """Why the API server does not take a child; None when trying again may help."""
     said = f"{kind} {name}: {_short(error.message)}"
     if error.status == 413 or "too large" in error.message or "Too long: may not be more than" in error.message:
-        return Failure(Reason.TOO_LARGE, said)
-    if isinstance(error, Forbidden):
-        return Failure(refusal(error.message) or Reason.FORBIDDEN, said)
-    if isinstance(error, Invalid):
+        reason = Reason.TOO_LARGE
+    elif isinstance(error, Forbidden):
+        reason = refusal(error.message) or Reason.FORBIDDEN
+    elif isinstance(error, Invalid):
         causes = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes[:3])
         reason = refusal(error.message) or Reason.INVALID_TEMPLATE
-        return Failure(reason, f"{kind} {name}: {_short(causes)}" if causes else said)
-    return None
+        said = f"{kind} {name}: {_short(causes)}" if causes else said
+    else:
+        return None
+    return Failure(reason, said, mend=advice(reason))
 
 
 def refusal(message: str) -> Reason | None:

@@ -182,7 +182,7 @@ def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:
 
 def _stalled(situation: Situation) -> _Said | None:
     failed = situation.failure
-    return None if failed is None else _Said(ConditionType.STALLED, True, failed.reason, failed.message)
+    return None if failed is None else _Said(ConditionType.STALLED, True, failed.reason, failed.advised)
 
 
 def _name_taken(situation: Situation, name: str) -> _Said | None:

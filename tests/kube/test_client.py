@@ -28,6 +28,7 @@ from fairlead.kube.resource import CONFIG_MAPS, MODEL_DEPLOYMENTS, NODES, PODS, 
 from fairlead.limits import Limits
 from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
 from fairlead.testing.timeline import Straight
+from fairlead.testing.waiting import until
 
 MAP: Manifest = {
     "apiVersion": "v1",
@@ -342,6 +343,19 @@ def test_a_watch_tells_what_happens_until_it_ends() -> None:
         assert await told(fake, api, since, 3) == expected
         asked = fake.asked[-1].query
         assert (asked["allowWatchBookmarks"], asked["timeoutSeconds"]) == ("true", "300")
+
+    run(check)
+
+
+def test_many_watches_leave_connections_for_requests() -> None:
+    """Nine namespaces of an operator that watches twelve kinds in each are more than an HTTP client opens by itself."""
+
+    async def check(fake: FakeKube, api: KubeApi, time: Straight) -> None:
+        since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
+        watches = [asyncio.ensure_future(told(fake, api, since, 1)) for _ in range(110)]
+        await until(lambda: fake.watching == len(watches))
+        fake.put(PODS, "x", "b")
+        assert await asyncio.gather(*watches) == [[(ChangeKind.ADDED, "b")]] * len(watches)
 
     run(check)
 

@@ -88,6 +88,7 @@ def test_causes_go_before_effects_and_are_counted() -> None:
     assert found is not None
     assert (found.reason, found.pods) == (Reason.IMAGE_PULL_FAILED, 3)
     assert "and 2 more like it" in found.message
+    assert found.advised.startswith(f"{found.message}. Check engine.image")
     assert failure([], []) is None
 
 
