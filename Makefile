@@ -9,7 +9,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-operator bench-routing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-operator bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -33,6 +33,9 @@ lint: env ## style, types and the arrows of the house
 e2e: env ## local mode as a user drives it, and our images on a real cluster: KUBECONFIG's if it is kind's, else one of our own
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
 	@$(RUN) -m pytest e2e
+
+e2e-load: env ## the story on the cluster once more, under 20 streams a second of 200 tokens; bench/results/e2e.json
+	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py -q -k "soon or moves"
 
 cluster-up: env ## a real Kubernetes on this machine; prints the line that puts it into a shell. Compiles it the first time
 	@$(RUN) e2e/cluster up --level $(LEVEL)

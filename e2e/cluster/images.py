@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -47,6 +47,8 @@ COMPONENTS = {
 }
 """Component → what its image runs."""
 VALKEY = "valkey"
+NEXT = "next"
+"""A second tag of everything: what tests upgrade to. The same layers, so it costs nothing."""
 
 
 def version() -> str:
@@ -76,6 +78,12 @@ class Store:
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
                 path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def given(tag: str | None = None) -> list[Image]:
+    """What a cluster is given of ours: under ``tag`` alone, or under the version and as ``NEXT``."""
+    made = components(tag)
+    return made if tag else [*made, *(replace(one, name=f"{one.name.rpartition(':')[0]}:{NEXT}") for one in made)]
 
 
 def components(tag: str | None = None) -> list[Image]:
@@ -119,7 +127,7 @@ def write(folder: Path, tag: str | None = None) -> list[Path]:
     build("kind")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for image in [*components(tag), lws()]:
+    for image in [*given(tag), lws()]:
         target = folder / f"{image.name.removeprefix(f'{PREFIX}/').replace(':', '-')}.tar"
         write_archive(target, [image])
         made.append(target)

@@ -24,7 +24,7 @@ def prepare(level: str) -> tuple[Path, list[Image]]:
         debian.install()
     binaries = build(level)
     given = [images.pause()] if level == "full" else []
-    return binaries, given if level == "api" else [*given, images.lws(), *images.components()]
+    return binaries, given if level == "api" else [*given, images.lws(), *images.given()]
 
 
 def up(level: str, run: Path) -> Cluster:
@@ -65,7 +65,7 @@ def load(run: Path, tag: str | None) -> None:
     record = Record(run)
     if not record.told("up") or record.told("level") == "api":
         raise ClusterError(f"no cluster that runs pods is up in {run}")
-    given = images.components(tag)
+    given = images.given(tag)
     if record.told("level") == "kind":
         kind.load(run, given)
     else:

@@ -20,6 +20,7 @@ from cluster import levels, pins  # noqa: E402
 from cluster.record import Record  # noqa: E402
 from cluster.running import Cluster  # noqa: E402
 from kube.kubectl import Kubectl  # noqa: E402
+from kube.release import Release  # noqa: E402
 
 OURS = ("fairlead-e2e", "kind-")
 """Contexts that tests may do to whatever they want begin like this."""
@@ -80,4 +81,13 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
         report = getattr(request.node, "report_call", None)
         if report is None or report.failed:
             inside.dump(ROOT / "out" / "e2e" / request.node.name)
+            Release(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
         kubectl.run("delete", "namespace", made, "--wait=false")
+
+
+@pytest.fixture
+def installed(kubectl: Kubectl) -> Release:
+    """Fairlead, installed by its chart where the tests before have not left it so. It stays, for the tests that follow."""
+    release = Release(kubectl)
+    release.ensure()
+    return release

@@ -39,6 +39,10 @@ class Kubectl:
         found: Manifest = json.loads(self.run("get", *words, "-o", "json"))
         return found
 
+    def patch(self, name: str, patch: Manifest) -> None:
+        """Merge this into an object."""
+        self.run("patch", name, "--type=merge", "-p", json.dumps(patch))
+
     def rolled_out(self, *names: str, seconds: int = 60) -> None:
         """Wait until these are (``deployment/web``)."""
         for name in names:
@@ -47,6 +51,18 @@ class Kubectl:
     def wait(self, condition: str, *names: str, seconds: int = 60) -> None:
         """Wait until they are: ``condition=Ready``, ``delete``, ``jsonpath=…``."""
         self.run("wait", f"--for={condition}", *names, f"--timeout={seconds}s")
+
+    def evict(self, pod: str, *, seconds: float = 120.0) -> None:
+        """Ask the Eviction API to take a pod away, again and again until its disruption budget lets it go."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
+
+        def gone() -> bool:
+            done = self._done("create", "--raw", path, "-f", "-", given=json.dumps(body))
+            assert not done.returncode or "disruption budget" in done.stderr, done.stderr
+            return not done.returncode
+
+        eventually(f"{pod} may be evicted", gone, seconds=seconds)
 
     def python(self, pod: str, code: str) -> str:
         """What a program prints that runs in a pod; the way to anything inside, on whatever cluster."""
@@ -59,6 +75,7 @@ class Kubectl:
             "objects.yaml": ("get", "all,configmaps,endpointslices", "-o", "yaml"),
             "pods.txt": ("describe", "pods"),
             "events.txt": ("get", "events", "--sort-by=.lastTimestamp"),
+            "models.yaml": ("get", "modeldeployments", "--all-namespaces", "-o", "yaml"),
         }
         for name, words in asked.items():
             (folder / name).write_text(self._done(*words).stdout)
@@ -73,9 +90,19 @@ class Kubectl:
         return subprocess.run(command, env=dict(self.environ), input=given, capture_output=True, text=True, check=False)
 
 
-def eventually(what: str, holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    """Ask again and again until it holds; a failure only after ``seconds``."""
+def eventually(
+    what: str,
+    holds: Callable[[], bool],
+    *,
+    seconds: float = 60.0,
+    every: float = 0.3,
+    told: Callable[[], str] = lambda: "",
+) -> None:
+    """Ask again and again until it holds; a failure only after ``seconds``, with what ``told`` then says.
+
+    Each look at the cluster takes tens of milliseconds of a processor that pods need too, hence ``every``, seconds.
+    """
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what} {told()}"
+        time.sleep(every)

@@ -6,6 +6,8 @@ from cluster import images
 
 Manifest = dict[str, Any]
 PORT = 8000
+API = "serving.fairlead.io/v1alpha1"
+PACED = "e2e-paced"
 
 
 def image(component: str, tag: str | None = None) -> str:
@@ -13,8 +15,17 @@ def image(component: str, tag: str | None = None) -> str:
     return f"{images.PREFIX}/{component}:{tag or images.version()}"
 
 
-def pod_spec(component: str, *arguments: str, ready: str | None = None, files: str | None = None) -> Manifest:
-    """One container under a user id that nobody knows; ``ready`` is the path of its probe, ``files`` a ConfigMap at /etc/fairlead."""
+def pod_spec(
+    component: str,
+    *arguments: str,
+    command: tuple[str, ...] = (),
+    ready: str | None = None,
+    files: str | None = None,
+) -> Manifest:
+    """One container under a user id that nobody knows; ``ready`` is the path of its probe, ``files`` a ConfigMap at /etc/fairlead.
+
+    ``command`` instead of what the image runs.
+    """
     container: Manifest = {
         "name": component,
         "image": image(component),
@@ -29,6 +40,8 @@ def pod_spec(component: str, *arguments: str, ready: str | None = None, files: s
         },
     }
     volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
+    if command:
+        container["command"] = list(command)
     if ready is not None:
         container["readinessProbe"] = {"httpGet": {"path": ready, "port": PORT}, "periodSeconds": 1}
     if files is not None:
@@ -41,6 +54,11 @@ def pod_spec(component: str, *arguments: str, ready: str | None = None, files: s
         "containers": [container],
         "volumes": volumes,
     }
+
+
+def pod(name: str, spec: Manifest) -> Manifest:
+    """A pod of its own, which nobody replaces."""
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
 def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
@@ -72,3 +90,25 @@ def config_map(name: str, **files: str) -> Manifest:
     """Files by name; two underscores stand for a dot."""
     data = {key.replace("__", "."): text for key, text in files.items()}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
+    """A ModelDeployment with one pool of simulated engines, ``PACED`` ones; ``spec`` goes before."""
+    return {
+        "apiVersion": API,
+        "kind": "ModelDeployment",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim"},
+            "pools": [{"accelerator": PACED, "replicas": {"min": replicas}}],
+            **spec,
+        },
+    }
+
+
+def paced() -> Manifest:
+    """An accelerator on which every stream gets 20 tokens a second, however many there are."""
+    profile = {"prefillTokenSeconds": 1e-6, "stepSeconds": 0.05, "kvTokens": 262_144, "maxSequences": 256}
+    spec = {"profile": {**profile, "stepTokens": 8_192}}
+    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": PACED}, "spec": spec}

@@ -1,0 +1,108 @@
+"""Everything that moves in the life of a model, one after the other, while streams come at a constant rate."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kube.clients import Client, Streams
+from kube.models import Model
+from kube.release import GATEWAY, OPERATOR, Release
+
+STEADY_SECONDS = 3.0
+"""Between two steps, so that a failure can be put down to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What can be moved, with two engines at the beginning and at the end. ``engine`` is the image of the next release."""
+
+    release: Release
+    client: Client
+    model: Model
+    engine: str
+
+    def engines_are_replaced(self) -> None:
+        """A change of the spec: new engines first, old ones once they are idle."""
+        before = self.model.settled(pods=2)
+        self.model.patch({"engine": {"env": [{"name": "ROUND", "value": "2"}]}})
+        after = self.model.settled(pods=2)
+        assert not before.keys() & after.keys()
+
+    def gateways_are_replaced(self) -> None:
+        """As after a change of their settings, until the former ones have drained."""
+        before = set(self.release.pods("gateway"))
+        self.release.here.run("rollout", "restart", f"deployment/{GATEWAY}")
+        self.release.here.rolled_out(f"deployment/{GATEWAY}", seconds=120)
+        self.release.gone("gateway", before)
+
+    def the_operator_is_replaced(self) -> None:
+        """Both replicas, so that the lease changes hands."""
+        before, engines = set(self.release.pods("operator")), self.model.pods()
+        self.release.here.run("rollout", "restart", f"deployment/{OPERATOR}")
+        self.release.here.rolled_out(f"deployment/{OPERATOR}", seconds=120)
+        self.release.gone("operator", before)
+        assert self.model.settled(pods=2).keys() == engines.keys()
+
+    def fairlead_is_upgraded(self) -> None:
+        """To other images of everything, that of engines included: no engine may notice."""
+        before = {part: set(self.release.pods(part)) for part in ("operator", "gateway", "redis")}
+        engines = self.model.pods()
+        tag = {"image": {"tag": "next"}}
+        self.release.upgrade(operator=tag, gateway=tag, redis=tag, engines={"images": {"sim": self.engine}})
+        for part, pods in before.items():
+            self.release.gone(part, pods)
+        assert self.model.settled(pods=2).keys() == engines.keys()
+
+    def six_instances(self) -> None:
+        """From two."""
+        self.model.here.run("scale", f"modeldeployment/{self.model.name}", "--replicas=6")
+        self.model.settled(pods=6)
+
+    def half_of_them_are_evicted(self) -> None:
+        """By the Eviction API, as a node that is drained does it: the disruption budget decides when."""
+        before = self.model.pods()
+        for pod in list(before.values())[::2]:
+            self.model.here.evict(pod["metadata"]["name"])
+        after = self.model.settled(pods=6, seconds=180)
+        assert len(before.keys() & after.keys()) == 3
+
+    def two_instances(self) -> None:
+        """From six."""
+        self.model.here.run("scale", f"modeldeployment/{self.model.name}", "--replicas=2")
+        self.model.settled(pods=2, seconds=180)
+
+    def all(self) -> tuple[Callable[[], None], ...]:
+        """In this order."""
+        return (
+            self.engines_are_replaced,
+            self.gateways_are_replaced,
+            self.the_operator_is_replaced,
+            self.six_instances,
+            self.half_of_them_are_evicted,
+            self.two_instances,
+            self.fairlead_is_upgraded,
+        )
+
+
+def everything_moves(moves: Moves, *, rate: float, tokens: int) -> dict[str, Any]:
+    """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the streams that failed."""
+    with Streams(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:
+        with streams.step("steady"):
+            time.sleep(2 * STEADY_SECONDS)
+        for move in moves.all():
+            with streams.step(move.__name__.replace("_", " ")):
+                move()
+            with streams.step("steady"):
+                time.sleep(STEADY_SECONDS)
+    begun = [one.get("begun", 0) for one in streams.seconds]
+    figures = {name: value for name, value in streams.end.items() if name != "at"}
+    return {
+        "rate": rate,
+        "tokens": tokens,
+        "per_second": round(sum(begun) / len(begun), 2),
+        "open_at_once": max(one["open"] for one in streams.seconds),
+        **figures,
+        "steps": [step for step in streams.steps if step["step"] != "steady"],
+        "failures": streams.blamed(),
+    }
