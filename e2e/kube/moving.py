@@ -95,14 +95,11 @@ def everything_moves(moves: Moves, *, rate: float, tokens: int) -> dict[str, Any
                 move()
             with streams.step("steady"):
                 time.sleep(STEADY_SECONDS)
-    begun = [one.get("begun", 0) for one in streams.seconds]
-    figures = {name: value for name, value in streams.end.items() if name != "at"}
     return {
         "rate": rate,
         "tokens": tokens,
-        "per_second": round(sum(begun) / len(begun), 2),
         "open_at_once": max(one["open"] for one in streams.seconds),
-        **figures,
+        **streams.end,
         "steps": [step for step in streams.steps if step["step"] != "steady"],
         "failures": streams.blamed(),
     }

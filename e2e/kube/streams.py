@@ -164,10 +164,11 @@ class Load:
             self._open.add(task)
             task.add_done_callback(self._open.discard)
             number += 1
+        asked = time.monotonic() - begun
         while self._open:
             await asyncio.wait(set(self._open))
         seconds.cancel()
-        say({"what": "end", "at": time.time(), **self._summary(number, time.monotonic() - begun)})
+        say({"what": "end", **self._summary(number, asked)})
 
     def _until_told(self, loop: asyncio.AbstractEventLoop) -> None:
         sys.stdin.read()
@@ -256,6 +257,7 @@ class Load:
         return {
             "streams": number,
             "seconds": round(seconds, 1),
+            "per_second": round(number / seconds, 2),
             "outcomes": dict(self.outcomes),
             "instances": len(self.instances),
             "first_token_seconds": quantiles(self.firsts),
