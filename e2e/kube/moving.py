@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kube import processor
 from kube.clients import Client, Streams
 from kube.models import Model
 from kube.release import GATEWAY, OPERATOR, Release
 
-STEADY_SECONDS = 3.0
+PAUSE_SECONDS = 3.0
 """Between two steps, so that a failure can be put down to one."""
 
 
@@ -85,21 +86,29 @@ class Moves:
         )
 
 
-def everything_moves(moves: Moves, *, rate: float, tokens: int) -> dict[str, Any]:
-    """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the streams that failed."""
+def everything_moves(moves: Moves, *, rate: float, tokens: int, still: float) -> dict[str, Any]:
+    """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the streams that failed.
+
+    At first nothing moves for ``still`` seconds, in which it is measured what the streams alone cost.
+    """
+    kubectl = moves.release.cluster
     with Streams(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:
-        with streams.step("steady"):
-            time.sleep(2 * STEADY_SECONDS)
+        with streams.step("nothing moves"):
+            time.sleep(still / 2)
+            before = processor.seconds(kubectl)
+            time.sleep(still)
+            cores = processor.cores(before, processor.seconds(kubectl))
         for move in moves.all():
             with streams.step(move.__name__.replace("_", " ")):
                 move()
-            with streams.step("steady"):
-                time.sleep(STEADY_SECONDS)
+            with streams.step(f"after: {streams.steps[-1]['step']}"):
+                time.sleep(PAUSE_SECONDS)
     return {
         "rate": rate,
         "tokens": tokens,
         "open_at_once": max(one["open"] for one in streams.seconds),
         **streams.end,
-        "steps": [step for step in streams.steps if step["step"] != "steady"],
+        "cores_when_nothing_moves": cores,
+        "steps": [step for step in streams.steps if not step["step"].startswith("after:")],
         "failures": streams.blamed(),
     }

@@ -15,7 +15,7 @@ from kube.moving import Moves, everything_moves
 from kube.release import KINDS, Release
 from kube.report import Line
 
-RATE, TOKENS = (20.0, 200) if report.FULL else (2.0, 60)
+RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 
 
 def served(here: Kubectl, release: Release, name: str, replicas: int = 1) -> tuple[Client, Model]:
@@ -54,7 +54,7 @@ def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, installed: Re
 def test_nothing_is_lost_while_everything_moves(here: Kubectl, installed: Release) -> None:
     client, found = served(here, installed, "busy", replicas=2)
     moves = Moves(installed, client, found, image("sim", "next"))
-    figures = everything_moves(moves, rate=RATE, tokens=TOKENS)
+    figures = everything_moves(moves, rate=RATE, tokens=TOKENS, still=STILL)
     lost, outcomes = figures["failures"], figures["outcomes"]
     bars = [
         Line("every stream is whole", outcomes, lost == [] and set(outcomes) == {"complete"}),
