@@ -6,7 +6,7 @@ error message offers. ``planned`` names fields of the design that nothing honour
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
@@ -229,8 +229,4 @@ class Profile(Strict):
         if self.preset is None:
             return EngineProfile(name=name, **given)
         base = presets()[self.preset]
-        return EngineProfile(**{**_fields(base), **given, "name": name}) if given else base
-
-
-def _fields(profile: EngineProfile) -> dict[str, Any]:
-    return {name: getattr(profile, name) for name in profile.__slots__}
+        return replace(base, name=name, **given) if given else base

@@ -1,6 +1,7 @@
-"""Ending a background task for certain."""
+"""Ending a background task for certain, and hearing of one that failed."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 _AGAIN_SECONDS = 0.05
@@ -19,3 +20,14 @@ async def ended(task: asyncio.Task[Any] | None) -> None:
         await asyncio.wait({task}, timeout=_AGAIN_SECONDS)
     if not task.cancelled():
         task.exception()  # looked at, so that the loop does not complain that nobody did
+
+
+async def failed(work: Iterable[asyncio.Task[Any]], stopped: asyncio.Task[Any]) -> BaseException | None:
+    """Wait until ``stopped`` is done (None), or one of ``work`` has failed before (why). One that just ends is no failure."""
+    running = {stopped, *work}
+    while not stopped.done():
+        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for one in done - {stopped}:
+            if not one.cancelled() and (error := one.exception()) is not None:
+                return error
+    return None

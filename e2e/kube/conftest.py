@@ -82,6 +82,8 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
         if report is None or report.failed:
             inside.dump(ROOT / "out" / "e2e" / request.node.name)
             Release(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
+        # Models first: of a namespace that is deleted the pods go first, and until they have gone its models would keep their names.
+        inside.forget_models()
         kubectl.run("delete", "namespace", made, "--wait=false")
 
 

@@ -68,6 +68,10 @@ class Kubectl:
         """What a program prints that runs in a pod; the way to anything inside, on whatever cluster."""
         return self.run("exec", pod, "--", "python3", "-c", code)
 
+    def forget_models(self) -> None:
+        """Begin to delete the models of the namespace, where the cluster knows such."""
+        self._done("delete", "modeldeployments", "--all", "--wait=false")
+
     def dump(self, folder: Path) -> None:
         """Objects, events and logs of the namespace, for whoever looks at a failure. Never fails itself."""
         folder.mkdir(parents=True, exist_ok=True)

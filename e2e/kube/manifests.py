@@ -109,6 +109,6 @@ def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
 
 def paced() -> Manifest:
     """An accelerator on which every stream gets 20 tokens a second, however many there are."""
-    profile = {"prefillTokenSeconds": 1e-6, "stepSeconds": 0.05, "kvTokens": 262_144, "maxSequences": 256}
-    spec = {"profile": {**profile, "stepTokens": 8_192}}
+    profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 262_144}
+    spec = {"profile": {**profile, "maxSequences": 256, "stepTokens": 8_192}}
     return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": PACED}, "spec": spec}

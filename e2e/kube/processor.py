@@ -12,7 +12,7 @@ def seconds(kubectl: Kubectl) -> dict[str, tuple[float, float]]:
     """Name of a pod, or ``node`` for everything → (when, processor seconds until then). The kubelet looks every ten seconds or so."""
     found: dict[str, tuple[float, float]] = {}
     for node in kubectl.get("nodes")["items"]:
-        path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary"
+        path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary?only_cpu_and_memory=true"
         told = json.loads(kubectl.run("get", "--raw", path))
         for name, cpu in [("node", told["node"]["cpu"]), *((_name(pod), pod.get("cpu", {})) for pod in told["pods"])]:
             if "usageCoreNanoSeconds" in cpu:

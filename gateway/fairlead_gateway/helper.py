@@ -16,7 +16,7 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet, FleetSource
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
-from fairlead.tasks import ended
+from fairlead.tasks import ended, failed
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway import quiet_log, system
 from fairlead_gateway.beside import Beside
@@ -83,6 +83,7 @@ class Helper:
         self._notes: list[str] = []
         self._watches = self._watched(plan)
         self._draining = False
+        self._broken = False
         self._hurry = asyncio.Event()
         self._fleet = Fleet()
         self.started = clock.now()
@@ -98,7 +99,7 @@ class Helper:
         )
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short.
+        """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short, or a defect was the reason.
 
         Raises FairleadError when a file cannot be used at the start."""
         loop = asyncio.get_running_loop()
@@ -118,7 +119,7 @@ class Helper:
             await self.crew.end()
             for watch in self._watches:
                 await watch.stop()
-        return int(self._hurry.is_set())
+        return int(self._hurry.is_set() or self._broken)
 
     async def _start(self) -> AsyncIterator[Fleet]:
         for watch in self._watches:
@@ -141,7 +142,10 @@ class Helper:
             system.settled()
             secure = plan.certificate is not None
             self._announce(f"ready {url(plan.public, secure=secure)} manage {url(plan.private)}")
-            await stopped
+            defect = await failed(work, stopped)
+            if defect is not None:  # to be started anew is better than to serve an old fleet on
+                self._broken = True
+                _log.critical("the gateway ends, since a part of it has failed", exc_info=defect)
             self._draining = True
             plan.public.close()
             await self.crew.stop(self._hurry)

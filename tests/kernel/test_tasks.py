@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fairlead.tasks import ended
+from fairlead.tasks import ended, failed
 
 
 def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
@@ -39,3 +39,26 @@ def test_a_task_that_failed_or_never_was_is_ended_too() -> None:
         await ended(None)
 
     asyncio.run(check())
+
+
+async def _raise() -> None:
+    raise ValueError("a defect")
+
+
+async def _end() -> None:
+    return
+
+
+def test_a_task_that_fails_is_told_and_one_that_ends_is_not() -> None:
+    async def main() -> None:
+        stop = asyncio.Event()
+        stopped = asyncio.create_task(stop.wait())
+        for work, expected in ((_raise, ValueError), (_end, None)):
+            telling = asyncio.create_task(failed([asyncio.create_task(work())], stopped))
+            if expected is None:
+                stop.set()
+            error = await asyncio.wait_for(telling, 30)
+            assert (None if error is None else type(error)) == expected
+        await ended(stopped)
+
+    asyncio.run(main())

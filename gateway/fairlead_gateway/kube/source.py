@@ -77,7 +77,7 @@ class KubeFleetSource:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                fleet = await self._next()
+                fleet = await self._understood()
                 if fleet is not None:
                     yield fleet
                 await self._pause(self._limits.kube_fleet_seconds)
@@ -163,6 +163,15 @@ class KubeFleetSource:
             self._adopting[namespace, labels] = self._keep(PODS, namespace, labels)
 
     # --- what is made of it ---------------------------------------------------------------------------------------------
+
+    async def _understood(self) -> Fleet | None:
+        """The next fleet. A defect of ours, met in one object, must not end all following: the last one stays, and a note says so."""
+        try:
+            return await self._next()
+        except Exception as error:  # noqa: BLE001  # it is told
+            _LOG.exception("the cluster cannot be understood, the last fleet stays")
+            self._problems = (f"the cluster cannot be understood, the last fleet stays: {error!r}",)
+            return None
 
     async def _next(self) -> Fleet | None:
         """The next fleet; None while not everything is known, and when nothing differs."""

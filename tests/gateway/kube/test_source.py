@@ -9,8 +9,10 @@ import pytest
 
 from fairlead.fleet import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resource import CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
+from fairlead.kube.resource import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
 from fairlead.limits import Limits
+from fairlead.profile import EngineProfile
+from fairlead.strict import Profile
 from fairlead.tasks import ended
 from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
 from fairlead.testing.timeline import Timeline
@@ -258,3 +260,27 @@ def test_many_problems_are_cut() -> None:
         assert InstanceState.READY not in lab.states()
 
     run(check, before=before)
+
+
+def test_a_defect_that_one_object_brings_out_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a class did that only the compiled gateway could not read: the gateway never heard of any model again."""
+    value = Profile.value
+
+    def broken(self: Profile, name: str) -> EngineProfile:
+        if name == "broken":
+            raise AttributeError("no such thing")
+        return value(self, name)
+
+    monkeypatch.setattr(Profile, "value", broken)
+
+    async def check(lab: Lab) -> None:
+        await lab.passing(lambda: bool(lab.fleets))
+        lab.fake.put(ACCELERATOR_CLASSES, None, "broken", spec={"profile": {"preset": "tiny-cpu"}})
+        await lab.passing(lambda: bool(lab.source.notes()))
+        assert "the cluster cannot be understood, the last fleet stays: AttributeError" in lab.source.notes()[0]
+        lab.fake.remove(ACCELERATOR_CLASSES, None, "broken")
+        lab.model("later")
+        await lab.passing(lambda: "x/later" in lab.fleets[-1].models)
+        assert lab.source.notes() == []
+
+    run(check, before=lambda lab: lab.model())
