@@ -187,7 +187,7 @@ _OPERATOR = (
         When.POST,
         "operator pods are ready",
         "While no operator runs, models serve on, but no change of theirs is carried out and no status is written.",
-        "The lines below say why its pods are not ready; else `kubectl describe pod` and `kubectl logs` of them.",
+        "Mend what its pods are said to wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
     ),
     Check(
         "operator-leader",
@@ -235,7 +235,7 @@ _GATEWAY = (
         When.POST,
         "gateway pods are ready",
         "A gateway is ready once it knows its fleet. While none is, nobody is answered.",
-        "The lines below say why its pods are not ready; else `kubectl describe pod` and `kubectl logs` of them.",
+        "Mend what its pods are said to wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
     ),
     Check(
         "gateway-keys",
@@ -347,8 +347,8 @@ _MODELS = (
         "no model is stalled otherwise",
         "The condition `Stalled` has one of the other [reasons](conditions.md#reasons): it goes no further until "
         "somebody does something.",
-        "`fairlead status NAME` shows the message with the model's pods; [conditions](conditions.md#reasons) "
-        "says what to do about each reason.",
+        "`fairlead status NAME` says what to do about its reason; all of them stand in "
+        "[conditions](conditions.md#reasons).",
     ),
     Check(
         "model-ready",

@@ -225,6 +225,8 @@ async def _log(api: KubeApi, pod: Manifest, container: str, previous: bool, scru
     except FairleadError as error:
         return Missing(error.message)
     text = answer.body.decode("utf-8", "replace")
+    if answer.status == 204:
+        return Missing("there is no log yet")
     if answer.status != 200:
         return Missing(_refusal(text, answer.status), forbidden=answer.status == 403)
     return scrub.log(text).encode()

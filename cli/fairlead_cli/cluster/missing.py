@@ -2,12 +2,14 @@
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from fairlead.errors import FairleadError
 from fairlead.kube.errors import Forbidden, NotFound
 
 _Value = TypeVar("_Value")
+_NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
+"""How the API server says that it serves nothing under a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +36,5 @@ async def had(asked: Awaitable[_Value]) -> _Value | Missing:
 def _words(error: FairleadError) -> str:
     """Without the request in front, which says nothing to people."""
     head, _, rest = error.message.partition(": ")
-    return rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
+    words = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
+    return "the cluster does not know this kind" if words in _NO_KIND else words

@@ -45,8 +45,9 @@ def tree(report: ModelReport, advice: Advice) -> RenderableType:
 
 def _head(report: ModelReport, advice: Advice) -> Text:
     ready = report.condition(ConditionType.READY)
+    up = ready is not None and ready.get("status") == "True"
     line = Text.assemble(
-        ("×", "red") if advice.problem else ("√", "green"),
+        ("×", "red") if advice.problem else ("√", "green") if up else ("‼", "yellow"),
         (f" {report.key}", "bold cyan"),
         f"  {report.ready or words.UNKNOWN} ready  {report.engine}  {report.source}",
         (f"  {age(report.since, report.facts.now)}", "dim"),
@@ -73,7 +74,7 @@ def _condition(one: Condition, now: float) -> Text:
 
 def _pool(pool: PoolReport) -> Text:
     numbers = f"{words.count(pool.ready)}/{words.count(pool.desired)} ready"
-    if pool.updated is not None and pool.desired is not None and pool.updated < pool.desired:
+    if pool.instances and pool.updated is not None and pool.desired is not None and pool.updated < pool.desired:
         numbers += f", {pool.updated} of the present spec"
     return Text.assemble(("pool ", "dim"), pool.name, f"  {pool.role}  {pool.accelerator}".rstrip(), f"  {numbers}")
 

@@ -1,5 +1,6 @@
 """Results of checks as people read them, in Linkerd's form, and as programs do."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -13,6 +14,7 @@ from fairlead_cli.local import words
 SIGNS: Final = {Mark.OK: "√", Mark.WARNING: "‼", Mark.FAILED: "×", Mark.UNKNOWN: "?"}
 STYLES: Final = {Mark.OK: "green", Mark.WARNING: "yellow", Mark.FAILED: "red", Mark.UNKNOWN: "magenta"}
 _INDENT: Final = "    "
+_LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
 def lines(results: Sequence[Result]) -> Iterator[Text]:
@@ -33,14 +35,14 @@ def _result(one: Result) -> Iterator[Text]:
         return
     for line in shown(one.verdict.lines):
         yield Text(f"{_INDENT}{line}")
-    hint = "" if mark is Mark.UNKNOWN else f"fix: {_plain(one.check.do)}  "
-    yield Text(f"{_INDENT}{hint}see {one.check.anchor}", style="dim")
+    if mark is not Mark.UNKNOWN:
+        yield Text(f"{_INDENT}fix: {_plain(one.check.do)}", style="dim")
+    yield Text(f"{_INDENT}see {one.check.anchor}", style="dim")
 
 
 def _plain(text: str) -> str:
     """The first sentence of what to do, without Markdown; the page has the rest."""
-    first = text.partition(". ")[0].rstrip(".")
-    return first.replace("`", "").replace("](", " (").replace("[", "")
+    return _LINK.sub(r"\1", text.partition(". ")[0].rstrip(".")).replace("`", "")
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -46,8 +46,9 @@ _OUR_MARKS: Final = (
     ),
     *("leaderworkerset.sigs.k8s.io/", "pod-template-hash", "controller-revision-hash", "kubernetes.io/metadata.name"),
 )
-_ALWAYS_OUT: Final = frozenset({"managedFields", "data", "binaryData", "stringData"})
-"""``data`` of Secrets, ConfigMaps and ControllerRevisions; the last is looked into by ``manifest``."""
+_CONTENT: Final = frozenset({"data", "binaryData", "stringData"})
+"""Of Secrets and ConfigMaps; the ``data`` of ControllerRevisions is looked into, and elsewhere the word means something else."""
+_ALWAYS_OUT: Final = frozenset({"managedFields", "binaryData", "stringData"})
 
 
 class Scrubber:
@@ -80,7 +81,7 @@ class Scrubber:
 
 def manifest(found: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
     """An object as it may be shown."""
-    shown = {name: _value(name, value, scrub) for name, value in found.items() if name not in _ALWAYS_OUT}
+    shown = {name: _value(name, value, scrub) for name, value in found.items() if name not in _CONTENT}
     if found.get("kind") == "ControllerRevision" and isinstance(found.get("data"), dict):
         shown["data"] = _value("data", found["data"], scrub)
     return shown
@@ -88,8 +89,8 @@ def manifest(found: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
 
 def _value(name: str, value: Any, scrub: Scrubber) -> Any:
     """By the name of the field that holds it."""
-    if name in _ALWAYS_OUT - {"data"}:
-        return REDACTED
+    if name in _ALWAYS_OUT:
+        return _managers(value) if name == "managedFields" else REDACTED
     if name in ("annotations", "labels", "matchLabels") and isinstance(value, dict):
         return {key: scrub.text(str(one)) if key.startswith(_OUR_MARKS) else REDACTED for key, one in value.items()}
     if name == "env" and isinstance(value, list):
@@ -105,6 +106,14 @@ def _value(name: str, value: Any, scrub: Scrubber) -> Any:
     if isinstance(value, list):
         return [_value(name, one, scrub) for one in value]
     return scrub.text(value) if isinstance(value, str) else value
+
+
+def _managers(entries: Any) -> Any:
+    """Who wrote when, which tells who fights whom; not what."""
+    shown = ("manager", "operation", "subresource", "time")
+    if not isinstance(entries, list):
+        return REDACTED
+    return [{key: one[key] for key in shown if key in one} for one in entries if isinstance(one, dict)]
 
 
 def _variable(one: Any, scrub: Scrubber) -> Any:

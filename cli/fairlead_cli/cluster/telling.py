@@ -82,7 +82,7 @@ async def _models(api: KubeApi, namespace: str | None) -> Sequence[Manifest]:
     except NotFound:
         raise NoCluster(
             f"the cluster {api.access.server} knows no ModelDeployments",
-            hint=f"Fairlead is not installed there ({program()} check --pre), or choose another by --context",
+            hint=f"install Fairlead there, `{program()} check --pre` says whether it can be; or choose another by --context",
         ) from None
     except Forbidden as error:
         where = f"in {namespace}" if namespace else "in all namespaces"
@@ -101,9 +101,8 @@ async def chosen(api: KubeApi, name: str, namespace: str | None) -> Manifest:
     first = before or namespace or api.access.namespace
     try:
         return await api.get(MODEL_DEPLOYMENTS, first, after)
-    except NotFound as error:
-        if "could not find the requested resource" in error.message:
-            await _models(api, None)  # says that Fairlead is not there
+    except NotFound:
+        pass  # the rest of the cluster is looked at, and whether it knows the kind at all
     except Forbidden as error:
         raise BadInput(
             f"you may not get ModelDeployments in {first}", field="MODEL", hint="name a namespace with -n"

@@ -104,7 +104,8 @@ def test_a_line_for_what_is_right_and_four_for_what_is_not() -> None:
         "× Redis answers the gateways",
         "    away",
         "    fix: Look at the Redis that the Secret's url names: its pod where it is the chart's, else address, password, TLS and "
-        "NetworkPolicies  see docs/reference/checks.md#redis",
+        "NetworkPolicies",
+        "    see docs/reference/checks.md#redis",
         "",
         "1 check: 0 passed, 1 failed",
     ]

@@ -294,6 +294,22 @@ def test_certificates_run_out(facts: Facts, ends: float, mark: Mark) -> None:
     assert marks(replace(facts, secrets={**facts.secrets, ("fairlead", "cert"): found}))["gateway-certificate"] is mark
 
 
+def test_a_deployment_without_pods_says_why(facts: Facts) -> None:
+    assert "no pod of fairlead-operator has been made" in lines(replace(facts, pods=[]), "operator-ready")
+    operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
+    refused = [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]
+    operator["status"] = {"conditions": refused}
+    assert "exceeded quota: small" in lines(replace(facts, pods=[]), "operator-ready")
+    operator["spec"]["replicas"] = 0
+    assert "is scaled to 0" in lines(replace(facts, pods=[]), "operator-ready")
+
+
+def test_of_a_redis_of_the_charts_own_it_is_said_why_it_is_not_ready(facts: Facts, builders: Build) -> None:
+    pods = [not_ready(one) if one in of(facts, "redis") else one for one in facts.pods]
+    found = redis_unreachable(replace(facts, pods=pods), builders)
+    assert "pod fairlead-redis-0: containers with unready status" in lines(found, "redis")
+
+
 def test_a_model_that_nobody_has_seen(facts: Facts, builders: Build) -> None:
     model = builders["model"]()
     model["status"]["observedGeneration"] = 1

@@ -94,6 +94,12 @@ def test_what_is_not_known_is_a_dash_or_a_reason_and_never_a_zero(builders: Buil
     assert (pool["ready"], pool["desired"], pool["instances"]) == (None, None, [])
 
 
+def test_the_sign_says_whether_it_serves_and_whether_something_is_wrong(builders: Build) -> None:
+    starting = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    for model, sign in ((builders["model"](), "√"), (starting, "‼"), (builders["model"](ready=False), "×")):
+        assert shown(ModelFacts(model, [], [], [told(PAGE)], NOW)).startswith(f"{sign} chat/tiny")
+
+
 def test_the_freshest_gateway_counts_for_engines_and_all_for_what_is_in_flight() -> None:
     older = PAGE.replace("} 1.5\n", "} 30\n").replace("} 9\n", "} 1\n")
     (found,) = of_model([parse(older), parse(PAGE)], "chat/tiny").values()

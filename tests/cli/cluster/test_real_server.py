@@ -410,7 +410,8 @@ def test_check_in_linkerds_form(furnished: ApiServer) -> None:
     assert lines[1].startswith("√ the API server answers (https://127.0.0.1:")
     at = lines.index("× one operator is installed")
     assert lines[at + 1] == "    no Deployment has the labels of Fairlead's operator"
-    assert lines[at + 2].endswith("see docs/reference/checks.md#operator-installed")
+    assert lines[at + 2].startswith("    fix: helm install fairlead charts/fairlead")
+    assert lines[at + 3] == "    see docs/reference/checks.md#operator-installed"
     assert lines[-1].endswith(" failed")
 
 

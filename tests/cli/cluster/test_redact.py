@@ -109,7 +109,9 @@ def test_metadata_of_others_data_and_last_words_of_engines_go() -> None:
         "metadata": {
             "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "fairlead.io/port": "8000"},
             "labels": {"app.kubernetes.io/name": "fairlead", "note": "canary"},
-            "managedFields": [{}],
+            "managedFields": [
+                {"manager": "kubectl", "operation": "Apply", "time": "t", "fieldsV1": {"f:spec": {"v:canary": {}}}}
+            ],
         },
         "data": {"x": "y"},
         "status": {"state": {"terminated": {"exitCode": 1, "message": "prompt"}}},
@@ -120,6 +122,7 @@ def test_metadata_of_others_data_and_last_words_of_engines_go() -> None:
         "fairlead.io/port": "8000",
     }
     assert shown["metadata"]["labels"] == {"app.kubernetes.io/name": "fairlead", "note": REDACTED}
+    assert shown["metadata"]["managedFields"] == [{"manager": "kubectl", "operation": "Apply", "time": "t"}]
     assert "data" not in shown
     assert shown["status"]["state"]["terminated"] == {"exitCode": 1, "message": REDACTED}
     revision = {"kind": "ControllerRevision", "data": {"spec": {"engine": {"env": [{"name": "A", "value": "b"}]}}}}

@@ -1,11 +1,11 @@
 """The gateways: are they there, have they what they need, is their fleet fresh, does Redis answer them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from fairlead.kube.resource import Manifest
 from fairlead_cli.cluster.asking import Readiness, Told
-from fairlead_cli.cluster.facts import GATEWAY, Facts
+from fairlead_cli.cluster.facts import GATEWAY, REDIS, Facts
 from fairlead_cli.cluster.judging import workloads
 from fairlead_cli.cluster.missing import Missing
 from fairlead_cli.cluster.reading import arguments, containers, key, pod_spec, space
@@ -77,12 +77,20 @@ def redis(facts: Facts) -> Verdict | None:
         return warned(*alone) if alone else None
     bad = _by_notes(facts, _REDIS[:2], Mark.FAILED)
     if bad is None or bad.mark is not Mark.OK:
-        return bad
+        return bad if bad is None or bad.mark is not Mark.FAILED else failed(*bad.lines, *_own_redis(facts))
     pages = [one.metrics for one in facts.told.get(GATEWAY, ()) if not isinstance(one.metrics, Missing)]
     away = [page for page in pages if page.value("fairlead_gateway_redis_connected") == 0.0]
     if away:
         return failed(f"{len(away)} of {len(pages)} gateways are not connected")
     return warned(*alone) if alone else ok()
+
+
+def _own_redis(facts: Facts) -> Iterator[str]:
+    """What keeps the chart's own Redis from being ready."""
+    found = facts.component(REDIS)
+    for one in () if isinstance(found, Missing) else found:
+        if not workloads.ready_pods(facts, one):
+            yield from workloads.why_not(facts, one)
 
 
 def certificate(facts: Facts) -> Verdict | None:

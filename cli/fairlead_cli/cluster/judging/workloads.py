@@ -76,6 +76,8 @@ def why_not(facts: Facts, deployment: Manifest) -> Iterator[str]:
                 yield f"pod {name_of(one)}: {why}"
     if replicas(deployment) == 0:
         yield f"{name_of(deployment)} is scaled to 0"
+    elif not pods:
+        yield f"no pod of {name_of(deployment)} has been made"
     for said in conditions(deployment):
         if said.get("type") == "ReplicaFailure" and said.get("status") == "True":
             yield short(str(said.get("message", "")))
