@@ -176,6 +176,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
                     "status": "False",
                     "reason": "Unschedulable",
                     "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",  # long before any grace is over
                 }
             ],
         },
@@ -250,6 +251,7 @@ def test_an_operator_that_waits_for_a_lease_that_nobody_renews_is_told(
         (("deployments", "list"), "FairleadOperatorUnsynced", "fairlead_operator_leading 1.0"),
         (("services", "create"), "FairleadModelStalled", condition("qwen", "Stalled", "Forbidden", 1)),
     ],
+    ids=["to-list", "to-write"],
 )
 def test_an_operator_without_one_of_its_rights_is_told(
     taken: tuple[str, str], alert: str, told: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path

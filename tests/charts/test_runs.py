@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 from fairlead.testing.chart import CHART, pods, rendered
 from fairlead.testing.processes import listens, wait_until
 from fairlead.testing.sim_engine import engine_process
+from fairlead.testing.valkey_servers import Group, cluster, watched_pair
+from fairlead.testing.waiting import until_async
 from fairlead_cli.local.embedded_redis import find_server
 from fairlead_gateway.testing_process import gateway_process
 
@@ -92,6 +96,53 @@ def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program:
     finally:
         process.kill()
         process.wait(30)
+
+
+@pytest.mark.parametrize("group", [watched_pair, cluster], ids=["sentinels", "cluster"])
+def test_a_gateway_takes_the_url_of_the_values_and_is_connected(
+    program: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: Callable[[Path], AbstractContextManager[Group]],
+) -> None:
+    """The password of sentinels' master is in a Secret of one's own; what is set here is what the pod would be given."""
+
+    async def main() -> None:
+        (tmp_path / "fleet.yaml").write_text(
+            '{"models": [{"name": "tiny", "instances": [{"url": "http://127.0.0.1:1"}]}]}'
+        )
+        async with gateway_process(tmp_path / "fleet.yaml", "--insecure") as gateway:
+
+            async def connected() -> bool:
+                return await gateway.metric("fairlead_gateway_redis_connected") == 1.0
+
+            await until_async(connected)
+            assert "Redis" not in await gateway.notes()
+
+    with group(tmp_path) as servers:
+        if servers.sentinels:
+            variable = secret_variable(rendered(program, "--set=redis.enabled=false", "--set=redis.urlSecret=ours"))
+        else:
+            url = servers.url.replace(",", "\\,")
+            found = rendered(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
+            variable = next(one["name"] for one in environment(found) if one.get("value") == servers.url)
+        monkeypatch.setenv(variable, servers.url)
+        asyncio.run(main())
+
+
+def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    variables: list[dict[str, Any]] = pods(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
+    return variables
+
+
+def secret_variable(found: list[dict[str, Any]]) -> str:
+    """The variable that holds ``url`` of that Secret."""
+    (name,) = (
+        one["name"]
+        for one in environment(found)
+        if one.get("valueFrom", {}).get("secretKeyRef") == {"name": "ours", "key": "url"}
+    )
+    return str(name)
 
 
 def asked(port: int, *lines: str) -> bytes:
