@@ -165,6 +165,34 @@ class Limits:
         8_192, "instances whose load is shared between workers; of others each worker sees its own"
     )
 
+    kv_events_bytes: int = _limit(
+        8 * 1024 * 1024, "one batch of KV events; 3.3 bytes a token, and a step of an engine has some 10,000 tokens"
+    )
+    kv_events_in_batch: int = _limit(131_072, "events of one batch; a long prompt pushes out one block per event")
+    kv_event_blocks: int = _limit(131_072, "blocks of one KV event: two million tokens at block size 16")
+    kv_event_block_tokens: int = _limit(65_536, "tokens of one block; engines use 16 to 256, some hybrid ones 1,000")
+    kv_replay_held: int = _limit(4_096, "batches kept while older ones are replayed; then the history counts as lost")
+    kv_replay_held_bytes: int = _limit(64 * 1024 * 1024, "the same in bytes")
+    kv_replay_batches: int = _limit(
+        131_072, "batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by default"
+    )
+    kv_sequences_known: int = _limit(128, "last batches whose digest is kept, to tell a repeated one from a restart")
+    kv_blocks: int = _limit(12_000_000, "blocks of all instances in one indexer, some 60 bytes each; the oldest go")
+    kv_blocks_per_instance: int = _limit(4_194_304, "blocks of one instance, all tiers; the oldest go")
+    kv_orphans_per_instance: int = _limit(
+        32_768, "blocks of one instance whose parent is unknown, with their tokens; the oldest go"
+    )
+    kv_orphans_bytes: int = _limit(32 * 1024 * 1024, "token ids and extra keys of such blocks, of one instance")
+    kv_adapters: int = _limit(4_096, "adapter names of one instance; blocks of others are not credited")
+    kv_adapter_versions: int = _limit(8, "earlier contents of reloaded adapters that one instance may still hold")
+    kv_shared_blocks: int = _limit(4_194_304, "blocks hinted to lie in one model's shared store; the oldest go")
+    kv_shared_seconds: float = _limit(
+        600.0, "a shared store never tells what it evicts: a block counts as there this long after it was last written"
+    )
+    kv_clear_echo_seconds: float = _limit(
+        2.0, "an engine's own word of a clear that Fairlead asked for; what comes before it is from before the clear"
+    )
+
     kube_connect_seconds: float = _limit(5.0, "TCP and TLS to the Kubernetes API server")
     kube_answer_seconds: float = _limit(30.0, "an answer of the API server, each page of a list; watches have no end")
     kube_answer_bytes: int = _limit(256 * 1024 * 1024, "an answer of the API server; a page of pods has some 5 MB")

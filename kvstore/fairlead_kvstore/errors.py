@@ -1,0 +1,27 @@
+"""What the index raises.
+
+FairleadError
+└── EventsError         an engine sent something that is no batch of KV events; ``reason`` is one word for counters
+    ├── Oversized       more bytes, events or blocks than the limits allow
+    └── Malformed       not msgpack, not the shape, or a frame that is none
+
+Engines are the only source of these bytes; no error holds a token, a salt or a hash.
+"""
+
+from fairlead.errors import FairleadError
+
+
+class EventsError(FairleadError):
+    """Raised when a frame or a payload cannot be used; ``reason`` is a word of a closed set, for counters and marks."""
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class Oversized(EventsError):
+    """Raised when a payload passes a limit; the message names the limit."""
+
+
+class Malformed(EventsError):
+    """Raised when bytes are not what the engines' protocol says."""

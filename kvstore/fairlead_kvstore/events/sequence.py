@@ -1,0 +1,388 @@
+"""One stream of KV events, engine × rank, kept unbroken: a pure state machine from frames to what they mean.
+
+An engine numbers its batches and says neither hello nor goodbye. ZeroMQ drops silently beyond its high-water mark, an engine
+that was restarted begins at 0 again under the same address, and who connects late has missed everything before. An index
+that overlooks one of these credits blocks that are gone (ghosts) or is blind to those that are there. So every frame gets
+one answer, with its reason:
+
+    in order            Accept
+    seen already        Duplicate       same number *and* same bytes as one of the last batches
+    number too high     Gap             ask for a replay; what arrives meanwhile is held back
+    number too low      Restart         same number but other bytes: another process is speaking
+    replay falls short  Lost            what lies between will never come; the slice must be learned anew
+    first of all        Complete        from here on everything since the engine's start was seen
+
+**A replay proves who speaks.** It is always asked from the last batch that was accepted, not from the next one: when the answer
+begins with that very batch, byte for byte, it is the same process with the same history, and the missing ones follow. Another
+batch under that number, or no answer, is another process, even when its numbers happen to fit. The same proof serves after a
+broken connection, where the stream is only *suspended* until it is known which of the two happened: a network that blinked costs
+nothing, and a restarted engine's blocks are gone at once.
+
+**Where numbers start**: vLLM and SGLang at 0, llm-d-inference-sim at 1. A replay asked from 0 that begins at 1 is therefore
+whole if it brings less than the engine's buffer holds (10,000 batches by default); one that begins later means that the buffer
+no longer reaches back.
+
+Framing (``parse_frame``, ``parse_replay``): a subscriber gets ``[topic, number, payload]``, number as 8 bytes big-endian. A
+DEALER that sends ``[b"", number]`` gets one message per batch, ``[b"", topic, number, payload]``, and at the end ``[b"", b"",
+ff × 8, b""]``; vLLM before 0.26 leaves the topic out. A REQ socket would only see the first, so it is no use.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import xxhash
+
+from fairlead.limits import Limits
+from fairlead_kvstore.errors import Malformed
+
+_LIMITS: Final = Limits()
+_NUMBER_BYTES: Final = 8
+_END: Final = b"\xff" * _NUMBER_BYTES
+_FIRST_MOST: Final = 1
+"""The highest number that a stream may begin with."""
+_BUFFER: Final = 10_000
+"""What vLLM keeps by default."""
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One batch as it came: its topic, its number and its payload."""
+
+    topic: bytes
+    number: int
+    payload: bytes
+
+
+class Accept(msgspec.Struct, frozen=True, gc=False):
+    """Decode and apply this payload, now and in this order."""
+
+    number: int
+    payload: bytes
+    reason: str = "in order"
+
+
+class Duplicate(msgspec.Struct, frozen=True, gc=False):
+    """Leave it; it was applied already, or nobody waits for it any more."""
+
+    number: int
+    reason: str
+
+
+class Gap(msgspec.Struct, frozen=True, gc=False):
+    """``first`` to ``last`` are missing (``last`` None: who knows): ask for a replay from ``ask``."""
+
+    first: int
+    last: int | None
+    ask: int
+    reason: str
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """``first`` to ``last`` will not come. What is held of this engine may be gone: drop it and learn anew."""
+
+    first: int
+    last: int
+    reason: str
+
+
+class Restart(msgspec.Struct, frozen=True, gc=False):
+    """Another process speaks, or nobody can tell: the engine's epoch ends and with it all that it held."""
+
+    reason: str
+
+
+class Complete(msgspec.Struct, frozen=True, gc=False):
+    """Everything that this engine ever published was seen, or follows now."""
+
+    reason: str
+
+
+class Suspended(msgspec.Struct, frozen=True, gc=False):
+    """The connection broke; what is held may be the past. Either ``Resumed`` or ``Restart`` follows."""
+
+    reason: str
+
+
+class Resumed(msgspec.Struct, frozen=True, gc=False):
+    """It is the same process, and nothing was missed that will not follow."""
+
+    reason: str
+
+
+Outcome = Accept | Duplicate | Gap | Lost | Restart | Complete | Suspended | Resumed
+
+
+def parse_frame(parts: Sequence[bytes]) -> Frame:
+    """What a subscriber received. Raises Malformed for anything else than topic, number and payload."""
+    if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
+        hint = "subscribe to the engine's KV events, not to another of its sockets"
+        raise Malformed(f"{len(parts)} frames are no [topic, number, payload]", reason="frame", hint=hint)
+    return Frame(parts[0], int.from_bytes(parts[1], "big"), parts[2])
+
+
+def parse_replay(parts: Sequence[bytes]) -> Frame | None:
+    """One message of a replay; None is its end. Raises Malformed for what is neither."""
+    inner = parts[1:] if parts and not parts[0] else parts
+    topic, rest = (inner[0], inner[1:]) if len(inner) == 3 else (b"", inner)
+    if len(rest) != 2 or len(rest[0]) != _NUMBER_BYTES:
+        hint = "ask a DEALER with [empty, number]"
+        raise Malformed(f"{len(parts)} frames are no part of a replay", reason="frame", hint=hint)
+    return None if rest[0] == _END else Frame(topic, int.from_bytes(rest[0], "big"), rest[1])
+
+
+def replay_request(start: int) -> list[bytes]:
+    """What a DEALER sends to get everything from ``start`` on."""
+    return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
+
+
+class Stream:
+    """The state of one stream. Every method returns what to do, in order.
+
+    ``replayable``: the engine has a replay endpoint, which keeps the last ``buffer`` batches (``buffer_steps`` of vLLM's
+    ``/kv_event_sources``).
+    """
+
+    def __init__(self, *, replayable: bool, buffer: int = _BUFFER, limits: Limits = _LIMITS) -> None:
+        self._replayable = replayable
+        self._buffer = buffer
+        self._limits = limits
+        self._next: int | None = None
+        self._known: dict[int, int] = {}
+        self._held: list[tuple[Frame, bool]] = []  # and whether its number was higher than the one before
+        self._held_bytes = 0
+        self._last_live = -1
+        self._replay_first: int | None = None
+        self._replayed = 0
+        self._from_start = False
+        self._asked = False
+        self._unproven = False  # the replay's first answer must be the last batch that was accepted
+        self._suspended = False
+        self._asked_all = False  # a replay from the start was asked for, and is over
+        self._stale_ends = 0  # replays whose answers nobody waits for any more
+
+    @property
+    def expected(self) -> int | None:
+        """The number that comes next; None before the first."""
+        return self._next
+
+    @property
+    def replaying(self) -> bool:
+        """Whether frames are held back until a replay ends or ``replay_failed`` is called."""
+        return self._asked
+
+    @property
+    def held(self) -> int:
+        """Frames held back."""
+        return len(self._held)
+
+    def connected(self) -> list[Outcome]:
+        """The subscription stands, for the first time or again."""
+        if self._asked:
+            return []
+        if self._next is None:
+            return [self._ask(0, None, "joined late")] if self._replayable and not self._asked_all else []
+        if self._replayable:
+            self._suspended = True
+            return [self._ask(self._next, None, "connected again")]
+        return self._restart("connected again, and nothing can be replayed to tell whether it is the same process")
+
+    def disconnected(self) -> list[Outcome]:
+        """The connection is gone. The caller decides how long to wait before it says ``replaced``."""
+        if self._suspended or self._next is None:
+            self._forget_replay()
+            return []
+        self._forget_replay()
+        self._suspended = True
+        return [Suspended("disconnected")]
+
+    def replaced(self, reason: str) -> list[Outcome]:
+        """It is known from elsewhere that another process is there: the pod's UID, its start time, or too long a silence."""
+        self._forget_replay()
+        return self._restart(reason)
+
+    def live(self, frame: Frame) -> list[Outcome]:
+        """A frame of the subscription."""
+        outcomes: list[Outcome] = self.connected() if self._suspended else []
+        forward, self._last_live = frame.number > self._last_live, frame.number
+        if not self._asked:
+            outcomes += self._take(frame, "in order")
+            return outcomes
+        self._hold(frame, forward)
+        limits = self._limits
+        if len(self._held) > limits.kv_replay_held or self._held_bytes > limits.kv_replay_held_bytes:
+            self._stale_ends += 1
+            outcomes += self._give_up("too much arrived before the replay ended")
+        return outcomes
+
+    def replayed(self, frame: Frame | None) -> list[Outcome]:
+        """One answer of the replay, None at its end."""
+        if self._stale_ends or not self._asked:
+            if frame is None:
+                self._stale_ends = max(0, self._stale_ends - 1)
+                return []
+            return [Duplicate(frame.number, "a replay that nobody waits for")]
+        if frame is None:
+            return self._end_of_replay()
+        if self._replay_first is None:
+            self._replay_first = frame.number
+        self._replayed += 1
+        if self._unproven:
+            return self._prove(frame)
+        expected = self._next
+        if expected is None:
+            return [*self._first(frame.number, "the replay starts later than asked"), self._accept(frame, "replayed")]
+        if frame.number < expected:
+            return [Duplicate(frame.number, "replayed twice")]
+        if frame.number > expected:
+            lost = Lost(expected, frame.number - 1, "the replay has a hole")
+            return [lost, self._accept(frame, "replayed")]
+        return [self._accept(frame, "replayed")]
+
+    def replay_failed(self, reason: str) -> list[Outcome]:
+        """No replay came, or not to its end; answers that still come must not be handed in (open a new socket)."""
+        self._stale_ends = 0
+        return self._give_up(reason) if self._asked else []
+
+    # --- one frame ------------------------------------------------------------------------------------------------------
+
+    def _take(self, frame: Frame, reason: str) -> list[Outcome]:
+        expected, number = self._next, frame.number
+        if number == expected:
+            return [self._accept(frame, reason)]
+        if expected is None:
+            if number and self._replayable and not self._asked_all:
+                return [self._hold_and_ask(frame, 0, "joined late")]
+            return [*self._first(number, "nothing can be replayed"), self._accept(frame, reason)]
+        if number > expected:
+            if self._replayable:
+                return [self._hold_and_ask(frame, expected, "numbers are missing")]
+            return [Lost(expected, number - 1, "nothing can be replayed"), self._accept(frame, reason)]
+        if self._known.get(number) == _digest(frame):
+            return [Duplicate(number, "seen already")]
+        return [*self._restart("the numbers went back"), *self._take(frame, reason)]
+
+    def _accept(self, frame: Frame, reason: str) -> Accept:
+        number, known = frame.number, self._known
+        self._next = number + 1
+        known[number] = _digest(frame)
+        # What was held back is compared with what was replayed, so during a replay more digests are kept.
+        most = self._limits.kv_replay_batches if self._asked or self._held else self._limits.kv_sequences_known
+        if len(known) > most:
+            self._trim(most)
+        return Accept(number, frame.payload, reason)
+
+    def _first(self, number: int, reason: str) -> list[Outcome]:
+        """What a stream's first number says: all of it, or that the beginning is missing."""
+        if number == 0:
+            return [Complete("the first that the engine published")]
+        return [Lost(0, number - 1, reason)]
+
+    def _restart(self, reason: str) -> list[Outcome]:
+        self._next = None
+        self._known.clear()
+        self._suspended = self._unproven = self._asked_all = False
+        self._replay_first = None
+        return [Restart(reason)]
+
+    # --- replay ---------------------------------------------------------------------------------------------------------
+
+    def _hold_and_ask(self, frame: Frame, first: int, reason: str) -> Gap:
+        self._hold(frame, True)
+        return self._ask(first, frame.number - 1, reason)
+
+    def _hold(self, frame: Frame, forward: bool) -> None:
+        self._held.append((frame, forward))
+        self._held_bytes += len(frame.payload)
+
+    def _ask(self, first: int, last: int | None, reason: str) -> Gap:
+        self._asked, self._replay_first, self._replayed = True, None, 0
+        self._unproven = self._next is not None
+        self._from_start = self._next is None
+        return Gap(first, last, first - 1 if self._unproven else first, reason)
+
+    def _prove(self, frame: Frame) -> list[Outcome]:
+        """The first answer of a replay that was asked from the last batch accepted."""
+        expected = self._next
+        assert expected is not None
+        self._unproven = False
+        if frame.number == expected - 1 and self._known.get(frame.number) == _digest(frame):
+            return self._resume("the replay begins with the last batch that was seen")
+        if frame.number < expected or self._suspended:
+            # Another process. What else this replay brings begins in its middle; if it came so far, the rest is asked for anew.
+            outcomes = self._restart("the replay tells another history")
+            if frame.number <= _FIRST_MOST:
+                return [*outcomes, *self._first(frame.number, "joined late"), self._accept(frame, "replayed")]
+            self._stale_ends += 1
+            return [*outcomes, self._ask(0, None, "another process")]
+        # The connection never broke, so it is the same process; its buffer begins after the last batch that was seen.
+        if frame.number == expected:
+            return [self._accept(frame, "replayed")]
+        lost = Lost(expected, frame.number - 1, "the replay starts later than asked")
+        return [lost, self._accept(frame, "replayed")]
+
+    def _resume(self, reason: str) -> list[Outcome]:
+        if not self._suspended:
+            return []
+        self._suspended = False
+        return [Resumed(reason)]
+
+    def _end_of_replay(self) -> list[Outcome]:
+        self._asked = False
+        outcomes: list[Outcome] = []
+        if self._unproven:
+            outcomes = self._restart("the replay knows nothing of the last batch that was seen")
+            if self._held:
+                return [*outcomes, self._ask(0, None, "another process")]
+        first = self._replay_first
+        self._asked_all = first is not None or bool(
+            self._held
+        )  # of an engine that had nothing yet it may be asked again
+        outcomes += self._drain("the replay did not bring them")
+        if self._from_start and first == _FIRST_MOST and self._replayed < self._buffer:
+            outcomes.append(Complete(f"its numbers begin at {first}, and its buffer is not full"))
+        return outcomes
+
+    def _give_up(self, reason: str) -> list[Outcome]:
+        """Go on without the replay."""
+        self._asked = False
+        outcomes: list[Outcome] = self._restart(reason) if self._suspended else []
+        self._unproven = False
+        self._asked_all = True
+        return outcomes + self._drain(reason)
+
+    def _drain(self, reason: str) -> list[Outcome]:
+        """What was held back, in the order in which it came."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        outcomes: list[Outcome] = []
+        for frame, forward in held:
+            expected = self._next
+            if self._asked:  # one of them showed a restart
+                self._hold(frame, forward)
+            elif expected is None:
+                outcomes += [*self._first(frame.number, reason), self._accept(frame, "held back")]
+            elif frame.number > expected:
+                outcomes += [Lost(expected, frame.number - 1, reason), self._accept(frame, "held back")]
+            elif forward and frame.number < (self._replay_first or 0):
+                outcomes.append(
+                    Duplicate(frame.number, "older than the replay, and lost with what is missing before it")
+                )
+            else:
+                outcomes += self._take(frame, "held back")
+        if not self._asked:
+            self._trim(self._limits.kv_sequences_known)
+        return outcomes
+
+    def _trim(self, most: int) -> None:
+        known = self._known
+        while len(known) > most:
+            del known[next(iter(known))]
+
+    def _forget_replay(self) -> None:
+        self._asked = self._unproven = self._asked_all = False
+        self._held.clear()
+        self._held_bytes = 0
+        self._stale_ends = 0
+
+
+def _digest(frame: Frame) -> int:
+    return xxhash.xxh3_64_intdigest(frame.payload)

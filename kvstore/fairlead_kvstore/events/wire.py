@@ -1,0 +1,105 @@
+"""The events of vLLM and SGLang as they lie in a payload.
+
+A payload is msgpack: the array ``[ts, events, data_parallel_rank]`` (the rank may be missing). An event is a map with the
+key ``type`` (vLLM since 0.30), or an array ``[tag, …]`` with the same fields by position (vLLM before, SGLang,
+llm-d-inference-sim). Arrays may be shorter: SGLang's end with the medium. Fields that are not listed here are skipped.
+
+A hash is an unsigned 64-bit number, a signed one (SGLang), or the whole digest as bytes. A token id fits 32 bits: real
+vocabularies have 18, and llm-d-inference-sim sends 32-bit hashes of words.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+Hash = int | bytes
+Token = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+Extra = Any
+"""One extra key of a block: an adapter's name, a salt, a digest (text or bytes), or ``[identifier, offset]`` of an image."""
+
+
+class Stored(msgspec.Struct, tag="BlockStored", gc=False):
+    """Blocks that follow one another are now in ``medium``. ``token_ids`` holds ``block_size`` ids for each of them.
+
+    ``extra_keys`` has one entry per block; None means that the engine does not say what else the blocks depend on.
+    ``parent_block_hash`` None (or 0) is the start of a prompt.
+    """
+
+    block_hashes: list[Hash]
+    parent_block_hash: Hash | None
+    token_ids: list[Token]
+    block_size: int
+    lora_id: int | str | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[list[Extra] | None] | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
+    locality: Any = None
+
+
+class Removed(msgspec.Struct, tag="BlockRemoved", gc=False):
+    """One copy of each of these blocks has left ``medium``."""
+
+    block_hashes: list[Hash]
+    medium: str | None = None
+    group_idx: int | None = None
+    locality: Any = None
+
+
+class AllCleared(msgspec.Struct, tag="AllBlocksCleared", gc=False):
+    """The prefix cache was reset. vLLM names no medium, whatever it has reset; where one is named, only that is meant."""
+
+    medium: str | None = None
+
+
+Event = Stored | Removed | AllCleared
+
+
+class StoredArray(Stored, tag="BlockStored", array_like=True, gc=False):
+    """``["BlockStored", block_hashes, parent, token_ids, block_size, lora_id, medium, …]``."""
+
+
+class RemovedArray(Removed, tag="BlockRemoved", array_like=True, gc=False):
+    """``["BlockRemoved", block_hashes, medium, group_idx]``."""
+
+
+class AllClearedArray(AllCleared, tag="AllBlocksCleared", array_like=True, gc=False):
+    """``["AllBlocksCleared"]``."""
+
+
+class MapBatch(msgspec.Struct, array_like=True, gc=False):
+    """A payload whose events are maps."""
+
+    ts: float
+    events: list[Stored | Removed | AllCleared]
+    data_parallel_rank: int | None = None
+
+
+class ArrayBatch(msgspec.Struct, array_like=True, gc=False):
+    """A payload whose events are arrays."""
+
+    ts: float
+    events: list[StoredArray | RemovedArray | AllClearedArray]
+    data_parallel_rank: int | None = None
+
+
+class RawBatch(msgspec.Struct, array_like=True, gc=False):
+    """A payload whose events are looked at one by one."""
+
+    ts: float
+    events: list[msgspec.Raw]
+    data_parallel_rank: int | None = None
+
+
+class Tagged(msgspec.Struct):
+    """The kind of an event that is a map."""
+
+    type: str
+
+
+class TaggedArray(msgspec.Struct, array_like=True):
+    """The kind of an event that is an array."""
+
+    type: str

@@ -1,0 +1,278 @@
+"""Which of an instance's blocks belong to the adapter that is loaded *now* under a name.
+
+Events name a LoRA adapter and number it; the number is new at each load. vLLM hashes the *path* it was loaded from, which events
+do not tell. So when ``support-bot`` is unloaded and loaded again from elsewhere, the old blocks stay resident, without any
+event, and yet no request will ever hit them; and when it comes back from the first place, the same old blocks serve again,
+again without an event. An index by name credits the first as ghosts; one by number forgets the second.
+
+So each name has *contents*. A number that has not been seen is a new content, unless it is shown to be an old one:
+
+- somebody told where what is served under the name comes from (``/v1/models`` shows it as ``root``), and an old content came from
+  there, too; or
+- the engine goes on from, or stores again, a handle of the old content. The handle holds the path, so equal handles are equal
+  content. (Engines that leave the path out of the hash do serve the old blocks; then this is what is true of them.)
+
+Before the first event with a new number only ``/v1/models`` knows of the change, so whoever reads events asks for it, too. Its
+answer may already be about a later load than the number that was seen last, so it is believed of a number only when one more
+event with that number comes after it.
+
+The blocks of the content that is loaded count. Those of the others are *parked*: rows in a table of their own, in which copies
+and removals are counted on, so that they are exact when they return. Parked tables are bounded by number; the oldest is
+forgotten.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, Blocks
+from fairlead_kvstore.truth.changes import Change, Removed, Stored
+from fairlead_kvstore.truth.tiers import EXACT
+
+Number = int | str
+"""How an engine numbers a load: vLLM counts, SGLang draws a text."""
+
+_LOADS_PER_CONTENT: Final = 16
+
+
+class Adapters:
+    """The names, numbers and contents of one slice; the main table holds the blocks that count."""
+
+    __slots__ = (
+        "_content",
+        "_current",
+        "_instance",
+        "_main",
+        "_maybe",
+        "_most",
+        "_names",
+        "_newest",
+        "_ordinal",
+        "_place",
+        "parked",
+    )
+
+    def __init__(self, instance: str, main: Blocks, most: int) -> None:
+        self._instance = instance
+        self._main = main
+        self._most = most
+        self._names: dict[str, int] = {}
+        self._content: dict[tuple[str, Number], int] = {}
+        self._current: dict[str, int] = {}
+        self._newest: dict[str, Number] = {}
+        self._place: dict[int, tuple[str, str]] = {}  # content → its name and where it was loaded from
+        self._maybe: dict[int, tuple[str, str]] = {}  # the same, to be confirmed by one more event
+        self._ordinal = 0
+        self.parked: dict[int, tuple[str, Blocks]] = {}
+
+    def __iter__(self) -> Iterator[Blocks]:
+        return (blocks for _, blocks in self.parked.values())
+
+    def emptied(self, main: Blocks) -> None:
+        """The cache was cleared: no block is left, but what is loaded stays loaded."""
+        self._main = main
+        self.parked.clear()
+
+    def known(self, name: str, most: int) -> bool:
+        """Whether this name has a place; a new one gets it while there are fewer than ``most``."""
+        return name in self._names or len(self._names) < most
+
+    def index(self, name: str) -> int:
+        """The value of the column ``adapters`` for a name; 0 is the base model."""
+        return self._names.setdefault(name, len(self._names) + 1)
+
+    def unplaced(self) -> list[str]:
+        """Names whose content came from nobody told where."""
+        told = self._place.keys() | self._maybe.keys()
+        return [name for name, content in self._current.items() if content not in told]
+
+    def table(self, name: str, number: Number | None, handles: tuple[int, ...], out: list[Change]) -> Blocks:
+        """Where blocks of this load belong: the main table or a parked one. ``handles`` are the parent and the first block."""
+        if number is None:  # an engine that does not number loads
+            content = self._current.get(name)
+            if content is None:
+                self._current[name] = self._new()
+            elif content in self._maybe:
+                self._confirm(name, content, out)
+            return self._main
+        content, newest = self._content.get((name, number)), self._newest.get(name)
+        # Requests of an earlier load may still be running: only what was not seen before, or counts on, is what is loaded now.
+        later = content is None
+        if isinstance(number, int) and isinstance(newest, int):
+            later = number > newest
+        if later or newest is None:
+            self._newest[name] = number
+        if content is None:
+            content = self._enter(name, number, handles)
+        if content != self._current.setdefault(name, content) and later:
+            self._switch(name, content, out)
+        if content != self._current[name]:
+            return self._park(name, content)
+        if content in self._maybe:
+            self._confirm(name, content, out)
+        if self.parked:
+            self._relink(name, content, handles, out)
+        return self._main
+
+    def served(self, name: str, place: str, out: list[Change]) -> None:
+        """What is served under ``name`` now was loaded from ``place``; of no interest before blocks of the name were seen."""
+        current = self._current.get(name)
+        if current is None:
+            return
+        known = self._place.get(current)
+        if known is None and current not in self._content.values():
+            known = self._maybe.get(current)  # no block of it was seen yet, so it is what was read before
+        if known is not None and known[1] == place:
+            return
+        if known is None:
+            self._maybe[current] = (name, place)
+            return
+        content = self._from(name, place)
+        if content is None:
+            content = self._new()
+            self._maybe[content] = (name, place)
+        self._switch(name, content, out)
+
+    def _from(self, name: str, place: str) -> int | None:
+        return next((content for content, at in self._place.items() if at == (name, place)), None)
+
+    def _confirm(self, name: str, content: int, out: list[Change]) -> None:
+        """The content was loaded from where somebody told; blocks of an earlier load from there are of it."""
+        _, place = self._maybe.pop(content)
+        old = self._from(name, place)
+        self._place[content] = (name, place)
+        if old is not None:
+            self._same(name, old, content, out)
+
+    def find(self, handle: int) -> tuple[Blocks, int]:
+        """The parked row of a handle; row 0 where there is none."""
+        for _, blocks in self.parked.values():
+            if row := blocks.by_handle.find(handle):
+                return blocks, row
+        return self._main, 0
+
+    def _new(self) -> int:
+        self._ordinal += 1
+        return self._ordinal
+
+    def _enter(self, name: str, number: Number, handles: tuple[int, ...]) -> int:
+        """A load that was not seen before: the current content if that waits for its number, an old one, or a new one."""
+        current = self._current.get(name)
+        if current is not None and current not in self._content.values():
+            content: int | None = current
+            self._maybe.pop(current, None)  # told before its number was known: it may be about an earlier load
+        else:
+            content = self._linked(name, handles)
+        if content is None:
+            content = self._new()
+        self._content[name, number] = content
+        if len(self._content) > _LOADS_PER_CONTENT * self._most:
+            del self._content[next(iter(self._content))]
+        return content
+
+    def _linked(self, name: str, handles: tuple[int, ...]) -> int | None:
+        """The content of this name that one of the handles is of."""
+        index = self.index(name)
+        for handle in handles:
+            row = self._main.by_handle.find(handle)
+            if row and self._main.adapters[row] == index:
+                return self._current.get(name)
+            for content, (other, blocks) in self.parked.items():
+                if other == name and blocks.by_handle.find(handle):
+                    return content
+        return None
+
+    def _relink(self, name: str, content: int, handles: tuple[int, ...], out: list[Change]) -> None:
+        """A cold prompt came first after a reload; now a handle shows that the content is an old one."""
+        for parked, (other, blocks) in list(self.parked.items()):
+            if other == name and any(blocks.by_handle.find(handle) for handle in handles):
+                self._same(name, parked, content, out)
+
+    def _park(self, name: str, content: int) -> Blocks:
+        known = self.parked.get(content)
+        if known is None:
+            known = self.parked[content] = (name, Blocks())
+            if len(self.parked) > self._most:
+                gone = next(iter(self.parked))
+                del self.parked[gone]
+                self._place.pop(gone, None)
+                self._maybe.pop(gone, None)
+        return known[1]
+
+    def _switch(self, name: str, content: int, out: list[Change]) -> None:
+        """Another content is loaded now: the blocks of the one before are parked, its own return."""
+        main, index = self._main, self.index(name)
+        rows = [row for row in main.by_handle if main.adapters[row] == index]
+        if rows:
+            blocks = self._park(name, self._current[name])
+            for row in rows:
+                for tier in EXACT:
+                    if main.counts[row] >> SHIFT[tier] & COPIES_MOST and not main.elsewhere(row, SHIFT[tier]):
+                        _removed(self._instance, tier, main.owns[row], out)
+                _move(main, row, blocks)
+        self._current[name] = content
+        self._restore(content, out)
+
+    def _same(self, name: str, old: int, new: int, out: list[Change]) -> None:
+        """Two contents are one; it keeps the number ``new``, unless ``old`` is the one that is loaded."""
+        if self._current.get(name) == old:
+            old, new = new, old
+        for load, content in self._content.items():
+            if content == old:
+                self._content[load] = new
+        self._maybe.pop(old, None)
+        place = self._place.pop(old, None)
+        if place is not None:
+            self._place.setdefault(new, place)
+        if self._current.get(name) == new:
+            self._restore(old, out)
+        elif old in self.parked:
+            blocks = self.parked.pop(old)[1]
+            into = self._park(name, new)
+            for row in list(blocks.by_handle):
+                _merge(blocks, row, into)
+
+    def _restore(self, content: int, out: list[Change]) -> None:
+        """Parked blocks count again."""
+        known = self.parked.pop(content, None)
+        if known is None:
+            return
+        blocks, main = known[1], self._main
+        for row in sorted(blocks.by_handle, key=blocks.depths.__getitem__):
+            before = main.copies(blocks.owns[row])
+            _merge(blocks, row, main)
+            for tier in EXACT:
+                shift = SHIFT[tier]
+                if blocks.counts[row] >> shift & COPIES_MOST and not before >> shift & COPIES_MOST:
+                    out.append(Stored(self._instance, tier, blocks.parents[row], [blocks.owns[row]]))
+
+
+def _removed(instance: str, tier: int, own: int, out: list[Change]) -> None:
+    last = out[-1] if out else None
+    if isinstance(last, Removed) and last.tier == tier and last.instance == instance:
+        last.hashes.append(own)
+    else:
+        out.append(Removed(instance, EXACT[tier], [own]))
+
+
+def _move(source: Blocks, row: int, into: Blocks) -> None:
+    _merge(source, row, into)
+    source.release(row)
+
+
+def _merge(source: Blocks, row: int, into: Blocks) -> None:
+    """A row's copies are added to those of the same handle in another table."""
+    handle, counts = source.handles[row], source.counts[row]
+    there = into.by_handle.find(handle)
+    if there:
+        into.counts[there] = _sum(into.counts[there], counts)
+        into.ticks[there] = max(into.ticks[there], source.ticks[row])
+    else:
+        own, parent = source.owns[row], source.parents[row]
+        into.add(handle, own, parent, source.depths[row], source.adapters[row], counts, source.ticks[row])
+
+
+def _sum(left: int, right: int) -> int:
+    found = 0
+    for shift in SHIFT:
+        found |= min(COPIES_MOST, (left >> shift & COPIES_MOST) + (right >> shift & COPIES_MOST)) << shift
+    return found

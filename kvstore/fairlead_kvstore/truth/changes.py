@@ -1,0 +1,61 @@
+"""What a batch of events changed, in order: values that whoever keeps a copy (Redis, a mirror, a test) applies one by one.
+
+Blocks are own hashes (``identity.py``). ``Stored`` and ``Removed`` speak of the first and the last copy only: a block that is
+there twice is stored once. Applying a change again does no harm.
+"""
+
+import msgspec
+
+from fairlead_kvstore.truth.tiers import Tier
+
+
+class Stored(msgspec.Struct, gc=False):
+    """``hashes`` follow one another, the first after ``parent`` (the chain's root, or a block), and are now in ``tier``."""
+
+    instance: str
+    tier: Tier
+    parent: int
+    hashes: list[int]
+
+
+class Removed(msgspec.Struct, gc=False):
+    """``hashes``, in no order of a chain, are no longer in ``tier``."""
+
+    instance: str
+    tier: Tier
+    hashes: list[int]
+
+
+class Cleared(msgspec.Struct, frozen=True, gc=False):
+    """Nothing of this instance counts any more, in any tier. ``epoch`` is of what comes next."""
+
+    instance: str
+    epoch: int
+    reason: str
+
+
+class Marked(msgspec.Struct, frozen=True, gc=False):
+    """Whether the instance's slice is all that it holds, and if not, why and since when (monotonic seconds)."""
+
+    instance: str
+    complete: bool
+    reason: str
+    since: float
+
+
+class Hinted(msgspec.Struct, gc=False):
+    """``hashes`` of a model were written to a store that its instances share; forget them at ``until`` (monotonic seconds)."""
+
+    model_key: str
+    hashes: list[int]
+    until: float
+
+
+class Expired(msgspec.Struct, gc=False):
+    """These hints ran out, or had to go."""
+
+    model_key: str
+    hashes: list[int]
+
+
+Change = Stored | Removed | Cleared | Marked | Hinted | Expired

@@ -1,0 +1,278 @@
+"""The model of the truth: all instances of one indexer, what they hold, and how sure that is.
+
+    bytes ──decode──▶ events ──Slice──▶ changes ──▶ Redis, mirrors
+      ▲                                    ▲
+      └── sequence (unbroken?) ── lost, restarted, suspended, whole
+
+An instance is a *slice*: an engine process and one data-parallel rank. Its events, in order, are the only source; the truth has
+no clock, no socket and no copy of anything else, so a recorded stream gives the same changes again. What is certain is told from
+what is not: a slice is ``complete`` when everything since an empty cache was seen, and says otherwise why not and since when.
+
+**Ghosts never, misses allowed.** Where something is missing, blocks are dropped, not believed: a lost batch may have held
+removals. A block that is forgotten costs one recomputation; a block that is not there draws requests to an engine that must
+compute them all.
+
+**Memory is bounded**, per instance and in total (``kv_blocks…`` in the limits). Beyond, the instance, or the one that holds most,
+forgets an eighth of its blocks: those that were stored or used least recently, of equally old ones the ends of chains first, so
+that what is left is still a prefix. It is counted (``dropped``) and the slice is marked incomplete until its cache is cleared or
+it is learned anew.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from fairlead.limits import Limits
+from fairlead_kvstore.events.decode import Batch
+from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT
+from fairlead_kvstore.truth.changes import Change, Cleared
+from fairlead_kvstore.truth.shared import Shared
+from fairlead_kvstore.truth.slice import TICK_SECONDS, Counts, Slice
+from fairlead_kvstore.truth.tiers import EXACT, Tier
+
+_LIMITS: Final = Limits()
+_SHARE: Final = 8
+
+
+class State(msgspec.Struct, frozen=True):
+    """One slice as status and metrics show it. Seconds are monotonic times (``since``) and durations."""
+
+    instance: str
+    model_key: str
+    epoch: int
+    complete: bool
+    reason: str
+    since: float
+    blocks: int
+    orphans: int
+    bytes: int
+    block_size: int | None
+    hybrid: bool
+    vague: tuple[Tier, ...]
+    evicted_age_seconds: float | None
+    counts: Counts
+
+
+class Truth:
+    """Every method returns what it changed, in order. ``now`` is monotonic seconds. Unknown instances raise KeyError."""
+
+    def __init__(self, *, secret: bytes = b"", limits: Limits = _LIMITS) -> None:
+        self._secret = secret
+        self._limits = limits
+        self._slices: dict[str, Slice] = {}
+        self._shared: dict[str, Shared] = {}
+        self._blocks = 0
+
+    def __contains__(self, instance: object) -> bool:
+        return instance in self._slices
+
+    @property
+    def blocks(self) -> int:
+        """Rows of all slices."""
+        return self._blocks
+
+    @property
+    def bytes(self) -> int:
+        """What the tables of all slices take."""
+        return sum(item.bytes for item in self._slices.values())
+
+    # --- instances ------------------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        instance: str,
+        model_key: str,
+        now: float,
+        *,
+        shared_media: frozenset[str] = frozenset(),
+        exact_media: frozenset[str] = frozenset(),
+    ) -> list[Change]:
+        """An instance that serves ``model_key`` (``namespace/name``) is read from now on; nothing is known of it.
+
+        ``shared_media`` and ``exact_media`` (lower case) say whose a medium is where its word does not, see ``tiers.py``.
+        """
+        changes = self.detach(instance, "attached anew") if instance in self._slices else []
+        shared = self._shared.get(model_key)
+        if shared is None:
+            seconds, most = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
+            shared = self._shared[model_key] = Shared(model_key, seconds=seconds, most=most)
+        self._slices[instance] = Slice(
+            instance,
+            model_key,
+            shared,
+            self._limits,
+            self._secret,
+            now,
+            shared_media=shared_media,
+            exact_media=exact_media,
+        )
+        return changes
+
+    def detach(self, instance: str, reason: str) -> list[Change]:
+        """The instance is gone for good. The last of a model takes the model's hints with it."""
+        item = self._slices.pop(instance)
+        self._blocks -= len(item)
+        if not any(other.model_key == item.model_key for other in self._slices.values()):
+            del self._shared[item.model_key]
+        return [Cleared(instance, item.epoch, reason)]
+
+    # --- its stream -----------------------------------------------------------------------------------------------------
+
+    def apply(self, instance: str, batch: Batch, now: float) -> list[Change]:
+        """One batch that the stream accepted."""
+        out: list[Change] = []
+        item = self._slices[instance]
+        before = len(item)
+        item.apply(batch, now, out)
+        rows = len(item)
+        self._blocks += rows - before
+        while rows > self._limits.kv_blocks_per_instance:
+            self._shed(item, now, out)
+            rows = len(item)
+        while self._blocks > self._limits.kv_blocks:
+            self._shed(max(self._slices.values(), key=len), now, out)
+        return out
+
+    def whole(self, instance: str, reason: str, now: float) -> list[Change]:
+        """The stream says ``Complete``."""
+        out: list[Change] = []
+        self._slices[instance].whole(reason, now, out)
+        return out
+
+    def lost(self, instance: str, reason: str, now: float) -> list[Change]:
+        """The stream says ``Lost``, or a payload could not be read."""
+        return self._emptied(instance, reason, now, "lost")
+
+    def restarted(self, instance: str, reason: str, now: float) -> list[Change]:
+        """The stream says ``Restart``."""
+        return self._emptied(instance, reason, now, "restarted")
+
+    def suspended(self, instance: str, reason: str, now: float) -> list[Change]:
+        """The stream says ``Suspended``."""
+        out: list[Change] = []
+        self._slices[instance].suspended(reason, now, out)
+        return out
+
+    def resumed(self, instance: str) -> list[Change]:
+        """The stream says ``Resumed``."""
+        out: list[Change] = []
+        self._slices[instance].resumed(out)
+        return out
+
+    # --- what Fairlead itself knows -------------------------------------------------------------------------------------
+
+    def cleared_by_us(self, instance: str, now: float) -> list[Change]:
+        """The engine answered a call that clears its cache (reset, sleep at level 1 or more, pause with clear)."""
+        return self._emptied(instance, "", now, "ours")
+
+    def adapter(self, instance: str, name: str, place: str) -> list[Change]:
+        """Where the engine loaded what it now serves under this name from (``root`` in its ``/v1/models``).
+
+        Tell it when ``unplaced`` names it and when it changed, but only while nothing is being replayed; again is free.
+        """
+        out: list[Change] = []
+        item = self._slices[instance]
+        before = len(item)
+        item.adapter(name, place, out)
+        self._blocks += len(item) - before
+        return out
+
+    def unplaced(self, instance: str) -> list[str]:
+        """Adapters that this instance stored blocks for and whose place nobody told yet: ask ``/v1/models``, then ``adapter``."""
+        return self._slices[instance].adapters.unplaced()
+
+    def use(self, instance: str, hashes: Sequence[int], now: float) -> None:
+        """A request was sent there for this prompt: the blocks that it hits are used now, which no event tells."""
+        item = self._slices[instance]
+        depth = self._depth(item, hashes, 0)
+        if depth:
+            item.use(hashes[depth - 1], now)
+
+    def expire(self, now: float) -> list[Change]:
+        """Hints of shared stores that have run out; call it every few seconds."""
+        out: list[Change] = []
+        for shared in self._shared.values():
+            shared.expire(now, out)
+        return out
+
+    # --- questions ------------------------------------------------------------------------------------------------------
+
+    def held(self, instance: str, hashes: Sequence[int]) -> Mapping[Tier, int]:
+        """How many blocks from the start are reached with this tier and faster ones: what a slower tier adds is the difference."""
+        item = self._slices[instance]
+        found: dict[Tier, int] = {}
+        depth = 0
+        for tier in EXACT:
+            depth = self._depth(item, hashes, depth, tier)
+            found[tier] = depth
+        shared = self._shared[item.model_key]
+        while depth < len(hashes) and (item.blocks.copies(hashes[depth]) or shared.until(hashes[depth]) is not None):
+            depth += 1
+        found[Tier.REMOTE] = depth
+        return found
+
+    def age_seconds(self, instance: str, own: int, now: float) -> float | None:
+        """How long ago a block was stored or used, to sixteen seconds; None when it is not held."""
+        blocks = self._slices[instance].blocks
+        row = blocks.by_own.find(own)
+        return max(0.0, now - blocks.ticks[row] * TICK_SECONDS) if row else None
+
+    def content(self, instance: str) -> Iterator[tuple[int, Tier]]:
+        """Every block of an instance with each tier it is in; what a copy of it must hold."""
+        blocks = self._slices[instance].blocks
+        for row in blocks.by_own:
+            copies = blocks.copies(blocks.owns[row])
+            for tier in EXACT:
+                if copies >> SHIFT[tier] & COPIES_MOST:
+                    yield blocks.owns[row], tier
+
+    def state(self, instance: str) -> State:
+        """What is known of one slice."""
+        item = self._slices[instance]
+        return State(
+            instance=instance,
+            model_key=item.model_key,
+            epoch=item.epoch,
+            complete=item.standing.complete,
+            reason=item.standing.reason,
+            since=item.standing.since,
+            blocks=len(item),
+            orphans=item.waiting,
+            bytes=item.bytes,
+            block_size=item.block_size,
+            hybrid=item.hybrid,
+            vague=tuple(sorted(item.vague)),
+            evicted_age_seconds=item.evicted_age_seconds,
+            counts=item.counts,
+        )
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _emptied(self, instance: str, reason: str, now: float, how: str) -> list[Change]:
+        out: list[Change] = []
+        item = self._slices[instance]
+        before = len(item)
+        if how == "lost":
+            item.lost(reason, now, out)
+        elif how == "restarted":
+            item.restarted(reason, now, out)
+        else:
+            item.cleared_by_us(now, out)
+        self._blocks += len(item) - before
+        return out
+
+    def _shed(self, item: Slice, now: float, out: list[Change]) -> None:
+        before = len(item)
+        item.shed(max(1, before // _SHARE), now, out)
+        self._blocks += len(item) - before
+
+    def _depth(self, item: Slice, hashes: Sequence[int], start: int, upto: Tier = Tier.GPU) -> int:
+        """From ``start``, how far the chain is held in tiers up to ``upto``."""
+        mask = 0
+        for tier in EXACT[: upto + 1]:
+            mask |= COPIES_MOST << SHIFT[tier]
+        depth, copies = start, item.blocks.copies
+        while depth < len(hashes) and copies(hashes[depth]) & mask:
+            depth += 1
+        return depth

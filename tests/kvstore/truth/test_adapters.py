@@ -1,0 +1,174 @@
+"""An adapter's name outlives what was loaded under it."""
+
+from fairlead.limits import Limits
+from fairlead_kvstore.events.decode import decode
+from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.truth import changes
+from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.truth import Truth
+
+MODEL = "default/tiny"
+PROMPT = list(range(41))  # ten blocks of four, and one token
+OTHER = list(range(500, 541))
+
+
+class Loaded:
+    """An engine with room for everything, and its index."""
+
+    def __init__(self, limits: Limits | None = None, capacity: int = 1_000) -> None:
+        self.engine = Engine(capacity=capacity)
+        self.truth = Truth(limits=limits or Limits())
+        self.truth.attach("i", MODEL, 0.0)
+        self.more = 50_000
+
+    def ask(self, tokens: list[int], adapter: str | None = "bot") -> list[Change]:
+        """Serve a prompt, and tell the index."""
+        self.engine.prompt(tokens, adapter)
+        frame = self.engine.publish()
+        return [] if frame is None else self.truth.apply("i", decode(frame.payload), 1.0)
+
+    def predicted(self, tokens: list[int] = PROMPT, adapter: str | None = "bot") -> int:
+        return self.truth.held("i", own_hashes(root(MODEL, adapter), tokens, 4))[Tier.GPU]
+
+    def told(self, place: str) -> list[Change]:
+        """Somebody reads where the adapter comes from; it counts with the next event."""
+        changes_now = self.truth.adapter("i", "bot", place)
+        self.more += 10
+        return [*changes_now, *self.ask(list(range(self.more, self.more + 4)))]
+
+
+def test_another_path_parks_the_old_blocks_with_the_first_word_of_it() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    told = one.ask(OTHER)
+    assert [type(item) for item in told] == [changes.Removed, changes.Stored]
+    assert one.predicted() == one.engine.hit(PROMPT, "bot") == 0
+    assert one.truth.state("i").blocks == 20
+
+
+def test_who_tells_the_path_needs_no_event() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    assert one.truth.unplaced("i") == ["bot"]
+    one.told("a")
+    assert one.truth.unplaced("i") == []
+    one.engine.load("bot", "b")
+    assert [type(item) for item in one.truth.adapter("i", "bot", "b")] == [changes.Removed]
+    assert one.predicted() == 0
+    one.engine.load("bot", "a")
+    assert one.truth.adapter("i", "bot", "a") != []
+    assert one.predicted() == one.engine.hit(PROMPT, "bot") == 10
+
+
+def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_before() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    one.truth.adapter("i", "bot", "b")  # the last number that was seen is the first load's
+    one.ask(OTHER)
+    one.told("b")
+    assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
+
+
+def test_the_same_path_again_returns_the_old_blocks_when_a_block_shows_it() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.engine.load("bot", "a")
+    assert one.engine.hit(PROMPT, "bot") == 10
+    one.ask([*PROMPT, *range(700, 710)])  # goes on from a block of the first load
+    assert one.predicted() == 10
+    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
+
+
+def test_the_same_path_again_after_a_cold_prompt_returns_the_old_blocks_later() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    assert one.predicted() == 0  # a miss that nobody could know of
+    one.ask([*PROMPT, *range(700, 710)])
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    assert one.truth.unplaced("i") == ["bot"]
+    assert [type(item) for item in one.told("a")] == [changes.Stored] * 12
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_blocks_that_are_evicted_while_they_are_parked_do_not_return() -> None:
+    one = Loaded(capacity=24)
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.told("b")
+    one.ask(list(range(900, 928)), None)  # pushes out the end of the first prompt
+    one.engine.load("bot", "a")
+    one.told("a")
+    one.told("a")
+    assert 0 < one.predicted() == one.engine.hit(PROMPT, "bot") < 10
+
+
+def test_a_request_of_the_old_load_that_is_still_running_changes_nothing() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    old = dict(one.engine._numbers)
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    new, one.engine._numbers = one.engine._numbers, old
+    assert one.ask([*PROMPT, *range(700, 710)]) == []
+    one.engine._numbers = new
+    assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
+
+
+def test_an_engine_that_only_numbers_its_adapters_credits_nobody() -> None:
+    one = Loaded()
+    from fairlead_kvstore.events.decode import Batch
+    from fairlead_kvstore.events.wire import Stored
+
+    one.truth.apply("i", Batch(0.0, [Stored([1], None, [1, 2, 3, 4], 4, 7, "GPU")]), 1.0)
+    assert one.truth.state("i").blocks == 1
+    assert one.predicted([1, 2, 3, 4], None) == one.predicted([1, 2, 3, 4], "bot") == 0
+
+
+def test_names_and_earlier_contents_are_bounded() -> None:
+    one = Loaded(Limits(kv_adapters=2, kv_adapter_versions=2))
+    for name in ("bot", "second", "third"):
+        one.engine.load(name, "a")
+        one.ask(PROMPT, name)
+    assert [one.predicted(PROMPT, name) for name in ("bot", "second", "third")] == [10, 10, 0]
+    assert one.truth.state("i").counts.unnamed == 10
+    for number in range(40):
+        one.engine.load("bot", f"place {number}")
+        one.ask([5_000 + number * 10 + index for index in range(8)])
+    assert one.truth.state("i").blocks <= 10 + 2 + 2 * 10
+
+
+def test_a_clear_forgets_the_blocks_and_keeps_what_is_loaded() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.clear()
+    one.ask(OTHER)
+    assert one.truth.unplaced("i") == []
+    assert (one.predicted(), one.predicted(OTHER)) == (0, 10)

@@ -1,0 +1,71 @@
+"""The chain that names blocks: what is in it, and what is not."""
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_kvstore.truth.identity import (
+    block_extras,
+    cached_tokens,
+    extra_bytes,
+    handle,
+    own_hashes,
+    root,
+    token_bytes,
+    with_extras,
+)
+
+START = root("default/tiny")
+
+
+def test_the_hashes_are_the_same_on_every_machine_and_in_every_release() -> None:
+    """They lie in Redis, written by one release and read by the next."""
+    assert START == 9992791669714652236
+    assert own_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
+    assert own_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
+
+
+def test_a_chain_goes_on_from_its_last_block_and_leaves_out_what_is_no_whole_block() -> None:
+    whole = own_hashes(START, list(range(11)), 2)
+    assert len(whole) == 5
+    assert own_hashes(own_hashes(START, list(range(4)), 2)[-1], list(range(4, 11)), 2) == whole[2:]
+
+
+def test_everything_before_a_block_is_part_of_it() -> None:
+    tokens = list(range(8))
+    chains = [
+        own_hashes(START, tokens, 2),
+        own_hashes(START, [9, *tokens[1:]], 2),
+        own_hashes(root("default/other"), tokens, 2),
+        own_hashes(root("default/tiny", "bot"), tokens, 2),
+        own_hashes(root("default/tiny", secret=b"s"), tokens, 2),
+        own_hashes(START, tokens, 2, block_extras(4, 2, salt="acme")),
+        own_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 0, 1)])),
+        own_hashes(START, tokens, 2, block_extras(4, 2, images=[("cat", 1, 1)])),
+    ]
+    assert len({own for chain in chains for own in chain}) == 8 * 4
+
+
+def test_an_image_is_named_on_the_blocks_that_it_touches_and_the_salt_on_the_first() -> None:
+    found = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
+    assert found == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
+    assert with_extras(7, extra_bytes(["acme"])) != with_extras(7, extra_bytes([["acme", 0]])) != 7
+
+
+@pytest.mark.parametrize(
+    ("blocks", "prompt", "cached"), [(3, 100, 96), (3, 97, 96), (3, 96, 64), (3, 1, 0), (0, 96, 0), (9, 64, 32)]
+)
+def test_an_engine_never_reports_the_last_token_as_cached(blocks: int, prompt: int, cached: int) -> None:
+    assert cached_tokens(blocks, prompt, 32) == cached
+
+
+@pytest.mark.parametrize("token", [-1, 2**32, None, "1"])
+def test_a_token_that_is_none_is_an_error_that_names_the_field(token: object) -> None:
+    with pytest.raises(BadInput) as caught:
+        token_bytes([1, token])  # type: ignore[list-item]
+    assert caught.value.field == "tokens"
+
+
+def test_handles_are_64_bits_of_whatever_the_engine_calls_a_block() -> None:
+    assert handle(2**64 - 1) == handle(-1) == 2**64 - 1
+    assert 0 <= handle(b"\x01" * 32) < 2**64
+    assert handle(b"\x01" * 32) != handle(b"\x01" * 31)

@@ -1,0 +1,501 @@
+"""The model of the truth, one thing that real engines do at a time."""
+
+from typing import Any
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_kvstore.events.decode import Batch
+from fairlead_kvstore.events.wire import AllCleared, Event, Removed, Stored
+from fairlead_kvstore.truth import changes
+from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.identity import block_extras, own_hashes, root
+from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.truth import Truth
+
+MODEL = "default/tiny"
+TOKENS = list(range(100, 112))  # six blocks of two
+OWN = own_hashes(root(MODEL), TOKENS, 2)
+
+
+def stored(first: int, last: int, *, base: int = 1000, **more: Any) -> Stored:
+    """Blocks ``first`` to ``last`` of ``TOKENS``, known to the engine as ``base`` + number."""
+    fields: dict[str, Any] = {"medium": "GPU", "extra_keys": [None] * (last + 1 - first), "group_idx": 0, **more}
+    parent = base + first - 1 if first else None
+    handles = [base + number for number in range(first, last + 1)]
+    return Stored(list(handles), parent, TOKENS[2 * first : 2 * last + 2], 2, **fields)
+
+
+def removed(*numbers: int, base: int = 1000, medium: str = "GPU") -> Removed:
+    return Removed([base + number for number in numbers], medium, 0)
+
+
+class Index:
+    """A truth with a clock, and one instance attached."""
+
+    def __init__(self, limits: Limits | None = None, **media: frozenset[str]) -> None:
+        self.truth = Truth(limits=limits or Limits())
+        self.now = 0.0
+        self.truth.attach("i", MODEL, self.now, **media)
+
+    def say(self, *events: Event, seconds: float = 1.0, instance: str = "i") -> list[Change]:
+        self.now += seconds
+        return self.truth.apply(instance, Batch(0.0, events), self.now)
+
+    def depths(self, own: list[int] = OWN, instance: str = "i") -> tuple[int, ...]:
+        """Blocks reached with GPU, CPU, disk and a shared store."""
+        found = self.truth.held(instance, own)
+        return tuple(found[tier] for tier in Tier)
+
+    @property
+    def counts(self) -> Any:
+        return self.truth.state("i").counts
+
+
+def hashes(told: list[Change]) -> list[tuple[str, list[int]]]:
+    """(kind, own hashes) of each change; numbers of blocks where they are known."""
+    place = {own: number for number, own in enumerate(OWN)}
+    return [(type(one).__name__, [place.get(own, -1) for own in getattr(one, "hashes", [])]) for one in told]
+
+
+# --- what is stored and removed -----------------------------------------------------------------------------------------
+
+
+def test_a_cold_prompt_its_extension_and_its_end() -> None:
+    index = Index()
+    assert hashes(index.say(stored(0, 2))) == [("Stored", [0, 1, 2])]
+    assert hashes(index.say(stored(3, 4))) == [("Stored", [3, 4])]
+    assert index.depths() == (5, 5, 5, 5)
+    assert hashes(index.say(removed(4), removed(3))) == [("Removed", [4, 3])]
+    assert index.depths() == (3, 3, 3, 3)
+
+
+def test_a_change_says_what_its_blocks_go_on_from() -> None:
+    index = Index()
+    first = index.say(stored(0, 1))
+    second = index.say(stored(2, 3))
+    assert [one.parent for one in [*first, *second] if isinstance(one, changes.Stored)] == [root(MODEL), OWN[1]]
+
+
+def test_a_block_that_is_there_twice_goes_with_its_second_removal() -> None:
+    index = Index()
+    index.say(stored(0, 2))
+    assert index.say(stored(2, 2)) == []
+    assert index.say(removed(2)) == []
+    assert index.depths()[0] == 3
+    assert hashes(index.say(removed(2))) == [("Removed", [2])]
+
+
+def test_a_store_in_the_middle_of_what_is_known_tells_only_what_is_new() -> None:
+    index = Index()
+    index.say(stored(0, 4), removed(4), removed(1))
+    assert hashes(index.say(stored(0, 5))) == [("Stored", [1]), ("Stored", [4, 5])]
+
+
+def test_removing_what_nobody_knows_is_counted_and_no_error() -> None:
+    index = Index()
+    assert index.say(removed(1, 2), removed(3, medium="CPU")) == []
+    assert index.counts.unknown == 3
+    index.say(stored(0, 0))
+    index.say(removed(0, medium="CPU"))
+    assert index.counts.unknown == 4
+    assert index.depths()[0] == 1
+
+
+def test_more_copies_than_can_be_counted_are_forgotten_too_early_never_too_late() -> None:
+    index = Index()
+    index.say(*[stored(0, 0) for _ in range(300)])
+    assert index.counts.saturated == 45
+    index.say(*[removed(0) for _ in range(300)])
+    assert (index.depths()[0], index.counts.unknown) == (0, 45)
+
+
+def test_hashes_as_bytes_and_signed_numbers_are_handles_like_any_other() -> None:
+    index = Index()
+    index.say(Stored([b"\x01" * 32, -5], None, TOKENS[:4], 2), Stored([2**64 - 1], -5, TOKENS[4:6], 2))
+    assert index.depths()[0] == 3
+    index.say(Removed([2**64 - 5]))  # the same 64 bits
+    assert index.depths()[0] == 1
+
+
+def test_a_parent_of_nought_is_the_start() -> None:
+    index = Index()
+    index.say(Stored([7], 0, TOKENS[:2], 2))
+    assert index.depths()[0] == 1
+
+
+# --- whose block it is --------------------------------------------------------------------------------------------------
+
+
+def test_a_salt_and_an_adapter_have_blocks_of_their_own() -> None:
+    index = Index()
+    index.say(stored(0, 2))
+    index.say(stored(0, 2, base=2000, extra_keys=[["acme"], None, None]))
+    index.say(stored(0, 2, base=3000, lora_name="bot", lora_id=1, extra_keys=[["bot"], ["bot"], ["bot"]]))
+    index.say(stored(0, 2, base=4000, lora_name="bot", lora_id=1, extra_keys=[["bot", "acme"], ["bot"], ["bot"]]))
+    salted = own_hashes(root(MODEL), TOKENS, 2, block_extras(6, 2, salt="acme"))
+    bots = own_hashes(root(MODEL, "bot"), TOKENS, 2)
+    both = own_hashes(root(MODEL, "bot"), TOKENS, 2, block_extras(6, 2, salt="acme"))
+    assert len({*OWN, *salted, *bots, *both}) == 24
+    assert [index.depths(own)[0] for own in (OWN, salted, bots, both)] == [3, 3, 3, 3]
+    index.say(removed(0, 1, 2, base=4000))
+    assert [index.depths(own)[0] for own in (OWN, salted, bots, both)] == [3, 3, 3, 0]
+
+
+def test_a_salt_that_is_called_like_the_adapter_is_still_a_salt() -> None:
+    index = Index()
+    index.say(stored(0, 0, lora_name="bot", lora_id=1, extra_keys=[["bot", "bot"]]))
+    assert index.depths(own_hashes(root(MODEL, "bot"), TOKENS, 2, block_extras(6, 2, salt="bot")))[0] == 1
+    assert index.depths(own_hashes(root(MODEL, "bot"), TOKENS, 2))[0] == 0
+
+
+def test_models_and_instances_are_apart_and_the_secret_is_part_of_every_name() -> None:
+    index = Index()
+    index.truth.attach("other", "default/large", 0.0)
+    index.say(stored(0, 1))
+    index.say(stored(0, 1), instance="other")
+    assert index.depths(instance="other")[0] == 0
+    assert index.depths(own_hashes(root("default/large"), TOKENS, 2), "other")[0] == 2
+    assert root(MODEL, secret=b"s") != root(MODEL) != root(MODEL, "")
+
+
+def test_two_ranks_of_one_engine_are_two_instances() -> None:
+    index = Index()
+    index.truth.attach("pod/8000/1", MODEL, 0.0)
+    index.say(stored(0, 3))
+    index.say(stored(0, 1), instance="pod/8000/1")
+    assert (index.depths()[0], index.depths(instance="pod/8000/1")[0]) == (4, 2)
+    index.say(removed(3))
+    assert (index.depths()[0], index.depths(instance="pod/8000/1")[0]) == (3, 2)
+
+
+def test_two_hashes_for_one_content_are_gone_with_the_second() -> None:
+    """An engine that does not announce salts has two names for what looks alike."""
+    index = Index()
+    index.say(stored(0, 1, extra_keys=None))
+    assert index.say(stored(0, 1, base=2000, extra_keys=None)) == []
+    assert index.say(removed(1)) == []
+    assert hashes(index.say(removed(1, base=2000))) == [("Removed", [1])]
+
+
+# --- blocks without a parent --------------------------------------------------------------------------------------------
+
+
+def test_orphans_wait_for_their_parent_and_for_its() -> None:
+    index = Index()
+    assert index.say(stored(4, 5)) == index.say(stored(2, 3)) == []
+    assert (index.truth.state("i").orphans, index.depths()[0]) == (4, 0)
+    told = index.say(stored(0, 1))
+    assert hashes(told) == [("Stored", [0, 1]), ("Stored", [2, 3]), ("Stored", [4, 5])]
+    assert (index.truth.state("i").orphans, index.counts.linked, index.depths()[0]) == (0, 4, 6)
+
+
+def test_an_orphan_that_was_removed_while_it_waited_is_not_there_afterwards() -> None:
+    index = Index()
+    index.say(stored(2, 4), stored(2, 2), removed(4, 2))
+    assert index.counts.unknown == 0
+    index.say(removed(4))
+    assert index.counts.unknown == 1
+    index.say(stored(0, 1))
+    assert index.depths()[0] == 4  # block 2 was there twice
+
+
+def test_orphans_are_bounded_and_the_oldest_go() -> None:
+    index = Index(Limits(kv_orphans_per_instance=4))
+    index.say(stored(4, 5), stored(2, 3), stored(1, 1))
+    assert index.truth.state("i").orphans == 3
+    index.say(stored(0, 0))
+    assert index.depths()[0] == 4
+
+
+def test_orphans_are_bounded_in_bytes() -> None:
+    index = Index(Limits(kv_orphans_bytes=40))
+    index.say(stored(4, 5), stored(2, 3), stored(1, 1, extra_keys=[["x" * 12]]))
+    assert index.truth.state("i").orphans == 3
+
+
+def test_a_full_report_of_a_hit_tells_a_late_reader_all() -> None:
+    index = Index()
+    index.say(stored(3, 3), stored(0, 2))
+    assert index.depths()[0] == 4
+
+
+# --- tiers --------------------------------------------------------------------------------------------------------------
+
+
+def test_offloaded_blocks_are_named_by_the_handle_since_they_come_without_extra_keys() -> None:
+    index = Index()
+    index.say(stored(0, 2, extra_keys=[["acme"], None, None]))
+    index.say(*[stored(number, number, medium="CPU", extra_keys=None) for number in range(3)])
+    salted = own_hashes(root(MODEL), TOKENS, 2, block_extras(6, 2, salt="acme"))
+    assert index.depths() == (0, 0, 0, 0)
+    index.say(removed(2), removed(1))
+    assert index.depths(salted) == (1, 3, 3, 3)
+    assert hashes(index.say(removed(0, 1, 2, medium="CPU")))[0][0] == "Removed"
+    assert index.depths(salted) == (1, 1, 1, 1)
+
+
+def test_offloaded_blocks_of_unknown_content_are_counted_not_credited() -> None:
+    index = Index()
+    index.say(stored(5, 5, base=9000))  # this engine names extra keys
+    assert index.say(stored(0, 1, medium="CPU", extra_keys=None)) == []
+    assert (index.counts.unnamed, index.depths()) == (2, (0, 0, 0, 0))
+
+
+def test_an_engine_that_never_names_extra_keys_is_taken_at_its_word() -> None:
+    index = Index()
+    index.say(Stored([1], None, TOKENS[:2], 2, None, "GPU"), Stored([2], 1, TOKENS[2:4], 2, None, "CPU_PINNED"))
+    assert index.depths() == (1, 2, 2, 2)
+
+
+def test_a_tier_fills_the_gaps_of_the_faster_one() -> None:
+    index = Index()
+    index.say(stored(0, 5), stored(2, 3, medium="CPU"), stored(4, 4, medium="DISK"))
+    index.say(removed(2, 3, 4, 5))
+    assert index.depths() == (2, 4, 5, 5)
+
+
+def test_a_shared_store_is_a_hint_for_all_members_that_runs_out() -> None:
+    index = Index(Limits(kv_shared_seconds=100.0))
+    index.truth.attach("other", MODEL, 0.0)
+    index.say(stored(0, 2))
+    told = index.say(*[stored(number, number, medium="cpu", extra_keys=None) for number in range(3)])
+    assert hashes(told) == [("Hinted", [0, 1, 2])]
+    index.say(removed(0, 1, 2))
+    assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
+    assert index.truth.expire(index.now + 10) == []
+    assert hashes(index.truth.expire(index.now + 100)) == [("Expired", [0, 1, 2])]
+    assert index.depths(instance="other") == (0, 0, 0, 0)
+
+
+def test_a_shared_store_does_not_repeat_itself() -> None:
+    index = Index(Limits(kv_shared_seconds=100.0))
+    index.say(stored(0, 0))
+    again = stored(0, 0, medium="cpu", extra_keys=None)
+    kinds = [[name for name, _ in hashes(index.say(again, seconds=30.0))] for _ in range(4)]
+    assert kinds == [["Hinted"], [], ["Hinted"], []]
+
+
+def test_a_restart_leaves_what_the_store_has() -> None:
+    index = Index()
+    index.say(stored(0, 2), stored(0, 0, medium="cpu", extra_keys=None))
+    index.truth.restarted("i", "the numbers went back", 9.0)
+    assert index.depths() == (0, 0, 0, 1)
+    index.truth.detach("i", "gone")
+    index.truth.attach("i", MODEL, 10.0)
+    assert index.depths() == (0, 0, 0, 0)
+
+
+def test_hints_are_bounded_and_the_oldest_go() -> None:
+    index = Index(Limits(kv_shared_blocks=2))
+    index.say(stored(0, 2))
+    told = index.say(*[stored(number, number, medium="cpu", extra_keys=None) for number in range(3)])
+    assert hashes(told)[-1] == ("Expired", [0])
+
+
+@pytest.mark.parametrize(("medium", "locality", "media", "expected"), [
+    ("GPU", None, {}, (1, 1, 1, 1)),
+    (None, None, {}, (1, 1, 1, 1)),
+    ("CPU", None, {}, (0, 1, 1, 1)),
+    ("CPU_PINNED", None, {}, (0, 1, 1, 1)),
+    ("disk", None, {}, (0, 0, 1, 1)),
+    ("cpu", None, {}, (0, 0, 0, 1)),
+    ("STORAGE", None, {}, (0, 0, 0, 1)),
+    ("a new medium", None, {}, (0, 0, 0, 1)),
+    ("CPU", "REMOTE", {}, (0, 0, 0, 1)),
+    ("CPU", "LOCAL", {}, (0, 1, 1, 1)),
+    ("cpu", None, {"exact_media": frozenset({"cpu"})}, (0, 1, 1, 1)),
+    ("STORAGE", None, {"exact_media": frozenset({"storage"})}, (0, 0, 1, 1)),
+    ("CPU", None, {"shared_media": frozenset({"cpu"})}, (0, 0, 0, 1)),
+])  # fmt: skip
+def test_media_as_engines_spell_them(
+    medium: str | None, locality: str | None, media: dict[str, frozenset[str]], expected: tuple[int, ...]
+) -> None:
+    index = Index(**media)
+    index.say(Stored([1], None, TOKENS[:2], 2, None, medium, locality=locality))
+    assert index.depths() == expected
+
+
+# --- clears and restarts ------------------------------------------------------------------------------------------------
+
+
+def test_a_clear_drops_all_tiers_and_the_others_are_vague_until_something_of_them_is_seen() -> None:
+    index = Index()
+    index.say(stored(0, 2), stored(0, 1, medium="CPU"))
+    told = index.say(AllCleared())
+    assert [type(one) for one in told] == [changes.Cleared, changes.Marked]
+    state = index.truth.state("i")
+    assert (state.complete, state.vague, index.depths()) == (True, (Tier.CPU,), (0, 0, 0, 0))
+    index.say(stored(0, 0), stored(0, 0, medium="CPU"))
+    assert index.truth.state("i").vague == ()
+
+
+def test_an_engine_that_names_the_tier_clears_only_that() -> None:
+    index = Index()
+    index.say(stored(0, 2), stored(0, 1, medium="CPU"))
+    told = hashes(index.say(AllCleared("CPU")))
+    assert [(kind, sorted(blocks)) for kind, blocks in told] == [("Removed", [0, 1])]
+    assert index.depths() == (3, 3, 3, 3)
+
+
+def test_our_own_clear_counts_at_once_and_what_was_under_way_does_not() -> None:
+    index = Index()
+    index.say(stored(0, 2))
+    told = index.truth.cleared_by_us("i", index.now)
+    assert hashes(told)[0] == ("Cleared", [])
+    assert index.say(stored(3, 5), stored(0, 0), seconds=0.5) == []
+    assert index.counts.before_clear == 2
+    told = index.say(stored(3, 3), AllCleared(), stored(0, 1), seconds=600.0)
+    assert index.depths()[0] == 2
+    assert index.say(stored(2, 2)) != []
+
+
+def test_our_own_clear_that_the_engine_did_not_make_after_all_is_waited_for_two_seconds() -> None:
+    index = Index()
+    index.truth.cleared_by_us("i", index.now)
+    assert index.say(stored(0, 0), seconds=1.9) == []
+    assert index.say(stored(0, 1), seconds=0.2) != []
+
+
+def test_an_engine_that_was_quicker_than_our_answer_is_not_waited_for() -> None:
+    index = Index()
+    index.say(stored(0, 2))
+    index.say(AllCleared())
+    index.truth.cleared_by_us("i", index.now + 0.1)
+    index.say(stored(0, 1), seconds=0.2)
+    assert index.depths()[0] == 2
+
+
+def test_a_restart_begins_an_epoch_in_which_old_handles_mean_nothing() -> None:
+    index = Index()
+    index.say(stored(0, 2))
+    told = index.truth.restarted("i", "the numbers went back", 5.0)
+    assert [type(one) for one in told] == [changes.Cleared, changes.Marked]
+    assert index.truth.state("i").epoch == 2
+    index.say(removed(0))
+    assert index.counts.unknown == 1
+    index.say(stored(3, 3))
+    assert (index.depths()[0], index.truth.state("i").orphans) == (0, 1)
+
+
+def test_what_was_lost_takes_what_was_held_with_it() -> None:
+    index = Index()
+    index.truth.whole("i", "the first that the engine published", 0.0)
+    index.say(stored(0, 2))
+    index.truth.lost("i", "the replay starts later than asked (4 to 9)", 7.0)
+    state = index.truth.state("i")
+    assert (state.complete, state.since, state.blocks) == (False, 7.0, 0)
+    assert "4 to 9" in state.reason
+
+
+def test_a_stream_that_broke_off_is_not_trusted_until_it_goes_on() -> None:
+    index = Index()
+    index.truth.whole("i", "the first that the engine published", 0.0)
+    index.say(stored(0, 2))
+    index.truth.suspended("i", "disconnected", 5.0)
+    state = index.truth.state("i")
+    assert (state.complete, state.reason, state.blocks) == (False, "disconnected", 3)
+    index.truth.resumed("i")
+    state = index.truth.state("i")
+    assert (state.complete, state.since, index.depths()[0]) == (True, 0.0, 3)
+
+
+def test_a_clear_while_the_stream_is_broken_off_counts_when_it_goes_on() -> None:
+    index = Index()
+    index.say(stored(0, 2))
+    index.truth.suspended("i", "disconnected", 5.0)
+    index.truth.cleared_by_us("i", 5.5)
+    assert (index.truth.state("i").complete, index.depths()[0]) == (False, 0)
+    index.truth.resumed("i")
+    assert index.truth.state("i").complete
+
+
+# --- hybrid models ------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_full_attention_group_decides() -> None:
+    index = Index()
+    window = {"group_idx": 1, "kv_cache_spec_kind": "sliding_window", "kv_cache_spec_sliding_window": 128}
+    index.say(stored(0, 3, **window), stored(0, 3, kv_cache_spec_kind="full_attention"))
+    assert index.depths()[0] == 4
+    index.say(Removed([1003], "GPU", 1), Removed([1002], "GPU", 1))
+    assert index.depths()[0] == 4
+    index.say(Removed([1003], "GPU", 0))
+    assert index.depths()[0] == 3
+    assert (index.truth.state("i").hybrid, index.counts.other_groups) == (True, 3)
+
+
+def test_a_model_without_full_attention_is_not_credited() -> None:
+    index = Index()
+    index.say(stored(0, 3, kv_cache_spec_kind="sliding_window"))
+    assert (index.depths()[0], index.truth.state("i").hybrid) == (0, True)
+
+
+@pytest.mark.parametrize("kind", [None, "unknown", "full_attention", "mla_attention", "sink_full_attention"])
+def test_kinds_that_count(kind: str | None) -> None:
+    index = Index()
+    index.say(stored(0, 1, kv_cache_spec_kind=kind))
+    assert (index.depths()[0], index.truth.state("i").hybrid) == (2, False)
+
+
+# --- ages and memory ----------------------------------------------------------------------------------------------------
+
+
+def test_ages_follow_what_was_stored_and_used() -> None:
+    index = Index()
+    index.say(stored(0, 1), seconds=0.0)
+    index.say(stored(2, 2), seconds=48.0)
+    assert [index.truth.age_seconds("i", own, 48.0) for own in OWN[:4]] == [0.0, 0.0, 0.0, None]
+    index.say(stored(0, 0, base=5000, extra_keys=[["other"]]), seconds=48.0)
+    assert index.truth.age_seconds("i", OWN[0], 96.0) == 48.0
+    index.truth.use("i", OWN[:2], 96.0)
+    assert [index.truth.age_seconds("i", own, 96.0) for own in OWN[:3]] == [0.0, 0.0, 48.0]
+
+
+def test_how_long_an_engine_keeps_what_is_not_used_is_learned_from_what_it_evicts() -> None:
+    index = Index()
+    index.say(stored(0, 5), seconds=0.0)
+    assert index.truth.state("i").evicted_age_seconds is None
+    index.say(removed(5), seconds=64.0)
+    assert index.truth.state("i").evicted_age_seconds == 64.0
+    index.say(removed(4), seconds=32.0)
+    assert index.truth.state("i").evicted_age_seconds == pytest.approx(64.0 + 32.0 * 0.05)
+
+
+def test_our_own_clear_of_a_process_that_is_gone_says_nothing_of_the_next() -> None:
+    index = Index()
+    index.truth.cleared_by_us("i", index.now)
+    index.truth.whole("i", "the first that the engine published", index.now)
+    assert index.say(stored(0, 0), seconds=0.1) != []
+
+
+def test_beyond_its_bound_an_instance_forgets_what_is_oldest_ends_first_and_says_so() -> None:
+    index = Index(Limits(kv_blocks_per_instance=6))
+    index.truth.whole("i", "the first that the engine published", 0.0)
+    index.say(stored(0, 5), seconds=0.0)
+    index.truth.use("i", OWN[:3], 50.0)
+    told = index.say(stored(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)
+    assert ("Removed", [5]) in hashes(told)
+    state = index.truth.state("i")
+    assert (state.complete, state.counts.dropped, state.blocks, index.depths()[0]) == (False, 1, 6, 5)
+    assert index.truth.blocks == 6
+    index.say(AllCleared())
+    assert index.truth.state("i").complete
+
+
+def test_beyond_the_bound_of_all_the_one_that_holds_most_forgets() -> None:
+    index = Index(Limits(kv_blocks=8))
+    index.truth.attach("other", MODEL, 0.0)
+    index.say(stored(0, 5))
+    index.say(stored(0, 1), instance="other")
+    index.say(stored(2, 2), instance="other")
+    assert (index.depths()[0], index.depths(instance="other")[0], index.truth.blocks) == (5, 3, 8)
+
+
+def test_an_instance_that_is_gone_leaves_nothing() -> None:
+    index = Index()
+    index.say(stored(0, 5))
+    assert index.truth.detach("i", "its pod is gone") == [changes.Cleared("i", 1, "its pod is gone")]
+    assert (index.truth.blocks, index.truth.bytes, "i" in index.truth) == (0, 0, False)
+    with pytest.raises(KeyError):
+        index.truth.state("i")
