@@ -97,8 +97,8 @@ class Client:
         begun = lines.readline()
 
         def ended() -> Answer:
-            told = lines.read() if begun == "begun\n" else begun
-            process.wait()
+            with process:
+                told = lines.read() if begun == "begun\n" else begun
             return Answer(*json.loads(told))
 
         return ended
@@ -149,11 +149,12 @@ class Streams:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._reader.join()
-        said = self._process.stderr.read() if self._process.stderr is not None else ""
-        code = self._process.wait()
+        with self._process as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.close()
+            self._reader.join()
+            said, code = process.stderr.read(), process.wait()
         assert kind is not None or code == 0, f"the client of the streams ended with {code}: {said[-2_000:]}"
 
     @contextmanager

@@ -5,7 +5,6 @@ Idle connections stay open for a moment, so that a request that is already on it
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.ports import BACKLOG, turn_away
@@ -43,16 +42,14 @@ class Server:
 
     async def drain(self) -> None:
         """Be unready, let nobody new in, accept whom the kernel has let in, and wait until nothing is in flight, or the limit."""
-        gateway, listener = self._gateway, self._gateway.listener
-        gateway.drain()
+        self._gateway.drain()
         turn_away(self._public)
         await asyncio.sleep(KNOCKED_SECONDS)
         if self._server is not None:
             self._let_in()
             self._server.close()
         await asyncio.gather(*self._knocks, return_exceptions=True)
-        await self._until(lambda: not gateway.in_flight() and not listener.busy(), gateway.limits.drain_seconds)
-        await self._until(lambda: not listener.connections, QUIET_SECONDS)
+        await self._quiet()
 
     def _let_in(self) -> None:
         """Take what the kernel has let in until this very moment: closing the port would reset it, and its clients may have
@@ -79,9 +76,21 @@ class Server:
         self._gateway.lag.stop()
         self._gateway.close()
 
-    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Look again and again, for ``seconds`` at most: the hot path sets no event for the end of its work."""
-        clock = self._gateway.clock
-        end = clock.now() + seconds
-        while not condition() and clock.now() < end:  # noqa: ASYNC110
+    async def _quiet(self) -> None:
+        """Until nobody is connected, or nothing has been in flight for a moment. A request that still comes over an idle connection
+        is answered whole, and the moment begins anew.
+
+        It looks again and again: the hot path sets no event for the end of its work.
+        """
+        gateway, listener = self._gateway, self._gateway.listener
+        end, idle_since = gateway.clock.now() + gateway.limits.drain_seconds, None
+        while (now := gateway.clock.now()) < end:
+            if gateway.in_flight() or listener.busy():
+                idle_since = None
+            elif not listener.connections:
+                return
+            else:
+                idle_since = now if idle_since is None else idle_since
+                if now - idle_since >= QUIET_SECONDS:
+                    return
             await asyncio.sleep(_DRAIN_POLL_SECONDS)

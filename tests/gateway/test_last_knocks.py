@@ -10,11 +10,13 @@ import sys
 
 import pytest
 
-from fairlead.testing.engine import scripted_engine
+from fairlead.clock import ManualClock
+from fairlead.testing.engine import Gate, scripted_engine
 from fairlead.testing.raw_http import Connection, post
+from fairlead.testing.waiting import until
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.ports import Address
-from fairlead_gateway.server import Server
+from fairlead_gateway.server import QUIET_SECONDS, Server
 from fairlead_gateway.testing import fleet_of, run, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -153,6 +155,16 @@ def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str
     run(main())
 
 
+class Looked(ManualClock):
+    """Counts how often it is asked."""
+
+    looks = 0
+
+    def now(self) -> float:
+        self.looks += 1
+        return super().now()
+
+
 class Plain(socket.socket):
     """Of a system that knows no such thing."""
 
@@ -180,3 +192,32 @@ def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.L
     assert [one.message for one in caplog.records if "come in until the port closes" in one.message] == [
         f"new connections come in until the port closes: [Errno {errno.ENOPROTOOPT}] not here"
     ]
+
+
+def test_a_request_that_comes_over_an_idle_connection_at_the_end_of_a_drain_is_answered_whole() -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
+            public = Address("127.0.0.1", 0).bind(shared=True)
+            server = Server(running.gateway, public)
+            running.gateway.clock = clock = Looked()
+            await server.start()
+            idle = await Connection.over(socket.create_connection(public.getsockname()))
+            await until(lambda: bool(running.gateway.listener.connections))
+            drain = asyncio.create_task(server.drain())
+            await until(lambda: running.gateway.listener.draining)
+            await idle.send(post({**GOOD, "stream": True}))
+            await until(lambda: running.gateway.in_flight() > 0)
+            clock.advance(3 * QUIET_SECONDS)
+            seen = clock.looks
+            await until(lambda: clock.looks > seen + 3)  # it looks whether it is over, and waits on
+            assert not drain.done()
+            gate.go_on.set()
+            answer = await idle.answer()
+            assert (answer.status, answer.fields["connection"]) == (200, "close")
+            assert answer.body.endswith(b"data: [DONE]\n\n")
+            await idle.close()
+            await drain
+            running.gateway.lag.stop()
+
+    run(main())
