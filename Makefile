@@ -64,7 +64,7 @@ soak: compile ## engines killed, gateways restarted, hostile requests, a million
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/test_soak.py -q
 
 nightly: compile ## the property tests with many more examples; ten million fuzzed inputs; bench/results/nightly.json
-	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property
+	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property --timeout 1800
 	@$(RUN) scripts/nightly.py
 
 generate: env ## CRDs and reference pages from the API types
