@@ -354,7 +354,7 @@ _MODELS = (
         "model-ready",
         Section.MODELS,
         When.POST,
-        "every model serves",
+        "models that are not stalled serve",
         "A model is not ready without being stalled: instances are missing (`Degraded`, `NoInstance`, "
         "`NoEndpoint`), or still come up (`Starting`, which is a warning).",
         "`fairlead status NAME` shows its pods and what they wait for.",

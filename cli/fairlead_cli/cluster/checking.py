@@ -61,7 +61,7 @@ async def _until_well(asked: Asked, limit: float | None, clock: Clock, pause: Pa
             return results
         if results and sys.stderr.isatty():
             print(f"fairlead check: {summary(results)}; looking again", file=sys.stderr)
-        await pause(AGAIN_SECONDS)
+        await pause(min(AGAIN_SECONDS, limit - (clock.now() - start)))
 
 
 async def looked(asked: Asked, clock: Clock) -> tuple[Result, ...]:

@@ -93,7 +93,7 @@ def values(encoded: Iterable[str]) -> Iterator[str]:
 async def collect(api: KubeApi, facts: Facts, scrub: Scrubber) -> list[Part]:
     """Everything, the smallest and most telling first, so that a full bundle lacks what matters least."""
     fixed = [_json("versions.json", _versions(facts)), _json("crds.json", _definitions(facts), facts.definitions)]
-    listed = await asyncio.gather(*(items(api, *which) for which in _wanted()))
+    listed = await asyncio.gather(*(_listed(api, facts, *which) for which in _wanted()))
     objects = [_objects(path, found, scrub) for (path, _), found in zip(_named(), listed, strict=True)]
     events = await _events(api, facts, listed)
     pods = () if isinstance(facts.pods, Missing) else facts.pods[:_PODS]
@@ -119,8 +119,16 @@ def _named() -> list[tuple[str, Resource]]:
     return [*models, *own, *children]
 
 
-def _wanted() -> Iterator[tuple[Resource, str | None, str | None]]:
-    """For each of those: the kind, the namespace (all), the labels."""
+async def _listed(api: KubeApi, facts: Facts, resource: Resource, labels: str | None) -> Some:
+    """In all namespaces; who may not look there gets what is in that of the installation."""
+    found = await items(api, resource, None, labels)
+    if isinstance(found, Missing) and found.forbidden and resource.namespaced:
+        return await items(api, resource, facts.place, labels)
+    return found
+
+
+def _wanted() -> Iterator[tuple[Resource, str | None]]:
+    """For each of those: the kind, and the labels."""
     for path, resource in _named():
         if resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
             labels = None
@@ -128,7 +136,7 @@ def _wanted() -> Iterator[tuple[Resource, str | None, str | None]]:
             labels = OURS
         else:
             labels = MODEL if resource is PODS else f"{MANAGED_BY}={MANAGER}"
-        yield resource, None, labels
+        yield resource, labels
 
 
 def _versions(facts: Facts) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What could not be had, with the reason: it takes the place of a value, so that nobody can mistake it for an empty one."""
 
+import re
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -8,8 +9,13 @@ from fairlead.errors import FairleadError
 from fairlead.kube.errors import Forbidden, NotFound
 
 _Value = TypeVar("_Value")
+NOT_ALLOWED: Final = "you may not"
+"""How what we have no right to begins."""
 _NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
 """How the API server says that it serves nothing under a path."""
+_DENIED: Final = re.compile(
+    r'cannot (\w+) resource "([^"]+)" in API group "[^"]*" (?:at the cluster scope|in the namespace "([^"]+)")'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +43,9 @@ def _words(error: FairleadError) -> str:
     """Without the request in front, which says nothing to people."""
     head, _, rest = error.message.partition(": ")
     words = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
-    return "the cluster does not know this kind" if words in _NO_KIND else words
+    if words in _NO_KIND:
+        return "the cluster does not know this kind"
+    denied = _DENIED.search(words)
+    if denied is None:
+        return words
+    return f"{NOT_ALLOWED} {denied[1]} {denied[2]} {f'in {denied[3]}' if denied[3] else 'in the whole cluster'}"

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from rich.text import Text
 
+from fairlead_cli.cluster.missing import NOT_ALLOWED
 from fairlead_cli.cluster.verdict import Mark, Result, shown
 from fairlead_cli.local import words
 
@@ -37,6 +38,8 @@ def _result(one: Result) -> Iterator[Text]:
         yield Text(f"{_INDENT}{line}")
     if mark is not Mark.UNKNOWN:
         yield Text(f"{_INDENT}fix: {_plain(one.check.do)}", style="dim")
+    elif all(line.startswith(NOT_ALLOWED) for line in one.verdict.lines):
+        return  # the check of rights has said where to read on
     yield Text(f"{_INDENT}see {one.check.anchor}", style="dim")
 
 

@@ -24,7 +24,7 @@ class Right:
     def __str__(self) -> str:
         what = f"{self.resource}.{self.group}" if self.group else self.resource
         what = f"{what}/{self.name}" if self.name else what
-        return f"{self.verb} {what} {f'in {self.namespace}' if self.namespace else 'in all namespaces'}"
+        return f"{self.verb} {what} {f'in {self.namespace}' if self.namespace else 'in the whole cluster'}"
 
     def _attributes(self) -> dict[str, Any]:
         resource, _, sub = self.resource.partition("/")

@@ -163,7 +163,7 @@ async def _gateways(api: KubeApi) -> Sequence[Told] | Missing:
     """What each gateway's metrics say."""
     pods = await ours(api, PODS, None)
     if isinstance(pods, Missing):
-        return Missing(f"gateways cannot be looked for: {pods.why}")
+        return Missing(f"no gateway was found: {pods.why}")
     found = [one for one in of_component(pods, GATEWAY) if not leaving(one)][:_GATEWAYS]
     return await asyncio.gather(*(asking.gateway(api, one) for one in found))
 

@@ -119,7 +119,7 @@ def stalled(reason: str, message: str) -> Callable[[Facts, Build], Facts]:
 SEEDED: dict[str, tuple[Callable[[Facts, Build], Facts], str]] = {
     "operator-down": (operator_down, "containers with unready status"),
     "operator-not-leading": (operator_not_leading, "last renewed it 2m ago; it lasts 15 s"),
-    "operator-right-removed": (operator_right_removed, "may not create, patch services in all namespaces"),
+    "operator-right-removed": (operator_right_removed, "may not create, patch services in the whole cluster"),
     "crd-outdated": (crd_outdated, "is older than this release: it lacks spec.rollout"),
     "keys-missing": (
         keys_missing,

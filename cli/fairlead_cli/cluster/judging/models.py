@@ -82,17 +82,18 @@ def ready(facts: Facts) -> Verdict | None:
         return unknown(models) if models else None
     bad: list[str] = []
     starting: list[str] = []
-    count = 0
-    for one in models:
+    others = [one for one in models if not holds(one, ConditionType.STALLED)]
+    for one in others:
         found = condition(one, ConditionType.READY)
-        count += found is not None and found.get("status") == "True"
-        if found is None or found.get("status") == "True" or holds(one, ConditionType.STALLED):
+        if found is None or found.get("status") == "True":
             continue
         line = f"{key(one)}: {found.get('reason')}: {short(str(found.get('message', '')))}"
         (starting if found.get("reason") == Reason.STARTING else bad).append(line)
     if bad:
         return judged([*bad, *starting])
-    return warned(*starting) if starting else ok(f"{count} of {len(models)}")
+    if starting:
+        return warned(*starting)
+    return ok(f"{len(others)} of {len(models)}") if others else None
 
 
 def names(facts: Facts) -> Verdict | None:
