@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from fairlead.names import SERVED_NAME as _SERVED
+
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "fairlead"
 
@@ -32,6 +34,8 @@ KV_EVENTS_PORT: Final = "fairlead.io/kv-events-port"
 """Rank r publishes at this port + r. Where an instance spans nodes, that is on the pod whose index in its LeaderWorkerSet is
 r // (ranks / nodes)."""
 KV_REPLAY_PORT: Final = "fairlead.io/kv-replay-port"
+SERVED_NAME: Final = "fairlead.io/served-model-name"
+"""What the engine calls the model, where that is not the model's name."""
 RENDER: Final = "fairlead.io/render"
 """Of a Deployment or LeaderWorkerSet: what of the installation went into its pods, so that an upgrade can keep it."""
 
@@ -46,6 +50,7 @@ class EngineNotes:
     bootstrap_port: int | None = None
     kv_events_port: int | None = None
     kv_replay_port: int | None = None
+    served_name: str | None = None
 
     def annotations(self) -> dict[str, str]:
         """As they stand on the pod; what has no value is left out."""
@@ -56,12 +61,13 @@ class EngineNotes:
             BOOTSTRAP_PORT: self.bootstrap_port,
             KV_EVENTS_PORT: self.kv_events_port,
             KV_REPLAY_PORT: self.kv_replay_port,
+            SERVED_NAME: self.served_name,
         }
         return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def engine_notes(annotations: Mapping[str, str]) -> EngineNotes:
-    """The inverse of ``annotations``; a number that is none counts as left out, since people can edit annotations."""
+    """The inverse of ``annotations``; a value that is none counts as left out, since people can edit annotations."""
     ranks = _number(annotations, DATA_PARALLEL, 1024)
     return EngineNotes(
         port=_number(annotations, PORT, 65_535) or 8000,
@@ -70,6 +76,7 @@ def engine_notes(annotations: Mapping[str, str]) -> EngineNotes:
         bootstrap_port=_number(annotations, BOOTSTRAP_PORT, 65_535),
         kv_events_port=_number(annotations, KV_EVENTS_PORT, 65_535),
         kv_replay_port=_number(annotations, KV_REPLAY_PORT, 65_535),
+        served_name=name if _SERVED.fullmatch(name := annotations.get(SERVED_NAME, "")) else None,
     )
 
 

@@ -73,7 +73,8 @@ class Instance:
     ``signals`` is None until the engine has said something; ``received_at`` is then the receiver's monotonic time.
     ``dp_rank`` is None for an engine without data parallelism; ``kv_events`` and ``kv_replay`` are ZMQ endpoints.
     ``transfer`` is how KV goes from a prefill to a decode instance (``TRANSFERS``); ``bootstrap`` the URL where Mooncake's
-    and SGLang's engines meet, None for the engines' usual port on the same host.
+    and SGLang's engines meet, None for the engines' usual port on the same host. ``served_name`` is what its engine calls the
+    model, None where that is the model's name.
     """
 
     id: str
@@ -95,6 +96,12 @@ class Instance:
     transfer: str | None = None
     bootstrap: str | None = None
     access: Access = Access()
+    served_name: str | None = None
+
+
+def served_as(name: str | None, model: str) -> str | None:
+    """The ``served_name`` of an instance of ``model`` whose engine calls it ``name``. None: the model's own."""
+    return None if name == model else name
 
 
 @dataclass(frozen=True, slots=True)

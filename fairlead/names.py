@@ -10,6 +10,8 @@ from fairlead.errors import BadInput
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 NAME_BYTES = 253
+SERVED_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,253}")
+"""What an engine may call a model: text that every writer of JSON writes alike, since it is looked for in answers."""
 
 
 def model_name(text: str, *, field: str = "model") -> str:

@@ -26,6 +26,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from fairlead import units
 from fairlead.errors import BadInput
 from fairlead.fleet import Objectives as ObjectiveValues
+from fairlead.names import SERVED_NAME
 from fairlead.profile import EngineProfile, presets
 
 FieldPath = tuple[str | int, ...]
@@ -119,6 +120,23 @@ def _positive_duration(text: str) -> str:
 _DURATION_FIELD = Field(json_schema_extra={"pattern": units.DURATION_PATTERN, "maxLength": 32})
 Duration = Annotated[str, BeforeValidator(_unit), AfterValidator(_duration), _DURATION_FIELD]
 PositiveDuration = Annotated[str, BeforeValidator(_unit), AfterValidator(_positive_duration), _DURATION_FIELD]
+
+
+def _served_name(text: str) -> str:
+    if not SERVED_NAME.fullmatch(text):
+        raise wrong(
+            f'"{text:.70}" is not what an engine calls a model',
+            "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
+        )
+    return text
+
+
+ServedName = Annotated[
+    str,
+    AfterValidator(_served_name),
+    Field(json_schema_extra={"pattern": f"^{SERVED_NAME.pattern}$", "minLength": 1, "maxLength": 253}),
+]
+"""What an engine calls a model."""
 
 
 class RoutingPreset(StrEnum):

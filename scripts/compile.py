@@ -30,6 +30,7 @@ ROOMS = (
     "usual",
     "model",
     "splice",
+    "served_name",
     "handoff",
     "prompt",
     "route",

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from fairlead.api.environment import EnvironmentVariable
 from fairlead.api.values import Subdomain, list_map, unique
-from fairlead.strict import Rule, Strict
+from fairlead.strict import Rule, ServedName, Strict
 
 
 class EngineKind(StrEnum):
@@ -33,6 +33,7 @@ def _given(engine: "Engine") -> tuple[str, ...] | bool:
     return (Engine.model_fields[found].alias or found,) if engine.kind is EngineKind.EXTERNAL and found else False
 
 
+_NAMING = "--served-model-name"
 _ONLY_CUSTOM = "{} is for engines of kind custom; Fairlead knows {} of the others"
 
 
@@ -55,7 +56,7 @@ class Engine(Strict):
             "&& self.args.size() > 0 || has(self.env) && self.env.size() > 0 || has(self.imagePullSecrets) && "
             "self.imagePullSecrets.size() > 0 || has(self.port) || has(self.healthPath))",
             message="an external engine is not run by Fairlead, which cannot change how it runs",
-            fix="leave only `kind: external`, and give pools endpoints or a selector",
+            fix="leave only kind and servedModelName, and give pools endpoints or a selector",
             broken=_given,
         ),
         Rule(
@@ -63,6 +64,19 @@ class Engine(Strict):
             message="an engine of kind custom needs an image",
             fix="add `image:`, and `command:` unless the image's own is meant",
             broken=lambda one: one.kind is EngineKind.CUSTOM and one.image is None,
+        ),
+        Rule(
+            # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).
+            cel="!has(self.servedModelName) || !has(self.args) || self.kind == 'custom' || "
+            f"!self.args.exists(arg, arg == '{_NAMING}' || arg.startsWith('{_NAMING}='))",
+            message="the engine is given its name twice",
+            fix=f"remove {_NAMING} from args, or remove servedModelName",
+            at=("servedModelName",),
+            broken=lambda one: (
+                one.served_model_name is not None
+                and one.kind is not EngineKind.CUSTOM
+                and any(arg.partition("=")[0] == _NAMING for arg in one.args)
+            ),
         ),
         _only_custom("command", "command", "the command"),
         _only_custom("port", "port", "the port"),
@@ -79,6 +93,15 @@ class Engine(Strict):
             examples=["vllm"],
         ),
     ] = EngineKind.VLLM
+    served_model_name: Annotated[
+        ServedName | None,
+        Field(
+            description="what the engine calls the model; left out = the ModelDeployment's name. Gateways put it into requests, and "
+            "the name that the client asked for into answers. Of an external engine with several names: the first, which its "
+            "answers carry",
+            examples=["Qwen/Qwen3-8B"],
+        ),
+    ] = None
     image: Annotated[
         str | None,
         Field(

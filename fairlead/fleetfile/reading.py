@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from fairlead.documents import Node, documents, dotted
 from fairlead.errors import ManifestError, Problem
-from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, Model, Role
+from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, Model, Role, served_as
 from fairlead.fleetfile.schema import FileFleet, FileInstance, FileModel
 from fairlead.limits import Limits
 
@@ -64,6 +64,7 @@ def _instances(item: FileModel) -> tuple[Instance, ...]:
             transfer=one.kv_transfer or item.kv_transfer,
             bootstrap=one.bootstrap,
             access=_access(item, one),
+            served_name=served_as(one.served_model_name or item.served_model_name, item.name),
         )
         for one in item.instances
     ]

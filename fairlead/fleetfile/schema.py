@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import TRANSFERS, InstanceState, Role
 from fairlead.names import DNS_LABEL, model_name
 from fairlead.settings import PREFIX
-from fairlead.strict import Objectives, Profile, Routing, Strict, wrong
+from fairlead.strict import Objectives, Profile, Routing, ServedName, Strict, wrong
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"
@@ -112,6 +112,7 @@ class FileInstance(Strict):
     id: Annotated[str, AfterValidator(_checked_id)] | None = None
     pool: Annotated[str, AfterValidator(_checked_id)] = "main"
     engine: Annotated[str, AfterValidator(_checked_engine), Field(examples=["vllm"])] = "vllm"
+    served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
     role: Annotated[Role, Field(strict=False)] = Role.SERVE
     state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -135,6 +136,7 @@ class FileModel(Strict):
     namespace: Annotated[str, AfterValidator(_checked_namespace), Field(examples=["default"])] = "default"
     objectives: Objectives = Objectives()
     routing: Routing = Routing()
+    served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
     kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None

@@ -70,6 +70,7 @@ def _dump_instance(one: Instance) -> dict[str, Any]:
     if one.adapters:
         entry["adapters"] = sorted(one.adapters)
     optional = {
+        "servedModelName": one.served_name,
         "dpRank": one.dp_rank,
         "kvEvents": one.kv_events,
         "kvReplay": one.kv_replay,

@@ -37,6 +37,7 @@ class Answer:
         self._loop = loop
         self.silent = silent
         self.rewrite: Callable[[list[bytes]], list[bytes]] | None = None
+        self.rewrite_plain: Callable[[list[bytes], bool], list[bytes]] | None = None
         self.told: Callable[[list[bytes]], None] | None = None
         self._held: list[bytes] = []
         self._size = 0
@@ -165,6 +166,8 @@ class Answer:
 
     def _send_plain(self, pieces: list[bytes]) -> None:
         assert self._reply is not None
+        if self.rewrite_plain is not None:
+            pieces = self.rewrite_plain(pieces, self.complete)
         self._reply.pieces(pieces, last=self.complete)
         if self.complete:
             self._end(None)

@@ -6,9 +6,11 @@ at once. After the first byte there is no second try: a stream that breaks ends 
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.decision import Decision
@@ -29,6 +31,7 @@ from fairlead_gateway.resume import Resume
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.served_name import Renaming, body_for, target_for
 from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
@@ -42,6 +45,9 @@ _WORDS = {
     "aborted": "the engine aborted the request",
     "garbage": "the engine's answer cannot be read",
 }
+
+
+_JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -243,6 +249,9 @@ class Forward:
         if job.trace is not None:
             more += job.trace.asked(instance, ATTEMPT, job.decision.rule if job.decision is not None else "")
         target = job.ask.target
+        if instance.served_name is not None:
+            body = body_for(instance.served_name, body)
+            target = None if target is None else target_for(instance.served_name, target)
         start = self._starts.of(job.ask.method, head.path if target is None else target, instance.url)
         return framed(start, head, body, job.request.id, rank=instance.dp_rank, more=more)
 
@@ -334,7 +343,10 @@ class Forward:
                 job.router.first_token(job.route.id, self._now())
             assert answer.first_at is not None
             telemetry.first_token(key, name, answer.first_at - job.request.received)
-        length = None if answer.stream else _length(answer.fields)
+        renaming = _renaming(job, answer)
+        if renaming is not None:
+            answer.rewrite, answer.rewrite_plain = renaming.events, renaming.pieces
+        length = None if answer.stream or renaming is not None else _length(answer.fields)
         reply.flow = partial(_follow_pace, answer, connection)
         reply.begin(answer.status, passed_back(answer.fields) + self.fields(job, self._now()), length=length)
         reply.pulses = reply.pulses and answer.stream
@@ -410,6 +422,8 @@ class Forward:
             job.error = "engine-refused"
             if not is_error_object(body):
                 kind, body = JSON, not_served(answer.status, job.request.id)
+        renaming = _renaming(job, answer)
+        body = body if renaming is None else renaming.whole(body)
         job.reply.whole(answer.status, fields, body, kind=kind)
 
     def fields(self, job: Job, now: float) -> str:
@@ -427,6 +441,14 @@ def _follow_pace(answer: Answer, connection: Upstream, paused: bool) -> None:
     """The client keeps up, or not: so does the engine."""
     answer.paused = paused
     connection.pause(paused)
+
+
+def _renaming(job: Job, answer: Answer) -> Renaming | None:
+    """How the client comes to see the name that it asked for; None where the engine knows the model by its own, or says no JSON."""
+    name = None if job.instance is None else job.instance.served_name
+    if name is None or not (answer.stream or _JSON_OR_EVENTS.search(answer.fields.get(b"content-type", b""))):
+        return None
+    return Renaming(name, job.ask.parsed.model)
 
 
 def _rounded(tokens: float) -> int:

@@ -26,6 +26,7 @@ from fairlead_gateway.leg import LegFailed, leg
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.route import Routes
+from fairlead_gateway.served_name import body_for
 from fairlead_gateway.splice import splice
 from fairlead_gateway.steps import PREFILL
 from fairlead_gateway.telemetry import OK, Telemetry
@@ -223,6 +224,8 @@ class Prefill:
     async def _leg(self, job: Job, instance: Instance, fields: Mapping[str, bytes]) -> bytes:
         """Ask for the prefill and wait for its end: the answer's body. The router knows of it meanwhile."""
         body = plan.prefill_body(job.ask.parsed, job.ask.body, fields)
+        if instance.served_name is not None:
+            body = body_for(instance.served_name, body)
         head = job.request.head
         more = job.trace.asked(instance, PREFILL, "") if job.trace is not None else ""
         message = engine_request(instance.url, head.path, head, body, job.request.id, rank=instance.dp_rank, more=more)

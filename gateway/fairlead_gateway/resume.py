@@ -17,6 +17,7 @@ from fairlead_gateway.keepalive import KeepAlive
 from fairlead_gateway.lateness import remaining
 from fairlead_gateway.retry import DIED, RetryBudget
 from fairlead_gateway.route import Routes
+from fairlead_gateway.served_name import body_for
 from fairlead_gateway.steps import ATTEMPT, CONTINUATION
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.upstream import Broken, Pool, Upstream
@@ -64,6 +65,8 @@ class Resume:
         instance = self._choose(job, why) if body is not None else None
         if body is None or instance is None:
             return why
+        if instance.served_name is not None:
+            body = body_for(instance.served_name, body)
         key, breaker = job.ask.key, self._health.breaker
         connection: Upstream | None = None
         answer: Answer | None = None

@@ -68,6 +68,14 @@ def test_a_profile_may_be_a_preset_with_changes_or_all_its_own() -> None:
 ENGINE = '{url: "https://a:1"'
 
 
+def test_an_engine_calls_the_model_what_its_model_says_unless_it_says_otherwise() -> None:
+    model = "models:\n  - name: tiny\n    servedModelName: Qwen/Qwen3-8B\n    instances:\n"
+    more = ["}", ", id: b, servedModelName: other}", ", id: c, servedModelName: tiny}"]
+    fleet = parse(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f")
+    assert [one.served_name for one in fleet.instances["default/tiny"]] == ["Qwen/Qwen3-8B", "other", None]
+    assert parse(dump(fleet), file="f") == fleet
+
+
 def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> None:
     model = "models:\n  - name: tiny\n    tls: {caFile: /ca}\n    auth: {tokenEnv: TOKEN}\n    instances:\n"
     more = ["}", ", id: b, tls: {caFile: /b}}", ", id: c, auth: {tokenFile: /t}}"]
@@ -149,6 +157,9 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
          "add `kvTransfer: nixl | mooncake | sglang` to the instance or its model"),
         ("engine: vllm", "kvTransfer: telepathy", 6, "models[0].instances[0].kvTransfer",
          'must be one of nixl, mooncake, sglang, not "telepathy"', "write how the engines hand over KV"),
+        ("engine: vllm", "servedModelName: 'a b'", 6, "models[0].instances[0].servedModelName",
+         '"a b" is not what an engine calls a model',
+         "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B"),
         ("engine: vllm", "weight: 0", 6, "models[0].instances[0].weight", "must be more than 0, not 0",
          "write a number that is more than 0"),
         ("engine: vllm", "weight: .nan", 6, "models[0].instances[0].weight", "must be a finite number, not nan",
@@ -273,6 +284,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 transfer=draw(st.sampled_from(TRANSFERS)),
                 bootstrap=draw(st.none() | st.just("http://10.0.0.1:8998")),
                 access=draw(ACCESS),
+                served_name=draw(st.sampled_from([None, "Qwen/Qwen3-8B@main", "/models/tiny"])),
             )
             for port in sorted(draw(st.sets(st.integers(1000, 9999), max_size=3)))
         )

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from fairlead.api import EngineKind, ModelDeployment, Pool, PoolRole, Transfer
 from fairlead.engines import Launch, Replica, adapter
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, Objectives, Role
+from fairlead.fleet import Instance, Model, Objectives, Role, served_as
 from fairlead.limits import Limits
 from fairlead.manifests import Manifests, fleet_model
 from fairlead.strict import RoutingPreset
@@ -63,7 +63,7 @@ def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], s
         model = local_model(fleet_model(deployment), options)
         for pool in deployment.spec.pools:
             if pool.adopts:
-                pools.append(_adopted(manifests, pool, model, deployment.spec.kv_cache.transfer))
+                pools.append(_adopted(manifests, deployment, pool, model))
                 continue
             found, ignored = _pool(manifests, deployment, pool, model, options, seed)
             seed += found.replicas
@@ -122,7 +122,7 @@ def _pool(
     transfer = _transfer(spec.engine.kind, spec.kv_cache.transfer)
     hand_over = _hand_over(pool, transfer) if kind == SIMULATED else ()
     base = Replica(
-        name=deployment.metadata.name,
+        name=spec.engine.served_model_name or deployment.metadata.name,
         source=spec.model.source,
         profile=profile,
         kind=spec.engine.kind.value,
@@ -139,14 +139,9 @@ def _pool(
         return Command((*launched.command, *hand_over), dict(launched.env))
 
     trial = launch((1,), 0)  # refuses now what would fail later
-    template = Instance(
-        id="",
-        namespace=model.namespace,
-        model=model.name,
-        pool=pool.name,
-        url="",
+    template = replace(
+        _template(deployment, pool, model),
         engine=kind,
-        role=Role(pool.role.value),
         profile=profile.faster(options.speed) if options.speed != 1.0 else profile,
         transfer=transfer if hand_over else None,
     )
@@ -168,16 +163,25 @@ def _hand_over(pool: Pool, transfer: str) -> tuple[str, ...]:
     return ("--kv-connector", transfer, "--kv-role", side)
 
 
-def _adopted(manifests: Manifests, pool: Pool, model: Model, transfer: Transfer) -> PoolPlan:
-    """Engines that run already: nothing is started, they are routed to."""
-    template = Instance(
+def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance:
+    """An instance of the pool as far as all of them are alike; where it is and how it runs comes later."""
+    return Instance(
         id="",
         namespace=model.namespace,
         model=model.name,
         pool=pool.name,
         url="",
-        engine=ADOPTED,
         role=Role(pool.role.value),
+        served_name=served_as(deployment.spec.engine.served_model_name, model.name),
+    )
+
+
+def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> PoolPlan:
+    """Engines that run already: nothing is started, they are routed to."""
+    transfer = deployment.spec.kv_cache.transfer
+    template = replace(
+        _template(deployment, pool, model),
+        engine=ADOPTED,
         profile=manifests.profile(pool),
         transfer=None if transfer is Transfer.NONE else transfer.value.lower(),
     )

@@ -54,7 +54,7 @@ class Member:
     @property
     def name(self) -> str:
         """What the engine is asked for: the gateway puts it in place of what a client wrote."""
-        return self.model.metadata.name
+        return self.spec.engine.served_model_name or self.model.metadata.name
 
     @property
     def hands_over(self) -> bool:

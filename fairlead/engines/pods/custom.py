@@ -30,6 +30,7 @@ def custom_container(member: Member) -> EngineContainer:
             port=port,
             data_parallel=shape.data,
             transfer=member.spec.kv_cache.transfer.value.lower() if member.hands_over else None,
+            served_name=engine.served_model_name,
         ),
         health=Health(path=engine.health_path or _USUAL_HEALTH) if member.answers else None,
         drain=Drain(),

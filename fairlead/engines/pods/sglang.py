@@ -53,6 +53,7 @@ def sglang_container(member: Member) -> EngineContainer:
             bootstrap_port=BOOTSTRAP_PORT if prefills else None,
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
+            served_name=member.spec.engine.served_model_name,
         ),
         # Its /health generates a token and takes a second at least, twenty before it says no.
         health=Health(period=10, timeout=25, liveness_failures=6) if member.answers else None,

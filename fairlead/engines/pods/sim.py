@@ -50,6 +50,7 @@ def sim_container(member: Member) -> EngineContainer:
             bootstrap_port=HTTP_PORT if meets else None,  # it answers for that on its own port
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
+            served_name=member.spec.engine.served_model_name,
         ),
         health=Health(startup_period=1) if member.answers else None,
         drain=Drain(f"http://{where}:{HTTP_PORT}/metrics", GAUGES),

@@ -51,6 +51,7 @@ def vllm_container(member: Member) -> EngineContainer:
             bootstrap_port=BOOTSTRAP_PORT if prefills_mooncake else None,
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
+            served_name=member.spec.engine.served_model_name,
         ),
         health=Health() if member.answers else None,
         drain=Drain(f"http://{where}:{HTTP_PORT}/metrics", GAUGES),

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
 from fairlead.cluster_labels import MODEL, POOL
-from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, served_as
 from fairlead.kube.resource import Manifest, key_of, labels_of, namespace_of, selector
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
@@ -170,6 +170,7 @@ class _Making:
         """The instances of a pool that adopts."""
         transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
         profile, role = self._profile(model, pool.name), Role(pool.role.value)
+        named = served_as(spec.engine.served_model_name, model.name)
         for endpoint in pool.endpoints:
             parts = urlsplit(endpoint.url)
             yield Instance(
@@ -182,6 +183,7 @@ class _Making:
                 role=role,
                 profile=profile,
                 transfer=transfer,
+                served_name=named,
             )
         if pool.selector is None:
             return
@@ -190,7 +192,7 @@ class _Making:
             before = self._previous.instances.get(model.key, ())
             yield from (one for one in before if one.pool == pool.name)
             return
-        adopter = Adopter(model.namespace, model.name, pool.name, role, pool.selector.port, transfer, profile)
+        adopter = Adopter(model.namespace, model.name, pool.name, role, pool.selector.port, transfer, profile, named)
         wanted = pool.selector.match_labels.items()
         for pod in chosen.values():
             if wanted <= labels_of(pod).items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead.cluster_labels import ENDPOINT, ENGINE, MODEL, POOL, ROLE, EngineNotes, engine_notes
-from fairlead.fleet import TRANSFERS, Instance, InstanceState, Role
+from fairlead.fleet import TRANSFERS, Instance, InstanceState, Role, served_as
 from fairlead.kube.resource import Manifest, annotations_of, labels_of, leaving, namespace_of, says_ready, uid_of
 from fairlead.profile import EngineProfile
 
@@ -36,6 +36,7 @@ class Adopter:
     port: int
     transfer: str | None
     profile: EngineProfile | None
+    served_name: str | None = None
 
 
 def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Mapping[int, str]]) -> Found:
@@ -74,6 +75,7 @@ def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Map
                 kv_replay=_tcp(nodes[rank], notes.kv_replay_port, rank),
                 transfer=transfer,
                 bootstrap=f"http://{host}:{notes.bootstrap_port}" if notes.bootstrap_port else None,
+                served_name=served_as(notes.served_name, labels[MODEL]),
             )
             for rank in range(notes.data_parallel)
         )
@@ -98,6 +100,7 @@ def adopted(pod: Manifest, adopter: Adopter) -> Found:
                 state=_state(pod),
                 profile=adopter.profile,
                 transfer=adopter.transfer,
+                served_name=adopter.served_name,
             ),
         )
     )

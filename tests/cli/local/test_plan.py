@@ -72,6 +72,14 @@ def test_engines_are_simulated_whatever_kind_the_manifest_names(tmp_path: Path) 
     assert pool.says_ready
 
 
+def test_an_engine_is_started_with_the_name_that_it_is_asked_for(tmp_path: Path) -> None:
+    named = TWO_MODELS.replace("engine: {kind: vllm,", "engine: {kind: vllm, servedModelName: org/a-name,")
+    found = plan(manifests(tmp_path, named), Options(), installed=nowhere)
+    argv = found.pools[0].command((9001,), 0).argv
+    assert argv[argv.index("--served-model-name") + 1] == "org/a-name"
+    assert [pool.template.served_name for pool in found.pools] == ["org/a-name", "org/a-name", None]
+
+
 def test_arguments_that_only_a_real_engine_understands_are_noted(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert "--max-model-len=4096" in found.pools[0].command((9001,), 0).argv

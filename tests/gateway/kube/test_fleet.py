@@ -260,6 +260,21 @@ def test_pods_of_others_are_adopted_by_their_labels() -> None:
     assert found.left_out == {"x/c": "it has no address yet"}
 
 
+def test_what_an_engine_calls_the_model_is_its_pods_word_and_of_adopted_ones_the_specs() -> None:
+    notes = {"fairlead.io/served-model-name": "Qwen/Qwen3-8B"}
+    theirs = {"kind": "external", "servedModelName": "Qwen/Qwen3-8B"}
+    found = made([model(engine={"servedModelName": "a/new-one"})], pod(notes=notes))
+    assert only(found).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
+    assert only(made([model()], pod(notes={"fairlead.io/served-model-name": "no name"}))).served_name is None
+    assert only(made([model()], pod(notes={"fairlead.io/served-model-name": "tiny"}))).served_name is None
+    addresses = [{"endpoints": [{"url": "http://10.1.1.1:80"}]}]
+    assert only(made([model(engine=theirs, pools=addresses)])).served_name == "Qwen/Qwen3-8B"
+    assert only(made([model(engine=theirs | {"servedModelName": "tiny"}, pools=addresses)])).served_name is None
+    chosen = {("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}
+    adopting = [{"selector": {"matchLabels": {"app": "vllm"}}}]
+    assert only(made([model(engine=theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
+
+
 def test_adopted_pods_stay_until_their_list_is_known() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
     first = made(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
