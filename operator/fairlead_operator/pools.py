@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from fairlead.api import ModelDeploymentSpec, Pool
-from fairlead.cluster_labels import POOL
-from fairlead.kube.resource import Manifest, leaving, says_ready
+from fairlead.cluster_labels import ENDPOINT, POOL
+from fairlead.cluster_labels import REVISION as POD_REVISION
+from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest, leaving, says_ready
 from fairlead_operator.marks import REVISION, annotation, generation_of, label
 from fairlead_operator.plan import WORKLOADS, ChildKey, child_key
 from fairlead_operator.summarize import PoolState
@@ -16,13 +17,15 @@ def states(
     live: Mapping[ChildKey, Manifest],
     revision: str,
     adopted: Mapping[str, int],
+    pods: Sequence[Manifest] = (),
 ) -> tuple[PoolState, ...]:
-    """Every pool in the order of ``spec``. ``adopted``: how many endpoints a pool has that Fairlead does not run."""
+    """Every pool in the order of ``spec``. ``adopted``: how many endpoints a pool has that Fairlead does not run. ``pods`` are all of
+    the model's."""
     made = {label(one, POOL): one for one in wanted if one["kind"] in WORKLOADS}
     return tuple(
         _adopted(pool, adopted.get(pool.name, 0))
         if pool.adopts
-        else _state(pool, spec.instances(pool), _live(made.get(pool.name), live), revision)
+        else _state(pool, spec.instances(pool), _live(made.get(pool.name), live), revision, pods)
         for pool in spec.pools
     )
 
@@ -35,21 +38,34 @@ def _adopted(pool: Pool, count: int) -> PoolState:
     return PoolState(pool.name, str(pool.role), count, count, count, count, adopted=True)
 
 
-def _state(pool: Pool, asked: int, workload: Manifest | None, revision: str) -> PoolState:
+def _state(pool: Pool, asked: int, workload: Manifest | None, revision: str, pods: Sequence[Manifest]) -> PoolState:
     if workload is None:
         return PoolState(pool.name, str(pool.role), asked, 0, 0, 0, settled=False, made=False)
     status = workload.get("status") or {}
     # Who owns the number (an autoscaler, `kubectl scale`) has said how many are asked.
     desired = (workload.get("spec") or {}).get("replicas")
     current = annotation(workload, REVISION) == revision
+    groups = workload["kind"] == LEADER_WORKER_SETS.kind
+    updated = _renewed(workload, pods) if groups else int(status.get("updatedReplicas") or 0)
     return PoolState(
         name=pool.name,
         role=str(pool.role),
         desired=asked if desired is None else int(desired),
         ready=int(status.get("readyReplicas") or 0),
-        updated=int(status.get("updatedReplicas") or 0) if current else 0,
+        updated=updated if current else 0,
         exist=int(status.get("replicas") or 0),
-        settled=int(status.get("observedGeneration") or 0) >= generation_of(workload),
+        settled=groups or int(status.get("observedGeneration") or 0) >= generation_of(workload),
+    )
+
+
+def _renewed(workload: Manifest, pods: Sequence[Manifest]) -> int:
+    """Groups of a LeaderWorkerSet that are made of its present template, by their leaders. Its own numbers do not say which
+    template they are about: it has no ``observedGeneration``."""
+    pool, made = label(workload, POOL), annotation(workload, POD_REVISION)
+    return sum(
+        label(pod, POOL) == pool and label(pod, ENDPOINT) == "true" and label(pod, POD_REVISION) == made
+        for pod in pods
+        if not leaving(pod)
     )
 
 

@@ -282,13 +282,14 @@ class Reconciler:
         ours = {key: one for key, one in seen.children.items() if owner_uid(one) in uids}
         found: tuple[summarize.PoolState, ...] = ()
         if spec is not None:
-            found = pools.states(spec, work.wanted, ours, work.choice.revision.hash, adopted)
+            found = pools.states(spec, work.wanted, ours, work.choice.revision.hash, adopted, seen.pods)
         workloads = [one for one in ours.values() if one["kind"] in WORKLOADS]
         kept = [one for one in work.plan.kept if one.manifest["kind"] in WORKLOADS and not seen.stale]
         situation = summarize.Situation(
             pools=found,
             failure=work.failure or failure(seen.pods, workloads),
             waiting=work.choice.why if work.choice.held else "",
+            paused=spec is not None and spec.rollout.paused,
             undone=work.choice.why if work.choice.waiting and not work.choice.held else "",
             kept="; ".join(f"{name_of(one.manifest)}: {one.why}" for one in kept),
             name_taken_by=seen.name_taken_by,

@@ -39,7 +39,7 @@ class PoolState:
 @dataclass(frozen=True, slots=True)
 class Situation:
     """Everything that a status is made of. ``failure`` stalls. ``waiting``: what a pause holds back, ``undone``: why an earlier
-    revision runs, ``kept``: what is wanted no more and serves on; in words, empty for nothing.
+    revision runs, ``kept``: what is wanted no more and serves on; in words, empty for nothing. ``paused``: nothing is replaced now.
     """
 
     pools: tuple[PoolState, ...]
@@ -49,6 +49,7 @@ class Situation:
     kept: str = ""
     name_taken_by: str | None = None
     leaving_pods: int = 0
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,10 @@ def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:
         if not served:
             return Reason.CREATING, ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in old)
         parts = ", ".join(f"pool {pool.name}: {pool.updated} of {pool.desired} replaced" for pool in old)
-        return Reason.ROLLING_OUT, f"{parts}; {situation.kept}" if situation.kept else parts
+        parts = f"{parts}; {situation.kept}" if situation.kept else parts
+        if situation.paused and any(pool.updated < pool.desired for pool in old):
+            return Reason.PAUSED, f"the rollout is paused in the midst; {parts}"
+        return Reason.ROLLING_OUT, parts
     if situation.kept:
         return Reason.ROLLING_OUT, situation.kept
     if moving := [pool for pool in pools if pool.exist != pool.desired]:

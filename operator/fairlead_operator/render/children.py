@@ -16,7 +16,7 @@ from fairlead_operator.render.revision import Pin
 class Plan:
     """One pool about to become manifests. ``replicas`` is None where somebody else decides on the number.
 
-    ``held``: what changes of the pods waits. Not of pods that are made for the first time, which nobody would ever see.
+    ``held``: what changes of the pods waits. Not of pods that are made for the first time, which nobody would ever see otherwise.
     """
 
     model: ModelDeployment

@@ -35,11 +35,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """The Deployment or LeaderWorkerSet that runs a pool already. ``scaled_elsewhere``: somebody else writes its replicas."""
+    """The Deployment or LeaderWorkerSet that runs a pool already. ``scaled_elsewhere``: somebody else writes its replicas.
+
+    ``begun``: its controller has looked at it. A Deployment that is paused before that never makes its first pods.
+    """
 
     name: str
     pin: Pin | None = None
     scaled_elsewhere: bool = False
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +64,10 @@ class Facts:
 
 def child_of(workload: Manifest, manager: str) -> Child:
     """What the observed Deployment or LeaderWorkerSet says of itself; ``manager`` is the operator's field manager."""
-    return Child(name_of(workload), pin_of(annotations_of(workload)), scaled_elsewhere(workload, manager))
+    status = workload.get("status") or {}
+    return Child(
+        name_of(workload),
+        pin_of(annotations_of(workload)),
+        scaled_elsewhere(workload, manager),
+        begun=bool(status.get("observedGeneration") or status.get("replicas")),
+    )

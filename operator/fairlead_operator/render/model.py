@@ -102,7 +102,7 @@ def _plan(model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec,
         name=name or child_name(model.metadata.name, pool.name, facts.foreign_names, longest=longest),
         pin=pin,
         replicas=None if child is not None and child.scaled_elsewhere else model.spec.instances(pool),
-        held=model.spec.rollout.paused and child is not None,
+        held=model.spec.rollout.paused and child is not None and child.begun,
         facts=facts,
     )
 

@@ -61,7 +61,7 @@ def test_an_upgrade_of_the_installation_changes_no_pod() -> None:
 
 def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
     before = workload(model_of())
-    children = {"main": child_of(before, "fairlead-operator")}
+    children = {"main": child_of({**before, "status": {"observedGeneration": 1}}, "fairlead-operator")}
     changed = model_of(
         pools=[{"accelerator": "nvidia-l4", "replicas": {"min": 3, "max": 9}}],
         objectives={"ttft": "800ms"},
@@ -156,6 +156,14 @@ def test_a_paused_rollout_holds_what_is_there_and_not_what_is_new() -> None:
     paused = model_of(rollout={"paused": True})
     assert workload(paused)["spec"]["paused"] is False
     assert workload(paused, usual_facts(children={"main": Child("qwen-main")}))["spec"]["paused"] is True
+    unseen = {**workload(model_of()), "status": {}}
+    seen = {**unseen, "status": {"observedGeneration": 1}}
+    for there, held in (
+        (unseen, False),
+        (seen, True),
+    ):  # a Deployment that is paused at once never makes its first pods
+        facts = usual_facts(children={"main": child_of(there, "fairlead-operator")})
+        assert workload(paused, facts)["spec"]["paused"] is held
     pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     group = model_of(rollout={"paused": True}, pools=pools)
     there = workload(group, usual_facts(children={"main": Child("qwen-main")}))

@@ -1,0 +1,188 @@
+"""``fairlead rollout`` before a real API server with the real operator: a change is held, let through and taken back.
+
+No controller runs there: what a Deployment's would do is done here, at once.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.clock import SystemClock
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.waiting import until_async
+from fairlead_operator.marks import UNDO
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[3]
+SPACE = "rollouts"
+
+
+@pytest.fixture
+def operator(api_server: ApiServer, tmp_path: Path) -> Iterator[None]:
+    """One process of it, for the namespace of this test."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    known = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+    own = {
+        "KUBECONFIG": str(api_server.kubeconfig),
+        "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
+        "FAIRLEAD_WATCH_NAMESPACES": SPACE,
+    }
+    asyncio.run(_prepared(api_server))
+    command = [sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", port]
+    with (tmp_path / "operator.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--lease-namespace", SPACE], env=known | own, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60.0)
+
+
+async def _prepared(server: ApiServer) -> None:
+    async with _api(server) as api:
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            await api.apply(yaml.safe_load(path.read_text()), "test")
+        await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
+        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, "test")
+
+
+def _api(server: ApiServer) -> KubeApi:
+    return KubeApi(server.access(), SystemClock(), lambda: 0.5)
+
+
+def rollout(server: ApiServer, *words: str) -> tuple[int, str, str]:
+    """Exit code, output and complaints of the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", "rollout", *words, "-n", SPACE, "--kubeconfig", str(server.kubeconfig)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+async def said(server: ApiServer, *words: str) -> str:
+    """What it prints when all is well."""
+    code, out, err = await asyncio.to_thread(rollout, server, *words)
+    assert (code, err) == (0, ""), (out, err)
+    return out
+
+
+def model(args: list[str], **more: Any) -> Manifest:
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": {"name": "qwen", "namespace": SPACE},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim", "args": args},
+            "pools": [{"accelerator": "cpu", "replicas": {"min": 2}}],
+            **more,
+        },
+    }
+
+
+async def become(api: KubeApi, *wanted: str) -> None:
+    """Until the engines have these arguments and the model says that nothing moves."""
+
+    async def same() -> bool:
+        found = (await api.list(DEPLOYMENTS, SPACE)).items
+        for one in found:
+            asked, generation = one["spec"]["replicas"], one["metadata"]["generation"]
+            counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas"), asked)
+            status = {**counts, "observedGeneration": generation}
+            if {key: (one.get("status") or {}).get(key) for key in status} != status:
+                name = one["metadata"]["name"]
+                await api.patch_merge(DEPLOYMENTS, SPACE, name, {"status": status}, "kcm", subresource="status")
+        told = (await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")).get("status") or {}
+        settled = {one["type"]: one["status"] for one in told.get("conditions") or []} == {"Ready": "True"}
+        return settled and len(found) == 1 and _switches(found[0]) == set(wanted)
+
+    await until_async(same)
+
+
+def _switches(deployment: Manifest) -> set[str]:
+    args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    return {one for one in args if one.startswith("--max-num-seqs")}
+
+
+async def reason(api: KubeApi, type: str) -> str:
+    found = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+    told = (found.get("status") or {}).get("conditions") or []
+    return next((str(one["reason"]) for one in told if one["type"] == type), "")
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_change_is_held_let_through_and_taken_back(api_server: ApiServer) -> None:
+    async def main() -> None:
+        async with _api(api_server) as api:
+            await api.apply(model([]), "kubectl")
+            await become(api)
+            assert "qwen runs revision 1\n" in await said(api_server, "status", "qwen")
+
+            await said(api_server, "pause", "qwen")
+            await api.apply(model(["--max-num-seqs=3"]), "kubectl")  # what is applied says nothing of the pause
+
+            async def held() -> bool:
+                return await reason(api, "Reconciling") == "Paused"
+
+            await until_async(held)
+            (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
+            assert (_switches(one), one["spec"]["paused"]) == (set(), True)
+            code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")
+            assert code == 1
+            assert "runs revision 1 of 2: the rollout is paused" in out
+            code, _, err = await asyncio.to_thread(rollout, api_server, "undo", "qwen")
+            assert code == 2
+            assert "is paused" in err
+
+            await said(api_server, "resume", "qwen")
+            await become(api, "--max-num-seqs=3")
+            before = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+
+            await said(api_server, "undo", "qwen")
+            await become(api)
+            after = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+            assert after["metadata"]["annotations"][UNDO] == "1/2"
+            assert after["spec"] == before["spec"]
+            out = await said(api_server, "status", "qwen")
+            assert f"runs revision 1 of 2: the annotation {UNDO} asks for revision 1" in out
+
+            patch: Manifest = {"metadata": {"annotations": {UNDO: None}}}  # as one who has kubectl only
+            await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "qwen", patch, "kubectl")
+            await become(api, "--max-num-seqs=3")
+
+    asyncio.run(main())
+
+
+def test_what_is_not_there_is_said_with_what_is(api_server: ApiServer) -> None:
+    async def main() -> None:
+        await _prepared(api_server)
+        async with _api(api_server) as api:
+            await api.apply(model([]), "kubectl")
+        code, _, err = await asyncio.to_thread(rollout, api_server, "status", "qwem")
+        assert code == 2
+        assert f"no model {SPACE}/qwem" in err
+        assert "there is: qwen" in err
+
+    asyncio.run(main())
+
+
+def test_without_a_cluster_it_says_so(tmp_path: Path) -> None:
+    words = ["rollout", "status", "qwen", "--kubeconfig", str(tmp_path / "none")]
+    done = subprocess.run([sys.executable, "-m", "fairlead_cli", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("fairlead rollout: ")

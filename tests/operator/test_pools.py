@@ -1,0 +1,86 @@
+"""What is said of pools while their instances are replaced: by workloads that count, and by those that do not say what they count."""
+
+from typing import Any
+
+from fairlead.api import ModelDeploymentSpec, Reason
+from fairlead.kube.resource import Manifest
+from fairlead_operator.pools import states
+from fairlead_operator.summarize import PoolState, Situation, condition, summarize
+
+SPEC = ModelDeploymentSpec.model_validate(
+    {
+        "model": {"source": "hf://a/b"},
+        "engine": {"kind": "sim"},
+        "pools": [
+            {"accelerator": "cpu", "replicas": {"min": 2}, "parallelism": {"tensor": 2, "nodes": 2}},
+        ],
+    }
+)
+NEW, OLD = "bbbb", "aaaa"
+
+
+def group(**status: Any) -> Manifest:
+    """A LeaderWorkerSet as the operator applied it last: of the revision ``now``, its pods of ``NEW``."""
+    notes = {"fairlead.io/model-revision": "now", "fairlead.io/revision": NEW}
+    return {
+        "kind": "LeaderWorkerSet",
+        "metadata": {
+            "name": "m-main",
+            "generation": 7,
+            "labels": {"fairlead.io/pool": "main"},
+            "annotations": notes,
+        },
+        "spec": {"replicas": 2},
+        "status": {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, **status},
+    }
+
+
+def leader(revision: str, *, pool: str = "main", **metadata: Any) -> Manifest:
+    labels = {"fairlead.io/pool": pool, "fairlead.io/endpoint": "true", "fairlead.io/revision": revision}
+    return {"metadata": {"labels": labels, **metadata}}
+
+
+def worker(revision: str) -> Manifest:
+    return {"metadata": {"labels": {"fairlead.io/pool": "main", "fairlead.io/revision": revision}}}
+
+
+def state(one: Manifest, *pods: Manifest) -> PoolState:
+    (found,) = states(SPEC, [one], {("LeaderWorkerSet", "m-main"): one}, "now", {}, pods)
+    return found
+
+
+def movement(found: PoolState, *, paused: bool = False) -> tuple[str, str] | None:
+    before = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "AllReady"}]}}
+    model = {"metadata": {"name": "m", "namespace": "x"}, **before}
+    told = condition(summarize(model, Situation((found,), paused=paused), 1, "2026-01-01T00:00:00Z"), "Reconciling")  # type: ignore[arg-type]
+    return None if told is None else (told["reason"], told["message"])
+
+
+def test_a_group_of_nodes_settles_although_it_says_nothing_of_generations() -> None:
+    found = state(group(), leader(NEW), leader(NEW), worker(NEW), worker(NEW))
+    assert (found.ready, found.updated, found.exist, found.settled) == (2, 2, 2, True)
+    assert movement(found) is None
+
+
+def test_its_instances_are_replaced_when_their_leaders_are() -> None:
+    """Its numbers are still about the template before: only the pods know."""
+    found = state(group(), leader(OLD), leader(OLD), worker(OLD), worker(OLD))
+    assert (found.ready, found.updated) == (2, 0)
+    assert movement(found) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
+    leaving = leader(NEW, deletionTimestamp="2026-01-01T00:00:00Z")
+    assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
+
+
+def test_a_workload_of_another_revision_has_replaced_nothing() -> None:
+    before = group()
+    before["metadata"]["annotations"]["fairlead.io/model-revision"] = "before"
+    assert state(before, leader(NEW), leader(NEW)).updated == 0
+
+
+def test_a_pause_in_the_midst_is_told() -> None:
+    half = state(group(), leader(NEW), leader(OLD))
+    assert movement(half, paused=True) == (
+        Reason.PAUSED,
+        "the rollout is paused in the midst; pool main: 1 of 2 replaced",
+    )
+    assert movement(state(group(), leader(NEW), leader(NEW)), paused=True) is None
