@@ -1,15 +1,47 @@
-"""The examples are right, numbered without a gap, listed, and the bundled one is one of them."""
+"""The examples are right, numbered without a gap, listed, and the bundled one is one of them.
 
+Those of intents come in pairs, on GPUs and simulated, of one shape; an API server takes them all, and the operator makes something of
+each. That the simulated ones become Ready and answer is ``e2e/kube/test_examples.py``.
+"""
+
+import asyncio
 import re
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from fairlead import __version__
+from fairlead.api import EngineKind, ModelDeployment
+from fairlead.clock import SystemClock
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests import load
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.waiting import until_async
+from fairlead_cli.lint import check
+from fairlead_operator.render import render
+from fairlead_operator.testing import usual_facts
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
+INTENTS = ("single-model", "prefill-decode", "multi-node", "heterogeneous-pools", "external-engines")
+THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
+ON_GPUS = sorted(EXAMPLES.glob("*/gpu*.yaml"))
+SIMULATED = sorted(EXAMPLES.glob("*/simulated*.yaml"))
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(EXAMPLES))
+
+
+def only(path: Path) -> ModelDeployment:
+    (model,) = load([path]).models
+    return model
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -40,3 +72,87 @@ def test_the_first_example_is_the_smallest_manifest_there_is() -> None:
         "metadata": {"name": "qwen3-8b"},
         "spec": {"model": {"source": "hf://Qwen/Qwen3-8B"}, "pools": [{"accelerator": "nvidia-l4"}]},
     }
+
+
+# --- intents ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_intent_is_there_in_pairs_and_the_readme_leads_to_each() -> None:
+    assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
+    every = sorted(EXAMPLES.glob("*/*.yaml"))
+    assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS])
+    linked = re.findall(r"\]\(([a-z-]+/[a-z-]+\.yaml)\)", (EXAMPLES / "README.md").read_text())
+    assert sorted(linked) == [shown(path) for path in every]
+    assert list(dict.fromkeys(link.partition("/")[0] for link in linked)) == list(INTENTS)
+
+
+@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=shown)
+def test_lint_finds_nothing(path: Path) -> None:
+    problems, counts = check([str(path)])
+    assert (problems, counts) == ([], [f"{path}: ok, 1 ModelDeployment"])
+
+
+@pytest.mark.parametrize(
+    ("real", "simulated"),
+    [
+        *(((f"{intent}/gpu.yaml"), f"{intent}/simulated.yaml") for intent in INTENTS),
+        ("prefill-decode/gpu-sglang.yaml", "prefill-decode/simulated-mooncake.yaml"),
+    ],
+)
+def test_a_simulated_one_has_the_shape_of_the_real_one(real: str, simulated: str) -> None:
+    one, other = only(EXAMPLES / real), only(EXAMPLES / simulated)
+
+    def shape(model: ModelDeployment) -> Any:
+        pools = [(pool.name, pool.role, pool.replicas, pool.parallelism) for pool in model.spec.pools]
+        return model.metadata.name, model.spec.kv_cache.transfer, model.spec.objectives, model.spec.routing, pools
+
+    assert one.spec.engine.kind in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.EXTERNAL)
+    assert other.spec.engine.kind in (EngineKind.SIM, EngineKind.EXTERNAL)
+    if one.spec.external:
+        assert one.spec.engine == other.spec.engine
+        assert other.spec.pools[0] == one.spec.pools[0]  # the others are addresses, which only their owners know
+    else:
+        assert shape(other) == shape(one)
+
+
+@pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=shown)
+def test_the_operator_makes_something_of_it(path: Path) -> None:
+    manifests = load([path])
+    (model,) = manifests.models
+    rendered = render(model, manifests.accelerators, usual_facts(leader_worker_sets=True))
+    assert rendered.problems == ()
+    kinds = {one["kind"] for one in rendered.manifests}
+    workload = "LeaderWorkerSet" if path.parent.name == "multi-node" else "Deployment"
+    assert (workload in kinds) is not model.spec.external
+    on_gpus = [one for one in rendered.manifests if "nvidia.com/gpu" in str(one)]
+    assert bool(on_gpus) is (path in ON_GPUS and not model.spec.external)
+
+
+def test_their_engines_are_what_the_simulated_manifest_adopts_and_of_this_release() -> None:
+    theirs = yaml.safe_load(THEIRS.read_text())
+    (pool,) = only(THEIRS.with_name("simulated.yaml")).spec.pools
+    template = theirs["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert pool.selector is not None
+    assert pool.selector.match_labels == template["metadata"]["labels"]
+    assert pool.selector.port == container["ports"][0]["containerPort"]
+    assert container["image"] == f"serving.fairlead.io/sim:{__version__}"
+    served = only(THEIRS.with_name("simulated.yaml")).spec.engine.served_model_name
+    assert f"--served-model-name={served}" in container["args"]
+
+
+@pytest.mark.api_server
+def test_a_real_api_server_takes_every_example(api_server: ApiServer) -> None:
+    async def main() -> None:
+        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api:
+            for crd in sorted((ROOT / "crds").glob("*.yaml")):
+                await api.apply(yaml.safe_load(crd.read_text()), "test")
+            for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+                await until_async(partial(api.serves, resource))
+            for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS]:
+                for one in yaml.safe_load_all(path.read_text()):
+                    if resource_of(one).namespaced:
+                        one["metadata"]["namespace"] = "default"
+                    await api.apply(one, "test", dry_run=True)
+
+    asyncio.run(main())

@@ -1,0 +1,167 @@
+"""The simulated examples as their README says: applied as they stand they become Ready, and a stream comes through the gateway."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube.clients import HOST, Client
+from kube.kubectl import Kubectl, Manifest
+from kube.models import Model
+from kube.release import Release
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIMULATED = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/simulated*.yaml"))
+_STREAM = """
+import json, sys, urllib.request
+url, key, body = sys.argv[1:]
+fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=120) as answer:
+    data = [line[5:].strip().decode() for line in answer if line.startswith(b"data:")]
+    print(json.dumps([dict(answer.headers), data]))
+"""
+_DECISION = """
+import json, os, sys, urllib.error, urllib.request
+fields = {"authorization": "Bearer " + os.environ["FAIRLEAD_MANAGE_TOKEN"]}
+asked = urllib.request.Request(f"http://127.0.0.1:8081/api/decisions/{sys.argv[1]}", headers=fields)
+try:
+    print(urllib.request.urlopen(asked, timeout=10).read().decode())
+except urllib.error.HTTPError as error:
+    assert error.code == 404, error.read()
+    print("null")
+"""
+_STATE = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/sim/state', timeout=10).read().decode())"
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A streamed answer: its header fields, and the data of its events."""
+
+    fields: dict[str, str]
+    data: list[str]
+
+    @property
+    def instance(self) -> str:
+        """The uid of the pod that gave it."""
+        return self.fields["x-fairlead-instance"].partition("/")[0]
+
+    @property
+    def models(self) -> set[str]:
+        """What the events call the model."""
+        return {json.loads(one)["model"] for one in self.data[:-1]}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One that is applied and Ready, in a namespace of its own. ``name`` is what clients call it: whole, since others may have
+    the same."""
+
+    here: Kubectl
+    release: Release
+    client: Client
+    model: Model
+    pods: dict[str, Manifest]
+
+    @property
+    def name(self) -> str:
+        return f"{self.here.namespace}/{self.model.name}"
+
+    def stream(self, prompt: str = "Why?", tokens: int = 8) -> Streamed:
+        """A chat through the gateway's Service."""
+        body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "stream": True}
+        words = (f"http://{HOST}/v1/chat/completions", self.client.key, json.dumps(body | {"max_tokens": tokens}))
+        told = self.here.run("exec", self.client.name, "--", "python3", "-c", _STREAM, *words)
+        fields, data = json.loads(told)
+        assert data[-1] == "[DONE]"
+        return Streamed({name.lower(): value for name, value in fields.items()}, data)
+
+    def streams(self, instances: set[str], most: int = 40) -> list[Streamed]:
+        """Different prompts, until each of these instances has answered one; which prompt goes where is anybody's guess."""
+        found: list[Streamed] = []
+        while {one.instance for one in found} != instances and len(found) < most:
+            found.append(self.stream(f"{len(found)} {'and so on ' * 40}"))
+        return found
+
+    def decision(self, answer: Streamed) -> dict[str, Any]:
+        """Why it went where it went, from whichever gateway it came through."""
+        for pod in self.release.pods("gateway").values():
+            words = ("exec", pod["metadata"]["name"], "--", "python3", "-c", _DECISION)
+            found: dict[str, Any] | None = json.loads(
+                self.release.here.run(*words, answer.fields["x-fairlead-decision"])
+            )
+            if found is not None:
+                return found
+        raise AssertionError("no gateway remembers it")
+
+    def roles(self, role: str) -> dict[str, Manifest]:
+        """Its pods of one role."""
+        return {uid: pod for uid, pod in self.pods.items() if pod["metadata"]["labels"].get("fairlead.io/role") == role}
+
+
+def serving(here: Kubectl, installed: Release, file: str) -> Example:
+    """Apply the example as it stands, and wait until it is Ready and answers."""
+    theirs = (EXAMPLES / file).with_name("their-engines.yaml")
+    if theirs.exists():
+        here.run("apply", "-f", str(theirs))
+    here.run("apply", "-f", str(EXAMPLES / file))
+    name = yaml.safe_load((EXAMPLES / file).read_text())["metadata"]["name"]
+    client, model = Client(here, installed).start(), Model(here, name)
+    client.first_token(f"{here.namespace}/{name}")
+    return Example(here, installed, client, model, model.settled())
+
+
+@pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "single-model"])
+def test_a_model_serves_from_each_of_its_instances(here: Kubectl, installed: Release, file: str) -> None:
+    example = serving(here, installed, file)
+    assert len(example.pods) == 2
+    assert example.stream().models == {example.model.name}
+    assert {one.instance for one in example.streams(set(example.pods))} == set(example.pods)
+
+
+@pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "prefill-decode"])
+def test_a_long_prompt_is_computed_by_one_pool_and_answered_by_the_other(
+    here: Kubectl, installed: Release, file: str
+) -> None:
+    example = serving(here, installed, file)
+    prefill, decode = example.roles("Prefill"), example.roles("Decode")
+    assert example.stream().instance in decode  # a short prompt stays on one engine
+    answer = example.stream("a long story " * 1_000)
+    assert answer.instance in decode
+    told = example.decision(answer)["handoff"]
+    assert (told["outcome"], told["reason"]) == ("done", "none"), told
+    assert [leg["instance"].partition("/")[0] in prefill for leg in told["legs"]] == [True]
+    engine = decode[answer.instance]["metadata"]["name"]
+    assert json.loads(here.python(engine, _STATE))["kv_transfer"]["pulled_total"] == 1
+
+
+@pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "multi-node"])
+def test_an_instance_over_two_nodes_answers_by_its_first_pod(here: Kubectl, installed: Release, file: str) -> None:
+    example = serving(here, installed, file)
+    group = here.get("leaderworkersets")["items"]
+    assert [(one["spec"]["leaderWorkerTemplate"]["size"], one["status"]["readyReplicas"]) for one in group] == [(2, 1)]
+    assert len(example.pods) == 2
+    leader = here.get("pods", "-l", "fairlead.io/endpoint=true")["items"]
+    assert [example.stream().instance] == [one["metadata"]["uid"] for one in leader]
+
+
+@pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "heterogeneous-pools"])
+def test_cheap_and_fast_engines_serve_side_by_side(here: Kubectl, installed: Release, file: str) -> None:
+    example = serving(here, installed, file)
+    pools = {uid: pod["metadata"]["labels"]["fairlead.io/pool"] for uid, pod in example.pods.items()}
+    assert sorted(pools.values()) == ["cheap", "cheap", "fast"]
+    assert {one.instance for one in example.streams(set(pools))} == set(pools)
+
+
+@pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "external-engines"])
+def test_engines_of_others_answer_under_the_name_that_clients_know(
+    here: Kubectl, installed: Release, file: str
+) -> None:
+    example = serving(here, installed, file)
+    theirs = {pod["metadata"]["uid"] for pod in here.get("pods", "-l", "app=their-vllm")["items"]}
+    assert len(theirs) == 2
+    answers = example.streams(theirs)
+    assert {one.instance for one in answers} == theirs
+    assert {name for one in answers for name in one.models} == {example.name}
+    assert not here.get("deployments", "-l", "fairlead.io/model=qwen3-8b")["items"]
