@@ -39,6 +39,7 @@ FOREIGN = {
     "--import-mode",
     "--strict",
     "--index-url",
+    "--type",
 }
 """Options of other people's programs that the pages speak of."""
 

@@ -13,8 +13,8 @@ def rollout(
             help="status: which revision runs and how far it is; pause: changes of the spec wait; undo: run an earlier revision, "
             "the spec stays; resume: run what the spec says, which ends a pause and an undo."
         ),
-    ],
-    model: Annotated[str, Parameter(help="Its name.")],
+    ] = "status",
+    model: Annotated[str | None, Parameter(help="Its name; may be left out where the namespace has only one.")] = None,
     /,
     *,
     to: Annotated[

@@ -42,7 +42,7 @@ class Asked:
 
     way: Way
     action: str
-    model: str
+    model: str | None = None
     to: int | None = None
     wait: str | None = None
 
@@ -62,13 +62,14 @@ def run(asked: Asked) -> int:
 async def _done(asked: Asked, access: Access, seconds: float | None) -> int:
     clock, namespace = SystemClock(), asked.way.namespace or access.namespace
     async with opened(access, clock) as (api, _):
-        found = await look(api, namespace, asked.model)
+        name = asked.model or await _only(api, namespace)
+        found = await look(api, namespace, name)
         patch = _patch(asked, found)
         if patch is not None:
-            await api.patch_merge(MODEL_DEPLOYMENTS, namespace, asked.model, patch, WRITER)
-            found = await look(api, namespace, asked.model)
+            await api.patch_merge(MODEL_DEPLOYMENTS, namespace, name, patch, WRITER)
+            found = await look(api, namespace, name)
         if seconds is not None:
-            found = await settled(lambda: look(api, namespace, asked.model), found, seconds, clock, asyncio.sleep)
+            found = await settled(lambda: look(api, namespace, name), found, seconds, clock, asyncio.sleep)
     for line in lines(found, clock.wall()):
         print(line)
     followed = asked.action == "status" or seconds is not None
@@ -96,6 +97,15 @@ async def settled(
         await pause(min(_LOOK_SECONDS, max(0.0, end - clock.now())))
         found = await again()
     return found
+
+
+async def _only(api: KubeApi, namespace: str) -> str:
+    """The name of the only model there. Raises BadInput where there is none, or several."""
+    known = sorted(name_of(one) for one in (await api.list(MODEL_DEPLOYMENTS, namespace)).items)
+    if len(known) == 1:
+        return known[0]
+    told = f"there are {', '.join(known[:5])}" if known else "there is none; another namespace is named by --namespace"
+    raise BadInput(f"which model of {namespace}?", field="MODEL", hint=told)
 
 
 async def look(api: KubeApi, namespace: str, name: str) -> Standing:

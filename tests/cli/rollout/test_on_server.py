@@ -177,6 +177,8 @@ def test_what_is_not_there_is_said_with_what_is(api_server: ApiServer) -> None:
         assert code == 2
         assert f"no model {SPACE}/qwem" in err
         assert "there is: qwen" in err
+        code, out, _ = await asyncio.to_thread(rollout, api_server, "status")  # the only one
+        assert (code, out.startswith(f"{SPACE}/qwen runs revision")) == (1, True)
 
     asyncio.run(main())
 
