@@ -1,4 +1,4 @@
-"""20,000 event streams and 10,000 other inputs of engines in ``make test``; ``make nightly`` tries millions more, newly drawn."""
+"""20,000 event streams and 15,000 other inputs of engines in ``make test``; ``make nightly`` tries millions more, newly drawn."""
 
 from fuzzing.ci import holds
 
@@ -13,3 +13,7 @@ def test_what_engines_tell_of_themselves() -> None:
 
 def test_engine_connections() -> None:
     holds("upstream", 5_000)
+
+
+def test_kv_events() -> None:
+    holds("kv_events", 5_000)

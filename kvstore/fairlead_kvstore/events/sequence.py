@@ -153,7 +153,7 @@ class Stream:
         self._last_live = -1
         self._replay_first: int | None = None
         self._replayed = 0
-        self._from_start = False
+        self._from_start = False  # the replay was asked from 0, and has no hole
         self._asked = False
         self._unproven = False  # the replay's first answer must be the last batch that was accepted
         self._suspended = False
@@ -234,6 +234,7 @@ class Stream:
         if frame.number < expected:
             return [Duplicate(frame.number, "replayed twice")]
         if frame.number > expected:
+            self._from_start = False
             lost = Lost(expected, frame.number - 1, "the replay has a hole")
             return [lost, self._accept(frame, "replayed")]
         return [self._accept(frame, "replayed")]
@@ -334,13 +335,11 @@ class Stream:
             if self._held:
                 return [*outcomes, self._ask(0, None, "another process")]
         first = self._replay_first
-        self._asked_all = first is not None or bool(
-            self._held
-        )  # of an engine that had nothing yet it may be asked again
-        outcomes += self._drain("the replay did not bring them")
+        # An engine that had published nothing may be asked again.
+        self._asked_all = first is not None or bool(self._held)
         if self._from_start and first == _FIRST_MOST and self._replayed < self._buffer:
             outcomes.append(Complete(f"its numbers begin at {first}, and its buffer is not full"))
-        return outcomes
+        return outcomes + self._drain("the replay did not bring them")
 
     def _give_up(self, reason: str) -> list[Outcome]:
         """Go on without the replay."""
@@ -363,9 +362,7 @@ class Stream:
             elif frame.number > expected:
                 outcomes += [Lost(expected, frame.number - 1, reason), self._accept(frame, "held back")]
             elif forward and frame.number < (self._replay_first or 0):
-                outcomes.append(
-                    Duplicate(frame.number, "older than the replay, and lost with what is missing before it")
-                )
+                outcomes.append(Duplicate(frame.number, "older than the replay, hence lost"))
             else:
                 outcomes += self._take(frame, "held back")
         if not self._asked:

@@ -228,5 +228,5 @@ SEEDS = [
     b"\r\n\r\n" + _PLAIN,
 ]
 HEAD = Target(
-    "head", "client bytes: head, chunked body, pipelining; framing for engines", check, SEEDS, WORDS, PIECES, 0.35
+    "head", "client bytes: head, chunked body, pipelining; framing for engines", check, SEEDS, WORDS, PIECES, 0.3
 )

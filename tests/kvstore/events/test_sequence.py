@@ -97,12 +97,30 @@ def test_a_replay_from_the_start_may_begin_at_one_unless_it_fills_the_buffer() -
     assert replay(stream, 1, 2) == ["L0-0", "A1", "A2"]
 
 
+def test_a_hole_behind_a_replay_that_began_at_one_leaves_it_incomplete() -> None:
+    stream = Stream(replayable=True)
+    stream.connected()
+    assert live(stream, 5) == []
+    assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "C", "L3-4", "A5"]
+    stream = Stream(replayable=True)
+    stream.connected()
+    assert replay(stream, 1, 3) == ["L0-0", "A1", "L2-2", "A3"]
+
+
+def test_a_live_batch_that_is_older_than_the_replay_is_lost_with_the_others() -> None:
+    stream = Stream(replayable=True)
+    stream.connected()
+    assert live(stream, 11) == []
+    assert replay(stream, 12, 13) == ["L0-11", "A12", "A13", "D11"]
+    assert live(stream, 14) == ["A14"]
+
+
 def test_who_was_there_before_the_first_batch_has_everything_wherever_numbers_begin() -> None:
     stream = Stream(replayable=True)
     stream.connected()
     assert replay(stream) == []
     assert live(stream, 1) == ["G0-0?0"]  # or 0 was dropped
-    assert replay(stream, 1) == ["L0-0", "A1", "D1", "C"]
+    assert replay(stream, 1) == ["L0-0", "A1", "C", "D1"]
 
 
 def test_a_replay_that_begins_later_has_lost_history() -> None:
