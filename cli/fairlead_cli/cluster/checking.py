@@ -16,7 +16,7 @@ from fairlead_cli.cluster.way import Way, find, opened
 from fairlead_cli.errors import NoCluster
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
-PIPE_WIDTH: Final = 400
+PIPE_WIDTH: Final = 2_000
 AGAIN_SECONDS: Final = 2.0
 Pause = Callable[[float], Awaitable[object]]
 

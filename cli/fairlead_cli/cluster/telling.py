@@ -175,4 +175,4 @@ def _print(found: ModelReport, advice: Advice, output: str) -> None:
         print(as_json(as_plain(found, advice)))
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(tree(found, advice), soft_wrap=True)
+    console.print(tree(found, advice))  # a terminal has a width, and long lines go on below one another
