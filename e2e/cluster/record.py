@@ -48,11 +48,14 @@ class Record:
         return self.run / f"{name}.log"
 
     def start(self, name: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
-        """Start a process in a session of its own, with its output in a file; it outlives whoever starts it."""
+        """Start a process in a session of its own, with its output in a file; it outlives whoever starts it, and holds none of its
+        files open: locks that a caller has would be held for as long as the cluster is up.
+        """
         out = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             streams = [(os.POSIX_SPAWN_DUP2, source, number) for source, number in ((nothing, 0), (out, 1), (out, 2))]
+            streams += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
             words = [str(word) for word in command]
             pid = os.posix_spawnp(words[0], words, environ or os.environ, file_actions=streams, setsid=True)
         finally:
@@ -91,6 +94,19 @@ class Record:
             if time.monotonic() > end:
                 raise ClusterError(f"{what}: not within {seconds:g} s; logs in {self.run}")
             time.sleep(0.05)
+
+
+def _inherited() -> list[int]:
+    """Open files beyond the standard ones that a new process would have too."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        try:
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+        except OSError:  # the folder itself, which was open while it was read
+            continue
+    return found
 
 
 def began(pid: int) -> int | None:

@@ -40,6 +40,14 @@ def test_a_process_runs_in_a_session_of_its_own_until_it_is_stopped(record: Reco
     assert record.pids() == {}
 
 
+def test_a_process_holds_no_lock_of_whoever_started_it(record: Record, tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)  # as a shell's `exec 9>lock` does
+        pid = python(record, "one", SLEEP)
+        held = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    assert str(tmp_path / "lock") not in held
+
+
 def test_a_process_that_will_not_stop_is_killed(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.record.PATIENCE_SECONDS", 0.05)
     python(record, "stubborn", STUBBORN)
