@@ -117,6 +117,7 @@ class ControlPlane:
             "cluster-signing-cert-file": self.pki.certificate("ca"),
             "cluster-signing-key-file": self.pki.key("ca"),
             "use-service-account-credentials": "true",
+            "horizontal-pod-autoscaler-sync-period": "5s",  # a test need not wait for the usual 15
         }
         flags = [f"--{name}={value}" for name, value in signing.items()]
         self.record.start("kcm", [self.binaries / "kube-controller-manager", *identity("kcm"), *flags])

@@ -10,9 +10,6 @@ from kube.clients import Client, Streams
 from kube.models import Model
 from kube.release import GATEWAY, OPERATOR, Release
 
-PAUSE_SECONDS = 3.0
-"""Between two steps, so that a failure can be put down to one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Moves:
@@ -89,7 +86,8 @@ class Moves:
 def everything_moves(moves: Moves, *, rate: float, tokens: int, still: float) -> dict[str, Any]:
     """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the streams that failed.
 
-    At first nothing moves for ``still`` seconds, in which it is measured what the streams alone cost.
+    At first nothing moves for ``still`` seconds, in which it is measured what the streams alone cost, and between two moves for a
+    tenth of that, so that a failure can be put down to one.
     """
     kubectl = moves.release.cluster
     with Streams(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:
@@ -102,7 +100,7 @@ def everything_moves(moves: Moves, *, rate: float, tokens: int, still: float) ->
             with streams.step(move.__name__.replace("_", " ")):
                 move()
             with streams.step(f"after: {streams.steps[-1]['step']}"):
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(still / 10)
     return {
         "rate": rate,
         "tokens": tokens,
