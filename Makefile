@@ -9,7 +9,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-operator bench-routing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-operator operator-soak bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -56,6 +56,9 @@ bench-gateway: compile ## the gateway beside its peers, all in one run; out/benc
 
 bench-operator: env ## the operator and a thousand models before a real API server; bench/results/operator.json
 	@$(RUN) bench/operator/run.py
+
+operator-soak: env ## operators that hand over, lead at once, lose the API server, are killed around every write; bench/results/operator-soak.json
+	@$(RUN) bench/operator/soak.py
 
 bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
 	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))

@@ -108,6 +108,11 @@ class OperatorSettings:
         "how often all models are listed besides being watched, so that nothing is missed for longer", default="60s"
     )
     lease: str | None = _setting("how long the leader may be silent before another replica takes over", default="15s")
+    capacity_grace: str | None = _setting(
+        "how long pods may wait for a node before their model is `Stalled` by `InsufficientCapacity`: what a cluster's "
+        "autoscaler takes to bring one; `0s` for clusters without",
+        default="10m",
+    )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
     )

@@ -80,6 +80,7 @@ class Operator(Placement):
     reconcilers: Annotated[int, Field(ge=1, le=256)] = _value("models that are worked on at once", 8)
     resync: Duration = _value("how often all models are listed besides being watched", "60s")
     lease: Duration = _value("how long the leader may be silent before another replica takes over", "15s")
+    capacity_grace: Duration = _value("how long pods may wait for a node before their model is `Stalled`", "10m")
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 

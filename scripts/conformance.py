@@ -19,9 +19,9 @@ from typing import Any
 
 from tap import Tap
 
+from fairlead.loops import loop_factory
 from fairlead.testing.raw_http import Answer, Connection, get, post
 from fairlead_gateway.keys import Keys, digest
-from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.testing import fleet_of, running_gateway
 
 ROOT = Path(__file__).resolve().parent.parent

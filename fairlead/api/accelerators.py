@@ -5,6 +5,10 @@ until an engine has been measured. They select no nodes, since names of products
 several kinds of GPU, a class of one's own says which nodes have which.
 """
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
 from fairlead.api.accelerator_class import AcceleratorClassSpec, TaintEffect, Toleration, TolerationOperator
 from fairlead.api.metadata import Metadata
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass
@@ -20,19 +24,22 @@ _PRESETS: dict[str, tuple[str, str | None]] = {
 }
 
 
-def builtin_accelerators() -> dict[str, AcceleratorClass]:
+@cache
+def builtin_accelerators() -> Mapping[str, AcceleratorClass]:
     """By name; a file's or cluster's own AcceleratorClass of the same name takes precedence."""
-    return {
-        name: AcceleratorClass(
-            api_version=API_VERSION,
-            kind="AcceleratorClass",
-            metadata=Metadata(name=name),
-            spec=AcceleratorClassSpec(
-                profile=Profile(preset=preset), resource=resource, tolerations=_tolerations(resource)
-            ),
-        )
-        for name, (preset, resource) in _PRESETS.items()
-    }
+    return MappingProxyType(
+        {
+            name: AcceleratorClass(
+                api_version=API_VERSION,
+                kind="AcceleratorClass",
+                metadata=Metadata(name=name),
+                spec=AcceleratorClassSpec(
+                    profile=Profile(preset=preset), resource=resource, tolerations=_tolerations(resource)
+                ),
+            )
+            for name, (preset, resource) in _PRESETS.items()
+        }
+    )
 
 
 def _tolerations(resource: str | None) -> list[Toleration]:

@@ -184,7 +184,7 @@ _STALLED = (
     ),
     (
         Reason.INSUFFICIENT_CAPACITY,
-        "Pods wait, since no node has what they ask for.",
+        "No node has what pods ask for, for longer than a cluster's autoscaler is given (`FAIRLEAD_CAPACITY_GRACE`).",
         "Add nodes, lower replicas or parallelism, or check the AcceleratorClass's `resource`, `nodeSelector` and `tolerations`.",
     ),
     (

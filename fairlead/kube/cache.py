@@ -4,18 +4,18 @@ An object that was deleted and made anew under its name is two objects: its user
 happened while nobody was watching.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.resource import Manifest, key_of, metadata_of, uid_of
 
 
 class Cache:
-    """``items`` by ``namespace/name``; they are not to be changed by those who read them. ``owners`` keeps who set which field."""
+    """``items`` by ``namespace/name``, as ``trim`` leaves them; they are not to be changed by those who read them."""
 
-    def __init__(self, *, owners: bool = False) -> None:
+    def __init__(self, trim: Callable[[Manifest], Manifest] | None = None) -> None:
         self.items: dict[str, Manifest] = {}
-        self._owners = owners
+        self._trim = trim or without_owners
 
     def replace(self, listed: Iterable[Manifest]) -> Iterable[Change]:
         """Make ``items`` those; yields each difference after having made it. Objects that did not change are none."""
@@ -31,7 +31,7 @@ class Cache:
         if change.kind is not ChangeKind.DELETED:
             yield from self._put(key, change.object)
         elif self.items.pop(key, None) is not None:
-            yield Change(ChangeKind.DELETED, self._trimmed(change.object))
+            yield Change(ChangeKind.DELETED, self._trim(change.object))
 
     def _put(self, key: str, item: Manifest) -> Iterable[Change]:
         before = self.items.get(key)
@@ -41,13 +41,14 @@ class Cache:
             before = None
         if before is not None and _version(before) == _version(item):
             return
-        self.items[key] = item = self._trimmed(item)
+        self.items[key] = item = self._trim(item)
         yield Change(ChangeKind.ADDED if before is None else ChangeKind.MODIFIED, item)
 
-    def _trimmed(self, item: Manifest) -> Manifest:
-        if not self._owners:
-            metadata_of(item).pop("managedFields", None)
-        return item
+
+def without_owners(item: Manifest) -> Manifest:
+    """Without ``metadata.managedFields``: who set which field, half of many objects."""
+    metadata_of(item).pop("managedFields", None)
+    return item
 
 
 def _version(item: Manifest) -> object:

@@ -5,6 +5,7 @@ creates and changes, repeating it changes nothing, and each field has an owner t
 """
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,15 +20,17 @@ from fairlead.clock import Clock
 from fairlead.kube.access import Access
 from fairlead.kube.changes import Change, Lines, change_of
 from fairlead.kube.credentials import Credentials
-from fairlead.kube.errors import Conflict, Gone, KubeError, NotFound, Unauthenticated, Unreachable, error_of
+from fairlead.kube.errors import Conflict, Gone, Invalid, KubeError, NotFound, Unauthenticated, Unreachable, error_of
 from fairlead.kube.resource import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
 from fairlead.kube.retry import again
 from fairlead.limits import Limits
 
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
 _JSON = "application/json"
 _ERROR_BYTES = 65_536
+_PIECES_BYTES = 262_144
 _Query = tuple[tuple[str, str], ...]
 
 
@@ -138,8 +141,11 @@ class KubeApi:
         fields: str | None = None,
         resource_version: str,
         seconds: float | None = None,
+        opened: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[Change, None]:
         """What happens after ``resource_version``, bookmarks included, until the API server ends it; ``seconds`` asks it when to.
+
+        ``opened`` is called when the API server has agreed to it, which may be long before anything happens.
 
         A clean end just ends: watch on from the last resource version. Raises Gone when that is too old, Unreachable when the
         connection breaks. It is tried once only (``Informer`` goes on). Close it (``contextlib.aclosing``) when leaving early.
@@ -158,6 +164,7 @@ class KubeApi:
             async with await self._known(asked, None) as response:
                 if response.status != 200:
                     raise await _refusal(response, what)
+                opened()
                 lines = Lines(self._limits.kube_event_bytes)
                 async for data in response.content.iter_any():
                     for line in lines.take(data):
@@ -220,6 +227,22 @@ class KubeApi:
         path = resource_of(manifest).path(namespace_of(manifest))
         query = _query(fieldManager=manager, fieldValidation="Strict")
         return await self._ask(_Asked("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
+
+    async def declare_applied(self, manifest: Manifest, manager: str, place: int) -> Manifest:
+        """Let what ``manager`` set with ``create`` count as applied, so that ``apply`` may take it away.
+
+        ``place`` is that of its entry in ``metadata.managedFields``. Raises Conflict when another one stands there now.
+        """
+        entry = f"/metadata/managedFields/{place}"
+        expected = {"manager": manager, "operation": "Update"}
+        patch = [{"op": "test", "path": f"{entry}/{name}", "value": value} for name, value in expected.items()]
+        patch.append({"op": "replace", "path": f"{entry}/operation", "value": "Apply"})
+        path = resource_of(manifest).path(namespace_of(manifest), name_of(manifest))
+        asked = _Asked("PATCH", path, _query(fieldManager=manager), msgspec.json.encode(patch), _JSON_PATCH)
+        try:
+            return await self._ask(asked)
+        except Invalid as error:
+            raise Conflict(f"{asked}: who set which field has changed: {error.message}", status=409) from error
 
     async def patch_merge(
         self,
@@ -358,7 +381,7 @@ class KubeApi:
             return await self._opened().request(
                 asked.method,
                 URL(f"{self.access.server}{asked.path}{query}", encoded=True),
-                data=asked.body,
+                data=_sent(asked.body),
                 headers=headers,
                 ssl=self._credentials.tls(),
                 server_hostname=self.access.server_name,
@@ -385,6 +408,11 @@ class KubeApi:
 
 
 _NAMING = ("name", "namespace", "resourceVersion", "uid")
+
+
+def _sent(body: bytes | None) -> bytes | io.BytesIO | None:
+    """In pieces when it is large, so that other connections get their turn."""
+    return io.BytesIO(body) if body is not None and len(body) > _PIECES_BYTES else body
 
 
 def _query(**values: str | None) -> _Query:

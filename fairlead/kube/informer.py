@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
-from fairlead.kube.cache import Cache
+from fairlead.kube.cache import Cache, without_owners
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
@@ -87,7 +87,8 @@ class Informer:
     """Keeps ``items`` like the objects of ``resource``, and calls ``on_change`` for every difference, in order.
 
     ``items`` has changed when ``on_change`` is called; what it raises ends ``run``. Bookmarks are not told.
-    ``metadata.managedFields``, half of many objects, is left out unless ``owners`` is on. ``chance`` draws evenly from 0 to 1.
+    ``trim`` says what is kept and told of an object; all but ``metadata.managedFields``, if not told otherwise. ``chance`` draws
+    evenly from 0 to 1.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Informer:
         namespace: str | None = None,
         labels: str | None = None,
         fields: str | None = None,
-        owners: bool = False,
+        trim: Callable[[Manifest], Manifest] = without_owners,
         on_change: Callable[[Change], None] | None = None,
         report: Callable[[Next], None] | None = None,
         limits: Limits | None = None,
@@ -118,7 +119,7 @@ class Informer:
         self._report = report
         self._limits = limits or Limits()
         self._pause = pause
-        self._cache = Cache(owners=owners)
+        self._cache = Cache(trim)
         self.items: Mapping[str, Manifest] = MappingProxyType(self._cache.items)
         self._version = ""
         self._heard_at: float | None = None
@@ -207,6 +208,7 @@ class Informer:
             fields=self._fields,
             resource_version=self._version,
             seconds=longest,
+            opened=self._opened,
         )
         async with aclosing(watch) as changes:
             async for change in changes:
@@ -216,6 +218,10 @@ class Informer:
                     for real in self._cache.take(change):
                         self._tell(real)
                 self._version = str(metadata_of(change.object).get("resourceVersion") or self._version)
+
+    def _opened(self) -> None:
+        """It is watched again: what went wrong before is over, though nothing has been heard yet."""
+        self.problem = None
 
     def _hear(self) -> None:
         self._heard_at = self._clock.now()

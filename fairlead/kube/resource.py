@@ -62,6 +62,7 @@ QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
+RESOURCE_QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 VOLUME_CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
@@ -131,6 +132,12 @@ def key_of(manifest: Manifest) -> str:
 def uid_of(manifest: Manifest) -> str:
     """``metadata.uid``, empty for what the API server has not seen yet."""
     return str(metadata_of(manifest).get("uid", ""))
+
+
+def version_of(manifest: Manifest) -> int:
+    """``metadata.resourceVersion``, which grows with each change of an object; 0 for what is no number."""
+    text = str(metadata_of(manifest).get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0
 
 
 def metadata_of(manifest: Manifest) -> Manifest:

@@ -57,13 +57,24 @@ class ApiServer:
         wait_until(lambda: not alive(self._pid), "the API server is dead")
 
     def start(self) -> None:
-        """Bring it back on its port; returns when it is ready."""
+        """Bring it back on its port; returns when it is ready.
+
+        While it was away somebody's connection may have got its port as the local end: then it ends at once, and is started anew.
+        """
+
+        def ready() -> bool:
+            if self._again is None or self._again.poll() is not None:
+                self._run()
+            return self._ready()
+
+        wait_until(ready, "the API server is ready again")
+
+    def _run(self) -> None:
         with (self.run / "apiserver-again.log").open("ab") as log:
             self._again = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self._pid = self._again.pid
-        wait_until(self._ready, "the API server is ready again")
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay, and nothing is said."""

@@ -12,16 +12,20 @@ from typing import Any
 
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import Listing
-from fairlead.kube.errors import Conflict, Invalid, KubeError, NotFound
+from fairlead.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound
 from fairlead.kube.resource import Manifest, Resource, metadata_of, name_of, namespace_of, resource_of
 
 _Path = tuple[str, ...]
 _Key = tuple[str, str | None, str]
+_CREATED = "+create"
 _SERVER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "deletionTimestamp")
 
 
 class MemoryKube:
-    """As much of an API server as a reconciler sees. ``before_write`` is called with each write, and may raise instead of it."""
+    """As much of an API server as a reconciler sees. ``before_write`` is called with each write, and may raise instead of it.
+
+    ``refuse`` are objects that are not taken, ``unkept`` fields that are taken and dropped, as those of a feature that is off.
+    """
 
     def __init__(self) -> None:
         self.writes: list[str] = []
@@ -30,6 +34,7 @@ class MemoryKube:
         self.after_write: Callable[[str], None] = lambda _: None
         self.listeners: list[Callable[[Change], None]] = []
         self.refuse: dict[_Key, KubeError] = {}
+        self.unkept: set[_Path] = set()
         self._objects: dict[_Key, Manifest] = {}
         self._owners: dict[_Key, dict[str, set[_Path]]] = {}
         self._version = 1_000
@@ -58,6 +63,31 @@ class MemoryKube:
         return self._write(
             manifest, manager, "apply", {name: value for name, value in manifest.items() if name != "status"}
         )
+
+    async def create(self, manifest: Manifest, manager: str) -> Manifest:
+        """A new object, whose fields count as updated. Raises AlreadyExists."""
+        if _key(manifest) in self._objects:
+            raise AlreadyExists(f"{manifest['kind']} {name_of(manifest)} is there", status=409)
+        fields = {name: value for name, value in manifest.items() if name != "status"}
+        return self._write(manifest, f"{manager}{_CREATED}", "create", fields)
+
+    async def declare_applied(self, manifest: Manifest, manager: str, place: int) -> Manifest:
+        """What was created counts as applied. Raises Conflict when another entry is at ``place``."""
+        key = _key(manifest)
+        what = f"declare {key[0]} {key[2]}"
+        self.before_write(what)
+        self.writes.append(what)
+        found = self._objects.get(key)
+        if found is None:
+            raise NotFound(f"no {key[0]} {key[2]}", status=404)
+        entry = (found["metadata"]["managedFields"][place : place + 1] or [{}])[0]
+        if (entry.get("manager"), entry.get("operation")) != (manager, "Update"):
+            raise Conflict(f"{what}: another entry is at {place}", status=409)
+        owners = self._owners[key]
+        owners[manager] = owners.get(manager, set()) | owners.pop(f"{manager}{_CREATED}")
+        self._changed(key, {**found, "metadata": {**found["metadata"], "managedFields": _entries(owners)}})
+        self.after_write(what)
+        return copy.deepcopy(self._objects[key])
 
     async def apply_status(self, manifest: Manifest, manager: str) -> Manifest:
         """The same for the status. Raises NotFound without the object."""
@@ -96,6 +126,17 @@ class MemoryKube:
         self._owners.pop((kind, namespace, name), None)
         found["metadata"]["resourceVersion"] = str(self._version)
         self._tell(Change(ChangeKind.DELETED, found))
+
+    def strip(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
+        """Somebody takes a field away, and all below it: it is nobody's then."""
+        key = kind, namespace, name
+        found = copy.deepcopy(self._objects[key])
+        _remove(found, path)
+        owners = self._owners[key]
+        for paths in owners.values():
+            paths -= {one for one in paths if one[: len(path)] == path}
+        found["metadata"]["managedFields"] = _entries(owners)
+        self._changed(key, found)
 
     def collect_garbage(self) -> None:
         """Remove everything whose owner is gone."""
@@ -143,16 +184,23 @@ class MemoryKube:
                     paths.discard(path)
             _put(found, path, copy.deepcopy(value))
         owners[manager] = values.keys() | (owners.get(manager, set()) if kept else set())
-        found["metadata"]["managedFields"] = [_entry(name, paths) for name, paths in sorted(owners.items()) if paths]
+        found["metadata"]["managedFields"] = _entries(owners)
+        for path in self.unkept:
+            _remove(found, path)
         if before is not None and found == before:
             return copy.deepcopy(found)
         if before is not None and found.get("spec") != before.get("spec"):
             found["metadata"]["generation"] += 1
+        self._changed(key, found)
+        return copy.deepcopy(found)
+
+    def _changed(self, key: _Key, found: Manifest) -> None:
+        """It is this from now on, and everybody hears of it."""
+        kind = ChangeKind.MODIFIED if key in self._objects else ChangeKind.ADDED
         self._version += 1
         found["metadata"]["resourceVersion"] = str(self._version)
         self._objects[key] = found
-        self._tell(Change(ChangeKind.MODIFIED if before else ChangeKind.ADDED, copy.deepcopy(found)))
-        return copy.deepcopy(found)
+        self._tell(Change(kind, copy.deepcopy(found)))
 
     def _tell(self, change: Change) -> None:
         for listener in self.listeners:
@@ -225,14 +273,19 @@ def _remove(item: Any, path: _Path) -> None:
         item.pop(last, None)
 
 
+def _entries(owners: dict[str, set[_Path]]) -> list[Manifest]:
+    return [_entry(name, paths) for name, paths in sorted(owners.items()) if paths]
+
+
 def _entry(manager: str, paths: set[_Path]) -> Manifest:
-    """As ``managedFields`` says it: our managers apply, everybody else updates."""
-    name, _, subresource = manager.partition("/")
+    """As ``managedFields`` says it: our managers apply what they did not create, everybody else updates."""
+    whole, _, subresource = manager.partition("/")
+    name = whole.removesuffix(_CREATED)
     fields: Manifest = {}
     for path in sorted(paths):
         level = fields
         for step in path:
             level = level.setdefault(step if step.startswith("k:") else f"f:{step}", {})
-    operation = "Apply" if name.startswith("fairlead") else "Update"
+    operation = "Apply" if name.startswith("fairlead") and name == whole else "Update"
     entry: Manifest = {"manager": name, "operation": operation, "fieldsV1": fields}
     return {**entry, "subresource": subresource} if subresource else entry

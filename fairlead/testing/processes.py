@@ -1,6 +1,7 @@
 """Questions that tests ask about processes: does it live, what did it start, is its port free again."""
 
 import os
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -39,6 +40,19 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, port)) == 0
+
+
+def unused_port() -> int:
+    """A port of loopback that nobody has, and that no connection gets as its own end meanwhile: below the range for those."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(max(1_024, lowest - 16_384), lowest)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def wait_until(condition: Callable[[], bool], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from fairlead.clock import SystemClock
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
+from fairlead.loops import loop_factory
 from fairlead.testing.engine import Script, scripted_engine
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
-from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.memory import Share
 from fairlead_gateway.observing import Observing
 from fairlead_gateway.ports import url

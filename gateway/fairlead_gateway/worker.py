@@ -19,6 +19,7 @@ from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
+from fairlead.loops import loop_factory
 from fairlead.settings import GatewaySettings, read
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway import forward, memory, quiet_log, system
@@ -27,7 +28,6 @@ from fairlead_gateway.channel import Channel
 from fairlead_gateway.compiled import is_compiled
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.keys import Keys
-from fairlead_gateway.loops import loop_factory
 from fairlead_gateway.ports import Address
 from fairlead_gateway.request_ids import RequestIds
 from fairlead_gateway.routing.shared import SharedRows, Siblings

@@ -16,6 +16,7 @@ from pathlib import Path
 from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError
 from fairlead.kube.access import Access, find_access
+from fairlead.loops import loop_factory
 from fairlead.settings import OperatorSettings, read, unknown
 from fairlead_operator.leading import identity
 from fairlead_operator.operation import Operation
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # and that signals are not its own, as is meant
     for line in unknown(os.environ):
         _LOG.warning("%s", line)
-    return asyncio.run(_run(access, chosen, flags))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_run(access, chosen, flags))
 
 
 async def _run(access: Access, chosen: Options, flags: argparse.Namespace) -> int:

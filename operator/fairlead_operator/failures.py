@@ -6,12 +6,13 @@ Pure. What is read are the words of kubelet, scheduler and controllers; where th
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from fairlead.api import Reason
 from fairlead.api.conditions import reasons
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
-from fairlead.kube.resource import Manifest, leaving, name_of
+from fairlead.kube.resource import Manifest, leaving, metadata_of, name_of
 
 _NOTED = 300
 _SECRET = re.compile(r'secrets? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in Secret (\S+)')
@@ -47,10 +48,39 @@ _WORST = (
 )
 
 
-def failure(pods: Iterable[Manifest], workloads: Iterable[Manifest]) -> Failure | None:
-    """The one cause to tell; None when nothing has gone wrong as far as can be seen."""
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Pods wait for a node that a cluster's autoscaler may be bringing; it counts as a failure after ``seconds``."""
+
+    message: str
+    seconds: float
+
+
+def awaited(pods: Iterable[Manifest], wall: float, grace_seconds: float) -> Waiting | None:
+    """What a node is still hoped for, at the Unix time ``wall``; None where nothing waits, or too long already."""
+    waits = []
+    for pod in pods:
+        found = of_pod(pod)
+        if found is not None and found.reason is Reason.INSUFFICIENT_CAPACITY:
+            left = _since(pod, wall) + grace_seconds - wall
+            if left > 0:
+                waits.append(Waiting(found.message, left))
+    if not waits:
+        return None
+    more = f" (and {len(waits) - 1} more like it)" if len(waits) > 1 else ""
+    return Waiting(waits[0].message + more, min(one.seconds for one in waits))
+
+
+def failure(
+    pods: Iterable[Manifest], workloads: Iterable[Manifest], *, wall: float = 0.0, grace_seconds: float = 0.0
+) -> Failure | None:
+    """The one cause to tell; None when nothing has gone wrong as far as can be seen.
+
+    A pod without a node counts only after ``grace_seconds``.
+    """
     found: dict[Reason, Failure] = {}
-    for one in (*map(of_pod, pods), *map(of_workload, workloads)):
+    counting = [pod for pod in pods if awaited((pod,), wall, grace_seconds) is None]
+    for one in (*map(of_pod, counting), *map(of_workload, workloads)):
         if one is not None:
             before = found.get(one.reason)
             found[one.reason] = one if before is None else Failure(before.reason, before.message, before.pods + 1)
@@ -117,6 +147,17 @@ def refusal(message: str) -> Reason | None:
     if "violates PodSecurity" in message or "admission webhook" in message or "ValidatingAdmissionPolicy" in message:
         return Reason.POLICY_REFUSED
     return None
+
+
+def _since(pod: Manifest, wall: float) -> float:
+    """When the scheduler said first that there is no room, as Unix seconds; now where it cannot be read."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    said = [one.get("lastTransitionTime") for one in conditions if one.get("type") == "PodScheduled"]
+    text = str((said or [None])[0] or metadata_of(pod).get("creationTimestamp") or "")
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return wall
 
 
 def _unscheduled(pod: Manifest, message: str) -> Failure:

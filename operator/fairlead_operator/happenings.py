@@ -3,7 +3,7 @@
 An event is said of a change, never of a state: the same state looked at twice says nothing new. The recorder counts repetitions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from fairlead.api import ConditionType, Reason
 from fairlead.kube.ledger import EventType
 from fairlead.kube.resource import Manifest, name_of
 from fairlead_operator.marks import REVISION, annotation
-from fairlead_operator.plan import WORKLOADS, Plan
+from fairlead_operator.plan import WORKLOADS, Apply
 from fairlead_operator.summarize import condition
 
 
@@ -25,22 +25,22 @@ class Happening:
     note: str
 
 
-def of_plan(plan: Plan) -> list[Happening]:
+def of_writes(applied: Iterable[Apply], pruned: Iterable[Manifest]) -> list[Happening]:
     """What was done, once it is done. Supports are not told of: people think in pools."""
     told = []
-    for step in plan.applies:
+    for step in applied:
         name = name_of(step.manifest)
         if step.manifest["kind"] not in WORKLOADS:
             continue
         if step.live is None:
             told.append(_normal("Created", "Create", f"Made {step.manifest['kind']} {name}{_asked(step.manifest)}"))
-        elif step.why.startswith("somebody else"):
+        elif step.corrects:
             told.append(_normal("Corrected", "Apply", f"Set {name} right again: {step.why}"))
         elif annotation(step.manifest, REVISION) != annotation(step.live, REVISION):
             told.append(_normal("RolloutStarted", "Apply", f"Applied a change to {name}; its instances follow"))
         elif (numbers := _numbers(step.live, step.manifest)) is not None:
             told.append(_normal("Scaled", "Scale", f"Scaled {name} from {numbers[0]} to {numbers[1]} instances"))
-    for child in plan.prunes:
+    for child in pruned:
         if child["kind"] in WORKLOADS:
             told.append(_normal("Removed", "Delete", f"Removed {name_of(child)}, which the spec has no more"))
     return told

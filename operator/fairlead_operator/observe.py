@@ -4,6 +4,7 @@ What we wrote ourselves is put here at once, from the API server's answer, so th
 is known (a watch that runs behind our own writes) is not taken.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,10 +13,8 @@ from fairlead.cluster_labels import MANAGER
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
-    CONFIG_MAPS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
-    INFERENCE_POOLS,
     LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
     NETWORK_POLICIES,
@@ -23,23 +22,24 @@ from fairlead.kube.resource import (
     REVISIONS,
     SERVICE_ACCOUNTS,
     SERVICES,
-    VOLUME_CLAIMS,
     Manifest,
     key_of,
     metadata_of,
     name_of,
     uid_of,
+    version_of,
 )
 from fairlead_operator.marks import parent_key
+from fairlead_operator.ownership import created
 from fairlead_operator.plan import ChildKey, child_key
 
-ALWAYS = (
-    *(DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, CONFIG_MAPS),
-    *(VOLUME_CLAIMS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS),
-)
+ALWAYS = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS)
 """The kinds of children that every cluster knows."""
-OPTIONAL = (LEADER_WORKER_SETS, INFERENCE_POOLS)
+OPTIONAL = (LEADER_WORKER_SETS,)
 """Those that only some do; they are watched where they are served."""
+_WHO = ("manager", "operation", "subresource")
+_ENDS_MOST = 4_096
+"""Deleted objects whose late news is known as such; a watch brings it within seconds."""
 _Key = TypeVar("_Key")
 
 
@@ -67,29 +67,42 @@ class Shelf:
         self._children: dict[str, dict[ChildKey, Manifest]] = {}
         self._pods: dict[str, dict[str, Manifest]] = {}
         self._named: dict[str, set[str]] = {}
+        self._ends: OrderedDict[str, int] = OrderedDict()
 
     def take(self, change: Change) -> list[str]:
-        """One change of any kind; the keys of the models that it concerns."""
+        """One change of any kind; the keys of the models for which it is news. The echo of our own writing is none."""
         kind, gone = str(change.object.get("kind", "")), change.kind is ChangeKind.DELETED
         if kind == MODEL_DEPLOYMENTS.kind:
             return self._take_model(change.object, gone)
         if kind == ACCELERATOR_CLASSES.kind:
-            _keep(self._accelerators, name_of(change.object), change.object, gone)
-            return list(self.models)
+            news = self._keep(self._accelerators, name_of(change.object), change.object, gone)
+            return list(self.models) if news else []
         key = parent_key(change.object)
         if key is None:
             return []
         if kind == PODS.kind:
-            _keep(self._pods.setdefault(key, {}), name_of(change.object), change.object, gone)
+            news = self._keep(self._pods.setdefault(key, {}), name_of(change.object), change.object, gone)
             _tidy(self._pods, key)
         else:
-            _keep(self._children.setdefault(key, {}), child_key(change.object), compact(change.object), gone)
+            news = self._keep(
+                self._children.setdefault(key, {}), child_key(change.object), compact(change.object), gone
+            )
             _tidy(self._children, key)
-        return [key]
+        return [key] if news else []
 
-    def put(self, manifest: Manifest) -> None:
-        """What the API server answered to our own writing."""
+    def put(self, manifest: Manifest) -> bool:
+        """What the API server answered to our own writing. True when a watch was faster, and it has been taken for news."""
+        known = self._known(manifest)
         self.take(Change(ChangeKind.MODIFIED, manifest))
+        return known
+
+    def _known(self, manifest: Manifest) -> bool:
+        if manifest.get("kind") == MODEL_DEPLOYMENTS.kind:
+            before = self.models.get(key_of(manifest))
+        else:
+            before = self._children.get(parent_key(manifest) or "", {}).get(child_key(manifest))
+        same = before is not None and uid_of(before) == uid_of(manifest)
+        return same and before is not None and version_of(before) == version_of(manifest)
 
     def replace_models(self, listed: Iterable[Manifest]) -> list[str]:
         """All models, as they were listed: those that are gone go, and news is taken. The keys of what was not known."""
@@ -99,7 +112,7 @@ class Shelf:
             news += self._take_model(self.models[key], True)
         for key, one in found.items():
             before = self.models.get(key)
-            if before is None or _version(before) < _version(one) or uid_of(before) != uid_of(one):
+            if before is None or version_of(before) < version_of(one) or uid_of(before) != uid_of(one):
                 news += self._take_model(one, False)
         return news
 
@@ -117,11 +130,30 @@ class Shelf:
             stale=stale,
         )
 
+    def _keep(self, shelf: dict[_Key, Manifest], key: _Key, item: Manifest, gone: bool) -> bool:
+        """Put it there or take it away, unless more is known of it already; whether anything is different now."""
+        before, uid = shelf.get(key), uid_of(item)
+        same = before is not None and uid_of(before) == uid
+        if gone:  # also where more is known of it: who lists anew learns the end without its version
+            self._ends[uid] = version_of(item)
+            if len(self._ends) > _ENDS_MOST:
+                self._ends.popitem(last=False)
+            if same:
+                del shelf[key]
+            return same
+        if version_of(item) <= self._ends.get(uid, -1):
+            return False  # not for ever: what lost our labels ends for a watch, and may get them back
+        if before is not None and same and version_of(before) >= version_of(item) > 0:
+            return False
+        shelf[key] = item
+        return True
+
     def _take_model(self, model: Manifest, gone: bool) -> list[str]:
         key, name = key_of(model), name_of(model)
         same = self._named.setdefault(name, set())
         concerned = [key, *sorted(same - {key})] if (key in same) == gone else [key]
-        _keep(self.models, key, model, gone)
+        if not self._keep(self.models, key, model, gone):
+            concerned = []
         if key in self.models:
             same.add(key)
         else:
@@ -140,34 +172,17 @@ class Shelf:
 
 
 def compact(manifest: Manifest) -> Manifest:
-    """Without the part of ``managedFields`` that says nothing: where we alone wrote, all of it (half of an object)."""
-    entries = [
-        entry for entry in metadata_of(manifest).get("managedFields") or [] if entry.get("subresource") != "status"
-    ]
-    ours = [one.get("manager") == MANAGER and one.get("operation") == "Apply" for one in entries]
-    metadata = {**metadata_of(manifest), "managedFields": [] if all(ours) else entries}
-    if not metadata["managedFields"]:
-        del metadata["managedFields"]
+    """Without what says nothing in ``managedFields`` (half of an object): which fields are ours where nobody else wrote any."""
+    entries = metadata_of(manifest).get("managedFields") or []
+    if not entries:
+        return manifest
+    metadata = dict(metadata_of(manifest))
+    if all(entry.get("manager") == MANAGER or entry.get("subresource") == "status" for entry in entries):
+        if created(manifest, MANAGER) is None:
+            del metadata["managedFields"]
+        else:
+            metadata["managedFields"] = [{key: entry[key] for key in _WHO if key in entry} for entry in entries]
     return {**manifest, "metadata": metadata}
-
-
-def _keep(shelf: dict[_Key, Manifest], key: _Key, item: Manifest, gone: bool) -> None:
-    """Put it there or take it away, unless what is there is newer."""
-    before = shelf.get(key)
-    if before is not None and uid_of(before) == uid_of(item) and _version(before) > _version(item):
-        return
-    if before is not None and gone and uid_of(before) != uid_of(item):
-        return  # the end of an earlier object of this name
-    if gone:
-        shelf.pop(key, None)
-    else:
-        shelf[key] = item
-
-
-def _version(item: Manifest) -> int:
-    """Resource versions of one object grow (guaranteed since 1.35, so before); 0 for what is no number."""
-    text = str(metadata_of(item).get("resourceVersion", ""))
-    return int(text) if text.isdecimal() else 0
 
 
 def _tidy(shelves: dict[str, Any], key: str) -> None:

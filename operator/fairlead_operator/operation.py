@@ -65,9 +65,11 @@ class Operation:
             self._shelf,
             renderer(options.installation, options.peers),
             clock,
-            served=lambda: self._watching.served,
+            cluster=lambda: self._watching.cluster,
             stale=lambda: liveness.stale(self._pulse()),
             tell=self._tell,
+            capacity_grace_seconds=options.capacity_grace_seconds,
+            echoed=self._queue.echo,
         )
         where = lease_namespace or access.namespace
         self._election = Election(self._api, where, LEASE, self._me, clock, chance, terms=options.terms)

@@ -1,7 +1,7 @@
-"""Who set which field of a live object: read from ``metadata.managedFields``, as server-side apply keeps them.
+"""Who set which field of a live object: read from ``metadata.managedFields``, as the API server keeps them.
 
-What somebody else set and we would set too is *taken*: ``replicas`` is then theirs (an autoscaler, ``kubectl scale``) and left out of
-what we apply; anything else was changed behind our back, and is set right again.
+What somebody else set and we would set too is *taken*: it was changed behind our back, and is set right again. What is not there any
+more is *lost*. ``replicas`` is apart: whoever else writes it (an autoscaler, ``kubectl scale``) decides on it from then on.
 """
 
 import json
@@ -13,18 +13,73 @@ from fairlead.kube.resource import Manifest, metadata_of
 REPLICAS = ("spec", "replicas")
 Path = tuple[str, ...]
 """Where a field is: names as in JSON; an element of a list is named by its key, as ``managedFields`` does (``k:{"name":"x"}``)."""
+_KEYS = ("name", "mountPath", "containerPort", "port", "topologyKey", "uid")
+"""What tells the elements of a list apart, in the order in which they are tried."""
 
 
 def taken(live: Manifest, wanted: Manifest, manager: str) -> frozenset[Path]:
     """The fields of ``wanted`` that other managers own in ``live`` and ``manager`` does not."""
     ours: set[Path] = set()
     others: set[Path] = set()
-    for entry in metadata_of(live).get("managedFields") or []:
-        if entry.get("subresource") == "status":
-            continue
-        mine = entry.get("manager") == manager and entry.get("operation") == "Apply"
-        (ours if mine else others).update(_leaves(entry.get("fieldsV1") or {}))
+    for entry in _entries(live):
+        (ours if entry.get("manager") == manager else others).update(_leaves(entry.get("fieldsV1") or {}))
     return frozenset(path for path in others - ours if _sets(wanted, path))
+
+
+def scaled_elsewhere(live: Manifest, manager: str) -> bool:
+    """Does somebody else write ``spec.replicas``, be it the same number?
+
+    Then it is left out of what we apply, and the API server keeps theirs. Controllers that run a workload write its status only.
+    """
+    return any(
+        "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+        for entry in _entries(live)
+        if entry.get("manager") != manager
+    )
+
+
+def created(live: Manifest, manager: str) -> int | None:
+    """The place in ``managedFields`` of what ``manager`` created and never applied; None where there is nothing such."""
+    for place, entry in enumerate(metadata_of(live).get("managedFields") or []):
+        made = entry.get("manager") == manager and entry.get("operation") == "Update"
+        if made and not entry.get("subresource"):
+            return place
+    return None
+
+
+def lost(live: Any, wanted: Any) -> frozenset[Path]:
+    """The fields of ``wanted`` that are not in ``live`` at all.
+
+    Values are not compared: changed ones are found by their owner, and the API server writes some in another form. What is empty
+    (0, false, "", {}) it may leave out.
+    """
+    found: list[Path] = []
+    _compare(live, wanted, (), found)
+    return frozenset(found)
+
+
+def _compare(live: Any, wanted: Any, above: Path, found: list[Path]) -> None:
+    if type(wanted) is list:
+        key = next((key for key in _KEYS if all(type(one) is dict and key in one for one in wanted)), None)
+        if key is None or type(live) is not list:
+            return
+        live = {str(one.get(key)): one for one in live if type(one) is dict}
+        wanted = {str(one[key]): one for one in wanted}
+    elif type(live) is not dict:
+        return
+    for name, value in wanted.items():
+        there = live.get(name)
+        if there is None:
+            if _says_something(value):
+                found.append((*above, name))
+        elif type(value) in (dict, list):
+            _compare(there, value, (*above, name), found)
+
+
+def _says_something(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_says_something, value.values()))
+    return any(map(_says_something, value)) if isinstance(value, list) else bool(value)
 
 
 def without(manifest: Manifest, path: Path) -> Manifest:
@@ -36,6 +91,11 @@ def without(manifest: Manifest, path: Path) -> Manifest:
         return {name: value for name, value in manifest.items() if name != first}
     inner = manifest[first]
     return {**manifest, first: without(inner, tuple(rest))} if isinstance(inner, dict) else manifest
+
+
+def _entries(live: Manifest) -> Iterator[dict[str, Any]]:
+    """All but those about the status."""
+    return (one for one in metadata_of(live).get("managedFields") or [] if one.get("subresource") != "status")
 
 
 def _leaves(fields: dict[str, Any], above: Path = ()) -> Iterator[Path]:

@@ -1,16 +1,16 @@
 """What to write: a pure comparison of the children that shall be with those that are.
 
-Applied is what is new or different; what was applied from the same manifest is left alone. Pruned is what carries our label, is owned
+Applied is what is new, different, or was changed by somebody else; the rest is left alone. Pruned is what carries our label, is owned
 by this very model and is wanted no more. Where there is a doubt nothing is deleted, and ``kept`` says why.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from fairlead.cluster_labels import MANAGER, ROLE
 from fairlead.kube.resource import Manifest, leaving, name_of, uid_of
 from fairlead_operator.marks import APPLIED, annotation, label, owned, owner_uid
-from fairlead_operator.ownership import REPLICAS, taken, without
+from fairlead_operator.ownership import REPLICAS, Path, lost, scaled_elsewhere, taken, without
 
 ChildKey = tuple[str, str]
 """(kind, name); a model's children share its namespace."""
@@ -21,11 +21,16 @@ _ORDER = ("ControllerRevision", "ServiceAccount", "ConfigMap", "PersistentVolume
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """One manifest to apply, complete. ``live`` is what is there now, None for nothing."""
+    """One manifest to apply, complete. ``live`` is what is there now, None for nothing.
+
+    ``corrects``: somebody else changed it; ``restores``: or took something away.
+    """
 
     manifest: Manifest
     live: Manifest | None
     why: str
+    corrects: bool = False
+    restores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +69,19 @@ def child_key(manifest: Manifest) -> ChildKey:
     return str(manifest.get("kind", "")), name_of(manifest)
 
 
-def plan(model: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest], doubts: Doubts) -> Plan:
-    """What to do about ``model``, whose children shall be ``wanted`` and are ``live``."""
+def plan(
+    model: Manifest,
+    wanted: Sequence[Manifest],
+    live: Mapping[ChildKey, Manifest],
+    doubts: Doubts,
+    unkept: Set[tuple[str, Path]] = frozenset(),
+) -> Plan:
+    """What to do about ``model``, whose children shall be ``wanted`` and are ``live``.
+
+    ``unkept``: fields, by their object's uid, that the API server does not keep.
+    """
     ordered = sorted(wanted, key=_rank)
-    applies = [step for step in (_apply(model, one, live) for one in ordered) if step is not None]
+    applies = [step for step in (_apply(model, one, live, unkept) for one in ordered) if step is not None]
     keys = {child_key(one) for one in wanted}
     prunes: list[Manifest] = []
     kept: list[Kept] = []
@@ -95,23 +109,29 @@ def _rank(manifest: Manifest) -> tuple[int, str, str]:
     return len(_ORDER) + (kind in WORKLOADS), kind, name
 
 
-def _apply(model: Manifest, one: Manifest, live: Mapping[ChildKey, Manifest]) -> Apply | None:
+def _apply(
+    model: Manifest, one: Manifest, live: Mapping[ChildKey, Manifest], unkept: Set[tuple[str, Path]]
+) -> Apply | None:
     there = live.get(child_key(one))
     whole = owned(one, model)
     if there is None:
         return Apply(whole, None, "it is not there")
     if leaving(there) or owner_uid(there) not in ("", uid_of(model)):
         return None  # it is made anew once it is gone, which we shall hear of
-    others = taken(there, whole, MANAGER)
-    if REPLICAS in others:
+    if scaled_elsewhere(there, MANAGER):
         whole = owned(without(one, REPLICAS), model)
-        others -= {REPLICAS}
     if annotation(there, APPLIED) != annotation(whole, APPLIED):
         return Apply(whole, there, "it is different")
-    if others:
-        changed = ", ".join(sorted(".".join(path) for path in others)[:3])
-        return Apply(whole, there, f"somebody else changed {changed}")
+    changed = taken(there, whole, MANAGER)
+    removed = frozenset(path for path in lost(there, whole) if (uid_of(there), path) not in unkept)
+    done = [f"{verb} {_named(paths)}" for verb, paths in (("changed", changed), ("removed", removed)) if paths]
+    if done:
+        return Apply(whole, there, f"somebody {' and '.join(done)}", corrects=True, restores=bool(removed))
     return None
+
+
+def _named(paths: frozenset[Path]) -> str:
+    return ", ".join(sorted(".".join(path) for path in paths)[:3])
 
 
 def _doubt(child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest], doubts: Doubts) -> str:

@@ -25,13 +25,17 @@ def states(
     return tuple(
         _adopted(pool, adopted.get(pool.name, 0))
         if pool.adopts
-        else _state(pool, spec.instances(pool), _live(made.get(pool.name), live), revision, pods)
+        else _state(pool, spec.instances(pool), _live(pool.name, made.get(pool.name), live), revision, pods)
         for pool in spec.pools
     )
 
 
-def _live(wanted: Manifest | None, live: Mapping[ChildKey, Manifest]) -> Manifest | None:
-    return None if wanted is None else live.get(child_key(wanted))
+def _live(pool: str, wanted: Manifest | None, live: Mapping[ChildKey, Manifest]) -> Manifest | None:
+    """What runs of a pool; also of one of which nothing can be made now, since that serves on."""
+    if wanted is not None:
+        return live.get(child_key(wanted))
+    running = (one for one in live.values() if one["kind"] in WORKLOADS and not leaving(one))
+    return next((one for one in running if label(one, POOL) == pool), None)
 
 
 def _adopted(pool: Pool, count: int) -> PoolState:

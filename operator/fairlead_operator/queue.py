@@ -7,7 +7,7 @@ without clock and loop; ``WorkQueue`` waits.
 
 import asyncio
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
 from fairlead.clock import Clock
@@ -23,7 +23,7 @@ class Work:
     def __init__(self) -> None:
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._running: set[str] = set()
-        self._again: set[str] = set()
+        self._again: Counter[str] = Counter()
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._failures: dict[str, int] = {}
@@ -51,9 +51,15 @@ class Work:
         """There is news of ``key``. A pause that it waits in ends."""
         self._due.pop(key, None)
         if key in self._running:
-            self._again.add(key)
+            self._again[key] += 1
         else:
             self._ready[key] = None
+
+    def echo(self, key: str) -> None:
+        """One piece of the news that came while ``key`` was worked on was that very work: the watch was faster than the answer."""
+        self._again[key] -= 1
+        if self._again[key] <= 0:
+            del self._again[key]
 
     def add_at(self, key: str, at: float) -> None:
         """Look at ``key`` at the time ``at``, or before if it is to be looked at before anyway."""
@@ -83,7 +89,7 @@ class Work:
         """The work on ``key`` failed: again after the seconds that are returned. ``chance`` is drawn evenly from 0 to 1."""
         count = self._failures[key] = self.failures(key) + 1
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(count - 1, 16)) * (0.5 + 0.5 * chance)
-        self._again.discard(key)  # news does not shorten the pause, or a model that fails would never be left alone
+        self._again.pop(key, None)  # news does not shorten the pause, or a model that fails would never be left alone
         self._end(key)
         self.add_at(key, now + pause)
         return pause
@@ -93,7 +99,7 @@ class Work:
         self._failures.pop(key, None)
         self._due.pop(key, None)
         self._ready.pop(key, None)
-        self._again.discard(key)
+        self._again.pop(key, None)
 
     def next_at(self) -> float | None:
         """When the first of those that wait is due; None while none waits."""
@@ -103,8 +109,7 @@ class Work:
 
     def _end(self, key: str) -> None:
         self._running.discard(key)
-        if key in self._again:
-            self._again.discard(key)
+        if self._again.pop(key, 0):
             self._ready[key] = None
 
 
@@ -128,6 +133,10 @@ class WorkQueue:
         """There is news of ``key``."""
         self.work.add(key)
         self._news.set()
+
+    def echo(self, key: str) -> None:
+        """What ``key`` was added for, once, is what its own work has just written."""
+        self.work.echo(key)
 
     def add_after(self, key: str, seconds: float) -> None:
         """Look at ``key`` in so many seconds at the latest."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fairlead.api import AcceleratorClass, ModelDeployment
-from fairlead.cluster_labels import MANAGER, POOL
+from fairlead.cluster_labels import POOL
 from fairlead.kube.resource import LEADER_WORKER_SETS
 from fairlead_operator.marks import label
 from fairlead_operator.render import Facts, Installation, Peer, child_of, render
@@ -16,10 +16,11 @@ def renderer(installation: Installation, peers: tuple[Peer, ...] | None) -> Rend
     def rendered(model: ModelDeployment, accelerators: Mapping[str, AcceleratorClass], world: World) -> Rendered:
         facts = Facts(
             installation=installation,
-            children={label(one, POOL): child_of(one, MANAGER) for one in world.workloads},
+            children={label(one, POOL): child_of(one) for one in world.workloads},
             foreign_names=world.foreign,
             peers=peers,
-            leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in world.served,
+            leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in world.cluster.served,
+            ipv6=world.cluster.ipv6,
         )
         return render(model, accelerators, facts)
 

@@ -1,14 +1,16 @@
 """Which revision of a model runs. Pure functions; the replacing itself, instance by instance, is the workload's own controller's.
 
-A revision is a spec as far as engines notice it: numbers of instances, objectives, routing and how to roll out are left out of its
-hash, so that changing them replaces nothing. Each is kept as a ControllerRevision. ``spec`` is never edited; to go back, people name
-an earlier revision in an annotation, which stands until it is removed or, where it says from which revision, ``spec`` changes.
+A revision is a spec as far as engines notice it: numbers of instances, objectives, routing and the pace of a rollout are left out of
+its hash, so that changing them replaces nothing. ``rollout.drain`` is in it: pods carry it, as their grace and in their hook. Each is
+kept as a ControllerRevision. ``spec`` is never edited; to go back, people name an earlier revision in an annotation, which stands
+until it is removed or, where it says from which revision, ``spec`` changes.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fairlead.api import Rollout
 from fairlead.kube.resource import REVISIONS, Manifest, name_of
 from fairlead.names import shorten
 from fairlead_operator.marks import REVISION, UNDO, annotation, digest
@@ -52,7 +54,13 @@ def revision_hash(spec: dict[str, Any]) -> str:
     """The same for two specs that make the same engines."""
     rest = {name: value for name, value in spec.items() if name not in _NOT_THE_ENGINES}
     pools = [{name: value for name, value in pool.items() if name != "replicas"} for pool in spec.get("pools") or []]
-    return digest({**rest, "pools": pools})
+    drain = _drain(spec)
+    usual = {} if drain in (None, Rollout().drain) else {"drain": drain}
+    return digest({**rest, **usual, "pools": pools})
+
+
+def _drain(spec: dict[str, Any]) -> str | None:
+    return (spec.get("rollout") or {}).get("drain")
 
 
 def revisions(live: Iterable[Manifest]) -> tuple[Revision, ...]:
@@ -107,9 +115,12 @@ def _asked(text: str, present: Revision, kept: Sequence[Revision]) -> tuple[Revi
 
 
 def with_numbers(old: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
-    """The engines of ``old`` with the numbers of instances, the objectives and the rollout of ``present``."""
+    """The engines of ``old`` with the numbers of instances, the objectives and the pace of ``present``."""
     spec = {name: value for name, value in old.items() if name not in _NOT_THE_ENGINES}
     spec.update({name: present[name] for name in _NOT_THE_ENGINES if name in present})
+    pace = {name: value for name, value in (present.get("rollout") or {}).items() if name != "drain"}
+    drain = _drain(old)
+    spec["rollout"] = {**pace, "drain": drain} if drain else pace
     numbers = {str(pool.get("name", "main")): pool.get("replicas") for pool in present.get("pools") or []}
     pools = []
     for pool in old.get("pools") or []:

@@ -1,7 +1,7 @@
 """What the loop asks of rendering: a pure function from a model to its children, and what comes back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.api import AcceleratorClass, ModelDeployment, Reason
@@ -37,17 +37,27 @@ class Rendered(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """What does not change while a process of the operator lives.
+
+    ``served``: (apiVersion, kind) of the optional kinds that the API server knows. ``ipv6``: pods have IPv6 addresses, only or first.
+    """
+
+    served: frozenset[tuple[str, str]] = frozenset()
+    ipv6: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """What rendering may know of the cluster. ``workloads``: those that run the model's pools already; they carry what they were
     rendered with, so that an upgrade of the operator renders them the same.
 
-    ``foreign``: names in the model's namespace that belong to somebody else. ``served``: (apiVersion, kind) of the optional kinds
-    that the API server knows.
+    ``foreign``: names in the model's namespace that belong to somebody else.
     """
 
     workloads: tuple[Manifest, ...] = ()
     foreign: frozenset[str] = frozenset()
-    served: frozenset[tuple[str, str]] = frozenset()
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 class Render(Protocol):

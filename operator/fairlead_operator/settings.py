@@ -21,6 +21,7 @@ class Options:
     namespaces: tuple[str, ...]
     hands: int
     resync_seconds: float
+    capacity_grace_seconds: float
     terms: Terms
     log_level: str
     installation: Installation
@@ -41,6 +42,7 @@ def options(settings: OperatorSettings) -> Options:
         namespaces=_names("FAIRLEAD_WATCH_NAMESPACES", settings.watch_namespaces),
         hands=int(hands),
         resync_seconds=_seconds("FAIRLEAD_RESYNC", settings.resync, 5.0),
+        capacity_grace_seconds=_seconds("FAIRLEAD_CAPACITY_GRACE", settings.capacity_grace, 0.0, 24 * 3_600.0),
         terms=Terms(lease, lease * 2 / 3, lease * 2 / 15),
         log_level=level,
         installation=Installation(_images(settings.engine_images or ""), secrets),
@@ -79,13 +81,13 @@ def _peers(text: str) -> tuple[Peer, ...] | None:
     return tuple(peers) or None
 
 
-def _seconds(name: str, text: str | None, least: float) -> float:
+def _seconds(name: str, text: str | None, least: float, most: float = 3_600.0) -> float:
     try:
         seconds = units.seconds(text or "")
     except BadInput as error:
         raise _wrong(name, error.message, "write it like 15s") from error
-    if not least <= seconds <= 3_600.0:
-        raise _wrong(name, f"{text} is not between {least:g}s and 1h", "leave it out")
+    if not least <= seconds <= most:
+        raise _wrong(name, f"{text} is not between {least:g}s and {most / 3_600:g}h", "leave it out")
     return seconds
 
 

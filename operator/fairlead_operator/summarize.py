@@ -39,7 +39,8 @@ class PoolState:
 @dataclass(frozen=True, slots=True)
 class Situation:
     """Everything that a status is made of. ``failure`` stalls. ``waiting``: what a pause holds back, ``undone``: why an earlier
-    revision runs, ``kept``: what is wanted no more and serves on; in words, empty for nothing. ``paused``: nothing is replaced now.
+    revision runs, ``kept``: what is wanted no more and serves on, ``awaited``: pods that a node is hoped for; in words, empty for
+    nothing. ``paused``: nothing is replaced now.
     """
 
     pools: tuple[PoolState, ...]
@@ -47,6 +48,7 @@ class Situation:
     waiting: str = ""
     undone: str = ""
     kept: str = ""
+    awaited: str = ""
     name_taken_by: str | None = None
     leaving_pods: int = 0
     paused: bool = False
@@ -154,7 +156,12 @@ def _reconciling(situation: Situation, served: bool) -> _Said | None:
     if situation.failure is not None:
         return None  # Stalled says why it goes no further
     found = _movement(situation, served)
-    return None if found is None else _Said(ConditionType.RECONCILING, True, *found)
+    if found is None:
+        return None
+    reason, message = found
+    return _Said(
+        ConditionType.RECONCILING, True, reason, "; ".join(part for part in (message, situation.awaited) if part)
+    )
 
 
 def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:

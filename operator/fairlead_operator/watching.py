@@ -11,20 +11,34 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import kopf
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
 from fairlead.kube.access import Access
+from fairlead.kube.cache import without_owners
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Forbidden, NotFound
 from fairlead.kube.informer import Informer
-from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, Resource, key_of, metadata_of
+from fairlead.kube.resource import (
+    ACCELERATOR_CLASSES,
+    MODEL_DEPLOYMENTS,
+    PODS,
+    SERVICES,
+    Manifest,
+    Resource,
+    key_of,
+    version_of,
+)
+from fairlead.loops import loop_factory
 from fairlead_operator.liveness import Pulse
 from fairlead_operator.login import connection
 from fairlead_operator.marks import CHILDREN
-from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf
+from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf, compact
+from fairlead_operator.seam import Cluster
 
 BACKOFFS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 _STOP_SECONDS = 10.0
@@ -49,7 +63,7 @@ class Watching:
         resync_seconds: float = 60.0,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self.served: frozenset[tuple[str, str]] = frozenset()
+        self.cluster = Cluster()
         self._api = api
         self._shelf = shelf
         self._add = add
@@ -109,7 +123,7 @@ class Watching:
         if gone:
             self._heard.pop(key, None)
         else:
-            self._heard[key] = max(self._heard.get(key, 0), _version(model))
+            self._heard[key] = max(self._heard.get(key, 0), version_of(model))
         self._overdue.pop(key, None)
         self._told(Change(ChangeKind.DELETED if gone else ChangeKind.MODIFIED, model))
 
@@ -119,10 +133,18 @@ class Watching:
 
     async def _discover(self) -> None:
         optional = [one for one in OPTIONAL if await self._api.serves(one)]
-        self.served = frozenset((one.api_version, one.kind) for one in optional)
+        served = frozenset((one.api_version, one.kind) for one in optional)
+        self.cluster = Cluster(served, ipv6_first(await self._entrance(), self._api.access.server))
         kinds: list[tuple[Resource, str | None]] = [(one, CHILDREN) for one in (*ALWAYS, *optional, PODS)]
         self._informers = [self._informer(kind, labels, place) for kind, labels in kinds for place in self._places]
         self._informers.append(self._informer(ACCELERATOR_CLASSES, None, None))
+
+    async def _entrance(self) -> Manifest | None:
+        """The API server's own Service; None where we may not read it."""
+        try:
+            return await self._api.get(SERVICES, "default", "kubernetes")
+        except (Forbidden, NotFound):
+            return None
 
     def _informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
         return Informer(
@@ -132,7 +154,7 @@ class Watching:
             self._chance,
             namespace=place,
             labels=labels,
-            owners=kind is not PODS,
+            trim=without_owners if kind is PODS else compact,
             on_change=self._told,
         )
 
@@ -147,11 +169,21 @@ class Watching:
     async def _list_models(self) -> None:
         listed = [one for place in self._places for one in (await self._api.list(MODEL_DEPLOYMENTS, place)).items]
         now = self._answered_at = self._clock.now()
-        versions = {key_of(one): _version(one) for one in listed}
+        versions = {key_of(one): version_of(one) for one in listed}
         late = {key for key, version in versions.items() if version > self._heard.get(key, 0)}
         self._overdue = {key: self._overdue.get(key, now) for key in late}
         for key in self._shelf.replace_models(listed):
             self._add(key)
+
+
+def ipv6_first(entrance: Manifest | None, server: str) -> bool:
+    """Do pods have IPv6 addresses, only or first? The API server's Service has the family that the cluster puts first.
+
+    Without it the API server's address tells, which within the cluster is that Service's.
+    """
+    if entrance is None:
+        return ":" in (urlsplit(server).hostname or "")
+    return list((entrance.get("spec") or {}).get("ipFamilies") or [])[:1] == ["IPv6"]
 
 
 class Kopf:
@@ -181,7 +213,8 @@ class Kopf:
         def run() -> None:
             error: BaseException | None = None
             try:
-                asyncio.run(self._operator(heard, stop))
+                with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                    runner.run(self._operator(heard, stop))
             except Exception as found:  # noqa: BLE001  # told to the other thread
                 error = found
             if not stop.is_set():
@@ -227,9 +260,39 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True  # the kinds are known; roles for CRDs and namespaces are not needed
     settings.networking.error_backoffs = BACKOFFS
     settings.process.ultimate_exiting_timeout = None
+    # What it would compare and keep for handlers of changes, of which there are none: a copy of every model at every event.
+    settings.persistence.diffbase_storage = _NoDifferences()
+    settings.persistence.progress_storage = _NoProgress()
     return settings
 
 
-def _version(item: Manifest) -> int:
-    text = str(metadata_of(item).get("resourceVersion", ""))
-    return int(text) if text.isdecimal() else 0
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Nothing is compared."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nothing is under way."""
+
+    def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence

@@ -210,8 +210,18 @@ def test_a_connection_that_breaks_loses_nothing() -> None:
         assert {step.action for step in lab.steps} == {Action.RESUME}
         assert lab.steps[-1].pause_seconds > 9.0
         assert lab.informer.lists == 1
-        lab.fake.bookmark()
-        await until(lambda: lab.informer.problem is None)
+
+    run(check)
+
+
+def test_a_problem_is_over_once_it_is_watched_again_though_nothing_happens() -> None:
+    async def check(lab: Lab) -> None:
+        await lab.watched()
+        lab.fake.watch_answers.append(Answer(503))
+        lab.fake.end_watches()
+        await lab.passing(lambda: lab.informer.problem is not None)
+        await lab.passing(lambda: lab.fake.watching == 1 and lab.informer.problem is None)
+        assert lab.informer.lists == 1
 
     run(check)
 

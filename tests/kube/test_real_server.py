@@ -36,6 +36,7 @@ from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     NAMESPACES,
     PODS,
+    SERVICES,
     Manifest,
     Resource,
 )
@@ -114,6 +115,33 @@ def test_the_owner_of_a_field_is_named_when_it_is_another(
     run(api_server, check, request)
 
 
+def test_what_was_created_is_owned_by_update_until_it_is_declared_to_be_applied(
+    api_server: ApiServer, request: pytest.FixtureRequest
+) -> None:
+    async def check(api: KubeApi, namespace: str) -> None:
+        def of_managers(found: Manifest) -> list[tuple[str, str]]:
+            return [(one["manager"], one["operation"]) for one in found["metadata"]["managedFields"]]
+
+        two, one = (of(SERVICES, namespace, "s", spec={"ports": [{"port": 80}]}) for _ in range(2))
+        two["metadata"]["labels"], one["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
+        made = await api.create(two, "me")
+        assert of_managers(made) == [("me", "Update")]
+        assert (await api.apply(one, "me", dry_run=True))["metadata"]["labels"] == {"a": "1", "b": "2"}
+        with pytest.raises(Conflict, match="who set which field has changed"):
+            await api.declare_applied(two, "somebody", 0)
+        with pytest.raises(Conflict):
+            await api.declare_applied(two, "me", 1)
+        declared = await api.declare_applied(two, "me", 0)
+        assert of_managers(declared) == [("me", "Apply")]
+        applied = await api.apply(one, "me")
+        assert applied["metadata"]["labels"] == {"a": "1"}
+        assert applied["spec"] == made["spec"]
+        with pytest.raises(AlreadyExists):
+            await api.create(two, "me")
+
+    run(api_server, check, request)
+
+
 def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         await api.apply(deployment(namespace), "operator")
@@ -184,7 +212,7 @@ def test_our_own_kinds_are_served_once_they_are_there(api_server: ApiServer, req
         for file in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(file.read_text()), "test")
         await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
-        assert (await api.list(MODEL_DEPLOYMENTS)).items == []
+        assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
         with pytest.raises(Invalid, match=r"spec\.unheard"):
             await api.apply(of(MODEL_DEPLOYMENTS, namespace, "m", spec={"unheard": 1}), "test")
 

@@ -16,6 +16,7 @@ from fairlead.testing.memory_kube import MemoryKube
 from fairlead_operator.happenings import Happening
 from fairlead_operator.observe import ALWAYS, Shelf
 from fairlead_operator.reconcile import Reconciler
+from fairlead_operator.seam import Cluster
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Lab:
     render: Callable[..., Any] = draw
     deaf: bool = False
     stale: str = ""
+    grace: float = 0.0
     shelf: Shelf = field(init=False)
     reconciler: Reconciler = field(init=False)
 
@@ -106,9 +108,10 @@ class Lab:
             self.shelf,
             lambda *given: self.render(*given),
             self.clock,
-            served=frozenset,
+            cluster=Cluster,
             stale=lambda: self.stale,
             tell=lambda _, happening: self.told.append(happening),
+            capacity_grace_seconds=self.grace,
         )
 
     def _hear(self, change: Change) -> None:

@@ -92,7 +92,9 @@ def play(labs: Any, model: Any, seed: int, stage: int, kill_at: int | None, afte
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_killed_around_every_write_it_comes_to_the_same_end(labs: Any, a_model: Any, seed: int) -> None:
+def test_killed_around_every_write_it_comes_to_the_same_end(
+    labs: Any, a_model: Any, seed: int, record_property: Callable[[str, object], None]
+) -> None:
     kills = 0
     for stage in range(6):
         wanted, writes = play(labs, a_model, seed, stage, None, False)
@@ -102,5 +104,6 @@ def test_killed_around_every_write_it_comes_to_the_same_end(labs: Any, a_model: 
         if writes:  # after a write is before the next one, but for the last
             found, _ = play(labs, a_model, seed, stage, writes, True)
             assert found == wanted, f"killed after the last write of stage {stage}"
-        kills += writes
+        kills += writes + bool(writes)
+    record_property("kills", kills)
     assert kills >= 6  # some seeds write little in some stages

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.api import Reason
 from fairlead.kube.errors import Conflict, Forbidden, Invalid
-from fairlead_operator.failures import failure, of_pod, of_workload, of_write
+from fairlead_operator.failures import awaited, failure, of_pod, of_workload, of_write
 
 
 def pod(
@@ -21,8 +21,8 @@ def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
     return {"state": {"waiting": {"reason": reason, "message": message}}, **more}
 
 
-def unschedulable(message: str) -> dict[str, Any]:
-    said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+def unschedulable(message: str, **more: str) -> dict[str, Any]:
+    said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, **more}
     return pod(conditions=[said])
 
 
@@ -90,6 +90,31 @@ def test_causes_go_before_effects_and_are_counted() -> None:
     assert "and 2 more like it" in found.message
     assert found.advised.startswith(f"{found.message}. Check engine.image")
     assert failure([], []) is None
+
+
+def test_a_pod_without_a_node_counts_once_an_autoscaler_had_its_time() -> None:
+    since = {"lastTransitionTime": "2027-01-15T08:00:00Z"}
+    at = 1_800_000_000.0  # the same moment
+    late, broken = unschedulable("no room", **since), pod("q", waiting("ErrImagePull"))
+    hoped = awaited([late, broken, late], at + 500.0, 600.0)
+    assert hoped is not None
+    assert (hoped.seconds, hoped.message.endswith("no room (and 1 more like it)")) == (100.0, True)
+    assert awaited([late], at + 600.0, 600.0) is None
+    assert awaited([late], at, 0.0) is None
+    assert awaited([unschedulable('persistentvolumeclaim "w" not found', **since)], at, 600.0) is None
+    assert failure([late], [], wall=at + 500.0, grace_seconds=600.0) is None
+    found = failure([late], [], wall=at + 600.0, grace_seconds=600.0)
+    assert found is not None
+    assert found.reason is Reason.INSUFFICIENT_CAPACITY
+    found = failure([late, broken], [], wall=at, grace_seconds=600.0)
+    assert found is not None
+    assert found.reason is Reason.IMAGE_PULL_FAILED
+
+
+def test_a_pod_that_does_not_say_since_when_waits_since_now() -> None:
+    hoped = awaited([unschedulable("no room")], 7.0, 600.0)
+    assert hoped is not None
+    assert hoped.seconds == 600.0
 
 
 def test_refused_writes_are_told_apart_from_lost_races() -> None:

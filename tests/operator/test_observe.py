@@ -34,10 +34,42 @@ def test_a_watch_that_is_behind_our_own_writes_is_not_believed() -> None:
     shelf.put(child(9, new=True))
     take(shelf, child(8))
     assert spec(shelf) == {("Service", "s"): {"new": True}}
-    take(shelf, child(7), ChangeKind.DELETED)
+    take(shelf, child(7, "earlier"), ChangeKind.DELETED)
     assert spec(shelf) == {("Service", "s"): {"new": True}}
     take(shelf, child(10), ChangeKind.DELETED)
     assert spec(shelf) == {}
+
+
+def test_the_echo_of_our_own_writing_is_no_news() -> None:
+    shelf = Shelf()
+    take(shelf, model())
+    shelf.put(child(9))
+    assert take(shelf, child(9)) == []
+    assert take(shelf, child(10)) == ["chat/qwen"]
+    assert take(shelf, model()) == []
+    assert take(shelf, model(version=2)) == ["chat/qwen"]
+
+
+def test_what_a_list_does_not_have_any_more_is_gone_though_we_know_a_newer_state_of_it() -> None:
+    shelf = Shelf()
+    take(shelf, model())
+    shelf.put(child(9))
+    assert take(shelf, child(7), ChangeKind.DELETED) == ["chat/qwen"]
+    assert spec(shelf) == {}
+
+
+def test_an_answer_that_is_later_than_the_end_brings_nothing_back() -> None:
+    shelf = Shelf()
+    take(shelf, model())
+    take(shelf, child(8))
+    take(shelf, child(10), ChangeKind.DELETED)
+    shelf.put(child(9))
+    assert spec(shelf) == {}
+    take(shelf, child(11))  # it had lost our labels, and has them again
+    assert spec(shelf) != {}
+    assert take(shelf, model(version=5), ChangeKind.DELETED) == ["chat/qwen"]
+    shelf.put(model(version=4))
+    assert shelf.models == {}
 
 
 def test_the_end_of_an_earlier_object_is_not_that_of_its_successor() -> None:
@@ -88,4 +120,16 @@ def test_field_owners_are_kept_only_where_somebody_else_wrote() -> None:
     alone["metadata"]["managedFields"] = [ours, status]
     shared["metadata"]["managedFields"] = [ours, theirs, status]
     assert "managedFields" not in compact(alone)["metadata"]
-    assert compact(shared)["metadata"]["managedFields"] == [ours, theirs]
+    assert compact(shared)["metadata"]["managedFields"] == [ours, theirs, status]
+
+
+def test_where_what_was_created_stands_is_kept() -> None:
+    created = {"manager": "fairlead", "operation": "Update", "fieldsV1": {"f:spec": {}}}
+    status = {"manager": "kcm", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}}
+    one = child(1)
+    one["metadata"]["managedFields"] = [status, created]
+    kept = compact(one)["metadata"]["managedFields"]
+    assert kept == [
+        {"manager": "kcm", "operation": "Update", "subresource": "status"},
+        {"manager": "fairlead", "operation": "Update"},
+    ]

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from fairlead_operator.ownership import REPLICAS, taken, without
+import pytest
+
+from fairlead_operator.ownership import REPLICAS, created, lost, scaled_elsewhere, taken, without
 
 WANTED = {
     "spec": {
@@ -21,11 +23,67 @@ def container(inside: dict[str, Any]) -> dict[str, Any]:
     return {"f:spec": {"f:template": {"f:spec": {"f:containers": {'k:{"name":"engine"}': {".": {}, **inside}}}}}}
 
 
-def test_a_scaler_takes_replicas_and_leaves_them_with_us_where_both_own_them() -> None:
-    theirs = {"fieldsV1": {"f:spec": {"f:replicas": {}}}, "manager": "hpa", "subresource": "scale"}
-    ours = {"fieldsV1": {"f:spec": {"f:replicas": {}}}, "manager": "fairlead", "operation": "Apply"}
+OF_REPLICAS = {"f:spec": {"f:replicas": {}}}
+
+
+def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
+    theirs = {"fieldsV1": OF_REPLICAS, "manager": "hpa", "subresource": "scale"}
+    applied = {"fieldsV1": OF_REPLICAS, "manager": "fairlead", "operation": "Apply"}
+    made = {"fieldsV1": OF_REPLICAS, "manager": "fairlead"}
     assert taken(live(theirs), WANTED, "fairlead") == {REPLICAS}
-    assert taken(live(theirs, ours), WANTED, "fairlead") == frozenset()
+    assert taken(live(theirs, applied), WANTED, "fairlead") == frozenset()
+    assert taken(live(theirs, made), WANTED, "fairlead") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("entries", "elsewhere"),
+    [
+        ([], False),
+        ([{"manager": "fairlead", "operation": "Apply", "fieldsV1": OF_REPLICAS}], False),
+        ([{"manager": "fairlead", "fieldsV1": OF_REPLICAS}], False),
+        ([{"manager": "kubectl", "subresource": "scale", "fieldsV1": OF_REPLICAS}], True),
+        (
+            [
+                {"manager": "fairlead", "fieldsV1": OF_REPLICAS},
+                {"manager": "hpa", "subresource": "scale", "fieldsV1": OF_REPLICAS},
+            ],
+            True,
+        ),
+        ([{"manager": "kcm", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}], False),
+    ],
+)
+def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], elsewhere: bool) -> None:
+    assert scaled_elsewhere(live(*entries), "fairlead") is elsewhere
+
+
+def test_what_was_created_and_never_applied_is_found_by_its_place() -> None:
+    status = {"manager": "fairlead", "subresource": "status"}
+    applied = {"manager": "fairlead", "operation": "Apply"}
+    assert created(live(status, {"manager": "fairlead"}), "fairlead") == 1
+    assert created(live(status, applied, {"manager": "kubectl"}), "fairlead") is None
+    assert created({"metadata": {}}, "fairlead") is None
+
+
+def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() -> None:
+    pod = {
+        "containers": [
+            {"name": "engine", "image": "a", "env": [{"name": "X", "value": "1"}, {"name": "E", "value": ""}]},
+            {"name": "side", "image": "b"},
+        ],
+        "hostNetwork": False,
+        "securityContext": {},
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "args": ["a"],
+    }
+    assert lost(pod, pod) == frozenset()
+    assert lost({"containers": [pod["containers"][0]], "volumes": [{"name": "tmp"}], "args": ["b"]}, pod) == {
+        ("containers", "side")
+    }
+    without_env = {**pod, "containers": [{"name": "engine", "image": "other"}, {"name": "side", "image": "b"}]}
+    assert lost(without_env, pod) == {("containers", "engine", "env")}
+    other_env = [{"name": "engine", "image": "a", "env": [{"name": "Y"}]}, {"name": "side", "image": "b"}]
+    assert lost({**pod, "containers": other_env}, pod) == {("containers", "engine", "env", name) for name in ("X", "E")}
+    assert lost({**pod, "args": None}, pod) == {("args",)}
 
 
 def test_what_we_do_not_set_and_what_controllers_say_is_not_taken() -> None:

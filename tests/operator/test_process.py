@@ -11,7 +11,7 @@ from fairlead.errors import SettingsError
 from fairlead.kube.access import Access, AccessError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.lease import Election, Terms
-from fairlead.kube.resource import CONFIG_MAPS, LEASES, MODEL_DEPLOYMENTS, SERVICES
+from fairlead.kube.resource import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
 from fairlead.settings import OperatorSettings, read
 from fairlead.tasks import ended
 from fairlead.testing.fake_kube import FakeKube, fake_kube
@@ -22,8 +22,9 @@ from fairlead_operator.leading import identity, while_leading
 from fairlead_operator.liveness import Figures, Metrics, Pulse, alive, application, ready, stale
 from fairlead_operator.login import TOKEN_SECONDS, connection
 from fairlead_operator.observe import Shelf
+from fairlead_operator.seam import Cluster
 from fairlead_operator.settings import options
-from fairlead_operator.watching import Watching
+from fairlead_operator.watching import Watching, ipv6_first
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
 
@@ -240,6 +241,7 @@ def watch(check: Callable[[FakeKube, Watching, Shelf, list[str], Timeline], Awai
         time, shelf, keys = Timeline(), Shelf(), []
         async with fake_kube() as fake:
             fake.put(MODEL_DEPLOYMENTS, "chat", "qwen")
+            fake.put(SERVICES, "default", "kubernetes", spec={"ipFamilies": ["IPv6"]})
             async with KubeApi(fake.access(), time, lambda: 0.5, pause=time.pause) as api:
                 watching = Watching(api, shelf, keys.append, time, lambda: 0.5, namespaces=("chat",), pause=time.pause)
                 _serve_kinds(fake)
@@ -262,15 +264,15 @@ def _serve_kinds(fake: FakeKube) -> None:
 def test_children_are_watched_by_label_and_found_by_model() -> None:
     async def check(fake: FakeKube, watching: Watching, shelf: Shelf, keys: list[str], time: Timeline) -> None:
         assert keys == ["chat/qwen"]
-        assert watching.served == frozenset()
+        assert watching.cluster == Cluster(ipv6=True)
         metadata = {"name": "qwen-main", "namespace": "chat", "labels": LABELS}
         async with KubeApi(fake.access(), time, lambda: 0.5) as api:
-            for kind in (SERVICES, CONFIG_MAPS):
+            for kind in (SERVICES, SERVICE_ACCOUNTS):
                 await api.apply({"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}, "test")
         await until(lambda: keys.count("chat/qwen") == 3)
         seen = shelf.look("chat/qwen")
         assert seen is not None
-        assert sorted(seen.children) == [("ConfigMap", "qwen-main"), ("Service", "qwen-main")]
+        assert sorted(seen.children) == [("Service", "qwen-main"), ("ServiceAccount", "qwen-main")]
         fake.remove(SERVICES, "chat", "qwen-main")
         await until(lambda: keys.count("chat/qwen") == 4)
         assert stale(watching.pulse(True)) == ""
@@ -299,6 +301,23 @@ def test_the_list_finds_what_the_watch_of_models_missed_and_says_how_long() -> N
         await until(lambda: "chat/second" not in shelf.models)
 
     watch(check)
+
+
+@pytest.mark.parametrize(
+    ("families", "server", "ipv6"),
+    [
+        (["IPv6", "IPv4"], "https://10.0.0.1:443", True),
+        (["IPv4", "IPv6"], "https://[fd00::1]:443", False),
+        (None, "https://[fd00::1]:443", True),
+        (None, "https://10.0.0.1:443", False),
+        (None, "https://api.example.com", False),
+    ],
+)
+def test_pods_have_addresses_as_the_api_servers_service_has(
+    families: list[str] | None, server: str, ipv6: bool
+) -> None:
+    service = None if families is None else {"spec": {"ipFamilies": families}}
+    assert ipv6_first(service, server) is ipv6
 
 
 def test_a_cluster_without_our_kinds_is_waited_for() -> None:

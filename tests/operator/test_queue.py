@@ -31,6 +31,26 @@ def test_a_key_added_while_it_is_worked_on_comes_again_and_only_afterwards() -> 
     assert (work.take(0.0), work.take(0.0)) == ("a", None)
 
 
+def test_the_echo_of_its_own_work_does_not_bring_a_key_back() -> None:
+    work = Work()
+    work.add("a")
+    assert work.take(0.0) == "a"
+    work.add("a")
+    work.echo("a")
+    work.done("a")
+    assert work.take(0.0) is None
+    work.add("a")
+    assert work.take(0.0) == "a"
+    for _ in range(2):  # its own work, and something else
+        work.add("a")
+    work.echo("a")
+    work.done("a")
+    assert work.take(0.0) == "a"
+    work.echo("a")  # nothing came
+    work.done("a")
+    assert work.take(0.0) is None
+
+
 def test_pauses_double_are_half_by_chance_and_end() -> None:
     work = Work()
     for failures in range(1, 40):

@@ -1,18 +1,12 @@
 """The whole process before a real API server: apply, prune, status, scale, lease, SIGKILL, a new leader, no finalizer."""
 
 import asyncio
-import os
 import signal
-import socket
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
@@ -31,58 +25,10 @@ from fairlead.kube.resource import (
 )
 from fairlead.limits import Limits
 from fairlead.testing.kube import ApiServer
+from fairlead.testing.operators import Operators, prepare, run_deployments
 from fairlead.testing.waiting import until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
-ROOT = Path(__file__).parents[2]
-
-
-class Operators:
-    """Processes of the operator, each with a port of its own."""
-
-    def __init__(self, kubeconfig: Path, namespace: str, logs: Path) -> None:
-        self._kubeconfig, self._namespace, self._logs = kubeconfig, namespace, logs
-        self.running: list[tuple[subprocess.Popen[bytes], int]] = []
-
-    def start(self) -> int:
-        """Another one; its place in ``running``."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")},
-            "KUBECONFIG": str(self._kubeconfig),
-            "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
-            "FAIRLEAD_WATCH_NAMESPACES": self._namespace,
-            "FAIRLEAD_LEASE": "6s",
-        }
-        command = [sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", str(port)]
-        with (self._logs / f"{len(self.running)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--lease-namespace", self._namespace], env=environment, stdout=log, stderr=log
-            )
-        self.running.append((process, port))
-        return len(self.running) - 1
-
-    def ask(self, which: int, path: str) -> str:
-        """What one answers; empty when it does not, or not well."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.running[which][1]}{path}", timeout=5.0) as answer:
-                return str(answer.read().decode())
-        except OSError:
-            return ""
-
-    def leads(self, which: int) -> bool:
-        return "leading" in self.ask(which, "/readyz")
-
-    def end(self, which: int, number: signal.Signals = signal.SIGTERM) -> int:
-        """Its exit status."""
-        process, _ = self.running[which]
-        process.send_signal(number)
-        return process.wait(60.0)
-
-    def logs(self) -> str:
-        return "\n".join(path.read_text()[-3_000:] for path in sorted(self._logs.iterdir()))
 
 
 @pytest.fixture
@@ -95,10 +41,7 @@ def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[[str],
 
     yield make
     for one in made:
-        for process, _ in one.running:
-            if process.poll() is None:
-                process.kill()
-                process.wait(30.0)
+        one.close()
 
 
 def within(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitable[None]]) -> None:
@@ -106,10 +49,7 @@ def within(server: ApiServer, namespace: str, check: Callable[[KubeApi], Awaitab
 
     async def main() -> None:
         async with KubeApi(server.access(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
-            for path in sorted((ROOT / "crds").glob("*.yaml")):
-                await api.apply(yaml.safe_load(path.read_text()), "test")
-            await until_async(lambda: api.serves(MODEL_DEPLOYMENTS))
-            await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}, "test")
+            await prepare(api, namespace)
             assert await api.serves(NAMESPACES)
             await check(api)
 
@@ -141,19 +81,7 @@ async def have(api: KubeApi, namespace: str, *names: str) -> None:
     """Until exactly these Deployments are there; the controller's part is done here, since none runs."""
 
     async def same() -> bool:
-        found = (await api.list(DEPLOYMENTS, namespace)).items
-        for one in found:
-            asked = one["spec"]["replicas"]
-            status = {
-                "replicas": asked,
-                "readyReplicas": asked,
-                "updatedReplicas": asked,
-                "observedGeneration": one["metadata"]["generation"],
-            }
-            if any((one.get("status") or {}).get(key) != value for key, value in status.items()):
-                name = one["metadata"]["name"]
-                await api.patch_merge(DEPLOYMENTS, namespace, name, {"status": status}, "kcm", subresource="status")
-        return [one["metadata"]["name"] for one in found] == list(names)
+        return await run_deployments(api, namespace) == list(names)
 
     await until_async(same)
 
@@ -204,6 +132,7 @@ def test_a_models_life_with_two_operators_of_which_one_is_killed(
         await until_async(lambda: asyncio.to_thread(some.leads, second))
         await have(api, namespace, "qwen-other")
         await ready(api, namespace, moved["metadata"]["generation"])
+        await until_async(lambda: asyncio.to_thread(some.rests, second))
         services = (await api.list(SERVICES, namespace, selector({"fairlead.io/model": "qwen"}))).items
         assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
 
@@ -213,7 +142,7 @@ def test_a_models_life_with_two_operators_of_which_one_is_killed(
         assert lease["spec"].get("holderIdentity", "") == ""
         third = some.start()
         await until_async(lambda: asyncio.to_thread(some.leads, third))
-        await until_async(lambda: asyncio.to_thread(_looked, some, third))
+        await until_async(lambda: asyncio.to_thread(some.rests, third))
         assert await _versions(api, namespace) == versions, "a new process writes nothing"
         assert "every watch is heard" in some.ask(third, "/healthz")
         assert some.end(third) == 0
@@ -240,7 +169,7 @@ def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_on
 
         async def outlived() -> bool:
             """Its Deployment starts another one when it ended, having lost the lease."""
-            if some.running[-1][0].poll() is not None:
+            if not some.alive(len(some.running) - 1):
                 some.start()
             return await complete()
 
@@ -270,13 +199,6 @@ def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_on
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
 
     within(api_server, namespace, check)
-
-
-def _looked(some: Operators, which: int) -> bool:
-    """Has it looked at everything, and come to rest?"""
-    lines = dict(line.rsplit(" ", 1) for line in some.ask(which, "/metrics").splitlines() if not line.startswith("#"))
-    busy = sum(float(lines.get(f"fairlead_operator_queue_{name}", 1)) for name in ("waiting", "running"))
-    return busy == 0 and float(lines.get("fairlead_operator_reconciles_total", 0)) >= 1
 
 
 async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:

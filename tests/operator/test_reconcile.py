@@ -94,6 +94,36 @@ def test_what_somebody_else_changed_is_set_right_again_and_told(lab: Any, a_mode
     assert "Corrected" in [happening.reason for happening in lab.told]
 
 
+@pytest.mark.parametrize("change", ["spec", "annotation", "readiness"])
+def test_what_comes_with_the_answer_to_our_own_writing_is_not_missed(lab: Any, a_model: Any, change: str) -> None:
+    served(lab, a_model)
+
+    def meanwhile(write: str) -> None:
+        """Somebody is faster than we are, and the watch slower: when it comes, what it tells is known already."""
+        if write.split()[0] not in ("status", "apply") or not lab.deaf:
+            return
+        lab.kube.before_write = lambda _: None
+        if change == "readiness":
+            (one,) = lab.kube.all("Deployment")
+            lab.run_deployment(one, ready=1)
+            return
+        late = a_model(engine={"kind": "sim", "args": ["--late"]} if change == "spec" else {"kind": "sim"})
+        late["metadata"]["annotations"] = {"fairlead.io/run-revision": "1"} if change == "annotation" else {}
+        lab.kube.put(late, "kubectl")
+
+    lab.edit(engine={"kind": "sim", "args": ["--more"]})
+    lab.deaf = True
+    lab.kube.before_write = meanwhile
+    assert lab.look() == 0.0
+    lab.kube.before_write = lambda _: None
+    lab.look()
+    if change == "readiness":
+        assert lab.status()["ready"] == "1/2"
+    else:
+        args = lab.kube.all("Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"]
+        assert args == (["--late"] if change == "spec" else [])
+
+
 def test_a_deleted_child_is_made_again(lab: Any, a_model: Any) -> None:
     served(lab, a_model)
     lab.kube.remove("Service", "chat", "qwen-main")
@@ -111,6 +141,88 @@ def test_a_pool_that_left_the_spec_serves_until_its_heir_does(lab: Any, a_model:
     assert lab.names() == lab.names("Service") == ["qwen-other"]
     assert lab.conditions() == {"Ready": ("True", "AllReady")}
     assert "Removed" in [one.reason for one in lab.told]
+
+
+def test_a_field_that_somebody_removed_is_put_back_and_told(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    (before,) = lab.kube.all("Deployment")
+    lab.kube.strip("Deployment", "chat", "qwen-main", ("spec", "template", "spec", "containers"))
+    lab.kube.strip("Deployment", "chat", "qwen-main", ("metadata", "ownerReferences"))
+    lab.settle()
+    (after,) = lab.kube.all("Deployment")
+    assert after["spec"] == before["spec"]
+    assert after["metadata"]["ownerReferences"] == before["metadata"]["ownerReferences"]
+    (corrected,) = (one.note for one in lab.told if one.reason == "Corrected")
+    assert corrected.endswith("somebody removed metadata.ownerReferences, spec.template.spec.containers")
+
+
+def test_what_the_api_server_does_not_keep_is_asked_for_once(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    path = ("spec", "selector")
+    lab.kube.unkept.add(path)
+    lab.kube.strip("Deployment", "chat", "qwen-main", path)
+    lab.kube.writes.clear()
+    lab.settle()
+    lab.look()
+    assert [write for write in lab.kube.writes if write.startswith("apply")] == ["apply Deployment qwen-main"]
+
+
+def test_a_child_that_lost_our_labels_is_known_by_its_owner_and_gets_them_back(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    uid = lab.kube.all("Deployment")[0]["metadata"]["uid"]
+    lab.kube.strip("Deployment", "chat", "qwen-main", ("metadata", "labels", "app.kubernetes.io/managed-by"))
+    lab.fresh()  # a watch by label says that it is gone
+    lab.settle()
+    (one,) = lab.kube.all("Deployment")
+    assert one["metadata"]["uid"] == uid
+    assert one["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "fairlead"
+    assert lab.conditions() == {"Ready": ("True", "AllReady")}
+
+
+def test_what_left_the_spec_leaves_a_child_that_was_created(lab: Any, a_model: Any) -> None:
+    served(lab, a_model, engine={"kind": "sim", "image": "sim:2", "args": ["--a"]})
+    (made,) = lab.kube.all("Deployment")
+    assert [one["operation"] for one in made["metadata"]["managedFields"] if one["manager"] == "fairlead"] == ["Update"]
+    usual = lab.render
+
+    def with_less(*given: Any) -> Any:
+        drawn = usual(*given)
+        for one in drawn.manifests:
+            if one["kind"] == "Deployment":
+                one["spec"]["template"]["spec"] = {"image": given[0].spec.engine.image}
+        return drawn
+
+    lab.render = with_less
+    lab.edit(engine={"kind": "sim", "image": "sim:3"})
+    lab.settle()
+    (one,) = lab.kube.all("Deployment")
+    assert one["spec"]["template"]["spec"] == {"image": "sim:3"}
+    assert [one["operation"] for one in one["metadata"]["managedFields"] if one["manager"] == "fairlead"] == ["Apply"]
+
+
+def test_pods_that_wait_for_a_node_stall_a_model_only_after_a_while(lab: Any, a_model: Any) -> None:
+    lab.grace = 600.0
+    lab.fresh()
+    served(lab, a_model)
+    (one,) = lab.kube.all("Deployment")
+    lab.run_deployment(one, ready=1)
+    labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
+    metadata = {"name": "p", "namespace": "chat", "labels": labels}
+    said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient gpu"}
+    lab.kube.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": metadata,
+            "status": {"conditions": [{**said, "lastTransitionTime": "2027-01-15T08:00:00Z"}]},
+        }
+    )
+    assert lab.look() == 600.0
+    assert lab.conditions() == {"Ready": ("False", "Degraded"), "Reconciling": ("True", "Scaling")}
+    assert "Insufficient gpu" in lab.message("Reconciling")
+    lab.clock.advance(600.0)
+    assert lab.look() is None
+    assert lab.conditions()["Stalled"] == ("True", "InsufficientCapacity")
 
 
 @pytest.mark.parametrize("doubt", ["stale", "problem", "moved"])
@@ -210,6 +322,7 @@ def test_a_child_that_is_refused_stalls_with_the_cause_and_what_runs_stays(
     assert lab.conditions() == {"Ready": ("True", "AllReady"), "Stalled": ("True", reason)}
     assert "qwen-main" in lab.message("Stalled")
     assert lab.told[-1].reason == reason
+    assert lab.look() == 30.0, "nobody will tell that it may be written now"
     lab.kube.refuse.clear()
     lab.settle()
     assert lab.conditions() == {"Ready": ("True", "AllReady")}

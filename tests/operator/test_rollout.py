@@ -35,6 +35,17 @@ def test_what_engines_do_not_notice_makes_no_revision(changed: dict[str, Any]) -
     assert revision_hash(spec(**changed)) == revision_hash(spec())
 
 
+def test_the_drain_is_a_part_of_the_engines_and_its_default_is_none() -> None:
+    assert revision_hash(spec(rollout={"drain": "5m", "surge": 1})) == revision_hash(spec())
+    assert revision_hash(spec(rollout={"drain": "10m"})) != revision_hash(spec())
+
+
+def test_an_earlier_revision_has_its_own_drain_and_the_present_pace() -> None:
+    old, present = spec("a", rollout={"drain": "10m", "surge": 1}), spec("b", rollout={"drain": "20m", "surge": 3})
+    assert with_numbers(old, present)["rollout"] == {"drain": "10m", "surge": 3}
+    assert with_numbers(spec("a"), present)["rollout"] == {"surge": 3}
+
+
 def test_a_new_spec_is_the_next_revision_and_an_old_one_the_newest_again() -> None:
     assert choose(model(spec("c")), kept("a", "b"), frozenset()).revision.number == 3
     again = choose(model(spec("a")), kept("a", "b"), frozenset())

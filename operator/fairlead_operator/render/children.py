@@ -14,7 +14,7 @@ from fairlead_operator.render.revision import Pin
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One pool about to become manifests. ``replicas`` is None where somebody else decides on the number.
+    """One pool about to become manifests.
 
     ``held``: what changes of the pods waits. Not of pods that are made for the first time, which nobody would ever see otherwise.
     """
@@ -23,7 +23,6 @@ class Plan:
     pool: Pool
     name: str
     pin: Pin
-    replicas: int | None
     held: bool
     facts: Facts
 

@@ -11,8 +11,8 @@ _PROGRESS_SECONDS = 2700
 def deployment(plan: Plan, template: Manifest) -> Manifest:
     """New instances first: never fewer ready ones than asked for. A held one still follows numbers."""
     rollout = plan.model.spec.rollout
-    spec: Manifest = {} if plan.replicas is None else {"replicas": plan.replicas}
-    spec |= {
+    spec: Manifest = {
+        "replicas": plan.model.spec.instances(plan.pool),
         "selector": {"matchLabels": selector_labels(plan.model, plan.pool)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": rollout.surge, "maxUnavailable": 0}},
         "progressDeadlineSeconds": _PROGRESS_SECONDS,

@@ -6,7 +6,6 @@ from typing import Any
 
 from fairlead.api import EngineKind
 from fairlead.kube.resource import Manifest, annotations_of, name_of
-from fairlead_operator.render.replicas import scaled_elsewhere
 from fairlead_operator.render.revision import Pin, pin_of
 
 
@@ -35,14 +34,13 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """The Deployment or LeaderWorkerSet that runs a pool already. ``scaled_elsewhere``: somebody else writes its replicas.
+    """The Deployment or LeaderWorkerSet that runs a pool already.
 
     ``begun``: its controller has looked at it. A Deployment that is paused before that never makes its first pods.
     """
 
     name: str
     pin: Pin | None = None
-    scaled_elsewhere: bool = False
     begun: bool = True
 
 
@@ -62,12 +60,8 @@ class Facts:
     ipv6: bool = False
 
 
-def child_of(workload: Manifest, manager: str) -> Child:
-    """What the observed Deployment or LeaderWorkerSet says of itself; ``manager`` is the operator's field manager."""
+def child_of(workload: Manifest) -> Child:
+    """What the observed Deployment or LeaderWorkerSet says of itself."""
     status = workload.get("status") or {}
-    return Child(
-        name_of(workload),
-        pin_of(annotations_of(workload)),
-        scaled_elsewhere(workload, manager),
-        begun=bool(status.get("observedGeneration") or status.get("replicas")),
-    )
+    begun = bool(status.get("observedGeneration") or status.get("replicas"))
+    return Child(name_of(workload), pin_of(annotations_of(workload)), begun)

@@ -13,8 +13,8 @@ def leader_worker_set(plan: Plan, leader: Manifest, worker: Manifest) -> Manifes
     """A pod that restarts takes its whole group with it, since the others wait for it in vain."""
     rollout = plan.model.spec.rollout
     rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": _HELD if plan.held else 0}
-    spec: Manifest = {} if plan.replicas is None else {"replicas": plan.replicas}
-    spec |= {
+    spec: Manifest = {
+        "replicas": plan.model.spec.instances(plan.pool),
         "startupPolicy": "LeaderCreated",
         "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": rolling},
         "leaderWorkerTemplate": {

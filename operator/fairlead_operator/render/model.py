@@ -1,9 +1,10 @@
 """A ModelDeployment → everything that it becomes in the cluster, and what keeps it from becoming more."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from fairlead.api import AcceleratorClass, AcceleratorClassSpec, ModelDeployment, Pool, Reason
 from fairlead.engines.pods import Member, Node, container_makers
@@ -78,7 +79,7 @@ def _pool(
         reason = Reason.INVALID_TEMPLATE if template_error else Reason.INVALID_SPEC
         field = f"spec.pools[{pool.name}].{error.field}" if template_error else error.field or "spec"
         return Problem(reason, field, error.message, error.hint or "", pool.name)
-    size = max(len(json.dumps(one, separators=(",", ":"))) for one in manifests)
+    size = max(len(msgspec.json.encode(one)) for one in manifests)
     if size > MANIFEST_BYTES:
         message = f"an object of this pool would have {size:,} bytes, of which at most {MANIFEST_BYTES:,} can be stored"
         fix = "shorten engine.args, engine.env or template; put long texts into a ConfigMap"
@@ -93,7 +94,7 @@ def _plan(model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec,
     if pin is None or pin.revision != revision or pin.version not in versions():
         own = model.spec.engine.image is not None
         image = None if own else facts.installation.images.get(model.spec.engine.kind)
-        pin = Pin(revision, CURRENT_VERSION, image, facts.installation.pull_secrets)
+        pin = Pin(revision, CURRENT_VERSION, image, facts.installation.pull_secrets, facts.ipv6)
     longest = LONGEST_GROUP if pool.parallelism.nodes > 1 else LONGEST
     name = child.name if child is not None else None
     return Plan(
@@ -101,7 +102,6 @@ def _plan(model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec,
         pool=pool,
         name=name or child_name(model.metadata.name, pool.name, facts.foreign_names, longest=longest),
         pin=pin,
-        replicas=None if child is not None and child.scaled_elsewhere else model.spec.instances(pool),
         held=model.spec.rollout.paused and child is not None and child.begun,
         facts=facts,
     )
@@ -109,7 +109,7 @@ def _plan(model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec,
 
 def _manifests(plan: Plan, accelerator: AcceleratorClassSpec) -> list[Manifest]:
     profile = accelerator.profile.value(plan.pool.accelerator or "")
-    host = "::" if plan.facts.ipv6 else "0.0.0.0"
+    host = "::" if plan.pin.ipv6 else "0.0.0.0"
     spans = plan.pool.parallelism.nodes > 1
     member = Member(plan.model, plan.pool, accelerator, profile, Node.LEADER if spans else Node.ALONE, host)
     first = template(member, plan.pin, plan.name)

@@ -2,7 +2,7 @@
 
 A pool's *revision* is the hash of all of its spec that shapes pods: numbers of replicas, objectives, routing and the pace of a
 rollout are not in it. The pin, an annotation of the Deployment, keeps the revision together with the render version and
-the installation's own values (image, pull secrets) that it was rendered with. As long as the revision stays the same, they
+the installation's own values (image, pull secrets, addresses) that it was rendered with. As long as the revision stays the same, they
 do too: a new release of Fairlead, or of the engine image in its chart, restarts no engine. With the next change of the spec
 the pool gets the present ones.
 
@@ -26,12 +26,13 @@ _HEX_DIGITS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """What a pool was rendered with. ``image`` is the installation's, None where the spec names one."""
+    """What a pool was rendered with. ``image`` is the installation's, None where the spec names one. ``ipv6``: it listens there."""
 
     revision: str
     version: int
     image: str | None = None
     pull_secrets: tuple[str, ...] = ()
+    ipv6: bool = False
 
     def annotations(self) -> dict[str, str]:
         """As they stand on the Deployment or LeaderWorkerSet."""
@@ -40,6 +41,8 @@ class Pin:
             kept["image"] = self.image
         if self.pull_secrets:
             kept["pullSecrets"] = list(self.pull_secrets)
+        if self.ipv6:
+            kept["ipv6"] = True
         return {REVISION: self.revision, RENDER: json.dumps(kept, separators=(",", ":"), sort_keys=True)}
 
 
@@ -51,7 +54,7 @@ def pin_of(annotations: Mapping[str, str]) -> Pin | None:
         right = type(kept["version"]) is int and isinstance(image, str | None) and isinstance(secrets, list)
         if not right or not all(isinstance(one, str) for one in secrets):
             return None
-        return Pin(annotations[REVISION], kept["version"], image, tuple(secrets))
+        return Pin(annotations[REVISION], kept["version"], image, tuple(secrets), kept.get("ipv6") is True)
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 

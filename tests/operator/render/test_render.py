@@ -1,4 +1,4 @@
-"""What render does with the cluster's facts: pins, owners of replicas, names that stay, and what it says when it cannot."""
+"""What render does with the cluster's facts: pins, names that stay, and what it says when it cannot."""
 
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,14 @@ def test_the_same_input_gives_the_same_manifests() -> None:
 
 def test_an_upgrade_of_the_installation_changes_no_pod() -> None:
     before = workload(model_of())
-    children = {"main": child_of(before, "fairlead-operator")}
+    children = {"main": child_of(before)}
     after = workload(model_of(), usual_facts(installation=newer(), children=children))
     assert after == before
 
 
 def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
     before = workload(model_of())
-    children = {"main": child_of({**before, "status": {"observedGeneration": 1}}, "fairlead-operator")}
+    children = {"main": child_of({**before, "status": {"observedGeneration": 1}})}
     changed = model_of(
         pools=[{"accelerator": "nvidia-l4", "replicas": {"min": 3, "max": 9}}],
         objectives={"ttft": "800ms"},
@@ -86,7 +86,7 @@ def test_a_better_profile_of_an_accelerator_restarts_no_real_engine() -> None:
 
 
 def test_a_change_of_the_spec_brings_the_installation_of_today() -> None:
-    children = {"main": child_of(workload(model_of()), "fairlead-operator")}
+    children = {"main": child_of(workload(model_of()))}
     changed = model_of(engine={"args": ["--max-model-len=4096"]})
     after = workload(changed, usual_facts(installation=newer(), children=children))
     assert pod_of(after)["containers"][0]["image"] == "vllm/vllm-openai:v0.33.0"
@@ -94,7 +94,7 @@ def test_a_change_of_the_spec_brings_the_installation_of_today() -> None:
 
 
 def test_a_version_that_is_rendered_no_more_gives_way_to_the_present_one() -> None:
-    pin = child_of(workload(model_of()), "fairlead-operator").pin
+    pin = child_of(workload(model_of())).pin
     assert pin is not None
     old = Child("qwen-main", Pin(pin.revision, 0, "old:1"))
     found = pin_of(workload(model_of(), usual_facts(children={"main": old}))["metadata"]["annotations"])
@@ -120,36 +120,8 @@ def test_a_pin_that_somebody_edited_counts_as_none(annotations: dict[str, str]) 
 
 
 def test_a_pin_reads_back() -> None:
-    for pin in (Pin("a1", 1), Pin("a1", 2, "image:1", ("x", "y"))):
+    for pin in (Pin("a1", 1), Pin("a1", 2, "image:1", ("x", "y")), Pin("a1", 1, ipv6=True)):
         assert pin_of(pin.annotations()) == pin
-
-
-def managed(*entries: tuple[str, str, dict[str, Any]]) -> Manifest:
-    fields = [{"manager": name, "subresource": sub, "fieldsV1": owned} for name, sub, owned in entries]
-    return {"metadata": {"name": "x", "managedFields": fields}}
-
-
-REPLICAS = {"f:spec": {"f:replicas": {}}}
-
-
-@pytest.mark.parametrize(
-    ("observed", "elsewhere"),
-    [
-        ({"metadata": {"name": "x"}}, False),
-        (managed(("fairlead-operator", "", REPLICAS)), False),
-        (managed(("fairlead-operator", "", {"f:spec": {}}), ("kubectl", "scale", REPLICAS)), True),
-        (managed(("fairlead-operator", "", REPLICAS), ("hpa", "scale", REPLICAS)), True),
-        (managed(("kube-controller-manager", "status", {"f:status": {"f:replicas": {}}})), False),
-    ],
-)
-def test_replicas_belong_to_whoever_wrote_the_scale(observed: Manifest, elsewhere: bool) -> None:
-    assert child_of(observed, "fairlead-operator").scaled_elsewhere is elsewhere
-
-
-def test_replicas_of_somebody_else_are_left_out() -> None:
-    assert workload(model_of())["spec"]["replicas"] == 1
-    scaled = usual_facts(children={"main": Child("qwen-main", scaled_elsewhere=True)})
-    assert "replicas" not in workload(model_of(), scaled)["spec"]
 
 
 def test_a_paused_rollout_holds_what_is_there_and_not_what_is_new() -> None:
@@ -162,7 +134,7 @@ def test_a_paused_rollout_holds_what_is_there_and_not_what_is_new() -> None:
         (unseen, False),
         (seen, True),
     ):  # a Deployment that is paused at once never makes its first pods
-        facts = usual_facts(children={"main": child_of(there, "fairlead-operator")})
+        facts = usual_facts(children={"main": child_of(there)})
         assert workload(paused, facts)["spec"]["paused"] is held
     pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     group = model_of(rollout={"paused": True}, pools=pools)
@@ -194,6 +166,13 @@ def test_engines_listen_on_the_addresses_that_pods_have() -> None:
     assert "--host=::" in pod_of(workload(model_of(), usual_facts(ipv6=True)))["containers"][0]["args"]
     sim = workload(model_of(engine={"kind": "sim"}), usual_facts(ipv6=True))
     assert "--listen=[::]:8000" in pod_of(sim)["containers"][0]["args"]
+
+
+def test_addresses_are_pinned_so_that_a_cluster_that_is_read_otherwise_restarts_no_engine() -> None:
+    for before, after in ((False, True), (True, False)):
+        made = workload(model_of(), usual_facts(ipv6=before))
+        children = {"main": child_of(made)}
+        assert workload(model_of(), usual_facts(ipv6=after, children=children)) == made
 
 
 def test_the_models_variables_take_the_place_of_ours() -> None:

@@ -27,10 +27,7 @@
   verbs: [get, list, watch, create, patch, delete]
 # Seen, and never written: none of its own are made of these.
 - apiGroups: [""]
-  resources: [pods, configmaps, persistentvolumeclaims]
-  verbs: [list, watch]
-- apiGroups: [inference.networking.k8s.io]
-  resources: [inferencepools]
+  resources: [pods]
   verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]

@@ -1,0 +1,42 @@
+"""An operator that kills itself: ``killed.py before|after NUMBER …`` sends SIGKILL around its write of that number.
+
+Writes are those to children and to statuses of models; leases and events are not counted. Everything else is the operator's own.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from operatorbench.subject import CHILDREN
+
+from fairlead.kube import client
+from fairlead_operator.__main__ import main
+
+_KINDS = (*CHILDREN, "modeldeployments")
+
+
+def arm(when: str, number: int) -> None:
+    """Let the ``number``-th write be the last thing that happens, or the last that does not."""
+    usual = client.KubeApi._once
+    seen = 0
+
+    async def counted(self: client.KubeApi, asked: client._Asked) -> object:
+        nonlocal seen
+        writes = asked.method != "GET" and any(f"/{kind}" in asked.path for kind in _KINDS)
+        seen += writes
+        if writes and seen == number and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = await usual(self, asked)
+        if writes and seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    client.KubeApi._once = counted  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(sys.argv[3:]))

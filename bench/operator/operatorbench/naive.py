@@ -1,0 +1,59 @@
+"""The operator as many are written: kopf's handlers for edges (created, changed), no queue, no watch of children.
+
+It makes the same objects as Fairlead's, rendered by the same function and applied with the same client. What it leaves out is what
+makes the difference: nothing sees a child that is deleted or edited, a model that is deleted while it is away, or two writers.
+"""
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import kopf
+
+from fairlead.api import EngineKind
+from fairlead.clock import SystemClock
+from fairlead.cluster_labels import MANAGER
+from fairlead.kube.access import find_access
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resource import MODEL_DEPLOYMENTS
+from fairlead_operator import rollout
+from fairlead_operator.login import connection
+from fairlead_operator.marks import made_of, owned
+from fairlead_operator.reconcile import parsed
+from fairlead_operator.render import Facts, Installation, render
+
+
+def main() -> None:
+    """Watch until SIGTERM."""
+    access = find_access(os.environ, Path.home())
+    api = KubeApi(access, SystemClock(), random.random, agent="naive")
+    facts = Facts(Installation({EngineKind.SIM: "fairlead.io/sim:1"}))
+    handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
+
+    @kopf.on.login(registry=handlers)
+    async def _login(**_: Any) -> kopf.ConnectionInfo:
+        return connection(access, SystemClock().wall())
+
+    @kopf.on.create(kind.group, kind.version, kind.plural, registry=handlers)
+    @kopf.on.update(kind.group, kind.version, kind.plural, registry=handlers)
+    async def _changed(body: kopf.Body, patch: kopf.Patch, **_: Any) -> None:
+        model = dict(body)
+        spec = dict(body["spec"])
+        revision = rollout.choose(model, (), frozenset()).revision
+        children = render(parsed(model, spec), {}, facts).manifests
+        for one in [rollout.record(model, revision), *(made_of(child, revision.hash) for child in children)]:
+            await api.apply(owned(one, model), MANAGER)
+        patch.status["observedGeneration"] = body["metadata"]["generation"]
+        patch.status["clientName"] = body["metadata"]["name"]
+
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    kopf.run(registry=handlers, settings=settings, clusterwide=True, standalone=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

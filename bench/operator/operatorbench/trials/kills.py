@@ -1,0 +1,82 @@
+"""SIGKILL to the whole process around each of its writes before a real API server; the next one comes to the same end."""
+
+import asyncio
+from pathlib import Path
+
+from operatorbench.trials.common import Place, Verdict, place
+from operatorbench.trials.tape import state
+
+from fairlead.kube.resource import MODEL_DEPLOYMENTS
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.operators import MODULE
+
+KILLED = str(Path(__file__).parents[1] / "killed.py")
+Step = str
+STORY: tuple[Step, ...] = ("create", "change", "rename")
+
+
+async def kills(server: ApiServer, stages: tuple[Step, ...], most: int, logs: Path) -> Verdict:
+    """For each stage of the story: the operator is killed before, and at last after, each of its writes (``most`` at most)."""
+    found = Verdict()
+    count = 0
+    for stage in stages:
+        wanted, _ = await _play(server, f"kill-{stage}", stage, None, logs)
+        number = 0
+        while number < most:
+            number += 1
+            when = ("before", number)
+            ended, killed = await _play(server, f"kill-{stage}-{number}", stage, when, logs)
+            if not killed:  # it has no such write any more: the last one was the one before
+                break
+            count += 1
+            found.hold(f"{stage}: killed before write {number} it comes to the same end", ended == wanted)
+        after = ("after", number - 1 if number > 1 else 1)
+        ended, killed = await _play(server, f"kill-{stage}-last", stage, after, logs)
+        count += killed
+        found.hold(f"{stage}: killed after its last write it comes to the same end", ended == wanted)
+    found.figures = {"stages": len(stages), "kills": count}
+    return found
+
+
+async def _play(
+    server: ApiServer, namespace: str, stage: Step, kill: tuple[str, int] | None, logs: Path
+) -> tuple[object, bool]:
+    """The story up to ``stage``, in which the operator is killed; how everything stands at the end, and whether it was."""
+    async with place(server, namespace, logs, FAIRLEAD_LEASE="3s") as here:
+        before = STORY[: STORY.index(stage)]
+        if before:
+            which = here.operators.start()
+            for one in before:
+                await _step(here, one)
+                await here.until_settled()
+            here.operators.end(which)
+        await _step(here, stage)
+        command = MODULE if kill is None else (KILLED, kill[0], str(kill[1]))
+        which = here.operators.start(command=command)
+        killed = False
+
+        async def over() -> bool:
+            if not here.operators.alive(which):
+                return True
+            return await here.settled() and await asyncio.to_thread(here.operators.rests, which)
+
+        for _ in range(3):  # the last writes answer to news that comes after the first rest
+            await here.until(over, "the operator has been killed, or is done")
+            await asyncio.sleep(0.3)
+        if not here.operators.alive(which):
+            killed = True
+            which = here.operators.start()
+        await here.until_settled()
+        await here.until_rest(which)
+        ended = await state(here.api, namespace)
+        await here.api.delete(MODEL_DEPLOYMENTS, namespace, "qwen")
+        return ended, killed
+
+
+async def _step(here: Place, step: Step) -> None:
+    if step == "create":
+        await here.model("qwen")
+    elif step == "change":
+        await here.model("qwen", "--max-num-seqs=3")
+    else:
+        await here.model("qwen", "--max-num-seqs=3", pools=("other",))
