@@ -18,6 +18,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
         "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
+        "FAIRLEAD_E2E": "`full`: the story on a cluster is told under 20 streams a second; `make e2e-load` sets it",
         "FAIRLEAD_SOAK": "`full`: the soak does everything as often as the bar says; `make soak` sets it",
         "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",
         "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests the soak sends",

@@ -206,11 +206,11 @@ def test_every_verb_that_a_message_or_a_comment_names_exists() -> None:
 
 def test_every_variable_that_is_named_is_a_setting_and_every_setting_is_named() -> None:
     known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
-    shown = {name for page in PAGES for name in re.findall(r"FAIRLEAD_[A-Z_]*[A-Z]", text_of(page))}
+    shown = {name for page in PAGES for name in re.findall(r"FAIRLEAD_[A-Z0-9_]*[A-Z0-9]", text_of(page))}
     assert shown == known
     read = [*SOURCES, ROOT / "Makefile", *(ROOT / "e2e").glob("*.py"), *(ROOT / "scripts").glob("*")]
     assert {
-        name for path in read if path.is_file() for name in re.findall(r"FAIRLEAD_[A-Z_]*[A-Z]", text_of(path))
+        name for path in read if path.is_file() for name in re.findall(r"FAIRLEAD_[A-Z0-9_]*[A-Z0-9]", text_of(path))
     } <= known
 
 
