@@ -7,12 +7,10 @@ from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
-    CONFIG_MAPS,
     DEFINITIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     EVENTS,
-    INFERENCE_POOLS,
     LEADER_WORKER_SETS,
     LEASES,
     MODEL_DEPLOYMENTS,
@@ -27,7 +25,6 @@ from fairlead.kube.resource import (
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
-    VOLUME_CLAIMS,
     Resource,
 )
 from fairlead_cli.cluster.facts import GATEWAY, OPERATOR
@@ -37,7 +34,6 @@ from fairlead_operator.leading import LEASE
 _MADE: Final = (
     *(DEPLOYMENTS, REVISIONS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES),
 )
-_SEEN: Final = (PODS, CONFIG_MAPS, VOLUME_CLAIMS, INFERENCE_POOLS)
 
 
 def of_account(component: str, place: str, namespaces: Sequence[str]) -> list[Right]:
@@ -59,9 +55,8 @@ def _operator(namespace: str | None) -> Iterator[Right]:
     for resource in _MADE:
         for verb in ("get", "list", "watch", "create", "patch", "delete"):
             yield _right(resource, verb, namespace)
-    for resource in _SEEN:
-        for verb in ("list", "watch"):
-            yield _right(resource, verb, namespace)
+    for verb in ("list", "watch"):
+        yield _right(PODS, verb, namespace)
     for verb in ("create", "patch"):
         yield _right(EVENTS, verb, namespace)
 
