@@ -169,8 +169,7 @@ class Writer:
         assert step.live is not None
         place = created(step.live, MANAGER)
         if place is not None:
-            await self._api.declare_applied(step.manifest, MANAGER, place)
-            self.counts.applied += 1
+            self._wrote(key, await self._api.declare_applied(step.manifest, MANAGER, place))
         made = await self._api.apply(step.manifest, MANAGER)
         if step.restores:
             if len(self.unkept) > _UNKEPT_MOST:
@@ -180,10 +179,13 @@ class Writer:
         self._done(key, step, made, found)
 
     def _done(self, key: str, step: Apply, made: Manifest, found: Written) -> None:
-        if self._shelf.put(made):
+        self._wrote(key, made)
+        found.applied.append(step)
+
+    def _wrote(self, key: str, answer: Manifest) -> None:
+        if self._shelf.put(answer):
             self._echoed(key)
         self.counts.applied += 1
-        found.applied.append(step)
 
     async def _sure(self, model: Manifest) -> None:
         """Raise Moved unless the API server has this model with this spec."""

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     names = [f"m{number:04d}" for number in range(options.models)]
     Random(options.seed).shuffle(names)
     found: dict[str, Figures] = {}
+    before = os.getloadavg()[0]
     for name in options.only or COMMANDS:
         with tempfile.TemporaryDirectory() as folder, started(Path(folder) / "run") as server:
             log = Path(folder) / "operator.log"
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     made = rows(found)
     write("operator", made, seed=options.seed, file=options.out)
     content = json.loads(options.out.read_text())
+    content["load_average_before"] = round(before, 2)  # of others: above 0.5, processor times are too high
     content["figures"] = {name: figures.plain() for name, figures in found.items()}
     options.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if all(row.holds for row in made) else 1

@@ -14,6 +14,7 @@ from operatorbench.subject import Asked, Subject, asked, reads, writes
 
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import NotFound
 from fairlead.kube.resource import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource, metadata_of, name_of
 from fairlead.tasks import ended
 from fairlead.testing.kube import ApiServer
@@ -79,9 +80,19 @@ class Eye:
 
     async def follow(self) -> None:
         """Until cancelled."""
-        listed = await self._api.list(self._kind, NAMESPACE)
-        self.items = {name_of(one): one for one in listed.items}
-        version = listed.resource_version
+
+        async def listed() -> bool:
+            """A kind that was just defined is known before it is served."""
+            nonlocal version
+            try:
+                found = await self._api.list(self._kind, NAMESPACE)
+            except NotFound:
+                return False
+            self.items, version = {name_of(one): one for one in found.items}, found.resource_version
+            return True
+
+        version = ""
+        await until_async(listed)
         while True:
             async for change in self._api.watch(self._kind, NAMESPACE, resource_version=version):
                 version = str(metadata_of(change.object).get("resourceVersion") or version)
