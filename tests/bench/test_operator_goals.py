@@ -1,5 +1,6 @@
 """The operator benchmark's rows carry exactly the goals that are checked in, and so does the run that is committed."""
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -60,3 +61,11 @@ def test_the_benchmarks_own_writes_and_events_are_not_counted() -> None:
         }
     )
     assert (writes(asked), reads(asked)) == (14, 32)
+
+
+def test_the_committed_run_has_every_goal_and_both_subjects() -> None:
+    content = json.loads((BENCH / "results" / "operator.json").read_text())
+    assert set(content) == {"machine", "versions", "seed", "rows", "load_average_before", "figures"}
+    assert {row["metric"]: row["goal"] for row in content["rows"] if row["goal"]} == BAR
+    assert set(content["figures"]) == {FAIRLEAD, NAIVE}
+    assert content["figures"][FAIRLEAD]["created"]["models"] == 1_000
