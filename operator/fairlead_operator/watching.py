@@ -22,7 +22,7 @@ from fairlead.kube.cache import without_owners
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound
-from fairlead.kube.informer import Informer
+from fairlead.kube.informer import Informer, Next
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
     MODEL_DEPLOYMENTS,
@@ -147,7 +147,17 @@ class Watching:
             return None
 
     def _informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
-        return Informer(
+        said = ""
+
+        def report(step: Next) -> None:
+            """Each failure is logged once, however often it is tried again: an operator that may not list a kind waits for ever."""
+            nonlocal said
+            text = step.reason if made.problem is not None else ""
+            if text and text != said:
+                _LOG.warning("%s cannot be followed: %s", kind.plural, text)
+            said = text
+
+        made = Informer(
             self._api,
             kind,
             self._clock,
@@ -156,7 +166,9 @@ class Watching:
             labels=labels,
             trim=without_owners if kind is PODS else compact,
             on_change=self._told,
+            report=report,
         )
+        return made
 
     async def _resync(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from fairlead.kube.lease import Election, Terms
 from fairlead.kube.resource import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
 from fairlead.settings import OperatorSettings, read
 from fairlead.tasks import ended
-from fairlead.testing.fake_kube import FakeKube, fake_kube
+from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
 from fairlead.testing.timeline import Timeline
 from fairlead.testing.waiting import until
 from fairlead_operator.__main__ import main
@@ -299,6 +299,19 @@ def test_the_list_finds_what_the_watch_of_models_missed_and_says_how_long() -> N
         fake.remove(MODEL_DEPLOYMENTS, "chat", "second")
         time.advance(66.0)
         await until(lambda: "chat/second" not in shelf.models)
+
+    watch(check)
+
+
+def test_a_kind_that_may_not_be_watched_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As after an upgrade that left the former roles in place: the operator would never be ready, and say nothing."""
+
+    async def check(fake: FakeKube, watching: Watching, shelf: Shelf, keys: list[str], time: Timeline) -> None:
+        await until(lambda: fake.watching > 0)
+        fake.watch_answers.append(Answer(403, "Forbidden"))
+        fake.end_watches()
+        await until(lambda: "cannot be followed" in caplog.text)
+        assert caplog.text.count("cannot be followed: it may not be watched so") == 1
 
     watch(check)
 
