@@ -17,6 +17,8 @@ KINDS = ("modeldeployments", "acceleratorclasses")
 VALUES: dict[str, Any] = {
     # A node of two processors has everything on it: what is asked for is what is used there.
     "gateway": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}},
+    # Nobody brings another node: that there is no room is told at once.
+    "operator": {"capacityGrace": "1s"},
 }
 HELM_SECONDS = 120
 
