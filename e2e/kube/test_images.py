@@ -1,6 +1,6 @@
 """Our images run in a real cluster as a strict platform team would have it: any user id, read-only root, no privileges."""
 
-from kube.kubectl import Kubectl
+from kube.kubectl import Kubectl, eventually
 from kube.manifests import PORT, config_map, deployment, pod_spec, service
 
 FLEET = "models:\n- name: tiny\n  instances:\n  - {url: 'http://engine:8000', engine: sim}\n"
@@ -11,6 +11,14 @@ asked = urllib.request.Request("http://gateway:{PORT}/v1/chat/completions", json
 with urllib.request.urlopen(asked, timeout=30) as answer:
     print(answer.headers["x-fairlead-instance"])
     print(answer.read().decode())
+"""
+REACHED = f"""
+import urllib.error, urllib.request
+asked = urllib.request.Request("http://gateway:{PORT}/v1/completions", b'{{"model": "tiny", "prompt": "x", "max_tokens": 1}}')
+try:
+    print(urllib.request.urlopen(asked, timeout=30).status)
+except OSError as error:
+    print(error)
 """
 PING = """
 import socket
@@ -30,6 +38,8 @@ def test_a_gateway_streams_what_an_engine_says(here: Kubectl) -> None:
     here.apply(config_map("fleet", fleet__yaml=FLEET), service("engine"), service("gateway"))
     here.apply(deployment("engine", engine, replicas=2), deployment("gateway", gateway))
     here.rolled_out("deployment/engine", "deployment/gateway")
+    # Pods are ready a moment before every Service leads to them, and until then the gateway says that no engine answers.
+    eventually("the gateway reaches an engine", lambda: "200" in here.python("deployment/engine", REACHED))
     told = here.python("deployment/engine", STREAM)
     assert told.startswith("engine/8000/0\n")
     assert told.rstrip().endswith("data: [DONE]")
