@@ -56,6 +56,8 @@ class Fewest:
         self._process.terminate()
         self._reader.join()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -64,12 +64,13 @@ def _drain(spec: dict[str, Any]) -> str | None:
 
 
 def revisions(live: Iterable[Manifest]) -> tuple[Revision, ...]:
-    """Those that are kept, oldest first. What is no revision of ours is left out."""
+    """Those that are kept, oldest first. What is no revision of ours is left out: the controller of LeaderWorkerSets keeps its own,
+    of the same kind and with the labels of ours, and a spec in them too."""
     found = []
     for one in live:
-        data = one.get("data") or {}
-        if one.get("kind") == REVISIONS.kind and isinstance(data.get("spec"), dict):
-            found.append(Revision(int(one.get("revision") or 0), annotation(one, REVISION), dict(data["spec"])))
+        data, hashed = one.get("data") or {}, annotation(one, REVISION)
+        if one.get("kind") == REVISIONS.kind and hashed and isinstance(data.get("spec"), dict):
+            found.append(Revision(int(one.get("revision") or 0), hashed, dict(data["spec"])))
     return tuple(sorted(found, key=lambda one: (one.number, one.hash)))
 
 

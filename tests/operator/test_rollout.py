@@ -4,8 +4,17 @@ from typing import Any
 
 import pytest
 
-from fairlead_operator.marks import UNDO
-from fairlead_operator.rollout import KEPT_REVISIONS, Revision, choose, remembered, revision_hash, with_numbers
+from fairlead_operator.marks import MODEL, UNDO
+from fairlead_operator.rollout import (
+    KEPT_REVISIONS,
+    Revision,
+    choose,
+    record,
+    remembered,
+    revision_hash,
+    revisions,
+    with_numbers,
+)
 
 
 def spec(image: str = "a", **more: Any) -> dict[str, Any]:
@@ -103,3 +112,14 @@ def test_what_runs_and_what_is_asked_is_kept_with_the_newest_others() -> None:
     assert len(numbers) == KEPT_REVISIONS
     assert {3, 21} <= set(numbers)
     assert numbers[-3:] == [19, 20, 21]
+
+
+def test_revisions_that_other_controllers_keep_of_our_workloads_are_not_ours() -> None:
+    (ours,) = kept("a")
+    theirs = {
+        "kind": "ControllerRevision",
+        "metadata": {"name": "m-main-5d8f", "labels": {MODEL: "m"}},
+        "revision": 7,
+        "data": {"spec": {"leaderWorkerTemplate": {"size": 2}}},
+    }
+    assert revisions([theirs, record(model(spec("a")), ours)]) == (ours,)
