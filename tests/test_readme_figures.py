@@ -68,3 +68,12 @@ def test_the_table_of_costs_is_the_committed_run() -> None:
     missed = [row["metric"] for row in report["rows"] if not row["holds"]]
     assert missed == ["1,000 streams × 20 chunks/s: added delay p99"]
     assert sum(row["goal"] is not None for row in report["rows"]) == 17
+
+
+def test_what_the_readme_says_of_a_cluster_is_the_committed_run() -> None:
+    report = json.loads((ROOT / "bench/results/e2e.json").read_text())
+    assert report["full"] and report["holds"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    streams = report["parts"]["under_load"]["streams"]
+    assert f"{streams:,} of {streams:,} streams whole" in readme
+    assert f"{report['parts']['first_token']['seconds']['apply_to_first_token']} s from `apply`" in readme
