@@ -82,7 +82,7 @@ def rounds(found: Model) -> set[str]:
 
 
 @pytest.mark.timeout(900, func_only=True)
-@pytest.mark.parametrize(("name", "replicas", "nodes"), [("one", 2, 1), ("group", 1, 2)])
+@pytest.mark.parametrize(("name", "replicas", "nodes"), [("one", 2, 1), ("group", 2, 2)])
 def test_a_change_is_held_let_through_and_taken_back(
     here: Kubectl, installed: Release, name: str, replicas: int, nodes: int
 ) -> None:

@@ -59,6 +59,7 @@ def _state(pool: Pool, asked: int, workload: Manifest | None, revision: str, pod
         updated=updated if current else 0,
         exist=int(status.get("replicas") or 0),
         settled=groups or int(status.get("observedGeneration") or 0) >= generation_of(workload),
+        alone=groups and desired == 1,
     )
 
 

@@ -14,6 +14,10 @@ from fairlead.kube.resource import Manifest, key_of, name_of
 from fairlead_operator.failures import Failure
 
 _MESSAGE_MOST = 2_000
+_ALONE = (
+    "; the controller of LeaderWorkerSets replaces no group that is alone, since nothing would serve meanwhile: "
+    "ask for 2 instances until it is replaced"
+)
 _OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)
 _SERVED_BEFORE = (Reason.ALL_READY, Reason.SCALED_TO_ZERO, Reason.DEGRADED, Reason.NO_INSTANCE, Reason.NO_ENDPOINT)
 
@@ -22,7 +26,7 @@ _SERVED_BEFORE = (Reason.ALL_READY, Reason.SCALED_TO_ZERO, Reason.DEGRADED, Reas
 class PoolState:
     """The instances of one pool. ``exist``: with those that are replaced. ``updated``: made of what runs now.
 
-    ``adopted``: not run by Fairlead.
+    ``adopted``: not run by Fairlead. ``alone``: its only instance is a group of pods.
     """
 
     name: str
@@ -34,6 +38,7 @@ class PoolState:
     settled: bool = True
     made: bool = True
     adopted: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,8 @@ def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:
         parts = f"{parts}; {situation.kept}" if situation.kept else parts
         if situation.paused and any(pool.updated < pool.desired for pool in old):
             return Reason.PAUSED, f"the rollout is paused in the midst; {parts}"
+        if any(pool.alone and not pool.updated for pool in old):
+            parts += _ALONE
         return Reason.ROLLING_OUT, parts
     if situation.kept:
         return Reason.ROLLING_OUT, situation.kept

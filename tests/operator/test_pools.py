@@ -71,6 +71,16 @@ def test_its_instances_are_replaced_when_their_leaders_are() -> None:
     assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
 
 
+def test_a_group_that_is_alone_is_said_to_wait_for_another() -> None:
+    one = group()
+    one["spec"]["replicas"] = one["status"]["readyReplicas"] = one["status"]["replicas"] = 1
+    told = movement(state(one, leader(OLD), worker(OLD)))
+    assert told is not None
+    assert told[0] == Reason.ROLLING_OUT
+    assert told[1].startswith("pool main: 0 of 1 replaced; ")
+    assert "ask for 2 instances" in told[1]
+
+
 def test_a_workload_of_another_revision_has_replaced_nothing() -> None:
     before = group()
     before["metadata"]["annotations"]["fairlead.io/model-revision"] = "before"

@@ -36,7 +36,11 @@ def standing(model: Manifest, records: Sequence[Manifest], workloads: Sequence[M
     choice = choose(model, kept, running_hashes(workloads))
     known = {one.hash for one in kept}
     every = kept if choice.present.hash in known else (*kept, choice.present)
-    times = {_number(one): str(metadata_of(one).get("creationTimestamp") or "") for one in records if annotation(one, REVISION)}
+    times = {
+        _number(one): str(metadata_of(one).get("creationTimestamp") or "")
+        for one in records
+        if annotation(one, REVISION)
+    }
     shown = [
         Kept(one, times.get(one.number, ""), changed(every[at - 1].spec, one.spec) if at else ())
         for at, one in enumerate(every)
