@@ -11,7 +11,7 @@ from fairlead_operator.render import Installation, render
 from fairlead_operator.testing import read_case, usual_facts
 
 CASES = Path(__file__).parents[2] / "tests" / "operator" / "render" / "cases"
-TOKENS = 200
+TOKENS = 600
 ASK = """
 import json, urllib.request
 body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": %d, "ignore_eos": True, "stream": True}).encode()
