@@ -34,8 +34,8 @@ e2e: env ## local mode as a user drives it, and our images on a real cluster: KU
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
 	@$(RUN) -m pytest e2e
 
-e2e-load: env ## the story on the cluster once more, under 20 streams a second of 200 tokens; bench/results/e2e.json
-	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py -q -k "soon or moves"
+e2e-load: env ## the story on the cluster once more, under 20 streams a second of 200 tokens, and rollouts of groups of nodes; bench/results/e2e.json
+	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py e2e/kube/test_rollouts.py -q -k "soon or moves or group"
 
 cluster-up: env ## a real Kubernetes on this machine; prints the line that puts it into a shell. Compiles it the first time
 	@$(RUN) e2e/cluster up --level $(LEVEL)
