@@ -12,9 +12,7 @@ made small, kept below out/fuzz and named together with the command that repeats
 import argparse
 import json
 import os
-import platform
 import secrets
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 from fuzzing.campaign import Report, campaign  # noqa: E402 - found through the line above
 from fuzzing.targets import TARGETS  # noqa: E402
 
+from fairlead.testing.reports import commit, machine  # noqa: E402
 from fairlead_gateway import head  # noqa: E402 - one of those that may be compiled
 from fairlead_gateway.compiled import is_compiled, worker_environment  # noqa: E402
 
@@ -99,8 +98,8 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
             "seconds": round(sum(report.seconds for report in own), 1),
         }
     return {
-        "machine": _machine(),
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(ROOT),
         "compiled": is_compiled(head.__file__),
         "seed": seed,
         "jobs": jobs,
@@ -110,20 +109,6 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
         "targets": targets,
         "found": [{"target": one.target, "where": where, "replay": one.replay} for where, one in sorted(found.items())],
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return asked.stdout.strip() or "unknown"
 
 
 def _options() -> argparse.Namespace:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fairlead.testing.kube import NEEDED, ApiServer, assets, started
+from fairlead.testing.kube import ApiServer, for_a_test
 
 _EXAMPLES = os.environ.get("FAIRLEAD_EXAMPLES")
 
@@ -35,7 +35,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """etcd and kube-apiserver for this session; tests keep to namespaces of their own."""
-    if assets() is None:
-        pytest.skip(NEEDED)
-    with started(tmp_path_factory.mktemp("cluster") / "run") as server:
+    with for_a_test(tmp_path_factory.mktemp("cluster") / "run") as server:
         yield server

@@ -5,49 +5,24 @@ Times are compared with the bar where somebody reads them, never in a test: a ma
 
 import json
 import os
-import platform
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fairlead.testing.reports import Line, commit, machine, verdict
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"
 REPORT = ROOT / "bench" / "results" / "e2e.json" if FULL else ROOT / "out" / "e2e.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the bar."""
-
-    says: str
-    measured: object
-    holds: bool
-
-
 def record(part: str, lines: list[Line], **figures: Any) -> None:
     """Add one part to the report; parts of another machine, or of another state of the sources, are dropped."""
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-    head = {"machine": _machine(), "commit": _commit()}
+    head = {"machine": machine(), "commit": commit(ROOT)}
     if {name: report.get(name) for name in head} != head:
         report = head | {"full": FULL, "holds": True, "parts": {}}
-    verdict = [{"line": one.says, "measured": one.measured, "holds": one.holds} for one in lines]
-    report["parts"][part] = {**figures, "verdict": verdict}
+    report["parts"][part] = {**figures, "verdict": verdict(lines)}
     report["parts"] = dict(sorted(report["parts"].items()))
     report["holds"] = all(line["holds"] for one in report["parts"].values() for line in one["verdict"])
     REPORT.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return asked.stdout.strip() or "unknown"

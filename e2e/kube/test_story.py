@@ -13,7 +13,8 @@ from kube.manifests import image, model, paced
 from kube.models import Model
 from kube.moving import Moves, everything_moves
 from kube.release import KINDS, Release
-from kube.report import Line
+
+from fairlead.testing.reports import Line
 
 RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 

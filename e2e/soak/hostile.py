@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 
 from soak.engines import engines
 from soak.gateways import HANG_SECONDS, GatewayProcess, gateway, managed, metric, write_fleet
-from soak.report import FULL, ROOT, SEED, Line, count, flat, resident, write
+from soak.report import FULL, ROOT, SEED, count, flat, resident, write
 
 from fairlead.testing.raw_http import Connection, post
+from fairlead.testing.reports import Line
 
 sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 from fuzzing.mutate import Mutator

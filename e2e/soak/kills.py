@@ -14,7 +14,9 @@ from pathlib import Path
 
 from soak.engines import Engines, engines
 from soak.gateways import chat, gateway, metric, one, write_fleet
-from soak.report import SEED, Line, count, write
+from soak.report import SEED, count, write
+
+from fairlead.testing.reports import Line
 
 ENGINES = 8
 TOKENS = 40

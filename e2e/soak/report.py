@@ -5,13 +5,12 @@ In full (``make soak``) it is bench/results/soak.json, else out/soak.json.
 
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fairlead.testing.reports import Line, commit, machine, verdict
 
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("FAIRLEAD_SOAK_SEED", "7"))
@@ -19,36 +18,21 @@ FULL = os.environ.get("FAIRLEAD_SOAK", "") == "full"
 REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "soak.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the bar."""
-
-    says: str
-    measured: object
-    holds: bool
-
-
 def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Line]) -> list[Line]:
     """Add one part, begun at that monotonic time, to the report; the lines that do not hold."""
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-    machine = {
-        "cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-    parts = report.get("parts", {}) if report.get("machine") == machine else {}
+    parts = report.get("parts", {}) if report.get("machine") == machine() else {}
     parts[part] = {
-        "commit": _commit(),
+        "commit": commit(ROOT),
         "seed": SEED,
         "seconds": round(time.monotonic() - begun, 1),
         **figures,
-        "verdict": [{"line": line.says, "measured": line.measured, "holds": line.holds} for line in lines],
+        "verdict": verdict(lines),
     }
     holds = all(line["holds"] for one in parts.values() for line in one["verdict"])
     text = json.dumps(
-        {"machine": machine, "full": FULL, "holds": holds, "parts": dict(sorted(parts.items()))}, indent=2
+        {"machine": machine(), "full": FULL, "holds": holds, "parts": dict(sorted(parts.items()))}, indent=2
     )
     REPORT.write_text(text + "\n")
     return [line for line in lines if not line.holds]
@@ -79,8 +63,3 @@ def flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
     """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then bounded tables fill."""
     steady = samples[len(samples) // 3 :]
     return max(steady) - steady[0] <= max(least, share * steady[0])
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return asked.stdout.strip() or "unknown"

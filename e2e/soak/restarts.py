@@ -15,9 +15,10 @@ from pathlib import Path
 
 from soak.engines import engines
 from soak.gateways import HANG_SECONDS, GatewayProcess, chat, judged, start, write_fleet
-from soak.report import SEED, Line, count, write
+from soak.report import SEED, count, write
 
 from fairlead.testing.raw_http import Connection, post
+from fairlead.testing.reports import Line
 
 CLIENTS = 24
 TOKENS = 20

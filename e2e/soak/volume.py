@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from soak.gateways import gateway, write_fleet
-from soak.report import FULL, ROOT, SEED, Line, count, flat, resident, write
+from soak.report import FULL, ROOT, SEED, count, flat, resident, write
+
+from fairlead.testing.reports import Line
 
 sys.path[:0] = [str(ROOT / "bench" / "gateway"), str(ROOT / "bench")]
 from gatewaybench.bodies import UNIQUE, bodies  # noqa: E402 - found through the line above

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from install import HERE
+
+from fairlead.testing.reports import commit
 
 Numbers = dict[str, Any]
 
@@ -67,7 +68,7 @@ class Report:
     def begin(self, part: str) -> None:
         """What is checked from now on belongs to this part."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
-        self.parts[part] = Part(when, _revision())
+        self.parts[part] = Part(when, commit(HERE, mark="+"))
 
     async def check(self, name: str, what: Callable[[], Awaitable[Numbers]]) -> bool:
         """Make one check; whatever it raises is its result."""
@@ -112,9 +113,3 @@ def spread(values: list[float]) -> Numbers:
     """Median and largest, in seconds."""
     known = sorted(values)
     return {"p50": round(known[len(known) // 2], 3), "max": round(known[-1], 3)} if known else {}
-
-
-def _revision() -> str:
-    """The commit that was run, ``+`` behind it when files differ from it."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import loads
 from pathlib import Path
+from unittest import SkipTest
 
 from fairlead.clock import SystemClock
 from fairlead.kube.access import Access, from_kubeconfig
@@ -99,6 +100,15 @@ class ApiServer:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+@contextmanager
+def for_a_test(run: Path) -> Iterator[ApiServer]:
+    """``started``, for tests: where there are no binaries the test is skipped and says what would make them."""
+    if assets() is None:
+        raise SkipTest(NEEDED)
+    with started(run) as server:
+        yield server
 
 
 @contextmanager

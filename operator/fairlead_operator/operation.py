@@ -14,7 +14,7 @@ from fairlead.kube.events import Recorder
 from fairlead.kube.lease import Election
 from fairlead.kube.resource import Manifest
 from fairlead.tasks import ended
-from fairlead_operator import liveness
+from fairlead_operator import liveness, pulse
 from fairlead_operator.happenings import Happening
 from fairlead_operator.leading import LEASE, while_leading
 from fairlead_operator.observe import Shelf
@@ -66,7 +66,7 @@ class Operation:
             renderer(options.installation, options.peers),
             clock,
             cluster=lambda: self._watching.cluster,
-            stale=lambda: liveness.stale(self._pulse()),
+            stale=lambda: pulse.stale(self._pulse()),
             tell=self._tell,
             capacity_grace_seconds=options.capacity_grace_seconds,
             echoed=self._queue.echo,
@@ -130,7 +130,7 @@ class Operation:
     def _tell(self, model: Manifest, happening: Happening) -> None:
         self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)
 
-    def _pulse(self) -> liveness.Pulse:
+    def _pulse(self) -> pulse.Pulse:
         return self._watching.pulse(self._election.leading)
 
     def _figures(self) -> liveness.Figures:

@@ -35,10 +35,11 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Something that is not wanted any more and stays for now."""
+    """Something that is not wanted any more and stays for now. ``blocks``: one that is wanted waits for its name."""
 
     manifest: Manifest
     why: str
+    blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def plan(
             continue
         if owner_uid(child) != uid_of(model):  # the garbage collector's business, not ours
             if key in keys and owner_uid(child):
-                kept.append(Kept(child, "it is of an earlier model of this name, and goes by itself"))
+                kept.append(Kept(child, "it is of an earlier model of this name, and goes by itself", blocks=True))
             continue
         if key in keys:
             continue

@@ -287,7 +287,7 @@ def _again(work: _Work, adopting: bool) -> float | None:
         return 0.0
     if work.plan.kept and work.seen.stale:
         return STALE_SECONDS
-    if any("earlier model" in one.why for one in work.plan.kept):
+    if any(one.blocks for one in work.plan.kept):
         return BLOCKED_SECONDS
     later = [ADOPTED_SECONDS] if adopting else []
     later += [REFUSED_SECONDS] if work.refused else []

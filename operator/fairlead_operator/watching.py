@@ -34,10 +34,10 @@ from fairlead.kube.resource import (
     version_of,
 )
 from fairlead.loops import loop_factory
-from fairlead_operator.liveness import Pulse
 from fairlead_operator.login import connection
 from fairlead_operator.marks import CHILDREN
 from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf, compact
+from fairlead_operator.pulse import Pulse
 from fairlead_operator.seam import Cluster
 
 BACKOFFS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)

@@ -13,7 +13,7 @@ from fairlead.api import AcceleratorClass, ModelDeployment
 from fairlead.clock import SystemClock
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, name_of, namespace_of, resource_of
-from fairlead.testing.kube import NEEDED, ApiServer, assets, started
+from fairlead.testing.kube import ApiServer, for_a_test
 from fairlead.testing.waiting import until_async
 
 EARLIER, CRDS = Path(__file__).parent / "earlier", Path(__file__).parents[2] / "crds"
@@ -96,9 +96,7 @@ def test_what_is_stored_outlives_an_upgrade_of_the_crds(tmp_path: Path) -> None:
                 said = {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": names}
                 await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
 
-    if assets() is None:
-        pytest.skip(NEEDED)
-    with started(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
+    with for_a_test(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
         ask(server, check)
 
 

@@ -18,7 +18,7 @@ from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
 from fairlead.testing.chart import CHART, Helm
 from fairlead.testing.installed import kubectl
-from fairlead.testing.kube import NEEDED, ApiServer, assets, started
+from fairlead.testing.kube import ApiServer, for_a_test
 from fairlead.testing.waiting import until_async
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -64,9 +64,7 @@ NEWER: Manifest = {**MODEL, "spec": {**MODEL["spec"], "model": {**MODEL["spec"][
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     """One of our own: CRDs belong to a whole cluster, and the other tests want today's."""
-    if assets() is None:
-        pytest.skip(NEEDED)
-    with started(tmp_path / "run") as found:
+    with for_a_test(tmp_path / "run") as found:
         yield found
 
 

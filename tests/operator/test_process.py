@@ -19,9 +19,10 @@ from fairlead.testing.timeline import Timeline
 from fairlead.testing.waiting import until
 from fairlead_operator.__main__ import main
 from fairlead_operator.leading import identity, while_leading
-from fairlead_operator.liveness import Figures, Metrics, Pulse, alive, application, ready, stale
+from fairlead_operator.liveness import Figures, Metrics, application
 from fairlead_operator.login import TOKEN_SECONDS, connection
 from fairlead_operator.observe import Shelf
+from fairlead_operator.pulse import Pulse, alive, ready, stale
 from fairlead_operator.seam import Cluster
 from fairlead_operator.settings import options
 from fairlead_operator.watching import Watching, ipv6_first

@@ -14,7 +14,7 @@ from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, served_a
 from fairlead.kube.resource import Manifest, key_of, labels_of, namespace_of, selector
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
-from fairlead_gateway.kube.pods import PLAIN, Adopter, Found, adopted, groups, own
+from fairlead_gateway.kube.pods import Adopter, Found, adopted, groups, own
 from fairlead_gateway.kube.specs import ModelRead
 
 Selection = tuple[str, str]
@@ -171,20 +171,10 @@ class _Making:
         transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
         profile, role = self._profile(model, pool.name), Role(pool.role.value)
         named = served_as(spec.engine.served_model_name, model.name)
+        adopter = Adopter(model.namespace, model.name, pool.name, role, transfer, profile, named)
         for endpoint in pool.endpoints:
             parts = urlsplit(endpoint.url)
-            yield Instance(
-                id=f"{parts.hostname}/{parts.port}/0",
-                namespace=model.namespace,
-                model=model.name,
-                pool=pool.name,
-                url=endpoint.url,
-                engine=PLAIN,
-                role=role,
-                profile=profile,
-                transfer=transfer,
-                served_name=named,
-            )
+            yield adopter.instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
         if pool.selector is None:
             return
         chosen = self._objects.chosen.get((model.namespace, selector(pool.selector.match_labels)))
@@ -192,11 +182,10 @@ class _Making:
             before = self._previous.instances.get(model.key, ())
             yield from (one for one in before if one.pool == pool.name)
             return
-        adopter = Adopter(model.namespace, model.name, pool.name, role, pool.selector.port, transfer, profile, named)
         wanted = pool.selector.match_labels.items()
         for pod in chosen.values():
             if wanted <= labels_of(pod).items():
-                yield from self._of(pod, adopted(pod, adopter))
+                yield from self._of(pod, adopted(pod, pool.selector.port, adopter))
 
     def _of(self, pod: Manifest, found: Found) -> tuple[Instance, ...]:
         if found.why:

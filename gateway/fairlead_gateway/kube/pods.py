@@ -27,16 +27,31 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Adopter:
-    """The pool that takes in pods which Fairlead does not run."""
+    """The pool that takes in what Fairlead does not run."""
 
     namespace: str
     model: str
     pool: str
     role: Role
-    port: int
     transfer: str | None
     profile: EngineProfile | None
     served_name: str | None = None
+
+    def instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:
+        """One that answers at ``url``."""
+        return Instance(
+            id=id,
+            namespace=self.namespace,
+            model=self.model,
+            pool=self.pool,
+            url=url,
+            engine=PLAIN,
+            role=self.role,
+            state=state,
+            profile=self.profile,
+            transfer=self.transfer,
+            served_name=self.served_name,
+        )
 
 
 def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Mapping[int, str]]) -> Found:
@@ -82,28 +97,12 @@ def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Map
     )
 
 
-def adopted(pod: Manifest, adopter: Adopter) -> Found:
+def adopted(pod: Manifest, port: int, adopter: Adopter) -> Found:
     """The instance of a pod that somebody else runs."""
     host, why = _reached(pod)
     if host is None:
         return Found(why=why)
-    return Found(
-        (
-            Instance(
-                id=f"{uid_of(pod)}/{adopter.port}/0",
-                namespace=adopter.namespace,
-                model=adopter.model,
-                pool=adopter.pool,
-                url=f"http://{host}:{adopter.port}",
-                engine=PLAIN,
-                role=adopter.role,
-                state=_state(pod),
-                profile=adopter.profile,
-                transfer=adopter.transfer,
-                served_name=adopter.served_name,
-            ),
-        )
-    )
+    return Found((adopter.instance(f"{uid_of(pod)}/{port}/0", f"http://{host}:{port}", _state(pod)),))
 
 
 def groups(pods: Mapping[str, Manifest]) -> dict[Group, dict[int, str]]:

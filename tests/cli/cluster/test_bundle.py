@@ -27,7 +27,7 @@ from fairlead.kube.resource import (
     Resource,
     uid_of,
 )
-from fairlead.testing.kube import NEEDED, ApiServer, assets, started
+from fairlead.testing.kube import ApiServer, for_a_test
 from fairlead.testing.waiting import until_async
 from fairlead_cli.cluster.archive import Bounds, Packed, Part, pack, write
 from fairlead_cli.cluster.bundling import bundle
@@ -91,9 +91,7 @@ class Api(KubeApi):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    if assets() is None:
-        pytest.skip(NEEDED)
-    with started(tmp_path_factory.mktemp("bundled") / "run") as found:
+    with for_a_test(tmp_path_factory.mktemp("bundled") / "run") as found:
         yield found
 
 

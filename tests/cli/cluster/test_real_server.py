@@ -33,14 +33,13 @@ from fairlead.kube.resource import (
     Resource,
     micro_time,
 )
-from fairlead.testing.kube import NEEDED, ApiServer, assets, started
+from fairlead.testing.kube import ApiServer, assets, for_a_test
 from fairlead.testing.waiting import until_async
 from fairlead_cli.cluster.catalogue import FAULTS
 from fairlead_cli.cluster.checks import judge
 from fairlead_cli.cluster.facts import Facts
 from fairlead_cli.cluster.gathering import gather
 from fairlead_cli.cluster.verdict import Mark, Result
-from fairlead_operator import liveness
 from fairlead_operator.failures import failure
 from fairlead_operator.leading import LEASE
 from fairlead_operator.summarize import PoolState, Situation, summarize
@@ -78,9 +77,7 @@ def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Man
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """One of this file's own: what others leave on the shared one would be checked as well."""
-    if assets() is None:
-        pytest.skip(NEEDED)
-    with started(tmp_path_factory.mktemp("checked") / "run") as found:
+    with for_a_test(tmp_path_factory.mktemp("checked") / "run") as found:
         yield found
 
 
@@ -413,9 +410,3 @@ def test_check_in_linkerds_form(furnished: ApiServer) -> None:
     assert lines[at + 2].startswith("    fix: helm install fairlead charts/fairlead")
     assert lines[at + 3] == "    see docs/reference/checks.md#operator-installed"
     assert lines[-1].endswith(" failed")
-
-
-def test_names_that_both_sides_write_are_the_same() -> None:
-    from fairlead_cli.cluster.judging.operator import SILENT_SECONDS
-
-    assert SILENT_SECONDS == liveness.SILENT_SECONDS

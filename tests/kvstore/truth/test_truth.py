@@ -14,8 +14,7 @@ from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
 
 MODEL = "default/tiny"
-TOKENS = list(range(100, 112))  # six blocks of two
-OWN = own_hashes(root(MODEL), TOKENS, 2)
+OWN = own_hashes(root(MODEL), TOKENS := list(range(100, 112)), 2)  # six blocks of two
 
 
 def stored(first: int, last: int, *, base: int = 1000, **more: Any) -> Stored:

@@ -64,13 +64,9 @@ def notes(facts: Facts) -> Verdict | None:
     return judged(found, _unreached(told), mark=Mark.WARNING)
 
 
-def redis(facts: Facts) -> Verdict | None:
+@workloads.each(GATEWAY)
+def redis(facts: Facts, found: Sequence[Manifest]) -> Verdict | None:
     """As each gateway has it; a gateway that was given none decides alone."""
-    found = facts.component(GATEWAY)
-    if isinstance(found, Missing):
-        return unknown(found)
-    if not found:
-        return None
     without = [one for one in found if not _has_redis(one)]
     alone = [f"{key(one)} has several gateways and no Redis" for one in without if workloads.replicas(one) > 1]
     if len(without) == len(found):
@@ -93,11 +89,9 @@ def _own_redis(facts: Facts) -> Iterator[str]:
             yield from workloads.why_not(facts, one)
 
 
-def certificate(facts: Facts) -> Verdict | None:
+@workloads.each(GATEWAY)
+def certificate(facts: Facts, found: Sequence[Manifest]) -> Verdict | None:
     """Of gateways that speak TLS themselves."""
-    found = facts.component(GATEWAY)
-    if isinstance(found, Missing):
-        return unknown(found)
     bad, soon, unsure, shown = [], [], [], []
     for one in found:
         for volume in pod_spec(one).get("volumes") or []:
@@ -118,13 +112,9 @@ def certificate(facts: Facts) -> Verdict | None:
     return warned(*soon) if soon else ok(", ".join(shown)) if shown else None
 
 
-def keys_asked(facts: Facts) -> Verdict | None:
+@workloads.each(GATEWAY)
+def keys_asked(_: Facts, found: Sequence[Manifest]) -> Verdict:
     """A warning for those that ask nobody."""
-    found = facts.component(GATEWAY)
-    if isinstance(found, Missing):
-        return unknown(found)
-    if not found:
-        return None
     return judged(
         (f"{key(one)} asks nobody for a key" for one in found if "--insecure" in arguments(one)), mark=Mark.WARNING
     )

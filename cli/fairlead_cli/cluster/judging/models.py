@@ -1,6 +1,7 @@
 """The models: what their conditions say, one check for each kind of cause."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
 from types import MappingProxyType
 from typing import Final
 
@@ -27,11 +28,22 @@ CAUSES: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
 """Check → the reasons of Stalled that it is about; all others are ``model-stalled``'s."""
 
 
-def observed(facts: Facts) -> Verdict | None:
+def _of_models(judge: Callable[[Facts, Sequence[Manifest]], Verdict | None]) -> Judge:
+    """A judge of the models that stay: not known where they could not be read, silent where there are none."""
+
+    @wraps(judge)
+    def whole(facts: Facts) -> Verdict | None:
+        if isinstance(facts.models, Missing):
+            return unknown(facts.models)
+        models = [one for one in facts.models if not leaving(one)]
+        return judge(facts, models) if models else None
+
+    return whole
+
+
+@_of_models
+def observed(facts: Facts, models: Sequence[Manifest]) -> Verdict:
     """Is ``status`` about the present spec?"""
-    models = _models(facts)
-    if models is None or isinstance(models, Missing):
-        return unknown(models) if models else None
     return judged(
         f"{key(one)}: {_behind(one)}, changed {age(changed, facts.now)} ago"
         for one in models
@@ -56,10 +68,8 @@ def _changed(model: Manifest) -> float | None:
 def caused(check: str) -> Judge:
     """The judge of one of CAUSES, and of ``model-stalled``."""
 
-    def judge(facts: Facts) -> Verdict | None:
-        models = _models(facts)
-        if models is None or isinstance(models, Missing):
-            return unknown(models) if models else None
+    @_of_models
+    def judge(_: Facts, models: Sequence[Manifest]) -> Verdict:
         return judged(_stalled(models, check))
 
     return judge
@@ -75,11 +85,9 @@ def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
             yield f"{key(one)}: {reason}: {short(str(found.get('message', '')))}"
 
 
-def ready(facts: Facts) -> Verdict | None:
+@_of_models
+def ready(_: Facts, models: Sequence[Manifest]) -> Verdict | None:
     """Those that are neither ready nor stalled; coming up is a warning."""
-    models = _models(facts)
-    if models is None or isinstance(models, Missing):
-        return unknown(models) if models else None
     bad: list[str] = []
     starting: list[str] = []
     others = [one for one in models if not holds(one, ConditionType.STALLED)]
@@ -96,11 +104,9 @@ def ready(facts: Facts) -> Verdict | None:
     return ok(f"{len(others)} of {len(models)}") if others else None
 
 
-def names(facts: Facts) -> Verdict | None:
+@_of_models
+def names(_: Facts, models: Sequence[Manifest]) -> Verdict:
     """A warning: the model is served, under its long name."""
-    models = _models(facts)
-    if models is None or isinstance(models, Missing):
-        return unknown(models) if models else None
     return judged(
         (
             f"{key(one)}: {short(str(found.get('message', '')))}"
@@ -109,10 +115,3 @@ def names(facts: Facts) -> Verdict | None:
         ),
         mark=Mark.WARNING,
     )
-
-
-def _models(facts: Facts) -> list[Manifest] | Missing | None:
-    """Those that stay; None where there is none."""
-    if isinstance(facts.models, Missing):
-        return facts.models
-    return [one for one in facts.models if not leaving(one)] or None

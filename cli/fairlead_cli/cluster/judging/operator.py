@@ -1,5 +1,6 @@
 """The operator: is it there, does it lead, does it hear the cluster, may it do its work."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from fairlead.kube.resource import Manifest
@@ -10,11 +11,10 @@ from fairlead_cli.cluster.reading import key, space, spec
 from fairlead_cli.cluster.times import age, wall
 from fairlead_cli.cluster.verdict import Verdict, failed, judged, unknown
 from fairlead_operator.leading import LEASE
+from fairlead_operator.pulse import SILENT_SECONDS
 
 _MARGIN_SECONDS: Final = 5.0
 """Clocks of operator and API server differ, and the API server tells its own to a second only."""
-SILENT_SECONDS: Final = 180.0
-"""As in ``fairlead_operator.liveness``; a test holds the two equal."""
 
 
 def installed(facts: Facts) -> Verdict:
@@ -46,15 +46,9 @@ def ready(facts: Facts) -> Verdict | None:
     return workloads.pods_ready(facts, OPERATOR)
 
 
-def leader(facts: Facts) -> Verdict | None:
+@workloads.each(OPERATOR, ready=True)
+def leader(facts: Facts, found: Sequence[Manifest]) -> Verdict:
     """By the lease, judged by the API server's clock."""
-    found = facts.component(OPERATOR)
-    if isinstance(found, Missing):
-        return unknown(found)
-    if not found:
-        return None
-    if workloads.none_ready(facts, OPERATOR):
-        return unknown("no pod of the operator is ready")
     bad: list[str] = []
     unsure: list[str] = []
     holders: list[str] = []
@@ -85,15 +79,9 @@ def _lapsed(lease: Manifest, now: float) -> str:
     return ""
 
 
-def watches(facts: Facts) -> Verdict | None:
+@workloads.each(OPERATOR, ready=True)
+def watches(facts: Facts, _: Sequence[Manifest]) -> Verdict:
     """What the leader's metrics say."""
-    found = facts.component(OPERATOR)
-    if isinstance(found, Missing):
-        return unknown(found)
-    if not found:
-        return None
-    if workloads.none_ready(facts, OPERATOR):
-        return unknown("no pod of the operator is ready")
     told = facts.told.get(OPERATOR, ())
     pages = [(one.pod, one.metrics) for one in told if not isinstance(one.metrics, Missing)]
     leading = [(pod, page) for pod, page in pages if page.value("fairlead_operator_leading") == 1.0]

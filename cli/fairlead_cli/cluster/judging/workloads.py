@@ -1,6 +1,7 @@
 """What operator, gateway and Redis have in common: Deployments with pods, Secrets that these take, rights of their accounts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 
 from fairlead.kube.resource import Manifest, leaving, name_of, says_ready
 from fairlead_cli.cluster.facts import Facts, Wanted
@@ -18,10 +19,35 @@ from fairlead_cli.cluster.reading import (
     waits_for,
 )
 from fairlead_cli.cluster.reviews import Right
-from fairlead_cli.cluster.verdict import Mark, Verdict, judged, ok, unknown, warned
+from fairlead_cli.cluster.verdict import Judge, Mark, Verdict, judged, ok, unknown, warned
 
 WATCHED = "FAIRLEAD_WATCH_NAMESPACES"
 _PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+
+
+def each(
+    component: str, *, ready: bool = False
+) -> Callable[[Callable[[Facts, Sequence[Manifest]], Verdict | None]], Judge]:
+    """A judge of a component's Deployments: not known where they could not be read, silent where there are none.
+
+    ``ready``: nor is it known while none of their pods is ready, since it is their pods that are asked.
+    """
+
+    def made(judge: Callable[[Facts, Sequence[Manifest]], Verdict | None]) -> Judge:
+        @wraps(judge)
+        def whole(facts: Facts) -> Verdict | None:
+            found = facts.component(component)
+            if isinstance(found, Missing):
+                return unknown(found)
+            if not found:
+                return None
+            if ready and none_ready(facts, component):
+                return unknown(f"no pod of the {component} is ready")
+            return judge(facts, found)
+
+        return whole
+
+    return made
 
 
 def ready_pods(facts: Facts, deployment: Manifest) -> Sequence[Manifest] | Missing:
@@ -40,11 +66,10 @@ def none_ready(facts: Facts, component: str) -> bool:
 
 def pods_ready(facts: Facts, component: str) -> Verdict | None:
     """FAILED for a Deployment without any ready pod, a warning where some are missing."""
-    found = facts.component(component)
-    if isinstance(found, Missing):
-        return unknown(found)
-    if not found:
-        return None
+    return each(component)(_pods_ready)(facts)
+
+
+def _pods_ready(facts: Facts, found: Sequence[Manifest]) -> Verdict:
     bad: list[str] = []
     short_of: list[str] = []
     count = wanted = 0
@@ -125,9 +150,10 @@ def wanted_secrets(deployment: Manifest) -> list[Wanted]:
 
 def secrets_complete(facts: Facts, component: str) -> Verdict | None:
     """Every Secret that the component's pods name is there, with the entries that they take."""
-    found = facts.component(component)
-    if isinstance(found, Missing):
-        return unknown(found)
+    return each(component)(_secrets_complete)(facts)
+
+
+def _secrets_complete(facts: Facts, found: Sequence[Manifest]) -> Verdict:
     bad: list[str] = []
     unsure: list[str] = []
     for wanted in dict.fromkeys(one for deployment in found for one in wanted_secrets(deployment) if not one.optional):
@@ -138,7 +164,7 @@ def secrets_complete(facts: Facts, component: str) -> Verdict | None:
             unsure.append(f"{name}: {there.why if there else 'it was not looked at'}")
         elif lacks := sorted(wanted.entries - there.entries):
             bad.append(f"the Secret {name} has no {', '.join(lacks)}")
-    return judged(bad, unsure) if found else None
+    return judged(bad, unsure)
 
 
 def account(deployment: Manifest) -> str:

@@ -1,0 +1,40 @@
+"""What every report of a long run begins with: the machine, the commit, and the bar's lines with what was measured."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the bar."""
+
+    says: str
+    measured: object
+    holds: bool
+
+
+def verdict(lines: Iterable[Line]) -> list[dict[str, object]]:
+    """The lines as JSON."""
+    return [{"line": one.says, "measured": one.measured, "holds": one.holds} for one in lines]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def commit(folder: Path, mark: str = "-dirty") -> str:
+    """The commit that lies in a folder, with ``mark`` behind it when files differ from it."""
+    command = ["git", "describe", "--always", f"--dirty={mark}"]
+    asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
