@@ -193,6 +193,10 @@ class Limits:
         2.0, "an engine's own word of a clear that Fairlead asked for; what comes before it is from before the clear"
     )
 
+    index_mirror_blocks: int = _limit(
+        12_000_000, "different blocks of one model in a mirror, some 90 bytes each; further ones are not credited"
+    )
+
     kube_connect_seconds: float = _limit(5.0, "TCP and TLS to the Kubernetes API server")
     kube_answer_seconds: float = _limit(30.0, "an answer of the API server, each page of a list; watches have no end")
     kube_answer_bytes: int = _limit(256 * 1024 * 1024, "an answer of the API server; a page of pods has some 5 MB")

@@ -34,6 +34,12 @@ class Cleared(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class Gone(msgspec.Struct, frozen=True, gc=False):
+    """The instance is not read any more: after its ``Cleared``, what was marked of it is of no interest either."""
+
+    instance: str
+
+
 class Marked(msgspec.Struct, frozen=True, gc=False):
     """Whether the instance's slice is all that it holds, and if not, why and since when (monotonic seconds)."""
 
@@ -58,4 +64,4 @@ class Expired(msgspec.Struct, gc=False):
     hashes: list[int]
 
 
-Change = Stored | Removed | Cleared | Marked | Hinted | Expired
+Change = Stored | Removed | Cleared | Gone | Marked | Hinted | Expired

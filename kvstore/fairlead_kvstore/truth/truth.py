@@ -26,7 +26,7 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead_kvstore.events.decode import Batch
 from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT
-from fairlead_kvstore.truth.changes import Change, Cleared
+from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Marked
 from fairlead_kvstore.truth.shared import Shared
 from fairlead_kvstore.truth.slice import TICK_SECONDS, Counts, Slice
 from fairlead_kvstore.truth.tiers import EXACT, Tier
@@ -97,7 +97,7 @@ class Truth:
         if shared is None:
             seconds, most = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
             shared = self._shared[model_key] = Shared(model_key, seconds=seconds, most=most)
-        self._slices[instance] = Slice(
+        item = self._slices[instance] = Slice(
             instance,
             model_key,
             shared,
@@ -107,7 +107,8 @@ class Truth:
             shared_media=shared_media,
             exact_media=exact_media,
         )
-        return changes
+        begun = item.standing
+        return [*changes, Marked(instance, begun.complete, begun.reason, begun.since)]
 
     def detach(self, instance: str, reason: str) -> list[Change]:
         """The instance is gone for good. The last of a model takes the model's hints with it."""
@@ -115,7 +116,7 @@ class Truth:
         self._blocks -= len(item)
         if not any(other.model_key == item.model_key for other in self._slices.values()):
             del self._shared[item.model_key]
-        return [Cleared(instance, item.epoch, reason)]
+        return [Cleared(instance, item.epoch, reason), Gone(instance)]
 
     # --- its stream -----------------------------------------------------------------------------------------------------
 

@@ -494,7 +494,10 @@ def test_beyond_the_bound_of_all_the_one_that_holds_most_forgets() -> None:
 def test_an_instance_that_is_gone_leaves_nothing() -> None:
     index = Index()
     index.say(stored(0, 5))
-    assert index.truth.detach("i", "its pod is gone") == [changes.Cleared("i", 1, "its pod is gone")]
+    assert index.truth.detach("i", "its pod is gone") == [
+        changes.Cleared("i", 1, "its pod is gone"),
+        changes.Gone("i"),
+    ]
     assert (index.truth.blocks, index.truth.bytes, "i" in index.truth) == (0, 0, False)
     with pytest.raises(KeyError):
         index.truth.state("i")

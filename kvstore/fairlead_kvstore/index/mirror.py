@@ -1,0 +1,345 @@
+"""The index of one model, to be asked: which instances hold this chain of blocks, how far, and in which tier.
+
+A dict leads from a block's own hash to a number with three bits for each instance (GPU, CPU, disk). There are few different sets
+of holders and many blocks, so equal numbers are kept once and shared (*interned*): a block then costs its entry and its key, some
+ninety bytes, and a walk along a chain mostly meets the very number that it met a block before, which needs no arithmetic at all.
+
+**The walk is exact.** The mirror of a gateway's own decisions may bisect, since it only ever forgets ends. This one holds what
+engines told, and they may lose a block in the middle (it went to another tier, or its neighbour was pushed out), so every block is
+looked at until nobody is left. Which is also cheap: a lookup in C for each block.
+
+**A slower tier goes on where the faster one ends**, as in ``Truth.held``: depths are cumulative, and what a tier adds is the
+difference. Hints of stores that all instances share come last, and only behind what somebody holds or from the start.
+
+**Forgetting an instance** takes no time: its bits are *retired*, masked out of every answer, and swept from the numbers little
+by little, with every batch that comes and whenever somebody calls ``sweep``. Then the bits are given to the next instance.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from fairlead.limits import Limits
+from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT
+from fairlead_kvstore.truth.changes import Change, Cleared, Expired, Gone, Hinted, Marked, Removed, Stored
+from fairlead_kvstore.truth.tiers import EXACT, Tier
+
+_LIMITS: Final = Limits()
+_TIERS: Final = len(EXACT)
+_INTERNED_MOST: Final = 65_536
+_SWEEP_LEAST: Final = 2_048
+_SWEEP_PER_BLOCK: Final = 4
+_RETIRED_MOST: Final = 64
+"""More than so many retired instances are swept at once: they flap, and bits must not grow without end."""
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """``blocks`` from the chain's start that the instance holds, by ``Tier``: in the GPU, up to CPU, up to disk, and with hints."""
+
+    instance: str
+    blocks: tuple[int, int, int, int]
+
+
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """Whether all of an instance is known, and if not, why and since when (monotonic seconds of this process)."""
+
+    complete: bool
+    reason: str
+    since: float
+
+
+class IndexMirror:
+    """One model's blocks. Pure: no clock, no I/O; whoever feeds it calls ``expire`` and, when idle, ``sweep``."""
+
+    def __init__(self, *, limits: Limits = _LIMITS) -> None:
+        self._most = limits.index_mirror_blocks
+        self._hints_most = limits.kv_shared_blocks
+        self._masks: dict[int, int] = {}
+        self._interned: dict[int, int] = {}
+        self._places: dict[str, int] = {}
+        self._names: list[str] = []
+        self._free: list[int] = []
+        self._retired: list[int] = []
+        self._sweeping: list[int] = []
+        self._queue: list[int] = []
+        self._dead = 0
+        self._gpu = 0  # the GPU bit of every place there is
+        self._slow = False  # whether any block was ever in a slower tier
+        self._known: dict[str, Known] = {}
+        self._hints: dict[int, float] = {}
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        """Blocks that somebody holds; of instances that are gone, until they are swept."""
+        return len(self._masks)
+
+    @property
+    def hints(self) -> int:
+        """Blocks that are probably in a shared store."""
+        return len(self._hints)
+
+    # --- questions ------------------------------------------------------------------------------------------------------
+
+    def match(self, hashes: Sequence[int]) -> tuple[Held, ...]:
+        """Who holds the chain's first block, and how far on; those who hold it farthest in the GPU come first."""
+        if not hashes:
+            return ()
+        gpu = self._walk(hashes)
+        if not self._slow and not self._hints:
+            names = self._names
+            found = []
+            for depth, mask in reversed(gpu):
+                blocks = (depth, depth, depth, depth)
+                while mask:
+                    low = mask & -mask
+                    found.append(Held(names[low.bit_length() // _TIERS], blocks))
+                    mask ^= low
+            return tuple(found)
+        return self._tiered(hashes, gpu)
+
+    def holders(self, own: int) -> dict[str, tuple[Tier, ...]]:
+        """Who holds one block, and where."""
+        mask = self._masks.get(own, 0) & ~self._dead
+        found: dict[str, tuple[Tier, ...]] = {}
+        while mask:
+            place = (mask.bit_length() - 1) // _TIERS
+            bits = mask >> place * _TIERS
+            found[self._names[place]] = tuple(tier for tier in EXACT if bits >> tier & 1)
+            mask ^= bits << place * _TIERS
+        return found
+
+    def hinted(self, own: int) -> bool:
+        """Whether a store that all instances share probably has the block."""
+        return own in self._hints
+
+    def standing(self, instance: str) -> Known | None:
+        """How sure it is what this instance holds; None when nothing was told."""
+        return self._known.get(instance)
+
+    def instances(self) -> tuple[str, ...]:
+        """All that something was told of."""
+        return tuple(self._known | self._places)
+
+    # --- what is told ---------------------------------------------------------------------------------------------------
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Changes in their order; again does no harm."""
+        work = 0
+        for change in changes:
+            if isinstance(change, Stored):
+                work += len(change.hashes)
+                self._stored(change.hashes, self._bit(change.instance, change.tier))
+            elif isinstance(change, Removed):
+                work += len(change.hashes)
+                if change.instance in self._places:
+                    self._removed(change.hashes, self._bit(change.instance, change.tier))
+            elif isinstance(change, Hinted):
+                self._hinted(change.hashes, change.until)
+            elif isinstance(change, Expired):
+                for own in change.hashes:
+                    self._hints.pop(own, None)
+            elif isinstance(change, Marked):
+                self._known[change.instance] = Known(change.complete, change.reason, change.since)
+            elif isinstance(change, Cleared):
+                self._retire(change.instance)
+            elif isinstance(change, Gone):
+                self._retire(change.instance)
+                self._known.pop(change.instance, None)
+        if self._dead:
+            self.sweep(_SWEEP_LEAST + work * _SWEEP_PER_BLOCK)
+
+    def load(self, instance: str, owns: Sequence[int], counts: Sequence[int]) -> None:
+        """Rows as a slice keeps them: own hashes, and copies by tier (``truth.blocks.SHIFT``); rows of 0 copies are empty."""
+        place = self._place(instance)
+        bits: dict[int, int] = {}
+        masks, get, interned = self._masks, self._masks.get, self._interned
+        for own, count in zip(owns, counts, strict=True):
+            if not count:
+                continue
+            bit = bits.get(count)
+            if bit is None:
+                bit = bits[count] = _tier_bits(count) << place * _TIERS
+                self._slow |= _tier_bits(count) > 1
+            old = get(own, 0)
+            if not old and len(masks) >= self._most:
+                self.dropped += 1
+                continue
+            new = old | bit
+            if new != old:
+                masks[own] = interned.setdefault(new, new)
+        self._bound()
+
+    def expire(self, now: float) -> list[int]:
+        """Let go of hints that have run out at ``now`` (monotonic seconds); their own hashes."""
+        over = []
+        for own, until in self._hints.items():
+            if until > now:
+                break
+            over.append(own)
+        for own in over:
+            del self._hints[own]
+        return over
+
+    def sweep(self, most: int) -> bool:
+        """Look at up to ``most`` blocks for instances that are gone; whether there is more to do."""
+        if not self._dead:
+            return False
+        if not self._queue:
+            self._sweeping, self._retired = self._retired, []
+            self._queue = list(self._masks)
+        masks, queue, interned, dead = self._masks, self._queue, self._interned, self._dead
+        stop = max(0, len(queue) - most)
+        for own in queue[stop:]:
+            old = masks.get(own, 0)
+            if old & dead:
+                left = old & ~dead
+                if left:
+                    masks[own] = interned.setdefault(left, left)
+                else:
+                    del masks[own]
+        del queue[stop:]
+        self._bound()
+        if not queue:
+            self._swept()
+        return bool(self._dead)
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _walk(self, hashes: Sequence[int], fold: int = 0) -> list[tuple[int, int]]:
+        """(depth, GPU bits of those that reach just that depth), shallowest first; with ``fold`` slower tiers count as well."""
+        found: list[tuple[int, int]] = []
+        alive = self._gpu & ~self._dead
+        if not alive:
+            return found
+        last: int | None = -1
+        for depth, mask in enumerate(map(self._masks.get, hashes)):
+            if mask is last:
+                continue
+            last = mask
+            still = 0
+            if mask is not None:
+                if fold:
+                    mask |= mask >> 1 if fold == 1 else mask >> 1 | mask >> 2
+                still = alive & mask
+            if still != alive:
+                if depth:
+                    found.append((depth, alive ^ still))
+                if not still:
+                    return found
+                alive = still
+        found.append((len(hashes), alive))
+        return found
+
+    def _tiered(self, hashes: Sequence[int], gpu: list[tuple[int, int]]) -> tuple[Held, ...]:
+        """The answer where there is more than the GPU."""
+        reached: dict[str, list[int]] = {}
+        levels = [gpu, self._walk(hashes, 1), self._walk(hashes, 2)] if self._slow else [gpu]
+        for level, found in enumerate(levels):
+            for depth, mask in found:
+                while mask:
+                    low = mask & -mask
+                    name = self._names[low.bit_length() // _TIERS]
+                    reached.setdefault(name, [0, 0, 0, 0])[level:] = [depth] * (4 - level)
+                    mask ^= low
+        if self._hints:
+            self._through_hints(hashes, reached)
+        held = [Held(name, (one[0], one[1], one[2], one[3])) for name, one in reached.items()]
+        held.sort(key=lambda one: one.blocks, reverse=True)
+        return tuple(held)
+
+    def _through_hints(self, hashes: Sequence[int], reached: dict[str, list[int]]) -> None:
+        """A shared store goes on where an instance's own tiers end, for every member alike."""
+        hints, masks = self._hints, self._masks
+        if hashes[0] in hints:
+            for name in self.instances():
+                reached.setdefault(name, [0, 0, 0, 0])
+        for name, depths in reached.items():
+            place = self._places.get(name)
+            mine = 0 if place is None else (1 << _TIERS) - 1 << place * _TIERS
+            depth = depths[-1]
+            while depth < len(hashes) and (hashes[depth] in hints or masks.get(hashes[depth], 0) & mine):
+                depth += 1
+            depths[-1] = depth
+
+    def _stored(self, hashes: list[int], bit: int) -> None:
+        masks, get, interned = self._masks, self._masks.get, self._interned
+        last = -1
+        shared = 0
+        room = self._most - len(masks)
+        for own in hashes:
+            old = get(own, 0)
+            if not old:
+                if room <= 0:
+                    self.dropped += 1
+                    continue
+                room -= 1
+            if old is not last:
+                last = old
+                new = old | bit
+                shared = interned.setdefault(new, new)
+            masks[own] = shared
+        self._bound()
+
+    def _removed(self, hashes: list[int], bit: int) -> None:
+        masks, get, interned = self._masks, self._masks.get, self._interned
+        for own in hashes:
+            old = get(own, 0)
+            if old & bit:
+                left = old ^ bit
+                if left:
+                    masks[own] = interned.setdefault(left, left)
+                else:
+                    del masks[own]
+        self._bound()
+
+    def _hinted(self, hashes: list[int], until: float) -> None:
+        hints = self._hints
+        for own in hashes:
+            hints.pop(own, None)  # the order is by age
+            hints[own] = until
+        while len(hints) > self._hints_most:
+            del hints[next(iter(hints))]
+
+    def _bit(self, instance: str, tier: Tier) -> int:
+        if tier is not Tier.GPU:
+            self._slow = True
+        return 1 << self._place(instance) * _TIERS + tier
+
+    def _place(self, instance: str) -> int:
+        place = self._places.get(instance)
+        if place is None:
+            if self._free:
+                place = self._free.pop()
+                self._names[place] = instance
+            else:
+                place = len(self._names)
+                self._names.append(instance)
+                self._gpu |= 1 << place * _TIERS
+            self._places[instance] = place
+        return place
+
+    def _retire(self, instance: str) -> None:
+        place = self._places.pop(instance, None)
+        if place is None:
+            return
+        self._retired.append(place)
+        self._dead |= (1 << _TIERS) - 1 << place * _TIERS
+        while len(self._retired) + len(self._sweeping) > _RETIRED_MOST and self.sweep(len(self._masks)):
+            pass
+
+    def _swept(self) -> None:
+        """No block has the bits of those that were retired when the round began."""
+        for place in self._sweeping:
+            self._dead &= ~((1 << _TIERS) - 1 << place * _TIERS)
+        self._free += self._sweeping
+        self._sweeping = []
+
+    def _bound(self) -> None:
+        """Beyond so many different sets of holders sharing them is given up for those known so far."""
+        if len(self._interned) > _INTERNED_MOST:
+            self._interned.clear()
+
+
+def _tier_bits(count: int) -> int:
+    return sum(1 << tier for tier in EXACT if count >> SHIFT[tier] & COPIES_MOST)
