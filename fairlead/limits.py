@@ -196,6 +196,20 @@ class Limits:
     index_mirror_blocks: int = _limit(
         12_000_000, "different blocks of one model in a mirror, some 90 bytes each; further ones are not credited"
     )
+    link_blocks: int = _limit(
+        131_072, "blocks of prompt text per model whose place in the index is known, some 300 bytes each; the oldest go"
+    )
+    link_own_blocks: int = _limit(4_194_304, "token blocks of the prompts that they were learned from, 8 bytes each")
+    link_flights: int = _limit(16_384, "prompts of one model on their way to engines; the oldest count as arrived")
+    link_flight_seconds: float = _limit(600.0, "a prompt on its way counts as held there this long at most")
+    link_provisional_seconds: float = _limit(
+        30.0, "the same for another gateway's prompt, of which nobody tells when it ends"
+    )
+    link_settled_seconds: float = _limit(
+        2.0, "from a prompt's end until what the engine did not tell of it counts as not held"
+    )
+    link_corrections: int = _limit(16_384, "blocks looked at for one batch of corrections; the rest is in the next")
+    link_correction_seconds: float = _limit(0.05, "corrections are gathered this long until the workers are told")
 
     kube_connect_seconds: float = _limit(5.0, "TCP and TLS to the Kubernetes API server")
     kube_answer_seconds: float = _limit(30.0, "an answer of the API server, each page of a list; watches have no end")

@@ -1,0 +1,111 @@
+"""Whether what an index says of an instance agrees with what the instance's engine reports: a drift detector and its quarantine.
+
+An answer's ``cached_tokens`` is the only word of an engine about the very cache that the index describes. For each answer the distance
+
+    x = (predicted - reported) / prompt tokens        from -1 (all was missed) to 1 (all was credited and nothing was there)
+
+is fed to two cumulative sums after E. S. Page (Continuous Inspection Schemes, 1954), one for each direction:
+
+    over  = max(0, over  + x - ALLOWED)       ghosts: credits for what is not there
+    under = max(0, under - x - ALLOWED)       the index lost sight of what is there
+
+A sum beyond ``LIMIT`` is drift. Single mispredictions, and a bias within ``ALLOWED`` (blocks are up to an eighth of a prompt, links are
+careful guesses), decay to nothing however long it goes on; a prompt that is wrong altogether adds 0.8, so five in a row are enough.
+Predictions are compared with what the *index* credited, without what was only on its way; an engine that never reports says nothing, which
+is stated and never taken for zero. Two numbers an instance are all the memory there is.
+
+Drift puts the instance's index into quarantine: routing falls back to what this gateway sent there. Afterwards the index counts again,
+on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever agrees for
+as many answers as ``SOUND`` is as new.
+"""
+
+from typing import Final
+
+ALLOWED: Final = 0.2
+LIMIT: Final = 4.0
+SOUND: Final = 50
+FIRST_SECONDS: Final = 30.0
+MOST_SECONDS: Final = 900.0
+
+
+class Drift:
+    """One instance. Times are monotonic seconds; tokens are counts of whole answers."""
+
+    __slots__ = (
+        "_agreed",
+        "_pause",
+        "_why",
+        "answers",
+        "over",
+        "predicted",
+        "quarantines",
+        "reported",
+        "silent",
+        "under",
+        "until",
+    )
+
+    def __init__(self) -> None:
+        self.over = 0.0
+        self.under = 0.0
+        self.answers = 0
+        self.silent = 0
+        self.predicted = 0
+        self.reported = 0
+        self.quarantines = 0
+        self.until: float | None = None
+        self._agreed = 0
+        self._pause = FIRST_SECONDS
+        self._why = ""
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether the index does not count at present."""
+        return self.until is not None
+
+    @property
+    def ratio(self) -> float | None:
+        """Tokens predicted for each one reported; None until both are known."""
+        return self.predicted / self.reported if self.reported else None
+
+    def words(self) -> str:
+        """Why the instance is in quarantine; empty when it is not."""
+        return self._why if self.quarantined else ""
+
+    def seen(self, predicted: float, reported: int | None, prompt_tokens: int | None, now: float) -> bool:
+        """One answer: what the index credited, what the engine reported (None: it did not). True when that was too much."""
+        if reported is None or not prompt_tokens:
+            self.silent += 1
+            return False
+        self.answers += 1
+        self.predicted += int(predicted)
+        self.reported += reported
+        if self.quarantined:
+            return False
+        off = max(-1.0, min(1.0, (predicted - reported) / prompt_tokens))
+        self.over = max(0.0, self.over + off - ALLOWED)
+        self.under = max(0.0, self.under - off - ALLOWED)
+        self._agreed = self._agreed + 1 if abs(off) <= ALLOWED else 0
+        if self._agreed >= SOUND:
+            self._pause = FIRST_SECONDS
+        if max(self.over, self.under) <= LIMIT:
+            return False
+        way = "credits what the engine does not find" if self.over > self.under else "misses what the engine finds"
+        self._why = f"the index {way}"
+        self.quarantines += 1
+        self.until = now + self._pause
+        self._pause = min(MOST_SECONDS, self._pause * 2.0)
+        self._agreed = 0
+        return True
+
+    def over_by(self, now: float) -> bool:
+        """Whether the quarantine has just ended: the index counts again, on trial."""
+        if self.until is None or now < self.until:
+            return False
+        self.until = None
+        self.over = self.under = LIMIT / 2
+        return True
+
+    def anew(self) -> None:
+        """The engine began with an empty cache: what was wrong before says nothing of what comes."""
+        self.over = self.under = 0.0

@@ -1,0 +1,233 @@
+"""Which token block a prefix of bytes ends with: the bridge between what gateways see and what engines tell.
+
+A worker knows a prompt as a chain over its raw JSON text and never tokenizes; an engine's events name blocks of tokens. Both chains
+of one prompt, learned together, say how far its text reaches in tokens. A *link* leads from a byte block to (depth, own hash): the
+last token block that lies wholly before that byte block's end. The prefix of text is held where this own hash is held.
+
+**Where a byte prefix ends in tokens is not known, only where the prompt does.** Chat templates put text before, between and behind
+messages, JSON spells characters with one byte or six, and a tokenizer's pieces are of any length. So a link starts as a guess:
+the prefix's share of the bytes is its share of the tokens, less ``GUESS_SHARE`` and a few tokens. The guess is then
+held against every prompt that is learned later: two prompts that begin with the same bytes have the same tokens *there*, so a link
+is right only if the two chains agree at its depth. Where they do not, it is lowered to the longest prefix that they share. Nothing
+ever raises a link, so it moves at most ``depth`` times and comes to rest; and what is left holds for each pair of prompts seen:
+
+    link(b).depth ≤ common prefix, in blocks, of the own chains of any two prompts learned through b
+
+A link that is too shallow credits text that is held a little less far than it says; the credit in tokens is still what is held. A link
+that is too deep asks for tokens that another continuation does not have, and loses a hit until that continuation is learned.
+Token ids as a prompt have no such doubt: their text is cut at commas, and ``reaches`` says exactly how many lie before each end.
+
+**Memory.** The own chains are arrays that the links of one prompt share. A longer prompt that goes on from a known one takes its links
+over, so a conversation keeps one array, not one a turn. Links are forgotten least recently used first; a use touches the end of
+a prompt before its head, so what is left is always whole from the start.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+GUESS_SHARE: Final = 0.05
+GUESS_TOKENS: Final = 4.0
+"""What a guess leaves out of a prefix's share of the tokens: a share of it, and the frame that templates put around every message."""
+
+
+class _Owns:
+    """A prompt's own chain, and how many links use it."""
+
+    __slots__ = ("hashes", "uses")
+
+    def __init__(self, hashes: "array[int]") -> None:
+        self.hashes = hashes
+        self.uses = 0
+
+
+class Link:
+    """One byte block: ``before`` is the byte block before it (0: none), ``index`` its number in the chain, ``depth`` in token blocks."""
+
+    __slots__ = ("_owns", "before", "depth", "index")
+
+    def __init__(self, owns: _Owns, before: int, index: int, depth: int) -> None:
+        self._owns = owns
+        self.before = before
+        self.index = index
+        self.depth = depth
+
+    @property
+    def own(self) -> int:
+        """The own hash at its depth; 0 when no token block lies wholly before its end."""
+        return self._owns.hashes[self.depth - 1] if self.depth else 0
+
+
+class LinkTable:
+    """The links of one model: byte blocks to own hashes and back. ``most`` links and ``most_owns`` own hashes in all chains."""
+
+    def __init__(self, *, most: int, most_owns: int) -> None:
+        self._most = most
+        self._most_owns = most_owns
+        self._links: OrderedDict[int, Link] = OrderedDict()
+        self._by_own: dict[int, tuple[int, ...]] = {}
+        self.owns = 0
+        self.lowered = 0
+        self.learned = 0
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._links
+
+    # --- questions ------------------------------------------------------------------------------------------------------
+
+    def get(self, digest: int) -> Link | None:
+        """The link of a byte block."""
+        return self._links.get(digest)
+
+    def linked(self, hashes: Sequence[int]) -> int:
+        """How many blocks from a prompt's start are linked."""
+        links, low, high = self._links, 0, len(hashes)
+        while low < high:
+            middle = (low + high) >> 1
+            if hashes[middle] in links:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def behind(self, own: int) -> tuple[int, ...]:
+        """The byte blocks that are linked to an own hash."""
+        return self._by_own.get(own, ())
+
+    def chain(self, digest: int) -> list[int]:
+        """The byte blocks from the prompt's start to this one; empty where one of them is not known any more."""
+        found: list[int] = []
+        links = self._links
+        while digest:
+            link = links.get(digest)
+            if link is None:
+                return []
+            found.append(digest)
+            digest = link.before
+        found.reverse()
+        return found
+
+    def items(self) -> Iterable[tuple[int, Link]]:
+        """All byte blocks that are linked, and their links."""
+        return self._links.items()
+
+    # --- what is told ---------------------------------------------------------------------------------------------------
+
+    def touch(self, hashes: Sequence[int]) -> None:
+        """A prompt was used: its links stay longer than others, its head longer than its end."""
+        links = self._links
+        for digest in reversed(hashes):
+            if digest in links:
+                links.move_to_end(digest)
+
+    def learn(
+        self,
+        hashes: Sequence[int],
+        ends: Sequence[int],
+        owns: Sequence[int],
+        *,
+        size: int,
+        tokens: int,
+        block_size: int,
+        reaches: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Both chains of one prompt; the byte blocks whose link is new or another now.
+
+        ``hashes`` end at ``ends`` of its ``size`` bytes, ``owns`` are its whole blocks of ``block_size`` among ``tokens``. ``reaches``:
+        how many tokens lie wholly before each end, where that is known exactly.
+        """
+        if not hashes or size <= 0:
+            return []
+        self.learned += 1
+        fresh = _Owns(array("Q", owns))
+        self.owns += len(fresh.hashes)
+        changed: list[int] = []
+        compared: tuple[_Owns, int] | None = None
+        before = deepest = 0
+        for index, digest in enumerate(hashes):
+            link = self._links.get(digest)
+            if link is None:
+                exact = reaches[index] if reaches is not None else _guess(ends[index], size, tokens)
+                deepest = max(deepest, min(len(owns), exact // block_size))
+                self._links[digest] = link = Link(fresh, before, index, deepest)
+                fresh.uses += 1
+                self._index(digest, link.own)
+                changed.append(digest)
+            else:
+                if compared is None or compared[0] is not link._owns:
+                    compared = link._owns, common(link._owns.hashes, fresh.hashes)
+                if self._meet(digest, link, fresh, compared[1]):
+                    changed.append(digest)
+                deepest = link.depth
+            before = digest
+        if not fresh.uses:
+            self.owns -= len(fresh.hashes)
+        self.touch(hashes)
+        while len(self._links) > self._most or (self.owns > self._most_owns and len(self._links) > len(hashes)):
+            self._forget(next(iter(self._links)))
+        return changed
+
+    def clear(self) -> None:
+        """Forget all: what was learned is wrong."""
+        self._links.clear()
+        self._by_own.clear()
+        self.owns = 0
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _meet(self, digest: int, link: Link, fresh: _Owns, shared: int) -> bool:
+        """Another prompt with the same bytes up to here, whose chain shares so many blocks with the link's; whether that changed it."""
+        own, lowered = link.own, link.depth > shared
+        if lowered:
+            self.lowered += 1
+            link.depth = shared
+        if link._owns is not fresh:
+            self._release(link._owns)
+            link._owns = fresh
+            fresh.uses += 1
+        if lowered:
+            self._unindex(digest, own)
+            self._index(digest, link.own)
+        return lowered
+
+    def _release(self, owns: _Owns) -> None:
+        owns.uses -= 1
+        if not owns.uses:
+            self.owns -= len(owns.hashes)
+
+    def _forget(self, digest: int) -> None:
+        link = self._links.pop(digest)
+        self._unindex(digest, link.own)
+        self._release(link._owns)
+
+    def _index(self, digest: int, own: int) -> None:
+        if own:
+            self._by_own[own] = (*self._by_own.get(own, ()), digest)
+
+    def _unindex(self, digest: int, own: int) -> None:
+        left = tuple(one for one in self._by_own.get(own, ()) if one != digest)
+        if left:
+            self._by_own[own] = left
+        else:
+            self._by_own.pop(own, None)
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many blocks from the start two chains share: equal hashes are equal prefixes, so a bisection finds it."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high) >> 1
+        if one[middle] == other[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _guess(end: int, size: int, tokens: int) -> int:
+    """Tokens that surely lie before so many of the bytes, if they lie evenly."""
+    return max(0, int(tokens * (end / size) * (1.0 - GUESS_SHARE) - GUESS_TOKENS))
