@@ -1,6 +1,7 @@
 """Whether what an index says of an instance agrees with what the instance's engine reports: a drift detector and its quarantine.
 
-An answer's ``cached_tokens`` is the only word of an engine about the very cache that the index describes. For each answer the distance
+An answer's ``cached_tokens`` is the only word of an engine about the very cache that the index describes. For each answer the
+distance
 
     x = (predicted - reported) / prompt tokens        from -1 (all was missed) to 1 (all was credited and nothing was there)
 
@@ -9,14 +10,14 @@ is fed to two cumulative sums after E. S. Page (Continuous Inspection Schemes, 1
     over  = max(0, over  + x - ALLOWED)       ghosts: credits for what is not there
     under = max(0, under - x - ALLOWED)       the index lost sight of what is there
 
-A sum beyond ``LIMIT`` is drift. Single mispredictions, and a bias within ``ALLOWED`` (blocks are up to an eighth of a prompt, links are
-careful guesses), decay to nothing however long it goes on; a prompt that is wrong altogether adds 0.8, so five in a row are enough.
-Predictions are compared with what the *index* credited, without what was only on its way; an engine that never reports says nothing, which
-is stated and never taken for zero. Two numbers an instance are all the memory there is.
+A sum beyond ``LIMIT`` is drift. Single mispredictions, and a bias within ``ALLOWED`` (blocks are up to an eighth of a prompt, links
+are careful guesses), decay to nothing however long it goes on; a prompt that is wrong altogether adds 0.8, so five in a row are
+enough. Predictions are compared with what the *index* credited, without what was only on its way; an engine that never reports says
+nothing, which is stated and never taken for zero. Two numbers an instance are all the memory there is.
 
-Drift puts the instance's index into quarantine: routing falls back to what this gateway sent there. Afterwards the index counts again,
-on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever agrees for
-as many answers as ``SOUND`` is as new.
+Drift puts the instance's index into quarantine: routing falls back to what this gateway sent there. Afterwards the index counts
+again, on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever
+agrees for as many answers as ``SOUND`` is as new.
 """
 
 from typing import Final

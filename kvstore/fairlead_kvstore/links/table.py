@@ -13,12 +13,12 @@ ever raises a link, so it moves at most ``depth`` times and comes to rest; and w
 
     link(b).depth ≤ common prefix, in blocks, of the own chains of any two prompts learned through b
 
-A link that is too shallow credits text that is held a little less far than it says; the credit in tokens is still what is held. A link
-that is too deep asks for tokens that another continuation does not have, and loses a hit until that continuation is learned.
+A link that is too shallow credits text that is held a little less far than it says; the credit in tokens is still what is held. A
+link that is too deep asks for tokens that another continuation does not have, and loses a hit until that continuation is learned.
 Token ids as a prompt have no such doubt: their text is cut at commas, and ``reaches`` says exactly how many lie before each end.
 
-**Memory.** The own chains are arrays that the links of one prompt share. A longer prompt that goes on from a known one takes its links
-over, so a conversation keeps one array, not one a turn. Links are forgotten least recently used first; a use touches the end of
+**Memory.** The own chains are arrays that the links of one prompt share. A longer prompt that goes on from a known one takes its
+links over, so a conversation keeps one array, not one a turn. Links are forgotten least recently used first; a use touches the end of
 a prompt before its head, so what is left is always whole from the start.
 """
 
@@ -43,7 +43,8 @@ class _Owns:
 
 
 class Link:
-    """One byte block: ``before`` is the byte block before it (0: none), ``index`` its number in the chain, ``depth`` in token blocks."""
+    """One byte block: ``before`` is the byte block before it (0: none), ``index`` its number in the chain, ``depth`` in token
+    blocks."""
 
     __slots__ = ("_owns", "before", "depth", "index")
 
@@ -137,8 +138,8 @@ class LinkTable:
     ) -> list[int]:
         """Both chains of one prompt; the byte blocks whose link is new or another now.
 
-        ``hashes`` end at ``ends`` of its ``size`` bytes, ``owns`` are its whole blocks of ``block_size`` among ``tokens``. ``reaches``:
-        how many tokens lie wholly before each end, where that is known exactly.
+        ``hashes`` end at ``ends`` of its ``size`` bytes, ``owns`` are its whole blocks of ``block_size`` among ``tokens``.
+        ``reaches``: how many tokens lie wholly before each end, where that is known exactly.
         """
         if not hashes or size <= 0:
             return []
@@ -180,7 +181,8 @@ class LinkTable:
     # --- inside ---------------------------------------------------------------------------------------------------------
 
     def _meet(self, digest: int, link: Link, fresh: _Owns, shared: int) -> bool:
-        """Another prompt with the same bytes up to here, whose chain shares so many blocks with the link's; whether that changed it."""
+        """Another prompt with the same bytes up to here, whose chain shares so many blocks with the link's; whether that changed
+        it."""
         own, lowered = link.own, link.depth > shared
         if lowered:
             self.lowered += 1

@@ -47,9 +47,12 @@ def test_an_engine_that_reports_nothing_is_counted_as_silent_and_not_as_zero() -
 def test_a_quarantine_ends_and_the_next_is_twice_as_long_until_the_index_was_sound_for_long() -> None:
     drift, now = Drift(), 0.0
     drifted(drift, 1_000, 0, now)
-    assert drift.quarantined and drift.until == FIRST_SECONDS
-    assert not drift.over_by(FIRST_SECONDS - 1) and drift.over_by(FIRST_SECONDS)
-    assert not drift.quarantined and drift.words() == ""
+    assert drift.quarantined
+    assert drift.until == FIRST_SECONDS
+    assert not drift.over_by(FIRST_SECONDS - 1)
+    assert drift.over_by(FIRST_SECONDS)
+    assert not drift.quarantined
+    assert drift.words() == ""
     now = FIRST_SECONDS
     assert drifted(drift, 1_000, 0, now) == 3  # on trial
     assert drift.until == now + 2 * FIRST_SECONDS
@@ -65,7 +68,8 @@ def test_no_quarantine_is_longer_than_the_longest() -> None:
     drift, now = Drift(), 0.0
     for _ in range(20):
         drifted(drift, 1_000, 0, now)
-        assert drift.until is not None and drift.until - now <= MOST_SECONDS
+        assert drift.until is not None
+        assert drift.until - now <= MOST_SECONDS
         now = drift.until
         assert drift.over_by(now)
 

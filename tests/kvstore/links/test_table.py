@@ -140,7 +140,8 @@ def test_a_plain_prompt_is_linked_nearly_as_deep_as_it_is() -> None:
     assert set(prompt.learned_by(table)) == set(prompt.hashes)
     middle = table.get(prompt.hashes[len(prompt.hashes) // 2])
     last = table.get(prompt.hashes[-1])
-    assert middle is not None and last is not None
+    assert middle is not None
+    assert last is not None
     assert 0.4 * len(prompt.owns) < middle.depth <= 0.52 * len(prompt.owns)
     assert 0.9 * len(prompt.owns) < last.depth <= len(prompt.owns)
 
@@ -165,7 +166,8 @@ def test_a_template_that_begins_with_the_end_credits_nothing_that_differs() -> N
     one.learned_by(table)
     other.learned_by(table)
     link = table.get(one.hashes[10])
-    assert link is not None and link.depth == 0
+    assert link is not None
+    assert link.depth == 0
     assert table.lowered > 0
 
 
@@ -190,4 +192,5 @@ def test_what_was_learned_can_be_forgotten() -> None:
     prompt.learned_by(table)
     table.clear()
     assert len(table) == table.owns == 0
-    assert table.linked(prompt.hashes) == 0 and table.behind(prompt.owns[3]) == ()
+    assert table.linked(prompt.hashes) == 0
+    assert table.behind(prompt.owns[3]) == ()
