@@ -1,6 +1,7 @@
 """What the index raises.
 
 FairleadError
+├── KeptError           what an earlier indexer left cannot be used; ``reason`` is one word for counters
 └── EventsError         an engine sent something that is no batch of KV events; ``reason`` is one word for counters
     ├── Oversized       more bytes, events or blocks than the limits allow
     └── Malformed       not msgpack, not the shape, or a frame that is none
@@ -9,6 +10,14 @@ Engines are the only source of these bytes; no error holds a token, a salt or a 
 """
 
 from fairlead.errors import FairleadError
+
+
+class KeptError(FairleadError):
+    """Raised when what an earlier indexer left of a slice does not hold together: it is then learned anew."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class EventsError(FairleadError):

@@ -135,14 +135,23 @@ def replay_request(start: int) -> list[bytes]:
     return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
 
 
+class Position(msgspec.Struct, frozen=True, gc=False):
+    """Where a stream stands: the number that comes next, and the digests of the last batches by number."""
+
+    following: int
+    known: list[tuple[int, int]]
+
+
 class Stream:
     """The state of one stream. Every method returns what to do, in order.
 
     ``replayable``: the engine has a replay endpoint, which keeps the last ``buffer`` batches (``buffer_steps`` of vLLM's
-    ``/kv_event_sources``).
+    ``/kv_event_sources``). ``position``: where an earlier indexer was; whether it is the same process is still to be proven.
     """
 
-    def __init__(self, *, replayable: bool, buffer: int = _BUFFER, limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self, *, replayable: bool, buffer: int = _BUFFER, limits: Limits = _LIMITS, position: Position | None = None
+    ) -> None:
         self._replayable = replayable
         self._buffer = buffer
         self._limits = limits
@@ -159,11 +168,21 @@ class Stream:
         self._suspended = False
         self._asked_all = False  # a replay from the start was asked for, and is over
         self._stale_ends = 0  # replays whose answers nobody waits for any more
+        if position is not None and position.known and position.following == position.known[-1][0] + 1:
+            self._next, self._known, self._suspended = position.following, dict(position.known), True
 
     @property
     def expected(self) -> int | None:
         """The number that comes next; None before the first."""
         return self._next
+
+    @property
+    def position(self) -> Position | None:
+        """What the next indexer needs to go on from here; None before the first batch."""
+        if self._next is None:
+            return None
+        known = list(self._known.items())[-self._limits.kv_sequences_known :]
+        return Position(self._next, known)
 
     @property
     def replaying(self) -> bool:

@@ -26,6 +26,7 @@ from typing import Final
 
 from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, Blocks
 from fairlead_kvstore.truth.changes import Change, Removed, Stored
+from fairlead_kvstore.truth.kept import KeptAdapters
 from fairlead_kvstore.truth.tiers import EXACT
 
 Number = int | str
@@ -71,6 +72,28 @@ class Adapters:
         """The cache was cleared: no block is left, but what is loaded stays loaded."""
         self._main = main
         self.parked.clear()
+
+    def keep(self) -> KeptAdapters:
+        """All but the rows."""
+        return KeptAdapters(
+            names=list(self._names),
+            contents=[(name, number, content) for (name, number), content in self._content.items()],
+            current=dict(self._current),
+            newest=dict(self._newest),
+            places=[(content, *there) for content, there in self._place.items()],
+            maybe=[(content, *there) for content, there in self._maybe.items()],
+            ordinal=self._ordinal,
+        )
+
+    def restore(self, kept: KeptAdapters, parked: dict[int, tuple[str, Blocks]]) -> None:
+        """Go on from what was kept."""
+        self._names = {name: index for index, name in enumerate(kept.names, 1)}
+        self._content = {(name, number): content for name, number, content in kept.contents}
+        self._current, self._newest = dict(kept.current), dict(kept.newest)
+        self._place = {content: (name, place) for content, name, place in kept.places}
+        self._maybe = {content: (name, place) for content, name, place in kept.maybe}
+        self._ordinal = kept.ordinal
+        self.parked = parked
 
     def known(self, name: str, most: int) -> bool:
         """Whether this name has a place; a new one gets it while there are fewer than ``most``."""

@@ -26,13 +26,31 @@ gone only when all of them are.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
+TICK_SECONDS: Final = 16.0
+_TICK_ZERO: Final = 1 << 24
+"""Ticks of blocks that are older than the process's clock must be numbers, too: this is some eight years."""
+COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
+    {"handles": "Q", "owns": "Q", "parents": "Q", "counts": "I", "ticks": "I", "depths": "I", "adapters": "H"}
+)
+"""The type codes of ``array``; I has four bytes wherever CPython runs."""
 _LEAST: Final = 13
 COPIES_MOST: Final = 255
 SHIFT: Final = (0, 8, 16)
 """By tier: where its copies are in ``counts``."""
+
+
+def tick_of(now: float) -> int:
+    """The tick of a time in monotonic seconds."""
+    return _TICK_ZERO + int(now / TICK_SECONDS)
+
+
+def time_of(tick: int) -> float:
+    """When a tick began."""
+    return (tick - _TICK_ZERO) * TICK_SECONDS
 
 
 class Index:
@@ -153,18 +171,44 @@ class Blocks:
         "twins",
     )
 
+    handles: "array[int]"
+    owns: "array[int]"
+    parents: "array[int]"
+    counts: "array[int]"
+    ticks: "array[int]"
+    depths: "array[int]"
+    adapters: "array[int]"
+
     def __init__(self) -> None:
-        self.handles = array("Q", [0])
-        self.owns = array("Q", [0])
-        self.parents = array("Q", [0])
-        self.counts = array("I", [0])
-        self.ticks = array("I", [0])
-        self.depths = array("I", [0])
-        self.adapters = array("H", [0])
+        for name, code in COLUMNS.items():
+            setattr(self, name, array(code, [0]))
         self.by_handle = Index(self.handles)
         self.by_own = Index(self.owns)
         self.twins: dict[int, list[int]] = {}
         self._free = array("I")
+
+    def leads(self) -> list[int]:
+        """Of all twins, the row that the own hash leads to."""
+        return [rows[0] for rows in self.twins.values()]
+
+    def fill(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
+        """Take rows that another process kept, row 0 and empty ones included. False when two of them have one handle."""
+        for name in COLUMNS:
+            setattr(self, name, columns[name])
+        self.by_handle, self.by_own = Index(self.handles), Index(self.owns)
+        counts, rows, twice = self.counts, len(self.counts), 0
+        counts[0] = 0
+        for row in leads:
+            twice |= not 0 < row < rows or not counts[row] or self.by_own.put(row)
+        for row in range(1, rows):
+            if not counts[row]:
+                self._free.append(row)
+                continue
+            twice |= self.by_handle.put(row)
+            first = self.by_own.put(row)
+            if first and first != row:
+                self.twins.setdefault(self.owns[row], [first]).append(row)
+        return not twice
 
     def __len__(self) -> int:
         return len(self.by_handle)
@@ -224,6 +268,7 @@ class Blocks:
             rows.remove(row)
             if len(rows) == 1:
                 del self.twins[own]
+        self.counts[row] = 0  # which tells whoever copies the columns that nobody is here
         self._free.append(row)
 
     def elsewhere(self, row: int, shift: int) -> bool:

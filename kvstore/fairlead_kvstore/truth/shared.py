@@ -6,6 +6,8 @@ last written, for every member alike, and never as an instance's own. The first 
 of its time are not, so that a busy block costs a change every few minutes and not one per request.
 """
 
+from collections.abc import Iterable
+
 from fairlead_kvstore.truth.changes import Change, Expired, Hinted
 
 
@@ -23,6 +25,20 @@ class Shared:
 
     def __len__(self) -> int:
         return len(self._until)
+
+    def all(self) -> Iterable[tuple[int, float]]:
+        """Every hint, oldest first."""
+        return self._until.items()
+
+    def restore(self, hints: Iterable[tuple[int, float]]) -> None:
+        """Know these, oldest first, and what is known already, which is newer."""
+        newer, self._until = self._until, {}
+        for own, until in (*hints, *newer.items()):
+            self._until.pop(own, None)
+            self._until[own] = until
+        while len(self._until) > self._most:
+            del self._until[next(iter(self._until))]
+            self.dropped += 1
 
     def until(self, own: int) -> float | None:
         """When the hint runs out; None without one."""

@@ -24,7 +24,6 @@ evict.
 
 from typing import Final
 
-import msgspec
 import xxhash
 
 from fairlead.limits import Limits
@@ -33,39 +32,21 @@ from fairlead_kvstore.events.decode import Batch
 from fairlead_kvstore.events.wire import AllCleared, Hash, Removed, Stored
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.adapters import Adapters
-from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, Blocks
+from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, TICK_SECONDS, Blocks, tick_of
 from fairlead_kvstore.truth.changes import Change, Cleared
+from fairlead_kvstore.truth.counts import Counts
 from fairlead_kvstore.truth.identity import TOKEN_BYTES, Extras, extra_bytes, handle, root, token_bytes, with_extras
 from fairlead_kvstore.truth.orphans import Orphans, Waiting
 from fairlead_kvstore.truth.shared import Shared
 from fairlead_kvstore.truth.standing import Standing
 from fairlead_kvstore.truth.tiers import EXACT, Tier, tier_of
 
-TICK_SECONDS: Final = 16.0
 FULL_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 _NO_KIND: Final = frozenset({None, "unknown"})
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _EASE: Final = 0.05
 _MEDIA_MOST: Final = 32
 _HASH: Final = xxhash.xxh3_64_intdigest
-
-
-class Counts(msgspec.Struct):
-    """What was not as expected, since the instance was attached. None of it is an error; all of it is shown."""
-
-    stored: int = 0
-    removed: int = 0
-    unknown: int = 0
-    unnamed: int = 0
-    orphans: int = 0
-    linked: int = 0
-    saturated: int = 0
-    other_groups: int = 0
-    before_clear: int = 0
-    clears: int = 0
-    unknown_events: int = 0
-    refused_events: int = 0
-    dropped: int = 0
 
 
 class Slice:
@@ -95,12 +76,12 @@ class Slice:
         self.vague: set[Tier] = set()
         self.evicted_age_seconds: float | None = None
         self._shared = shared
-        self._limits = limits
+        self.limits = limits
         self._secret = secret
-        self._group: int | None = None
-        self._names_extras = False
-        self._awaited_until: float | None = None
-        self._last_clear: float | None = None
+        self.group: int | None = None
+        self.names_extras = False
+        self.awaited_until: float | None = None
+        self.last_clear: float | None = None
         self._roots: dict[str | None, int] = {}
         self._tiers: dict[str | None, Tier] = {}
         self.blocks = Blocks()
@@ -128,14 +109,14 @@ class Slice:
         """One batch, in its order."""
         self.counts.unknown_events += batch.unknown
         self.counts.refused_events += batch.refused
-        tick = int(now / TICK_SECONDS)
-        awaited = self._awaited_until
+        tick = tick_of(now)
+        awaited = self.awaited_until
         awaiting = awaited is not None and any(isinstance(event, AllCleared) for event in batch.events)
         if awaited is not None and not awaiting:
             if now <= awaited:
                 self.counts.before_clear += len(batch.events)
                 return
-            self._awaited_until = None
+            self.awaited_until = None
         for event in batch.events:
             if isinstance(event, AllCleared):
                 awaiting = False
@@ -149,7 +130,7 @@ class Slice:
 
     def whole(self, reason: str, now: float, out: list[Change]) -> None:
         """From here on nothing is missing, and nothing that comes was published before."""
-        self._awaited_until = None
+        self.awaited_until = None
         self.standing.mark(True, reason, now, out)
 
     def lost(self, reason: str, now: float, out: list[Change]) -> None:
@@ -160,11 +141,11 @@ class Slice:
     def restarted(self, reason: str, now: float, out: list[Change]) -> None:
         """Another process: a new epoch, in which no handle means what it meant."""
         self.epoch += 1
-        self._group, self._awaited_until = None, None
+        self.group, self.awaited_until = None, None
         self.standing.restart()
-        self._names_extras, self.hybrid, self.evicted_age_seconds = False, False, None
+        self.names_extras, self.hybrid, self.evicted_age_seconds = False, False, None
         self._drop(reason, out, always=True)
-        self.adapters = Adapters(self.instance, self.blocks, self._limits.kv_adapter_versions)
+        self.adapters = Adapters(self.instance, self.blocks, self.limits.kv_adapter_versions)
         self.vague.clear()
         self.standing.mark(False, reason, now, out)
 
@@ -178,9 +159,9 @@ class Slice:
 
     def cleared_by_us(self, now: float, out: list[Change]) -> None:
         """Fairlead had the engine clear its cache, and it said yes. Call it when the answer arrives."""
-        echo = self._limits.kv_clear_echo_seconds
-        if self._last_clear is None or now - self._last_clear > echo:
-            self._awaited_until = now + echo
+        echo = self.limits.kv_clear_echo_seconds
+        if self.last_clear is None or now - self.last_clear > echo:
+            self.awaited_until = now + echo
         self._drop("cleared by us", out)
         self.standing.mark(True, "cleared by us", now, out)
 
@@ -190,7 +171,7 @@ class Slice:
 
     def use(self, own: int, now: float) -> None:
         """A request was served from this block and those before it."""
-        self.blocks.use(own, int(now / TICK_SECONDS))
+        self.blocks.use(own, tick_of(now))
 
     def shed(self, count: int, now: float, out: list[Change]) -> None:
         """Memory is short: forget the blocks that were not used for longest, ends of chains first."""
@@ -221,7 +202,7 @@ class Slice:
         if tier is Tier.GPU:
             self.block_size = event.block_size
             if event.extra_keys is not None:
-                self._names_extras = True
+                self.names_extras = True
         parent = _parent(event.parent_block_hash)
         item = Waiting(
             -1 if parent is None else parent,
@@ -283,7 +264,7 @@ class Slice:
             self._orphans.add(item)
             return False
         own, depth = start
-        blind = item.extras is None and item.tier is not Tier.GPU and self._names_extras
+        blind = item.extras is None and item.tier is not Tier.GPU and self.names_extras
         run = self._add(item, table, own, depth, index, blind)
         if table is self.blocks:
             out += run
@@ -335,7 +316,7 @@ class Slice:
         """Blocks in a shared store: hints for the model, see ``shared.py``."""
         start = self._start(item, self.blocks)
         own = start[0] if start else None
-        blind = item.extras is None and self._names_extras
+        blind = item.extras is None and self.names_extras
         for number, value in enumerate(item.handles):
             row = self.blocks.by_handle.find(value)
             if row:
@@ -418,7 +399,7 @@ class Slice:
 
     def _cleared(self, event: AllCleared, now: float, out: list[Change]) -> None:
         self.counts.clears += 1
-        self._awaited_until, self._last_clear = None, now
+        self.awaited_until, self.last_clear = None, now
         if event.medium is not None and (tier := tier_of(event.medium, exact=self._exact_media)) is not Tier.GPU:
             self._clear_tier(tier, out)
             return
@@ -435,7 +416,7 @@ class Slice:
             out.append(Cleared(self.instance, self.epoch, reason))
         self.blocks = Blocks()
         self.adapters.emptied(self.blocks)
-        self._orphans = Orphans(self._limits.kv_orphans_per_instance, self._limits.kv_orphans_bytes)
+        self._orphans = Orphans(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
 
     def _clear_tier(self, tier: Tier, out: list[Change]) -> None:
         """An engine that names the tier which it cleared."""
@@ -456,18 +437,18 @@ class Slice:
     def _counting(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
         """Whether this is the group that decides on a hit."""
         group = group_idx or 0
-        if self._group is None:
+        if self.group is None:
             if not learn:
                 return True  # it speaks of blocks that nobody knows
             if kind in FULL_KINDS or (kind in _NO_KIND and not group):
-                self._group = group
-        if group != self._group:
+                self.group = group
+        if group != self.group:
             self.hybrid = True
             return False
         return True
 
     def _placed(self, name: str) -> bool:
-        return len(name) <= NAME_BYTES and self.adapters.known(name, self._limits.kv_adapters)
+        return len(name) <= NAME_BYTES and self.adapters.known(name, self.limits.kv_adapters)
 
     def _root(self, adapter: str | None) -> int:
         known = self._roots.get(adapter)

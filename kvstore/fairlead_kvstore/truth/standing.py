@@ -40,6 +40,16 @@ class Standing:
             (complete, reason, since), self._before = self._before, None
             self.mark(complete, reason, since, out)
 
+    def kept(self) -> tuple[bool, str, float]:
+        """What it is, or will be when the stream goes on."""
+        return self._before or (self.complete, self.reason, self.since)
+
+    def restore(self, kept: tuple[bool, str, float], reason: str, now: float, out: list[Change]) -> None:
+        """Be what was kept once the stream goes on; until then nobody can tell."""
+        self.restart()
+        self.complete, self.reason, self.since = kept
+        self.suspend(reason, now, out)
+
     def restart(self) -> None:
         """Another stream: what this one would have gone on as is of no interest."""
         self._before = None

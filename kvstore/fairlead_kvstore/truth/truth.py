@@ -18,17 +18,20 @@ that what is left is still a prefix. It is counted (``dropped``) and the slice i
 it is learned anew.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from fairlead.limits import Limits
 from fairlead_kvstore.events.decode import Batch
-from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT
+from fairlead_kvstore.truth import keeping
+from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, time_of
 from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Marked
+from fairlead_kvstore.truth.counts import Counts
+from fairlead_kvstore.truth.kept import KeptSlice, Rows
 from fairlead_kvstore.truth.shared import Shared
-from fairlead_kvstore.truth.slice import TICK_SECONDS, Counts, Slice
+from fairlead_kvstore.truth.slice import Slice
 from fairlead_kvstore.truth.tiers import EXACT, Tier
 
 _LIMITS: Final = Limits()
@@ -118,6 +121,33 @@ class Truth:
             del self._shared[item.model_key]
         return [Cleared(instance, item.epoch, reason), Gone(instance)]
 
+    def keep(self, instance: str, wall: float) -> tuple[KeptSlice, Rows]:
+        """What the next indexer needs to go on with this instance, see ``kept.py``. ``wall``: Unix time less monotonic time."""
+        return keeping.keep(self._slices[instance], wall)
+
+    def restore(self, instance: str, kept: KeptSlice, rows: Rows, wall: float, now: float) -> list[Change]:
+        """Be what an earlier indexer kept of an attached instance of which nothing was seen yet; broken off until ``resumed``.
+
+        The blocks are not told as changes: whoever follows has them from where they were kept. Raises KeptError when that
+        does not hold together; then nothing has changed.
+        """
+        out: list[Change] = []
+        item = self._slices[instance]
+        before = len(item)
+        keeping.restore(item, kept, rows, wall, now, out)
+        self._blocks += len(item) - before
+        self._bound(item, now, out)
+        return out
+
+    def hints(self, model_key: str) -> Iterable[tuple[int, float]]:
+        """Own hashes that a store which all instances share probably has, and until when, oldest first."""
+        shared = self._shared.get(model_key)
+        return () if shared is None else shared.all()
+
+    def hinted(self, model_key: str, hints: Iterable[tuple[int, float]]) -> None:
+        """What an earlier indexer knew of a model's shared store, oldest first, in this process's time."""
+        self._shared[model_key].restore(hints)
+
     # --- its stream -----------------------------------------------------------------------------------------------------
 
     def apply(self, instance: str, batch: Batch, now: float) -> list[Change]:
@@ -126,13 +156,8 @@ class Truth:
         item = self._slices[instance]
         before = len(item)
         item.apply(batch, now, out)
-        rows = len(item)
-        self._blocks += rows - before
-        while rows > self._limits.kv_blocks_per_instance:
-            self._shed(item, now, out)
-            rows = len(item)
-        while self._blocks > self._limits.kv_blocks:
-            self._shed(max(self._slices.values(), key=len), now, out)
+        self._blocks += len(item) - before
+        self._bound(item, now, out)
         return out
 
     def whole(self, instance: str, reason: str, now: float) -> list[Change]:
@@ -217,7 +242,7 @@ class Truth:
         """How long ago a block was stored or used, to sixteen seconds; None when it is not held."""
         blocks = self._slices[instance].blocks
         row = blocks.by_own.find(own)
-        return max(0.0, now - blocks.ticks[row] * TICK_SECONDS) if row else None
+        return max(0.0, now - time_of(blocks.ticks[row])) if row else None
 
     def content(self, instance: str) -> Iterator[tuple[int, Tier]]:
         """Every block of an instance with each tier it is in; what a copy of it must hold."""
@@ -262,6 +287,12 @@ class Truth:
             item.cleared_by_us(now, out)
         self._blocks += len(item) - before
         return out
+
+    def _bound(self, item: Slice, now: float, out: list[Change]) -> None:
+        while len(item) > self._limits.kv_blocks_per_instance:
+            self._shed(item, now, out)
+        while self._blocks > self._limits.kv_blocks:
+            self._shed(max(self._slices.values(), key=len), now, out)
 
     def _shed(self, item: Slice, now: float, out: list[Change]) -> None:
         before = len(item)

@@ -9,16 +9,18 @@ for an adapter that was loaded again). Whoever applies the changes one by one mu
 from collections import deque
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.sequence import Frame, Outcome, Stream
+from fairlead_kvstore.events.sequence import Frame, Outcome, Position, Stream
 from fairlead_kvstore.follow import follow
 from fairlead_kvstore.testing import Engine
 from fairlead_kvstore.truth.changes import Cleared, Marked, Removed, Stored
 from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
+from fairlead_kvstore.truth.kept import KeptSlice, Rows
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
 
@@ -69,6 +71,7 @@ class FaultyStream(RuleBasedStateMachine):
         self.answers: deque[Frame | None] = deque()
         self.copy: set[tuple[int, Tier]] = set()
         self.marked: bool | None = None
+        self.kept: tuple[KeptSlice, Rows, Position | None] | None = None
         self.truth = Truth(limits=self.limits)
         self.truth.attach("i", MODEL, self.now)
         self.stream = Stream(replayable=replayable, buffer=buffer, limits=self.limits)
@@ -162,6 +165,33 @@ class FaultyStream(RuleBasedStateMachine):
     def refuse(self) -> None:
         self.answers.clear()
         self.handle(self.stream.replay_failed("no answer"))
+
+    # --- the indexer ----------------------------------------------------------------------------------------------------
+
+    @rule()
+    def keep(self) -> None:
+        """The slice and the stream's position are written down."""
+        kept, rows = self.truth.keep("i", 7.0)
+        self.kept = (msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=KeptSlice), rows, self.stream.position)
+
+    @rule()
+    def another_indexer(self) -> None:
+        """It goes on from what was kept, which may be old by now; what was on the wire is lost."""
+        self.wire.clear()
+        self.answers.clear()
+        self.truth = Truth(limits=self.limits)
+        self.truth.attach("i", MODEL, self.now)
+        position = None
+        if self.kept is not None:
+            kept, rows, position = self.kept
+            if position is not None:
+                self.truth.restore("i", kept, rows, 7.0, self.now)
+        self.copy = set(self.truth.content("i"))
+        self.marked = None
+        self.stream = Stream(
+            replayable=self.replayable, buffer=self.settings["buffer"], limits=self.limits, position=position
+        )
+        self.handle(self.stream.connected())
 
     @rule()
     def settle(self) -> None:

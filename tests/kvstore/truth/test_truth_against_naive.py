@@ -8,6 +8,7 @@ instead of tables, and must never differ.
 from collections import Counter
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -17,11 +18,13 @@ from fairlead_kvstore.events.decode import Batch
 from fairlead_kvstore.events.wire import AllCleared, Event, Removed, Stored
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.identity import own_hashes, root
+from fairlead_kvstore.truth.kept import KeptSlice
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
+LIMITS = Limits(kv_orphans_per_instance=10_000)
 MEDIA = {"GPU": Tier.GPU, "CPU": Tier.CPU, "DISK": Tier.DISK}
 PATHS = st.text("ab", min_size=1, max_size=5)
 Path = str
@@ -105,7 +108,7 @@ class AgainstNaive(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.truth = Truth(limits=Limits(kv_orphans_per_instance=10_000))
+        self.truth = Truth(limits=LIMITS)
         self.truth.attach("i", MODEL, 0.0)
         self.naive = Naive()
         self.copy: set[tuple[int, Tier]] = set()
@@ -136,6 +139,23 @@ class AgainstNaive(RuleBasedStateMachine):
     def lost(self) -> None:
         self.take(self.truth.lost("i", "a test", self.now))
         self.naive = Naive()
+
+    @rule(wall=st.sampled_from([-1_000.0, 0.0, 1_000.0]))
+    def the_indexer_is_restarted(self, wall: float) -> None:
+        """Another one goes on from what was kept. What waited for its parent is not kept."""
+        kept, rows = self.truth.keep("i", wall)
+        kept = msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=KeptSlice)
+        self.now += wall
+        before, self.truth = self.truth.state("i"), Truth(limits=LIMITS)
+        self.truth.attach("i", MODEL, self.now)
+        assert self.truth.restore("i", kept, rows, 0.0, self.now) == [
+            changes.Marked("i", False, "the indexer was restarted", self.now)
+        ]
+        self.truth.resumed("i")
+        after = self.truth.state("i")
+        assert (after.complete, after.reason, after.since - before.since) == (before.complete, before.reason, wall)
+        self.naive.waiting.clear()
+        self.naive.gone.clear()
 
     @invariant()
     def they_agree(self) -> None:
