@@ -192,6 +192,46 @@ class Limits:
     kv_clear_echo_seconds: float = _limit(
         2.0, "an engine's own word of a clear that Fairlead asked for; what comes before it is from before the clear"
     )
+    kv_frames: int = _limit(8, "parts of one message of KV events; three or five are meant, the rest is thrown away")
+    kv_waiting_batches: int = _limit(
+        128,
+        "batches of one engine that wait to be read; then its connection is not read, and what it drops is replayed",
+    )
+    kv_replay_waiting: int = _limit(
+        16_384, "batches of one replay that wait to be read; engines throw away what does not fit, so it is more"
+    )
+    kv_replays: int = _limit(8, "replays at once, since each brings some 10,000 batches; the others wait")
+    kv_turn_bytes: int = _limit(65_536, "of one engine's events, read before it is the next engine's turn")
+    kv_loop_bytes: int = _limit(
+        262_144, "of all engines' events, read before anything else of the indexer has its turn"
+    )
+    kv_connect_seconds: float = _limit(5.0, "from a connection to an engine's events until both sides have greeted")
+    kv_reconnect_seconds: float = _limit(
+        0.1, "first pause before an engine's events are tried again; doubles each time"
+    )
+    kv_reconnect_most_seconds: float = _limit(2.0, "longest such pause, jittered by half")
+    kv_heartbeat_seconds: float = _limit(5.0, "an engine's events are asked this often whether they are still there")
+    kv_silent_seconds: float = _limit(15.0, "without an answer to that for so long the connection counts as broken")
+    kv_away_seconds: float = _limit(
+        10.0, "an engine whose events stay away so long is taken for another process when it comes back"
+    )
+    kv_replay_seconds: float = _limit(10.0, "a replay that brings nothing for so long has failed")
+    kv_settle_seconds: float = _limit(
+        1.0, "after connecting, until what was published before the engine knew of its new listener is asked for"
+    )
+    kv_quiet_seconds: float = _limit(
+        15.0, "an engine that says nothing for so long is asked whether anything was missed, and whether it is the same"
+    )
+    kv_expire_seconds: float = _limit(5.0, "how often hints of shared stores are looked through for those that ran out")
+    kv_ask_seconds: float = _limit(3.0, "an engine's answer to where its events are, or which adapters it serves")
+    kv_ask_bytes: int = _limit(4 * 1024 * 1024, "the same in bytes; an adapter takes some 300 of them")
+    kv_ask_pause_seconds: float = _limit(
+        1.0, "first pause before an engine is asked again where its events are; doubles"
+    )
+    kv_ask_pause_most_seconds: float = _limit(60.0, "longest such pause; an engine may have no events at all")
+    kv_names_seconds: float = _limit(30.0, "an engine with adapters is asked this often where they were loaded from")
+    kv_names_pause_seconds: float = _limit(1.0, "and at most this often when one appears whose place is not known")
+    kv_dialing: int = _limit(4_096, "connections of engines that publish to the indexer instead of being read from")
 
     index_mirror_blocks: int = _limit(
         12_000_000, "different blocks of one model in a mirror, some 90 bytes each; further ones are not credited"

@@ -28,10 +28,14 @@ _LIMITS: Final = Limits()
 
 
 class Followed(msgspec.Struct):
-    """What came of some outcomes, in order. ``ask``: request a replay from here. ``unreadable``: reasons, for counters."""
+    """What came of some outcomes, in order. ``ask``: request a replay from here. ``unreadable``: reasons, for counters.
+
+    ``wall``: what the engine's clock said at the last batch, Unix seconds. ``gaps`` are numbers that are known to be missing.
+    """
 
     changes: list[Change]
     ask: int | None = None
+    wall: float | None = None
     batches: int = 0
     duplicates: int = 0
     gaps: int = 0
@@ -53,11 +57,12 @@ def follow(truth: Truth, instance: str, outcomes: Iterable[Outcome], now: float,
                 found.unreadable += (error.reason,)
                 changes += truth.lost(instance, f"batch {one.number} cannot be read: {error.reason}", now)
             else:
+                found.wall = batch.wall
                 changes += truth.apply(instance, batch, now)
         elif isinstance(one, Duplicate):
             found.duplicates += 1
         elif isinstance(one, Gap):
-            found.gaps += 1
+            found.gaps += one.last is not None
             found.ask = one.ask
         elif isinstance(one, Lost):
             found.lost += 1

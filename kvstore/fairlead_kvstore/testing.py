@@ -56,6 +56,11 @@ class Engine:
         """Blocks of this prompt that a request would find, never its last token."""
         return self._found(self.chain(tokens, adapter, salt)[: max(0, len(tokens) - 1) // self.block_size])
 
+    @property
+    def held(self) -> int:
+        """Different blocks in the cache."""
+        return len(self._cached)
+
     def holds(self, value: int) -> bool:
         """Whether a block of this hash is in the cache."""
         return value in self._cached

@@ -205,6 +205,16 @@ class Stream:
             return [self._ask(self._next, None, "connected again")]
         return self._restart("connected again, and nothing can be replayed to tell whether it is the same process")
 
+    def quiet(self) -> list[Outcome]:
+        """Nothing came for a while. Nobody says whether that is so because nothing was published, so the engine is asked.
+
+        What was published before the engine knew of a new listener, or dropped last, is seen only now, as is a process that took
+        over unnoticed. Where no answer comes nothing is known either, and nothing changes.
+        """
+        if self._asked or self._suspended or not self._replayable:
+            return []
+        return [self._ask(self._next or 0, None, "quiet")]
+
     def disconnected(self) -> list[Outcome]:
         """The connection is gone. The caller decides how long to wait before it says ``replaced``."""
         if self._suspended or self._next is None:
@@ -330,7 +340,7 @@ class Stream:
         if frame.number < expected or self._suspended:
             # Another process. What else this replay brings begins in its middle; if it came so far, the rest is asked for anew.
             outcomes = self._restart("the replay tells another history")
-            if frame.number <= _FIRST_MOST:
+            if not frame.number:
                 return [*outcomes, *self._first(frame.number, "joined late"), self._accept(frame, "replayed")]
             self._stale_ends += 1
             return [*outcomes, self._ask(0, None, "another process")]

@@ -350,3 +350,38 @@ def test_frames_that_are_none_are_the_one_error(parts: list[bytes]) -> None:
         parse_frame(parts)
     with pytest.raises(Malformed):
         parse_replay(parts)
+
+
+def test_a_quiet_stream_is_asked_from_the_last_that_was_seen_and_goes_on_where_it_was() -> None:
+    stream = begun(upto=3)
+    assert short(stream.quiet()) == ["G4-?3"]
+    assert live(stream, 6) == []
+    assert replay(stream, 3, 4, 5, 6) == ["A4", "A5", "A6", "D6"]
+    assert short(stream.quiet()) == ["G7-?6"]
+    assert replay(stream, 6) == []
+    assert live(stream, 7) == ["A7"]
+
+
+def test_a_quiet_stream_shows_another_process_that_took_over_unnoticed() -> None:
+    stream = begun(upto=3)
+    stream.quiet()
+    assert replay(stream, 3, process="second", end=False) == ["R", "G0-?0"]
+    assert replay(stream, end=True) == []  # of the replay before
+    assert replay(stream, 0, 1, 2, 3, process="second") == ["C", "A0", "A1", "A2", "A3"]
+
+
+def test_nothing_is_concluded_from_a_quiet_stream_that_does_not_answer() -> None:
+    stream = begun(upto=3)
+    stream.quiet()
+    assert short(stream.replay_failed("no answer")) == []
+    assert live(stream, 4) == ["A4"]
+    assert short(begun(replayable=False, upto=3).quiet()) == []
+
+
+def test_a_restarted_engine_that_answers_from_one_is_asked_from_its_beginning() -> None:
+    stream = begun(upto=1)
+    stream.disconnected()
+    assert short(stream.connected()) == ["G2-?1"]
+    assert replay(stream, 1, process="second", end=False) == ["R", "G0-?0"]
+    assert replay(stream, end=True) == []
+    assert replay(stream, 0, 1, process="second") == ["C", "A0", "A1"]

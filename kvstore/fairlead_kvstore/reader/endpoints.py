@@ -1,0 +1,99 @@
+"""Where an engine publishes its events, as far as it can be known: from the fleet, else from the engine's own word. Pure.
+
+``GET /kv_event_sources`` of vLLM answers for each data-parallel rank with what it was configured with, such as ``tcp://*:5557``, or
+with the port that it found free. Only the port is believed: the host is the one under which the engine is reached, so that no
+engine can send the indexer elsewhere. An endpoint that names another host is one that the engine *dials*.
+"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fairlead.errors import BadInput
+from fairlead.fleet import Instance
+
+BUFFER_USUAL = 10_000
+"""Batches that vLLM keeps for replays by default."""
+_BUFFER_MOST = 1_000_000
+
+
+class Endpoints(msgspec.Struct, frozen=True):
+    """ZMQ addresses of one engine and rank. ``events`` None: it dials us. ``replay`` None: nothing can be replayed."""
+
+    events: str | None
+    replay: str | None = None
+    buffer: int = BUFFER_USUAL
+
+
+class _Rank(msgspec.Struct):
+    enable_kv_cache_events: bool | None = None
+    publisher: str | None = None
+    endpoint: str | None = None
+    replay_endpoint: str | None = None
+    buffer_steps: int | None = None
+
+
+_TOLD = msgspec.json.Decoder(dict[str, _Rank])
+
+
+def known(instance: Instance) -> Endpoints | None:
+    """What the fleet says; None when it does not."""
+    return Endpoints(instance.kv_events, instance.kv_replay) if instance.kv_events is not None else None
+
+
+def told(answer: bytes, instance: Instance) -> Endpoints:
+    """What the engine's answer says of the instance's rank. Raises BadInput, in words, when it publishes nothing that can be read."""
+    try:
+        ranks = _TOLD.decode(answer)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise BadInput("its /kv_event_sources cannot be read", field="kv_event_sources") from None
+    rank = str(instance.dp_rank or 0)
+    found = ranks.get(rank)
+    if found is None or not found.enable_kv_cache_events or found.endpoint is None:
+        raise BadInput(
+            f"it publishes no KV events{f' of rank {rank}' if instance.dp_rank is not None else ''}",
+            field="kv_event_sources",
+            hint="start it with KV events, for vLLM --kv-events-config",
+        )
+    if found.publisher not in (None, "zmq"):
+        raise BadInput(f"it publishes by {found.publisher[:32]!r}, only zmq is read", field="kv_event_sources")
+    host = urlsplit(instance.url).hostname or ""
+    buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else BUFFER_USUAL
+    replay = None if found.replay_endpoint is None else _ours(found.replay_endpoint, host)
+    return Endpoints(_ours(found.endpoint, host), replay, min(buffer, _BUFFER_MOST))
+
+
+def address_of(topic: bytes) -> str | None:
+    """``10.0.0.7:8000`` of a topic ``kv@10.0.0.7:8000@model``; None when the topic does not say."""
+    parts = topic[:512].decode("utf-8", "replace").split("@")
+    return parts[1] if len(parts) >= 3 and parts[0] == "kv" and ":" in parts[1] else None
+
+
+def address(instance: Instance) -> str:
+    """The same of an instance."""
+    parts = urlsplit(instance.url)
+    host = parts.hostname or ""
+    return f"[{host}]:{parts.port}" if ":" in host else f"{host}:{parts.port}"
+
+
+def _ours(endpoint: str, host: str) -> str | None:
+    """The address as it is reached from here; None for one that the engine does not bind. Raises BadInput."""
+    base, _, port = endpoint.rpartition(":")
+    if not base.startswith("tcp://") or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
+        raise BadInput(f"its endpoint {endpoint[:64]!r} is no tcp address", field="kv_event_sources")
+    named = base.removeprefix("tcp://").strip("[]")
+    if named not in ("*", host) and not _anywhere(named):
+        return None
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _anywhere(named: str) -> bool:
+    """An address that means the machine itself."""
+    if named == "localhost":
+        return True
+    try:
+        found = ipaddress.ip_address(named)
+    except ValueError:
+        return False
+    return found.is_unspecified or found.is_loopback

@@ -1,0 +1,98 @@
+"""One connection to what an engine publishes. It connects once; when it is over, it is over.
+
+ZMQ would connect again by itself, but then nothing tells whether a frame came before or after the break, that is, from which process.
+So each connection has a socket of its own: what comes from it is one process's. What still lay there unread at the break is thrown
+away; if the process lives, the replay that follows brings it.
+"""
+
+from typing import Protocol
+
+import zmq
+
+from fairlead.limits import Limits
+from fairlead_kvstore.reader.sockets import ENDS, Sockets, message, size
+from fairlead_kvstore.reader.timers import Loop
+from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
+
+
+class Listener(Protocol):
+    """Who is told of a connection. None of it may raise."""
+
+    def up(self) -> None:
+        """Both sides have greeted each other."""
+        ...
+
+    def down(self, reason: str) -> None:
+        """It is over, or never came to be. The link is closed."""
+        ...
+
+    def heard(self, parts: list[bytes]) -> None:
+        """One message."""
+        ...
+
+
+class Link:
+    """A subscription to everything at ``endpoint``. Raises ZMQError when that is no address."""
+
+    def __init__(
+        self, endpoint: str, listener: Listener, *, sockets: Sockets, turns: Turns, loop: Loop, limits: Limits
+    ) -> None:
+        self._listener = listener
+        self._turns = turns
+        self._loop = loop
+        self._limits = limits
+        self._up = False
+        self._open = True
+        self._socket = sockets.open(zmq.SUB, limits.kv_waiting_batches)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._monitor = sockets.monitor(self._socket)
+        try:
+            self._socket.connect(endpoint)
+        except BaseException:
+            self._monitor.close()
+            self._socket.close(linger=0)
+            raise
+        self._descriptors = self._socket.fileno(), self._monitor.fd
+        for one in self._descriptors:
+            loop.add_reader(one, self._readable)
+        self._readable()  # the descriptors tell of changes only: look once for what came before
+
+    def read(self, most: int) -> tuple[int, bool]:
+        """Its turn, see ``Turns``."""
+        self._news()
+        used = 0
+        while self._open:
+            parts = message(self._socket, self._limits.kv_frames)
+            if parts is None:
+                return used, False
+            used += size(parts) + MESSAGE_BYTES
+            self._listener.heard(parts)
+            if used >= most:
+                return used, self._open
+        return used, False
+
+    def close(self) -> None:
+        """End it; the listener is not told."""
+        if not self._open:
+            return
+        self._open = False
+        for one in self._descriptors:
+            self._loop.remove_reader(one)
+        self._turns.gone(self)
+        self._monitor.close()
+        self._socket.close(linger=0)
+
+    def _readable(self) -> None:
+        self._turns.ready(self)
+
+    def _news(self) -> None:
+        for event, _ in self._monitor.events():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up = True
+                self._listener.up()
+            elif event & ENDS:
+                self.close()
+                self._listener.down("disconnected" if self._up else "it cannot be connected to")
+            if not self._open:
+                return

@@ -1,0 +1,177 @@
+"""Engines that dial us: one socket that binds, on which many publish. The topic says who: ``kv@<ip>:<port>@<model>``.
+
+ZMQ tells of connections by their descriptor and of messages by the descriptor they came over, and that is how a connection that
+ends is known to be an engine's. Ranks of one address share its topic; the payload then says which it is. What nobody in the fleet
+publishes is counted and thrown away.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+import zmq
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead_kvstore.reader.endpoints import address_of
+from fairlead_kvstore.reader.sockets import Sockets, size
+from fairlead_kvstore.reader.timers import Loop
+from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
+
+_FRAMES: Final = 3
+
+
+class _Rank(msgspec.Struct, array_like=True, gc=False):
+    ts: float
+    events: msgspec.Raw
+    rank: int | None = None
+
+
+_RANK: Final = msgspec.msgpack.Decoder(_Rank)
+
+
+class Dialer(Protocol):
+    """The line of an engine that dials us."""
+
+    def up(self) -> None:
+        """It is there."""
+        ...
+
+    def down(self, reason: str) -> None:
+        """It is not."""
+        ...
+
+    def heard(self, parts: list[bytes]) -> None:
+        """One message."""
+        ...
+
+
+class Listening:
+    """``find`` names the line of ``10.0.0.7:8000`` and a rank (None: not said).
+
+    Raises BadInput for an address that cannot be bound.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        find: Callable[[str, int | None], Dialer | None],
+        *,
+        sockets: Sockets,
+        turns: Turns,
+        loop: Loop,
+        limits: Limits,
+    ) -> None:
+        self.strangers: Counter[str] = Counter()
+        self._find = find
+        self._turns = turns
+        self._loop = loop
+        self._limits = limits
+        self._by: dict[Dialer, int] = {}
+        self._open = True
+        self._socket = sockets.open(zmq.SUB, limits.kv_waiting_batches)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._monitor = sockets.monitor(self._socket)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._monitor.close()
+            self._socket.close(linger=0)
+            hint = "write tcp://ADDRESS:PORT with a free port of this machine"
+            raise BadInput(f"cannot listen for KV events on {endpoint}: {error}", field="listen", hint=hint) from error
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._descriptors = self._socket.fileno(), self._monitor.fd
+        for one in self._descriptors:
+            loop.add_reader(one, self._readable)
+        self._readable()
+
+    @property
+    def engines(self) -> int:
+        """How many speak here."""
+        return len(self._by)
+
+    def read(self, most: int) -> tuple[int, bool]:
+        """Its turn, see ``Turns``."""
+        used = 0
+        while self._open:
+            self._news()
+            frames = self._message()
+            if frames is None:
+                return used, False
+            parts = [frame.bytes for frame in frames]
+            used += size(parts) + MESSAGE_BYTES
+            self._heard(parts, _descriptor(frames[0]))
+            if used >= most:
+                return used, self._open
+        return used, False
+
+    def forget(self, line: Dialer) -> None:
+        """The line is closed."""
+        self._by.pop(line, None)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._open:
+            self._open = False
+            for one in self._descriptors:
+                self._loop.remove_reader(one)
+            self._turns.gone(self)
+            self._monitor.close()
+            self._socket.close(linger=0)
+
+    def _message(self) -> list[zmq.Frame] | None:
+        try:
+            frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
+        except zmq.Again:
+            return None
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) <= self._limits.kv_frames:
+                frames.append(frame)
+        return frames
+
+    def _heard(self, parts: list[bytes], descriptor: int) -> None:
+        if len(parts) != _FRAMES:
+            self.strangers["frame"] += 1
+            return
+        place = address_of(parts[0])
+        if place is None:
+            self.strangers["topic"] += 1
+            return
+        line = self._find(place, None) or self._find(place, _rank(parts[2]))
+        if line is None:
+            self.strangers["unknown"] += 1
+            return
+        before = self._by.get(line)
+        if before != descriptor:
+            if before is not None:
+                line.down("it dialed again")
+            elif len(self._by) >= self._limits.kv_dialing:
+                self.strangers["many"] += 1
+                return
+            self._by[line] = descriptor
+            line.up()
+        line.heard(parts)
+
+    def _readable(self) -> None:
+        self._turns.ready(self)
+
+    def _news(self) -> None:
+        for event, value in self._monitor.events():
+            if event == zmq.EVENT_DISCONNECTED:
+                for line in [line for line, descriptor in self._by.items() if descriptor == value]:
+                    del self._by[line]
+                    line.down("disconnected")
+
+
+def _descriptor(frame: zmq.Frame) -> int:
+    """Which connection it came over."""
+    return int(frame.get(zmq.SRCFD))
+
+
+def _rank(payload: bytes) -> int | None:
+    try:
+        return _RANK.decode(payload).rank
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None

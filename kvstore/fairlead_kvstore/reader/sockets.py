@@ -1,0 +1,115 @@
+"""One ZMQ socket on an event loop: read without blocking and without gathering what nobody asked for.
+
+pyzmq's own asyncio sockets make a future for each message. Here the loop is told of the socket's descriptor, which reports *changes*
+only: after each report, and after anything else was done to the socket, it has to be read until it is dry. Whoever reads says
+when it has had enough and comes back by ``Turns``.
+"""
+
+import contextlib
+import itertools
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from fairlead.limits import Limits
+
+Context = zmq.Context["zmq.Socket[bytes]"]
+Socket = zmq.Socket[bytes]
+_SOCKETS_MOST: Final = 65_536
+
+MONITORED: Final = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+)
+ENDS: Final = MONITORED & ~(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED)
+"""After these there is no connection any more."""
+
+
+class Sockets:
+    """A context of one's own, and sockets that bound what they take and notice a peer that fell silent. Close it last."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._context: Context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, min(_SOCKETS_MOST, self._context.get(zmq.SOCKET_LIMIT)))
+        self._names = itertools.count()
+
+    def open(self, kind: int, waiting: int) -> Socket:
+        """A socket that holds at most ``waiting`` messages that were not read yet."""
+        socket, limits = self._context.socket(kind), self._limits
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, limits.kv_events_bytes)
+        socket.setsockopt(zmq.RCVHWM, waiting)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, round(limits.kv_connect_seconds * 1e3))
+        socket.setsockopt(zmq.HANDSHAKE_IVL, round(limits.kv_connect_seconds * 1e3))
+        socket.setsockopt(zmq.HEARTBEAT_IVL, round(limits.kv_heartbeat_seconds * 1e3))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(limits.kv_silent_seconds * 1e3))
+        socket.setsockopt(zmq.IPV6, 1)
+        return socket
+
+    def monitor(self, socket: Socket) -> "Monitor":
+        """Tells what becomes of the connections of ``socket``; before it connects or binds."""
+        return Monitor(self._context, socket, f"inproc://monitor-{next(self._names)}")
+
+    def close(self) -> None:
+        """Close what is still open and end the context."""
+        self._context.destroy(linger=0)
+
+
+def message(socket: Socket, most: int) -> list[bytes] | None:
+    """The next message, None when there is none now. Of its parts no more than ``most`` are kept, and one that tells of more.
+
+    Raises ZMQError when the socket is closed.
+    """
+    try:
+        parts = [socket.recv(zmq.NOBLOCK)]
+    except zmq.Again:
+        return None
+    while socket.getsockopt(zmq.RCVMORE):
+        part = socket.recv(zmq.NOBLOCK)
+        if len(parts) <= most:
+            parts.append(part)
+    return parts
+
+
+def size(parts: list[bytes]) -> int:
+    """Bytes of all parts."""
+    return sum(map(len, parts))
+
+
+class Monitor:
+    """What ZMQ says of a socket's connections, as ``(event, descriptor)``."""
+
+    def __init__(self, context: Context, socket: Socket, address: str) -> None:
+        self._watched = socket
+        socket.monitor(address, MONITORED)
+        self._pair = context.socket(zmq.PAIR)
+        self._pair.setsockopt(zmq.LINGER, 0)
+        self._pair.connect(address)
+
+    @property
+    def fd(self) -> int:
+        """For the event loop."""
+        return self._pair.fileno()
+
+    def events(self) -> list[tuple[int, int]]:
+        """All that happened since it was asked last."""
+        found: list[tuple[int, int]] = []
+        while True:
+            try:
+                told = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return found
+            found.append((int(told["event"]), int(told["value"])))
+
+    def close(self) -> None:
+        """Before the socket that it watches."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._watched.disable_monitor()
+        self._pair.close(linger=0)
