@@ -149,10 +149,12 @@ class Stage:
         core: int = 0,
         environment: Mapping[str, str] | None = None,
         names: Sequence[str] = ("tiny",),
+        port: int | None = None,
     ) -> Engine:
-        """Start an engine on the ``core``-th processor that is ours; it is not healthy yet. ``names``: of its model."""
+        """Start an engine on the ``core``-th processor that is ours; it is not healthy yet. ``names``: of its model; ``options``
+        win over what all engines here have in common."""
         cores = sorted(os.sched_getaffinity(0))
-        port = free_port()
+        port = port or free_port()
         log = self.folder / f"{name}.log"
         command = [
             str(self.installed.engine_python.with_name("vllm")),

@@ -1,8 +1,9 @@
 """Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only surface,nixl] [--report FILE]``.
 
 Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and nothing else collects it. Exits 1 when
-something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``nixl`` and ``mooncake`` (prefill and
-decode on two engines). The report keeps the parts that are in it already and were not asked for.
+something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``index`` (what engines hold in their
+caches, and what an index knows of it), ``nixl`` and ``mooncake`` (prefill and decode on two engines). The report keeps the parts
+that are in it already and were not asked for.
 """
 
 import argparse
@@ -19,11 +20,13 @@ sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 from connectors import mooncake, nixl  # noqa: E402
 from engines import Stage  # noqa: E402
 from handoff import Handoff  # noqa: E402
+from index import Index  # noqa: E402
 from install import install  # noqa: E402
+from reading import Direct  # noqa: E402
 from report import Report  # noqa: E402
 from surface import Surface  # noqa: E402
 
-PARTS = ("surface", "nixl", "mooncake")
+PARTS = ("surface", "index", "nixl", "mooncake")
 
 
 async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
@@ -36,9 +39,11 @@ async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
             report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
 
 
-def _room(part: str, stage: Stage, report: Report) -> Surface | Handoff:
+def _room(part: str, stage: Stage, report: Report) -> Surface | Handoff | Index:
     if part == "surface":
         return Surface(stage, report)
+    if part == "index":
+        return Index(stage, report, Direct)
     return Handoff(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 

@@ -1,0 +1,367 @@
+"""The index before real engines: everything that vLLM does with its cache, and after each of it the index must know what is there.
+
+Three engines, one after the other: a large one for what a cache does in peace, adapters, clears and a death; one of 40 blocks for
+eviction and preemption; two data-parallel ranks. What is compared, and with what, is told in ``watched.py``; the traffic of many
+at once is in ``traffic.py``.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import httpx
+from engines import Stage
+from install import HERE
+from prompted import Prompt, ask, tokens, until
+from reading import Known
+from report import Numbers, Report, demand
+from traffic import LONG, SHORT, mixed, under_eviction, without_eviction
+from watched import MODEL, Shape, Watched
+
+LARGE_BLOCKS = 8_192
+SMALL_BLOCKS = 40
+SHORT_BUFFER = 20
+NOTICED_SECONDS = 60.0
+_LORA = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
+
+
+class Index:
+    """All scenarios. ``made`` makes an index that knows nothing yet."""
+
+    def __init__(self, stage: Stage, report: Report, made: Callable[[], Known]) -> None:
+        self._stage = stage
+        self._report = report
+        self._made = made
+
+    async def run(self) -> None:
+        """Everything, in order; each engine is gone before the next one starts."""
+        self._adapters = await asyncio.to_thread(self._make_adapters)
+        large = Shape("index-large", ("--num-gpu-blocks-override", str(LARGE_BLOCKS), *_LORA))
+        small = Shape(
+            "index-small",
+            ("--num-gpu-blocks-override", str(SMALL_BLOCKS), "--max-model-len", "1024", "--max-num-seqs", "8"),
+            buffer=SHORT_BUFFER,
+        )
+        both = Shape(
+            "index-two-ranks",
+            ("--num-gpu-blocks-override", "1024", "--data-parallel-size", "2", "--api-server-count", "1"),
+            ranks=2,
+            environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        )
+        for shape, story in ((large, self._large()), (small, self._small()), (both, self._ranks())):
+            if not story:
+                continue
+            async with Watched(self._stage, self._report, shape, self._made()) as self.at:
+                for name, check in story:
+                    await self._report.check(name, check)
+
+    def _make_adapters(self) -> list[str]:
+        """Two folders with an adapter each."""
+        folders = [str(self._stage.folder / f"adapter-{number}") for number in (1, 2)]
+        installed = self._stage.installed
+        command = [str(installed.engine_python), str(HERE / "tiny_adapters.py"), str(installed.model), *folders]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return folders
+
+    # The large engine --------------------------------------------------------------------------------------------------
+
+    def _large(self) -> list[tuple[str, Callable[[], Awaitable[Numbers]]]]:
+        return [
+            ("a cold prompt", self._cold),
+            ("the same again", self._repeat),
+            ("a longer one", self._extension),
+            ("a whole number of blocks, all cached", self._exact),
+            ("what is said is cached, too", self._decode),
+            ("a long prompt in chunks", self._chunks),
+            ("salts", self._salts),
+            ("four at once, two answers each", self._same_at_once),
+            ("log-probabilities of a prompt store it again", self._stored_again),
+            ("clients that leave", self._left),
+            ("adapters", self._lora),
+            ("a name loaded from another path, and back", self._reloaded),
+            ("300 mixed prompts, one at a time", lambda: self._in_peace(300, "large")),
+            ("8 at once without eviction", lambda: without_eviction(self.at, 8)),
+            ("32 at once without eviction", lambda: without_eviction(self.at, 32)),
+            ("who joins late is replayed everything", self._late),
+            ("reset", lambda: self._cleared("/reset_prefix_cache")),
+            ("sleep", lambda: self._cleared("/sleep?level=1", "/wake_up")),
+            ("pause and clear", lambda: self._cleared("/pause?mode=wait&clear_cache=true", "/resume")),
+            ("a reset that nobody told of", self._reset_by_others),
+            ("SIGKILL, and a restart on the same port", self._killed),
+            ("SIGKILL with a quick restart, heard in its first batches", self._killed),
+        ]
+
+    async def _cold(self) -> Numbers:
+        first = len(self.at.rows)
+        await self.at.ask(Prompt(tokens("a", 100)))
+        await self.at.quiet()
+        demand(self.at.compare()["blocks"] == 3, "three blocks were expected", self.at.compare())
+        return await self.at.judged(first)
+
+    async def _repeat(self) -> Numbers:
+        first, batches = len(self.at.rows), len(self.at.recorders[0].numbers)
+        await self.at.ask(Prompt(tokens("a", 100)))
+        await self.at.quiet()
+        demand(self.at.rows[-1].reported == 96, "not found")
+        demand(len(self.at.recorders[0].numbers) == batches, "something was published")
+        return await self.at.judged(first)
+
+    async def _extension(self) -> Numbers:
+        first = len(self.at.rows)
+        await self.at.ask(Prompt(tokens("a", 196)))
+        demand(self.at.rows[-1].reported == 96, "its beginning was not found")
+        return await self.at.judged(first)
+
+    async def _exact(self) -> Numbers:
+        first, recorder = len(self.at.rows), self.at.recorders[0]
+        for _ in range(3):
+            await self.at.ask(Prompt(tokens("a", 96)))
+            demand(self.at.rows[-1].reported == 64, "not all but the last block")
+        await self.at.quiet()
+        twice = recorder.copies - recorder.stored
+        demand(twice >= 1, "no block lies there twice")
+        return await self.at.judged(first, {"copies_beside_the_first": twice})
+
+    async def _decode(self) -> Numbers:
+        first = len(self.at.rows)
+        prompt = Prompt(tokens("talk", 50), output=40)
+        for turn in range(4):
+            answer = await self.at.ask(prompt)
+            prompt = prompt.went_on(answer.tokens, tokens(("turn", turn), 20))
+        return await self.at.judged(first, {"turns": 4})
+
+    async def _chunks(self) -> Numbers:
+        first, seen = len(self.at.rows), len(self.at.recorders[0].numbers)
+        await self.at.ask(Prompt(tokens("long", 3_900)))
+        await self.at.quiet()
+        return await self.at.judged(first, {"batches_of_the_prompt": len(self.at.recorders[0].numbers) - seen})
+
+    async def _salts(self) -> Numbers:
+        first = len(self.at.rows)
+        for salt in ("tenant-7", "tenant-8", None):
+            for count in (100, 161, 100):
+                await self.at.ask(Prompt(tokens("a", count), salt=salt))
+        return await self.at.judged(first)
+
+    async def _same_at_once(self) -> Numbers:
+        first = len(self.at.rows)
+        prompt = Prompt(tokens("crowd", 150), output=20, more=(("n", 2), ("temperature", 1.0), ("seed", 1)))
+        await self.at.quiet()
+        for _ in range(2):
+            await asyncio.gather(*(ask(self.at.client, MODEL, prompt) for _ in range(4)))
+        await self.at.ask(replace(prompt, output=1, more=()))
+        return await self.at.judged(first)
+
+    async def _stored_again(self) -> Numbers:
+        """Such a request looks nothing up, so nothing is predicted of it; but its blocks lie there twice afterwards."""
+        first, recorder = len(self.at.rows), self.at.recorders[0]
+        before = recorder.copies - recorder.stored
+        prompt = Prompt(tokens("a", 100), more=(("prompt_logprobs", 1),))
+        answer = await ask(self.at.client, MODEL, prompt)
+        await self.at.quiet()
+        twice = recorder.copies - recorder.stored - before
+        return await self.at.judged(first, {"reported": answer.cached, "copies_beside_the_first": twice})
+
+    async def _left(self) -> Numbers:
+        first = len(self.at.rows)
+        for number in range(4):
+            prompt = Prompt(tokens(("left", number), 90), output=400, more=(("stream", True),))
+            with contextlib.suppress(httpx.HTTPError):
+                async with self.at.client.stream("POST", "/v1/completions", json=prompt.body(MODEL)) as answer:
+                    lines = answer.aiter_lines()
+                    for _ in range(80):
+                        await anext(lines)
+            await self.at.ask(replace(prompt, output=1, more=()))
+        return await self.at.judged(first)
+
+    async def _lora(self) -> Numbers:
+        first = len(self.at.rows)
+        await self._load("one", self._adapters[0])
+        await self._load("two", self._adapters[1])
+        for adapter in ("one", "two", None):
+            for salt in (None, "tenant-8"):
+                for count in (100, 161):
+                    await self.at.ask(Prompt(tokens("lora", count), adapter=adapter, salt=salt))
+        return await self.at.judged(first)
+
+    async def _load(self, name: str, place: str) -> None:
+        if name in self.at.loaded:
+            await self.at.post("/v1/unload_lora_adapter", {"lora_name": name})
+        self.at.loaded[name] = place
+        await self.at.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": place})
+
+    async def _reloaded(self) -> Numbers:
+        """Elsewhere, back, and elsewhere again: first only ``/v1/models`` tells; then a prompt that is cold, then one that is not."""
+        first, seconds = len(self.at.rows), []
+        for turn, place in enumerate((1, 0, 1)):
+            began = time.monotonic()
+            await self._load("one", self._adapters[place])
+            demand(
+                await until(lambda: not any(self.at.compare()[key] for key in ("ghosts", "missing")), NOTICED_SECONDS),
+                f"the index has not noticed load {turn}",
+                self.at.compare(),
+            )
+            seconds.append(round(time.monotonic() - began, 3))
+            await self.at.ask(Prompt(tokens(("lora", turn), 100), adapter="one"))
+            await self.at.ask(Prompt(tokens("lora", 161), adapter="one"))
+        return await self.at.judged(first, {"noticed_after_seconds": seconds})
+
+    async def _in_peace(self, count: int, seed: str) -> Numbers:
+        first = len(self.at.rows)
+        for prompt in mixed(count, seed, step=LONG if seed == "large" else SHORT):
+            await self.at.ask(prompt, keep=False)
+        return await self.at.judged(first, again=False)
+
+    async def _late(self) -> Numbers:
+        """Another index that begins now must come to hold the same, and say that it is all."""
+        late = self._made()
+        began = time.monotonic()
+        await late.follow(self.at.sources)
+        try:
+            whole = await until(lambda: late.standing(self.at.sources[0].instance)[0])
+            numbers = await self.at.equal(late, {"seconds": round(time.monotonic() - began, 3)})
+            demand(whole, "it never says that it is complete", numbers)
+            wrong = [one for one in self.at.known if self.at.predict(one, late) != self.at.predict(one)]
+            demand(not wrong, "it predicts something else", numbers)
+        finally:
+            await late.close()
+        return {**numbers, "replayed_batches": len(self.at.recorders[0].numbers), "known_prompts": len(self.at.known)}
+
+    # Clears and deaths -------------------------------------------------------------------------------------------------
+
+    async def _cleared(self, path: str, then: str | None = None) -> Numbers:
+        """Fairlead asks for it and clears its index itself: the engine only says so with its next step."""
+        first = len(self.at.rows)
+        await self.at.ask(Prompt(tokens("a", 100)))
+        await self.at.quiet()
+        before = self.at.compare()["blocks"]
+        told = (await self.at.post(path)).text
+        for source in self.at.sources:
+            await self.at.index.cleared_by_us(source.instance)
+        seconds = await self.at.gone(time.monotonic())
+        if then is not None:
+            await self.at.post(then)
+        demand(seconds is not None, "the index still holds something")
+        announced = self.at.recorders[0].clears
+        for count in (100, 196):
+            await self.at.ask(Prompt(tokens("a", count)))
+        demand(self.at.recorders[0].clears > announced, "the engine has not said so itself")
+        more = {"answer": told, "blocks_before": before, "empty_after_seconds": seconds}
+        return await self.at.judged(first, more)
+
+    async def _reset_by_others(self) -> Numbers:
+        """Nobody can know before the engine's next step; that request's prediction is wrong, and from then on all is right."""
+        first = len(self.at.rows)
+        await self.at.ask(Prompt(tokens("a", 100)))
+        await self.at.quiet()
+        await self.at.post("/reset_prefix_cache")
+        row, _ = await self.at.now(Prompt(tokens("a", 100)))
+        demand((row.predicted, row.reported) == (96, 0), f"{row} was not expected")
+        return await self.at.judged(first, {"wrong_until_the_engine_said_so": 1})
+
+    async def _killed(self) -> Numbers:
+        """Nothing says goodbye; the new process begins with 0, under the same address."""
+        first = len(self.at.rows)
+        await self.at.quiet()
+        before = self.at.compare()["blocks"]
+        began = time.monotonic()
+        self.at.engine.kill()
+        for recorder in self.at.recorders:
+            recorder.restarted()
+        self.at.loaded.clear()
+        unsure = await until(lambda: not any(self.at.index.standing(one.instance)[0] for one in self.at.sources))
+        suspended = round(time.monotonic() - began, 3)
+        kept = [one for one in self.at.known if one.adapter is None]
+        self.at.known = dict.fromkeys(kept)
+        await self.at.start()
+        for prompt in kept[:6]:
+            await self.at.ask(prompt)
+        more = {
+            "blocks_before": before,
+            "said_to_be_unsure_after_seconds": suspended if unsure else None,
+            "found_of_the_dead": sum(one.reported for one in self.at.rows[first : first + 1]),
+        }
+        return await self.at.judged(first, more)
+
+    # The small engine --------------------------------------------------------------------------------------------------
+
+    def _small(self) -> list[tuple[str, Callable[[], Awaitable[Numbers]]]]:
+        return [
+            ("eviction", self._evicted),
+            ("preemption", self._preempted),
+            ("300 mixed prompts, one at a time, 40 blocks", lambda: self._in_peace(300, "small")),
+            ("8 at once with eviction", lambda: under_eviction(self.at, 8)),
+            ("who joins later than the buffer reaches", self._too_late),
+        ]
+
+    async def _evicted(self) -> Numbers:
+        """The end of the oldest prompt goes first; copies of a block are removed one by one."""
+        first = len(self.at.rows)
+        for number in range(3):
+            await self.at.ask(Prompt(tokens(("big", number), 480)))
+        await self.at.ask(Prompt(tokens(("big", 0), 480)))
+        partly = self.at.rows[-1].reported
+        demand(0 < partly < 448, f"{partly} tokens were found of a prompt that was partly evicted")
+        for _ in range(3):
+            await self.at.ask(Prompt(tokens("exact", 128)), keep=False)
+        for number in range(4):
+            await self.at.ask(Prompt(tokens(("other", number), 300)), keep=False)
+            await self.at.ask(Prompt(tokens("exact", 128)), keep=False)
+        return await self.at.judged(first, {"partly_evicted_reported": partly})
+
+    async def _preempted(self) -> Numbers:
+        """Six answers that do not fit together: some are thrown out and computed again."""
+        first = len(self.at.rows)
+        before = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
+        prompts = [Prompt(tokens(("preempted", number), 100), output=400) for number in range(6)]
+        await asyncio.gather(*(ask(self.at.client, MODEL, one) for one in prompts))
+        after = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
+        demand(after > before, "nothing was preempted")
+        for prompt in prompts:
+            await self.at.ask(replace(prompt, output=1))
+        return await self.at.judged(first, {"preemptions": round(after - before)})
+
+    async def _too_late(self) -> Numbers:
+        """What is missing makes it incomplete, never wrong: no ghosts; and a clear makes it whole."""
+        late = self._made()
+        await late.follow(self.at.sources)
+        try:
+            await self.at.quiet()
+            instance = self.at.sources[0].instance
+            complete, reason = late.standing(instance)
+            numbers = {"batches": len(self.at.recorders[0].numbers), "says": reason, **self.at.compare(late)}
+            demand(not complete, "it says that it is complete", numbers)
+            demand(numbers["ghosts"] == 0, "it holds what is not there", numbers)
+            await self.at.post("/reset_prefix_cache")
+            for count in (100, 196):
+                await ask(self.at.client, MODEL, Prompt(tokens("a", count)))
+            return {**numbers, "after_a_clear": await self.at.equal(late)}
+        finally:
+            await late.close()
+
+    # Two ranks ---------------------------------------------------------------------------------------------------------
+
+    def _ranks(self) -> list[tuple[str, Callable[[], Awaitable[Numbers]]]]:
+        return [("each rank has its own", self._own_of_each), ("both ranks at once", self._both)]
+
+    async def _own_of_each(self) -> Numbers:
+        first = len(self.at.rows)
+        for rank in (0, 1, 0, 1):
+            await self.at.ask(Prompt(tokens("shared", 100), rank=rank))
+            await self.at.ask(Prompt(tokens(("only", rank), 200), rank=rank))
+        wanted = [0, 0, 0, 0, 96, 192, 96, 192]
+        demand([one.reported for one in self.at.rows[first:]] == wanted, "ranks share something")
+        return await self.at.judged(first)
+
+    async def _both(self) -> Numbers:
+        first = len(self.at.rows)
+        prompts = [Prompt(tokens(("both", number % 12), 60 + 10 * number), output=20) for number in range(48)]
+        await asyncio.gather(*(ask(self.at.client, MODEL, one) for one in prompts))
+        for number in (0, 20, 40):
+            for rank in (0, 1):
+                await self.at.ask(replace(prompts[number], output=1, rank=rank))
+        return await self.at.judged(first)

@@ -1,0 +1,144 @@
+"""Prompts as token ids, so that everybody can compute what they are; what an index predicts of them, and what the engine reports.
+
+A prompt is asked in *quiescence* when the one before has been answered, and neither the recorder nor the index has heard anything for
+a while. Then the prediction must be what the engine reports as ``cached_tokens``.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import httpx
+
+from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
+
+VOCABULARY = 8_000
+FIRST_TOKEN = 100
+QUIET_SECONDS = 0.12
+PATIENCE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request. ``more`` goes into its body, ``headers`` beside it."""
+
+    tokens: tuple[int, ...]
+    output: int = 1
+    salt: str | None = None
+    adapter: str | None = None
+    more: tuple[tuple[str, Any], ...] = ()
+    rank: int | None = None
+
+    def chain(self, model_key: str, size: int, secret: bytes) -> list[int]:
+        """Its whole blocks as the index names them."""
+        extras = block_extras(len(self.tokens) // size, size, salt=self.salt)
+        return own_hashes(root(model_key, self.adapter, secret=secret), self.tokens, size, extras)
+
+    def body(self, model: str) -> dict[str, Any]:
+        """What is posted to ``/v1/completions``."""
+        fixed = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        salt = {"cache_salt": self.salt} if self.salt else {}
+        chosen = {"model": self.adapter or model, "prompt": list(self.tokens), "max_tokens": self.output}
+        return {**chosen, **fixed, **salt, **dict(self.more)}
+
+    def went_on(self, said: Sequence[int], more: Sequence[int] = ()) -> "Prompt":
+        """The next turn of a conversation: what was said, and something new."""
+        return replace(self, tokens=(*self.tokens, *said, *more))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said: tokens found in its cache, tokens generated."""
+
+    cached: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request: predicted and reported tokens; ``reference`` is what counting copies at the engine predicts."""
+
+    prompt: int
+    predicted: int
+    reported: int
+    reference: int
+
+    @property
+    def right(self) -> bool:
+        """Whether the index knew."""
+        return self.predicted == self.reported
+
+
+def tokens(seed: object, count: int) -> tuple[int, ...]:
+    """Random token ids, the same ones for the same seed; a longer count begins with a shorter one's."""
+    draw = Random(repr(seed))
+    return tuple(draw.randrange(FIRST_TOKEN, VOCABULARY) for _ in range(count))
+
+
+async def ask(client: httpx.AsyncClient, model: str, prompt: Prompt) -> Answer:
+    """Raises httpx errors for what is not 200."""
+    headers = {} if prompt.rank is None else {"X-data-parallel-rank": str(prompt.rank)}
+    answer = await client.post("/v1/completions", json=prompt.body(model), headers=headers)
+    told = answer.raise_for_status().json()
+    cached = (told["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Answer(cached, tuple(told["choices"][0].get("token_ids") or ()))
+
+
+def predicted(blocks: int, prompt: Prompt, size: int) -> int:
+    """Tokens that the engine will say it found, if it holds so many blocks."""
+    return cached_tokens(blocks, len(prompt.tokens), size)
+
+
+async def quiet(stamp: Callable[[], object], seconds: float = QUIET_SECONDS) -> None:
+    """Wait until ``stamp`` has not changed for a while. Raises TimeoutError when it never stops."""
+    began = since = time.monotonic()
+    last = stamp()
+    while time.monotonic() - since < seconds:
+        await asyncio.sleep(seconds / 6)
+        if (now := stamp()) != last:
+            last, since = now, time.monotonic()
+        if since - began > PATIENCE_SECONDS:
+            raise TimeoutError("events do not stop")
+
+
+async def until(what: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
+    """Whether it became true in time."""
+    began = time.monotonic()
+    while not what():
+        if time.monotonic() - began > seconds:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+async def at_once(workers: int, work: Callable[[int], Awaitable[None]]) -> None:
+    """So many workers, to their ends; one that fails ends the others."""
+    async with asyncio.TaskGroup() as group:
+        for number in range(workers):
+            group.create_task(_one(work, number))
+
+
+async def _one(work: Callable[[int], Awaitable[None]], number: int) -> None:
+    await work(number)
+
+
+def counted(rows: Sequence[Row]) -> dict[str, Any]:
+    """Requests, how many predictions were right, and by how much the others were wrong."""
+    wrong = [one for one in rows if not one.right]
+    asked = sum(one.prompt for one in rows)
+    return {
+        "requests": len(rows),
+        "predicted_right": len(rows) - len(wrong),
+        "share_right": round(1 - len(wrong) / len(rows), 5) if rows else None,
+        "share_right_of_the_reference": round(sum(one.reference == one.reported for one in rows) / len(rows), 5)
+        if rows
+        else None,
+        "cached_share": round(sum(one.reported for one in rows) / asked, 3) if asked else None,
+        "mean_error_tokens": round(sum(abs(one.predicted - one.reported) for one in rows) / len(rows), 2)
+        if rows
+        else None,
+        "wrong": [[one.prompt, one.predicted, one.reported, one.reference] for one in wrong][:20],
+    }

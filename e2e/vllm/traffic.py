@@ -1,0 +1,108 @@
+"""Many at once before an index: predictions are made without waiting, so they are as old as the index is.
+
+Clients share a few beginnings that are warm, and each of them keeps some conversations: like people, it goes on with one of them only
+after some others were answered. How often a prediction is right for those who go on at once, without any pause, is measured
+beside it, and is no demand.
+"""
+
+import itertools
+from collections.abc import Iterator
+from random import Random
+
+from prompted import Prompt, Row, at_once, counted, tokens
+from report import Numbers, demand
+from watched import Watched
+
+HEADS = 6
+CONVERSATIONS = 5
+REQUESTS = 1_200
+EAGER = 200
+LEAST_WITHOUT_EVICTION = 0.999
+LEAST_WITH_EVICTION = 0.82
+SHORT, LONG = 20, 200
+_LONGEST = 3_400
+
+
+def mixed(count: int, seed: object, *, step: int) -> Iterator[Prompt]:
+    """Prompts that share beginnings (of ``step`` to six times as many tokens) and come again: salts, whole numbers of blocks,
+    answers of one to forty tokens."""
+    draw = Random(repr(seed))
+    for _ in range(count):
+        head = draw.randrange(HEADS)
+        begun = tokens((seed, "head", head), step * (1 + head))
+        tail = tokens((seed, "tail", head, draw.randrange(12)), draw.choice((0, 20, 33, 45, 64, 96, 3 * step)))
+        whole = (*begun, *tail)
+        if draw.random() < 0.2:
+            whole = whole[: len(whole) // 32 * 32] or whole
+        yield Prompt(whole, draw.randint(1, 40), draw.choice((None, None, None, "tenant-1", "tenant-2")))
+
+
+async def without_eviction(at: Watched, workers: int) -> Numbers:
+    """Everything fits; so only what is still on its way can make a prediction wrong."""
+    name = ("talk", workers)
+    heads = [tokens((*name, "head", number), 128 + 40 * number) for number in range(HEADS)]
+    for head in heads:
+        await at.ask(Prompt(head), keep=False)
+    await at.quiet()
+    rows: list[Row] = []
+    numbers = itertools.count()
+
+    async def one(worker: int) -> None:
+        draw = Random(repr((*name, worker)))
+        talks: list[Prompt] = []
+        while next(numbers) < REQUESTS:
+            if len(talks) < CONVERSATIONS:
+                fresh = tokens((*name, worker, len(talks), len(rows)), draw.randint(1, 150))
+                prompt = Prompt((*draw.choice(heads), *fresh), draw.randint(1, 40))
+            else:
+                prompt = talks.pop(0)
+            row, answer = await at.now(prompt)
+            rows.append(row)
+            if len(prompt.tokens) < _LONGEST and draw.random() < 0.9:
+                more = tokens((*name, worker, len(rows)), draw.randint(1, 80))
+                talks.append(prompt.went_on(answer.tokens, more))
+
+    await at_once(workers, one)
+    found = counted(rows)
+    found["going_on_at_once"] = await _eager(at, workers, heads)
+    found = await at.equal(more=found)
+    demand(found["share_right"] >= LEAST_WITHOUT_EVICTION, "too many predictions were wrong", found)
+    return found
+
+
+async def _eager(at: Watched, workers: int, heads: list[tuple[int, ...]]) -> Numbers:
+    """The same clients with one conversation each, and no pause at all."""
+    rows: list[Row] = []
+    numbers = itertools.count()
+
+    async def one(worker: int) -> None:
+        draw = Random(repr(("eager", workers, worker)))
+        prompt = Prompt(draw.choice(heads), 20)
+        while next(numbers) < EAGER:
+            row, answer = await at.now(prompt)
+            rows.append(row)
+            prompt = prompt.went_on(answer.tokens, tokens(("eager", worker, len(rows)), 20))
+            if len(prompt.tokens) > _LONGEST:
+                prompt = Prompt(draw.choice(heads), 20)
+
+    await at_once(workers, one)
+    found = counted(rows)
+    return {name: found[name] for name in ("requests", "share_right", "share_right_of_the_reference")}
+
+
+async def under_eviction(at: Watched, workers: int) -> Numbers:
+    """A cache that is far too small: what is predicted may be gone, or just come, when the request is admitted."""
+    rows: list[Row] = []
+    prompts = mixed(REQUESTS, "evicted", step=SHORT)
+
+    async def one(_: int) -> None:
+        for prompt in prompts:
+            row, _ = await at.now(prompt)
+            rows.append(row)
+
+    await at_once(workers, one)
+    found = counted(rows)
+    found = await at.equal(more=found)
+    best = max(LEAST_WITH_EVICTION, found["share_right_of_the_reference"])
+    demand(found["share_right"] >= best, f"fewer than {best} of the predictions were right", found)
+    return found
