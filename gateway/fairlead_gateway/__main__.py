@@ -104,19 +104,9 @@ def _source(options: argparse.Namespace, clock: "Clock", limits: Limits) -> "Fle
         return FileFleetSource(Path(options.fleet), clock, limits=limits)
     import random
 
-    from fairlead.kube.access import find_access
-    from fairlead.kube.client import KubeApi
-    from fairlead.names import DNS_LABEL
-    from fairlead_gateway.kube.source import KubeFleetSource
+    from fairlead.kubefleet.opening import kube_source
 
-    namespaces = [name.strip() for name in options.kube.split(",") if name.strip()]
-    for name in namespaces:
-        if not DNS_LABEL.fullmatch(name):
-            message = f"--kube: {name!r} is not a namespace"
-            raise SettingsError(message, field="--kube", hint="names of namespaces, with commas between them")
-    access = find_access(os.environ, Path(os.environ.get("HOME", "/")))
-    api = KubeApi(access, clock, random.random, agent="fairlead-gateway", limits=limits)
-    return KubeFleetSource(api, clock, random.random, namespaces=namespaces, limits=limits)
+    return kube_source(options.kube, os.environ, clock, random.random, agent="fairlead-gateway", limits=limits)
 
 
 def _checked(settings: GatewaySettings) -> None:

@@ -13,12 +13,12 @@ from fairlead.fleet import Fleet
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, Next
 from fairlead.kube.resource import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, Resource
+from fairlead.kubefleet.fleet import Objects, Outcome, Selection, fleet_of, selections
+from fairlead.kubefleet.specs import ModelRead, Specs
 from fairlead.limits import Limits
 from fairlead.tasks import ended
-from fairlead_gateway.kube.fleet import Objects, Outcome, Selection, fleet_of, selections
-from fairlead_gateway.kube.specs import ModelRead, Specs
 
-_LOG = logging.getLogger("fairlead.gateway")
+_LOG = logging.getLogger("fairlead.fleet")
 _SHOWN = 5
 _ROUND_SECONDS = 10
 

@@ -8,10 +8,10 @@ import pytest
 
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
 from fairlead.kube.resource import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.kubefleet.fleet import Objects, Outcome, fleet_of, members, selections
+from fairlead.kubefleet.specs import Specs
 from fairlead.limits import Limits
 from fairlead.profile import presets
-from fairlead_gateway.kube.fleet import Objects, Outcome, fleet_of, members, selections
-from fairlead_gateway.kube.specs import Specs
 from fairlead_gateway.model import find, shown_names
 
 LIMITS = Limits()

@@ -10,6 +10,7 @@ import pytest
 from fairlead.fleet import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
+from fairlead.kubefleet.source import KubeFleetSource
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
 from fairlead.strict import Profile
@@ -17,7 +18,6 @@ from fairlead.tasks import ended
 from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
 from fairlead.testing.timeline import Timeline
 from fairlead.testing.waiting import until
-from fairlead_gateway.kube.source import KubeFleetSource
 
 LIMITS = Limits()
 MARKS = {"fairlead.io/pool": "main", "fairlead.io/role": "Serve", "fairlead.io/endpoint": "true"}

@@ -12,10 +12,10 @@ from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
 from fairlead.cluster_labels import MODEL, POOL
 from fairlead.fleet import Fleet, Instance, InstanceState, Model, Role, served_as
 from fairlead.kube.resource import Manifest, key_of, labels_of, namespace_of, selector
+from fairlead.kubefleet.pods import Adopter, Found, adopted, groups, own
+from fairlead.kubefleet.specs import ModelRead
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
-from fairlead_gateway.kube.pods import Adopter, Found, adopted, groups, own
-from fairlead_gateway.kube.specs import ModelRead
 
 Selection = tuple[str, str]
 """A namespace and a label selector: the pods that a pool adopts."""
