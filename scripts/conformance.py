@@ -353,7 +353,7 @@ _LEGEND = """
 | streams | the same as a stream, to its proper end |
 | usage | the engine is always asked for it, and only a client that asked sees it |
 | unknown fields | reach the engine byte for byte |
-| hand-off fields | `kv_transfer_params` and `ec_transfer_params` of a client do not |
+| fields that are no client's | `kv_transfer_params`, `ec_transfer_params` and `kv_cache_report_mode` do not |
 | bad field | 400 with this `param`, and no engine is asked |
 | no key | 401 `invalid_api_key` |
 | no model | 404 `model_not_found` |

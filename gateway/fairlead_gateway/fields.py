@@ -118,6 +118,7 @@ class Common(Struct, kw_only=True):
     encoding_format: Text = None
     kv_transfer_params: Raw | UnsetType = UNSET
     ec_transfer_params: Raw | UnsetType = UNSET
+    kv_cache_report_mode: Raw | UnsetType = UNSET
     vllm_xargs: Raw | UnsetType = UNSET
 
     def forget(self) -> None:

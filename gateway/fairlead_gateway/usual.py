@@ -106,7 +106,8 @@ def beside(found: Common) -> Read:
     """What every request is asked for, from fields that are checked."""
     session = found.session_id or found.user
     special = bool(found.cache_salt)
-    may_hand_over = not (found.kv_transfer_params is found.ec_transfer_params is found.vllm_xargs is _UNSET)
+    handed = found.kv_transfer_params, found.ec_transfer_params, found.kv_cache_report_mode, found.vllm_xargs
+    may_hand_over = any(value is not _UNSET for value in handed)
     if not isinstance(found, Generation):
         opaque = isinstance(found, Other)
         return Read(found, found.model, session, special=special, may_hand_over=may_hand_over, opaque=opaque)

@@ -80,6 +80,8 @@ def test_what_is_no_json_is_left_to_the_parser_and_breaks_nothing(body: bytes) -
         ('{"x":{"kv_transfer_params":1}}', '{"x":{"kv_transfer_params":1}}'),
         ('{"x":"kv_transfer_params"}', '{"x":"kv_transfer_params"}'),
         ('{"vllm_xargs":{"kv_transfer_params":"x","a":1}}', '{"vllm_xargs":{"a":1}}'),
+        ('{"kv_cache_report_mode":"full","x":1}', '{"x":1}'),
+        ('{"vllm_xargs":{"kv_cache_report_mode":"full","a":1}}', '{"vllm_xargs":{"a":1}}'),
         ('{"vllm\\u005fxargs" : {"ec\\u005ftransfer_params":"x"}}', '{"vllm\\u005fxargs" : {}}'),
     ],
 )
@@ -88,7 +90,9 @@ def test_byte_for_byte(body: str, left: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
-@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params"])
+@pytest.mark.parametrize(
+    "name", ["kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params", "kv_cache_report_mode"]
+)
 def test_no_route_lets_them_through(path: str, name: str) -> None:
     prompt = {
         "/v1/chat/completions": '"messages":[{"role":"user","content":"kv_transfer_params"}]',
@@ -102,5 +106,17 @@ def test_no_route_lets_them_through(path: str, name: str) -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             assert (await ask(running.url, sent.encode(), path=path)).status == 200
             assert engine.calls[0].body.decode() == f'{{"model":"tiny",{prompt},"vllm_xargs":{{}}}}'
+
+    run(main())
+
+
+@pytest.mark.parametrize("where", ['"kv_cache_report_mode":"full"', '"vllm_xargs":{"kv_cache_report_mode":"full"}'])
+def test_no_client_has_an_engine_announce_what_it_did_not_store(where: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            prompt = '"messages":[{"role":"user","content":"a"}]'
+            sent = f'{{"model":"tiny",{prompt},{where}}}'
+            assert (await ask(running.url, sent.encode(), path="/v1/chat/completions")).status == 200
+            assert b"kv_cache_report_mode" not in engine.calls[0].body
 
     run(main())

@@ -203,7 +203,8 @@ def _set(before: list[Member], after: list[Member], changes: dict[str, Any]) -> 
 
 def _bare(body: bytes) -> None:
     """The hand-off fields are cut out of bodies that are refused for something else than their syntax, too."""
-    if (b"transfer_params" not in body and b"\\u00" not in body) or not body.lstrip().startswith(b"{"):
+    named = b"transfer_params" in body or b"kv_cache_report_mode" in body
+    if (not named and b"\\u00" not in body) or not body.lstrip().startswith(b"{"):
         return
     try:
         msgspec.json.decode(body)
