@@ -83,7 +83,24 @@ class Limits:
     published_decisions_waiting: int = _limit(
         4_096, "decisions kept for Redis while it is away; the oldest are dropped"
     )
-    board_expire_seconds: float = _limit(3.0, "a gateway that stops telling its load is forgotten by the others")
+    sent_seconds_gathered: float = _limit(0.05, "what workers sent is gathered this long until other gateways are told")
+    sent_waiting: int = _limit(4_096, "dispatches kept for other gateways while Redis is away; the oldest are dropped")
+    sent_blocks: int = _limit(512, "hashes of one prompt that other gateways are told: its first 450,000 tokens")
+    sent_entry_bytes: int = _limit(65_536, "one entry of the stream of dispatches; more become several")
+    sent_entries: int = _limit(10_000, "entries of one model's stream of dispatches, some 3 kB each")
+    sent_kept_seconds: float = _limit(300.0, "and they are kept this long, for gateways that start")
+    sent_look_seconds: float = _limit(0.05, "what other gateways sent is looked for this often")
+    sent_alone_seconds: float = _limit(0.5, "the same while no other gateway is heard")
+    sent_streams: int = _limit(200, "streams read in one round; of more models, those that are quiet take turns")
+    beat_seconds: float = _limit(
+        0.5, "a gateway with requests in flight is heard this often; three times later its share of the load is gone"
+    )
+    beat_quiet_seconds: float = _limit(5.0, "the same of a model of which it has nothing in flight")
+    busy_beats: int = _limit(500, "models with requests in flight that one gateway tells of in a second")
+    quiet_beats: int = _limit(200, "the same of models without")
+    peers: int = _limit(256, "other gateways that are heard; of more the load is unknown")
+    hot_ask_seconds: float = _limit(0.5, "the table of hot prefixes is written, or asked for, this often")
+    hot_lease_seconds: float = _limit(2.0, "a gateway that has not written the table this long keeps it no more")
     keys: int = _limit(100_000, "API keys in a keys file")
     breaker_row: int = _limit(3, "faults of one engine in a row until it is ejected; load is no fault")
     breaker_answers: int = _limit(10, "answers of one engine within 10 s from which its share of faults is judged")

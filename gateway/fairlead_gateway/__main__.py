@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limits = Limits()
         workers = _workers(options.workers, limits)
         with listen.reserve() as public, manage.bind() as private:
-            early = Early(workers, limits, talk=settings.access_log == "-")
+            shares = options.redis is not None or settings.redis_url is not None
+            early = Early(workers, limits, talk=settings.access_log == "-", shares=shares)
             try:
                 return _run(options, settings, limits, public, private, early)
             finally:

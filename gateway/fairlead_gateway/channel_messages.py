@@ -60,12 +60,22 @@ class Notes(msgspec.Struct, tag=True):
 
 
 class Heard(msgspec.Struct, tag=True):
-    """What a sibling has sent where: a list of ``Sent``, as it encoded it; on which bodies which engines broke off, since when they
-    had them and when; and which of those bodies were answered, and when."""
+    """What a sibling, or another gateway, has sent where: a list of ``Sent``, as it encoded it; on which bodies which engines broke
+    off, since when they had them and when; and which of those bodies were answered, and when."""
 
     sent: bytes | None
     deaths: list[tuple[bytes, str, float, float]]
     cleared: list[tuple[bytes, float]] = []
+
+
+class Hot(msgspec.Struct, tag=True):
+    """The hot prefixes of a model as all gateways see them: hashes (64-bit, native order) of prompts for instances that answer,
+    and for those that only prefill. Epoch 0: nobody tells them any more."""
+
+    model: str
+    epoch: int
+    serving: bytes
+    prefilling: bytes
 
 
 class Drain(msgspec.Struct, tag=True):
@@ -109,6 +119,7 @@ ToWorker: TypeAlias = (
     | Siblings
     | Notes
     | Heard
+    | Hot
     | Drain
     | AskState
     | AskCounters
@@ -152,7 +163,7 @@ class Last(msgspec.Struct, tag=True):
 
 class Told(msgspec.Struct, tag=True):
     """What has happened since the last time. ``sent`` (a list of ``Sent``, encoded), ``deaths`` and ``cleared`` (as in ``Heard``) are
-    for the siblings, ``records`` and ``loads`` for Redis (loads None: as before)."""
+    for the siblings; ``sent``, ``records`` and ``loads`` for Redis (loads None: as before)."""
 
     sent: bytes | None
     deaths: list[tuple[bytes, str, float, float]]

@@ -23,8 +23,9 @@ from fairlead.limits import Limits
 from fairlead.units import duration
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import encoded
-from fairlead_gateway.early import ROWS_EACH, Early, Spawned, spawn
+from fairlead_gateway.early import ROWS_EACH, Early, Spawned, rows_of, spawn
 from fairlead_gateway.hand import Events, Hand
+from fairlead_gateway.others_row import OthersRow
 from fairlead_gateway.routing import shared
 from fairlead_gateway.slots import Slots
 from fairlead_gateway.telemetry.parts import ModelPart, sum_of
@@ -46,14 +47,14 @@ class Death:
 
 
 class Crew:
-    """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears of decisions for Redis."""
+    """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis."""
 
     def __init__(
         self,
         early: Early,
         *,
         setup: Callable[[int, int, list[int], dict[str, int]], say.Setup],
-        told: Callable[[list[say.WireRecord], int], None],
+        told: Callable[[say.Told], None],
         clock: Clock,
         limits: Limits,
     ) -> None:
@@ -76,10 +77,14 @@ class Crew:
         self._cells = (
             None
             if early.rows is None
-            else memoryview(mmap.mmap(early.rows, shared.bytes_of(early.count * ROWS_EACH, limits.shared_slots))).cast(
-                "q"
-            )
+            else memoryview(mmap.mmap(early.rows, shared.bytes_of(rows_of(early.count), limits.shared_slots))).cast("q")
         )
+        self._others = (
+            OthersRow(self._cells, limits.shared_slots, rows_of(early.count) - 1)
+            if self._cells is not None and early.shares
+            else None
+        )
+        self._hot: dict[str, say.Hot] = {}
         self._slots = Slots(limits.shared_slots if self._cells is not None else 0, self._idle)
         self._placed: dict[str, int] = {}
         self._fleet = Fleet()
@@ -91,7 +96,7 @@ class Crew:
     async def start(self, fleet: Fleet) -> None:
         """Give every worker its work and wait until all serve. Raises Unavailable when one cannot."""
         self._fleet = self._shown = fleet
-        self._placed = self._slots.place(fleet, self._clock.now())
+        self._place(fleet)
         taken, self._early.spawned = self._early.spawned, []
         for number, spawned in enumerate(taken, 1):
             self.hands.append(self._hand(number, spawned))
@@ -147,6 +152,9 @@ class Crew:
                 other.send(say.Drain())
         if hand.owed or hand.version != self._fleet.version:
             self._send_all(hand)
+        else:
+            for table in self._hot.values():
+                hand.owed |= not hand.send(table)
 
     def _leaving(self, hand: Hand) -> None:
         self._show_applied()
@@ -222,8 +230,10 @@ class Crew:
     def apply(self, fleet: Fleet) -> None:
         """Give all workers a new snapshot."""
         self._fleet = fleet
+        for gone in self._hot.keys() - fleet.models.keys():
+            del self._hot[gone]
         self._pending.append(fleet)
-        self._placed = self._slots.place(fleet, self._clock.now())
+        self._place(fleet)
         message = encoded(say.Snapshot(fleet, self._placed))
         for hand in self.hands:
             hand.owed |= not hand.send_encoded(message)
@@ -242,6 +252,7 @@ class Crew:
             messages.append(say.Keys(now.keys))
         if now.certificate is not None:
             messages.append(say.Renew())
+        messages += self._hot.values()
         hand.owed = not all(hand.send(message) for message in messages)
 
     def _applied(self, hand: Hand) -> None:
@@ -256,8 +267,13 @@ class Crew:
                 self._shown = fleet
 
     def _idle(self, slot: int) -> bool:
-        rows = self._early.count * ROWS_EACH
+        rows = rows_of(self._early.count)
         return self._cells is None or shared.idle(self._cells, self._limits.shared_slots, rows, slot)
+
+    def _place(self, fleet: Fleet) -> None:
+        self._placed = self._slots.place(fleet, self._clock.now())
+        if self._others is not None:
+            self._others.place(self._placed)
 
     # Telling -------------------------------------------------------------------------------------------------------------
 
@@ -274,8 +290,25 @@ class Crew:
             for sibling in self.hands:
                 if sibling is not hand and sibling.is_ready and sibling.waiting_bytes < room:
                     sibling.send_encoded(data)
-        if told.records or told.dropped:
-            self._told(told.records, told.dropped)
+        self._told(told)
+
+    def hear(self, sent: bytes) -> None:
+        """Tell all workers what other gateways have sent where; what a worker does not read in time is dropped."""
+        data = encoded(say.Heard(sent, []))
+        room = self._limits.channel_waiting_bytes // 4
+        for hand in self.hands:
+            if hand.is_ready and hand.waiting_bytes < room:
+                hand.send_encoded(data)
+
+    def show(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
+        """What other gateways have in flight is this now: in flight, waiting, seconds, tokens."""
+        if self._others is not None:
+            self._others.show(loads)
+
+    def hot(self, table: say.Hot) -> None:
+        """Tell all workers which prefixes are hot."""
+        self._hot[table.model] = table
+        self.tell(table)
 
     def _tell_siblings(self) -> None:
         if self._cells is not None:
@@ -283,7 +316,8 @@ class Crew:
                 hand.owed |= not hand.send(say.Siblings(self._rows_beside(hand)))
 
     def _rows_beside(self, hand: Hand) -> list[int]:
-        return [other.row for other in self.hands if other is not hand]
+        rows = [other.row for other in self.hands if other is not hand]
+        return rows if self._others is None else [*rows, self._others.row]
 
     # Asking --------------------------------------------------------------------------------------------------------------
 

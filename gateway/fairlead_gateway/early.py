@@ -44,18 +44,20 @@ def spawn(number: int, rows: int | None, environ: Mapping[str, str], *, talks: b
 
 
 class Early:
-    """Workers that were started before anything else was done: they import their modules while the helper does."""
+    """Workers that were started before anything else was done: they import their modules while the helper does. ``shares``: there
+    are other gateways, of whose load they read."""
 
-    def __init__(self, count: int, limits: Limits, *, talk: bool = False) -> None:
+    def __init__(self, count: int, limits: Limits, *, talk: bool = False, shares: bool = False) -> None:
         self.count = count
+        self.shares = shares
         self.talk = talk
         self.rows: int | None = None
         self.environ = worker_environment(os.environ)  # once: it looks at every source
         self.spawned: list[Spawned] = []
-        if count > 1:
+        if count > 1 or shares:
             from fairlead_gateway.routing.shared import bytes_of
 
-            self.rows = _shared_memory(bytes_of(count * ROWS_EACH, limits.shared_slots))
+            self.rows = _shared_memory(bytes_of(rows_of(count), limits.shared_slots))
         try:
             self.spawned.extend(spawn(number, self.rows, self.environ, talks=talk) for number in range(1, count + 1))
         except OSError:
@@ -76,6 +78,11 @@ class Early:
         if self.rows is not None:
             os.close(self.rows)
             self.rows = None
+
+
+def rows_of(count: int) -> int:
+    """Rows of the memory that so many workers share; the last is for what other gateways have in flight."""
+    return count * ROWS_EACH + 1
 
 
 def _shared_memory(size: int) -> int:

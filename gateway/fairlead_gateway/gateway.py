@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
@@ -162,9 +162,14 @@ class Gateway(Host):
         self._loaded = True
 
     def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
-        """A sibling sent a prompt there."""
+        """A sibling or another gateway sent a prompt there."""
         self._routes.heard(key, instance_id, chain)
         self._prefill_routes.heard(key, instance_id, chain)
+
+    def hot(self, key: str, epoch: int, serving: frozenset[Hashable], prefilling: frozenset[Hashable]) -> None:
+        """The hot prefixes of a model as all gateways see them; epoch 0: nobody tells them any more."""
+        self._routes.hot(key, epoch, serving)
+        self._prefill_routes.hot(key, epoch, prefilling)
 
     def show_again(self) -> None:
         """The slots of the rows that siblings share have been given out anew."""

@@ -94,6 +94,8 @@ class Helper:
             clock=clock,
             limits=limits,
             gateway_id=plan.gateway_id,
+            secret=plan.secret,
+            workers=self.crew,
             redis=plan.redis,
             reach=plan.reach,
         )
@@ -227,12 +229,14 @@ class Helper:
         found += [watch.problem for watch in self._watches if watch.problem]
         return [*found, *self.crew.notes(), *quiet_log.problems(), *self.beside.notes()]
 
-    def _told(self, records: list[say.WireRecord], dropped: int) -> None:
-        board = self.beside.board
-        if board is not None:
-            board.dropped += dropped
-            for record in records:
-                board.offer(record_of(record))
+    def _told(self, told: say.Told) -> None:
+        decisions, others = self.beside.decisions, self.beside.others
+        if decisions is not None:
+            decisions.dropped += told.dropped
+            for record in told.records:
+                decisions.offer(record_of(record))
+        if others is not None:
+            others.told(told)
 
     # The management port's view ------------------------------------------------------------------------------------------
 
@@ -270,11 +274,13 @@ class Helper:
         now = self._clock.now()
         telemetry = Telemetry(self._clock, self._limits)
         telemetry.started = self.started
-        telemetry.shared = self.beside.board
+        telemetry.shared = self.beside.decisions
         for key, part in parts.items():
             telemetry.models[key] = series_of(part, now)
             await asyncio.sleep(0)
         telemetry.own.update(self.crew.own())
+        if self.beside.others is not None:
+            telemetry.peers = self.beside.others.own()
         telemetry.own["workers"] = self.crew.serving
         telemetry.own["worker_deaths_total"] = self.crew.deaths
         age = self._plan.source.age_seconds()

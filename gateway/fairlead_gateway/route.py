@@ -5,7 +5,7 @@ returns, no new request goes to an instance that the new fleet does not call rea
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from fairlead.decision import Decision, Rejected
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
@@ -118,10 +118,16 @@ class Routes:
         return drained(router.least_backlog() if router is not None else 0.0, self._limits)
 
     def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
-        """A sibling sent a prompt there."""
+        """A sibling or another gateway sent a prompt there."""
         router = self._routers.get(key)
         if router is not None:
             router.heard(instance_id, chain)
+
+    def hot(self, key: str, epoch: int, table: frozenset[Hashable]) -> None:
+        """The hot prefixes of a model as all gateways see them; epoch 0: nobody tells them any more."""
+        router = self._routers.get(key)
+        if router is not None:
+            router.hot(epoch, table)
 
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""

@@ -7,7 +7,7 @@ neither siblings nor a Redis tells nothing, and then nothing of this is called.
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -130,7 +130,8 @@ class Teller:
 
 
 class Hearer:
-    """What siblings have sent, given to ``heard`` (model, instance, chain) a bounded number of blocks a turn of the loop."""
+    """What siblings and other gateways have sent, given to ``heard`` (model, instance, chain) a bounded number of blocks a turn of
+    the loop."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limits: Limits, heard: Callable[[str, str, PrefixChain], None]
@@ -158,6 +159,11 @@ class Hearer:
             self._heard(item.model, item.instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail))
         if self._waiting:
             self._loop.call_soon(self._turn)
+
+
+def hashes_of(packed: bytes) -> frozenset[Hashable]:
+    """The hashes that one half of a ``Hot`` holds."""
+    return frozenset(array("Q", packed))
 
 
 def _wire_sent(model: str, instance: str, chain: PrefixChain) -> Sent:

@@ -32,7 +32,7 @@ from fairlead_gateway.ports import Address
 from fairlead_gateway.request_ids import RequestIds
 from fairlead_gateway.routing.shared import SharedRows, Siblings
 from fairlead_gateway.server import Server
-from fairlead_gateway.telling import Hearer, Teller
+from fairlead_gateway.telling import Hearer, Teller, hashes_of
 from fairlead_gateway.tls import Certificate
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then need none of it
@@ -179,6 +179,9 @@ class Worker:
                         self._gateway.quarantine.heard(*death)
                     for clearing in cleared:
                         self._gateway.quarantine.cleared(*clearing)
+            case say.Hot(model, epoch, serving, prefilling):
+                if self._gateway is not None:
+                    self._gateway.hot(model, epoch, hashes_of(serving), hashes_of(prefilling))
             case say.Snapshot(fleet, slots):
                 self._place(slots)
                 self._apply(fleet)

@@ -1,7 +1,8 @@
 """Every Redis name of Fairlead, built here and nowhere else.
 
     fl1:{<namespace>/<model>}:dec               stream: what gateways decided, the last minutes
-    fl1:{<namespace>/<model>}:board:<gateway>   what one gateway has in flight, per instance; expires by itself
+    fl1:{<namespace>/<model>}:sent              stream: what gateways have just sent where and have in flight, their heartbeats
+    fl1:{<namespace>/<model>}:hot               hash: the hot-prefix table and who keeps it; expires by itself, and is its lease
 
 ``fl1`` is the generation of the layout. The braces are a Redis Cluster hash tag: all names of one model live in one slot,
 so one batch may touch them together. What could break a tag out of its braces is percent-encoded.
@@ -22,14 +23,14 @@ def decisions(model_key: str) -> str:
     return f"{_tag(model_key)}:dec"
 
 
-def board(model_key: str, gateway_id: str) -> str:
-    """What one gateway has in flight for one model."""
-    return f"{_tag(model_key)}:board:{_part(gateway_id, 'gateway')}"
+def sent(model_key: str) -> str:
+    """The stream of what gateways have just sent where."""
+    return f"{_tag(model_key)}:sent"
 
 
-def boards(model_key: str) -> str:
-    """The pattern that finds the boards of all gateways for one model."""
-    return f"{_tag(model_key)}:board:*"
+def hot(model_key: str) -> str:
+    """The table of hot prefixes of one model."""
+    return f"{_tag(model_key)}:hot"
 
 
 def _tag(model_key: str) -> str:

@@ -5,7 +5,6 @@ can read it; a change that this cannot bear gets a new schema byte, which older 
 and the words of rules.
 """
 
-from collections.abc import Mapping
 from itertools import islice
 from typing import Final, Protocol, TypeVar
 
@@ -52,30 +51,6 @@ class Record(Protocol):
         ...
 
 
-class Load(Protocol):
-    """One gateway's own work on one instance."""
-
-    @property
-    def inflight(self) -> int:
-        """Requests sent there and not ended."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Of those, the ones without a first token."""
-        ...
-
-    @property
-    def backlog_seconds(self) -> float:
-        """Engine time of work already sent there."""
-        ...
-
-    @property
-    def inflight_tokens(self) -> float:
-        """Tokens those requests hold."""
-        ...
-
-
 class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
     """One entry of the decision stream. ``inputs`` maps a name to (value, age in seconds)."""
 
@@ -91,14 +66,6 @@ class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_seconds: float | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     inputs: dict[str, tuple[float | None, float | None]] = {}
-
-
-class PublishedBoard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One gateway's work in flight: instance id → (in flight, waiting, backlog in seconds, tokens)."""
-
-    gateway: str
-    wall: float
-    loads: dict[str, tuple[int, int, float, float]] = {}
 
 
 def published_decision(record: Record, gateway_id: str) -> PublishedDecision:
@@ -126,20 +93,7 @@ def published_decision(record: Record, gateway_id: str) -> PublishedDecision:
     )
 
 
-def published_board(loads: Mapping[str, Load], gateway_id: str, wall: float) -> PublishedBoard:
-    """The board for one model."""
-    return PublishedBoard(
-        gateway=gateway_id,
-        wall=wall,
-        loads={
-            item: (load.inflight, load.waiting, round(load.backlog_seconds, 6), round(load.inflight_tokens, 1))
-            for item, load in loads.items()
-            if load.inflight
-        },
-    )
-
-
-def encode(value: PublishedDecision | PublishedBoard) -> bytes:
+def encode(value: msgspec.Struct) -> bytes:
     """The bytes of one value."""
     return SCHEMA + msgspec.msgpack.encode(value)
 

@@ -18,7 +18,7 @@ from fairlead_kvstore.servers import Command
 
 pytestmark = pytest.mark.timeout(300)
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
-KEYS = [f"fl1:{{ns/model-{number}}}:board:gw" for number in range(12)]
+KEYS = [f"fl1:{{ns/model-{number}}}:gw" for number in range(12)]
 """In slots of every master."""
 
 

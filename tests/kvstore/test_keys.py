@@ -14,16 +14,16 @@ PART = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters
 
 def test_names_are_the_ones_that_the_design_gives() -> None:
     assert keys.decisions("chat/llama-70b") == "fl1:{chat/llama-70b}:dec"
-    assert keys.board("chat/llama-70b", "gw-0") == "fl1:{chat/llama-70b}:board:gw-0"
-    assert keys.boards("chat/llama-70b") == "fl1:{chat/llama-70b}:board:*"
+    assert keys.sent("chat/llama-70b") == "fl1:{chat/llama-70b}:sent"
+    assert keys.hot("chat/llama-70b") == "fl1:{chat/llama-70b}:hot"
 
 
-@given(PART, PART, PART)
-def test_the_hash_tag_is_the_model_whatever_it_is_called(namespace: str, name: str, gateway: str) -> None:
+@given(PART, PART)
+def test_the_hash_tag_is_the_model_whatever_it_is_called(namespace: str, name: str) -> None:
     key = f"{namespace}/{name}"
-    tags = {found[found.index("{") + 1 : found.index("}")] for found in (keys.decisions(key), keys.board(key, gateway))}
-    assert len(tags) == 1
-    assert keys.board(key, gateway).count("{") == keys.board(key, gateway).count("}") == 1
+    names = (keys.decisions(key), keys.sent(key), keys.hot(key))
+    assert len({found[found.index("{") + 1 : found.index("}")] for found in names}) == 1
+    assert all(found.count("{") == found.count("}") == 1 for found in names)
 
 
 @given(st.lists(st.tuples(PART, PART), min_size=2, max_size=2, unique=True))
@@ -41,7 +41,3 @@ def test_composed_and_decomposed_spellings_are_one_name() -> None:
 def test_bad_model_keys_are_refused(key: str) -> None:
     with pytest.raises(BadInput):
         keys.decisions(key)
-
-
-def test_a_gateway_cannot_be_a_pattern() -> None:
-    assert keys.board("a/b", "*").endswith(":board:%2A")

@@ -34,8 +34,11 @@ DECODE_SHARE: Final = 0.4
 OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
 
 
-def choose(candidates: list[Candidate], *, mean_backlog_seconds: float, objective_seconds: float | None) -> Decision:
+def choose(
+    candidates: list[Candidate], *, mean_backlog_seconds: float, objective_seconds: float | None, hot_epoch: int = 0
+) -> Decision:
     """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
+    ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself.
 
     A tie goes to the first of the candidates, and those come in order: home 1, home 2, the holder, the least busy.
     """
@@ -67,7 +70,7 @@ def choose(candidates: list[Candidate], *, mean_backlog_seconds: float, objectiv
         home=best.home,
         matched_tokens=best.matched_tokens,
         ttft_seconds=best.backlog_seconds + best.own_seconds,
-        account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale),
+        account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch),
     )
 
 
@@ -85,7 +88,7 @@ def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objectiv
 class _Account:
     """The numbers of a decision; sentences and tables are made when somebody asks."""
 
-    __slots__ = ("_best", "_candidates", "_feasible", "_mean", "_objective", "_rule")
+    __slots__ = ("_best", "_candidates", "_feasible", "_hot_epoch", "_mean", "_objective", "_rule")
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class _Account:
         mean_backlog_seconds: float,
         feasible: bool,
         objective: float,
+        hot_epoch: int,
     ) -> None:
         self._rule = rule
         self._best = best
@@ -102,6 +106,7 @@ class _Account:
         self._mean = mean_backlog_seconds
         self._feasible = feasible
         self._objective = objective
+        self._hot_epoch = hot_epoch
 
     def reason(self) -> str:
         """Why the best one was taken."""
@@ -126,6 +131,8 @@ class _Account:
     def inputs(self) -> Mapping[str, Input]:
         """All numbers by name."""
         table = {"mean/backlog_seconds": Input(self._mean)}
+        # None: no table is shared, and how deep keys reach is this gateway's own count.
+        table["hot/table_epoch"] = Input(float(self._hot_epoch) if self._hot_epoch else None)
         for item in self._candidates:
             table[f"{item.id}/backlog_seconds"] = Input(item.backlog_seconds)
             table[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)

@@ -7,7 +7,11 @@ level deeper; a hot prefix cools when its share falls below 1/n. What we changed
 (two of the paper's 512-token blocks; one block would be the same for a whole trace), levels are byte positions (256
 B, 512 B, 1, 2, 4 KiB, then every 2 KiB), and the window is counted once per request.
 
-Invariant: the depth of a key depends only on the prompts seen (in order) and n, never on a clock or on load.
+Where several gateways share a Redis, one of them counts for all (``fairlead_kvstore.exchange.hot``): its table, whole and with
+its epoch, then takes the place of the own count, and equal epochs give equal keys. When there is no table any more, the last one is
+gone by until the own window is full again, so that keys do not all change at that moment.
+
+Invariant: the depth of a key depends only on the prompts seen (in order) and n, or on the table, never on a clock or on load.
 """
 
 from collections.abc import Hashable
@@ -78,12 +82,17 @@ class HotPrefixes:
         self._oldest = 0  # before it the window has been forgotten
         self._levels: dict[Hashable, _Level] = {}
         self._cuts: dict[int, _Cut] = {}  # by how many blocks there are, of chains that are cut the usual way
+        self._table: frozenset[Hashable] | None = None
+        self.epoch = 0
+        """Of the table that keys are made by; 0 while they are made by what was counted here, or a table is about to be left."""
 
     def __len__(self) -> int:
         return sum([level.hot for level in self._levels.values()])
 
     def key(self, chain: PrefixChain) -> Hashable:
         """The routing key of a prompt: the hash of its first level that is not hot, else of the deepest."""
+        if self._table is not None:
+            return self._by_table(chain, self._table)
         hashes = self._hashes(chain)
         blocks = self._blocks(chain)
         for block in blocks:
@@ -93,7 +102,48 @@ class HotPrefixes:
         return hashes[blocks[-1]]
 
     def observe(self, chain: PrefixChain, instances: int) -> Hashable:
-        """Count one request, move its levels across the 2/n and 1/n thresholds, and say its routing key then."""
+        """Count one request, move its levels across the 2/n and 1/n thresholds, and say its routing key then. While a table is
+        followed, nothing is counted."""
+        table = self._table
+        if table is not None:
+            if self.epoch:
+                return self._by_table(chain, table)
+            self._count(chain, instances)
+            if len(self._window) - self._oldest >= wanted(instances):
+                self._table = None
+            return self._by_table(chain, table)
+        return self._count(chain, instances)
+
+    def follow(self, epoch: int, table: frozenset[Hashable]) -> None:
+        """Make keys by this table from now on; epoch 0: count again, and leave the last table when enough has been."""
+        if epoch:
+            self._table = table
+            self._window.clear()
+            self._oldest = 0
+            self._levels.clear()
+        self.epoch = epoch
+
+    def table(self, most: int) -> list[Hashable]:
+        """The hot prefixes as counted here, at most so many of them: those that most prompts share, in no order."""
+        hot = [level for level in self._levels.values() if level.hot]
+        if len(hot) > most:
+            hot.sort(key=_shared_by, reverse=True)
+        return [level.digest for level in hot[:most]]
+
+    def adopt(self, table: frozenset[Hashable]) -> None:
+        """Go on from another's table: what it called hot is hot here, as far as it is known, until the own count says otherwise."""
+        for level in self._levels.values():
+            level.hot = level.digest in table
+
+    def _by_table(self, chain: PrefixChain, table: frozenset[Hashable]) -> Hashable:
+        hashes = self._hashes(chain)
+        blocks = self._blocks(chain)
+        for block in blocks:
+            if hashes[block] not in table:
+                return hashes[block]
+        return hashes[blocks[-1]]
+
+    def _count(self, chain: PrefixChain, instances: int) -> Hashable:
         window = self._window
         deepest = self._deepest(chain)
         window.append(deepest)
@@ -101,11 +151,11 @@ class HotPrefixes:
         while level is not None:
             level.count += 1
             level = level.above
-        wanted = max(WINDOW, WINDOW_PER_INSTANCE * instances)
-        while len(window) - self._oldest > wanted:
-            self._forget(window[self._oldest], wanted, instances)
+        most = wanted(instances)
+        while len(window) - self._oldest > most:
+            self._forget(window[self._oldest], most, instances)
             self._oldest += 1
-        if self._oldest > wanted:
+        if self._oldest > most:
             del window[: self._oldest]
             self._oldest = 0
         seen = len(window) - self._oldest
@@ -161,6 +211,15 @@ class HotPrefixes:
             if ends is block_ends(count):
                 self._cuts[count] = cut
         return cut.blocks
+
+
+def wanted(instances: int) -> int:
+    """Of how many prompts the window is."""
+    return max(WINDOW, WINDOW_PER_INSTANCE * instances)
+
+
+def _shared_by(level: _Level) -> int:
+    return level.count
 
 
 def _judge(deepest: _Level, seen: int, instances: int) -> None:

@@ -5,7 +5,7 @@ I/O. The gateway, the fleet simulator and the seams drive this same class; the d
 functions of the presets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import xxhash
@@ -156,11 +156,15 @@ class ModelRouter:
             self._hold(place, request.chain)
 
     def heard(self, instance_id: str, chain: PrefixChain) -> None:
-        """A sibling sent a prompt there: its blocks are held there, and it counts for how hot prefixes are."""
+        """A sibling or another gateway sent a prompt there: its blocks are held there, and it counts for how hot prefixes are."""
         place = self._ready.get(instance_id)
         if place is not None:
             self._hot.observe(chain, len(self._ready))
             self._hold(place, chain)
+
+    def hot(self, epoch: int, table: frozenset[Hashable]) -> None:
+        """The hot prefixes as all gateways see them; epoch 0: nobody tells them any more."""
+        self._hot.follow(epoch, table)
 
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""
@@ -271,7 +275,12 @@ class ModelRouter:
         limit = self._ttft_limit
         if self._ttft_grows:
             limit = self._objectives.ttft_limit(prompt)
-        return dual_hash.choose(candidates, mean_backlog_seconds=total / len(places), objective_seconds=limit)
+        return dual_hash.choose(
+            candidates,
+            mean_backlog_seconds=total / len(places),
+            objective_seconds=limit,
+            hot_epoch=self._hot.epoch,
+        )
 
     def _holder(self, found: Matched, prompt: float, rate: float, places: list[_Place]) -> _Place | None:
         """The least busy of those among ``places`` that hold the longest prefix."""

@@ -50,7 +50,7 @@ class _Scrape:
     shared: Shared | None
     now: float
     uptime_seconds: float
-    own: Mapping[str, int]
+    own: Mapping[str, float]
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
         for key, instances in self.fleet.instances.items():
@@ -67,7 +67,7 @@ def parts(
     shared: Shared | None,
     now: float,
     uptime_seconds: float,
-    own: Mapping[str, int] = MappingProxyType({}),
+    own: Mapping[str, float] = MappingProxyType({}),
 ) -> Parts:
     """One piece of text per family; a family without a value keeps its HELP and TYPE lines. ``own`` belongs to no model."""
     scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own)
@@ -403,6 +403,15 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "redis_published_total": _shared(lambda shared: shared.published),
     _P + "redis_dropped_total": _shared(lambda shared: shared.dropped),
     _P + "redis_refused_total": _shared(lambda shared: shared.refused),
+    _P + "peers": _own("peers"),
+    _P + "peer_age_seconds": _own("peer_age_seconds"),
+    _P + "peer_sent_total": _own("peer_sent_total"),
+    _P + "peer_heard_total": _own("peer_heard_total"),
+    _P + "peer_dropped_total": _own("peer_dropped_total"),
+    _P + "peer_missed_total": _own("peer_missed_total"),
+    _P + "peer_poisoned_total": _own("peer_poisoned_total"),
+    _P + "hot_tables_kept": _own("hot_tables_kept"),
+    _P + "hot_table_stale_seconds": _own("hot_table_stale_seconds"),
     "gen_ai_server_time_to_first_token_seconds": _histogram(at.TTFT, at.TTFT_SUM, _GENAI),
     "gen_ai_server_time_per_output_token_seconds": _histogram(at.TPOT, at.TPOT_SUM, _GENAI),
     "gen_ai_server_request_duration_seconds": _histogram(at.DURATION, at.DURATION_SUM, _GENAI),

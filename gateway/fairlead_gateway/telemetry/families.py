@@ -167,6 +167,21 @@ FAMILIES: Final = (
     Family(_P + "redis_published_total", "counter", (), "Decisions told to other gateways."),
     Family(_P + "redis_dropped_total", "counter", (), "Decisions dropped because too many waited for Redis."),
     Family(_P + "redis_refused_total", "counter", (), "Decisions that Redis would not take."),
+    Family(_P + "peers", "gauge", (), "Other gateways that are heard through Redis; absent when none is configured."),
+    Family(
+        _P + "peer_age_seconds", "gauge", (), "Since the last word of the one that is silent longest; absent without."
+    ),
+    Family(_P + "peer_sent_total", "counter", (), "Prompts of which other gateways were told where they were sent."),
+    Family(_P + "peer_heard_total", "counter", (), "Prompts of which other gateways told where they were sent."),
+    Family(
+        _P + "peer_dropped_total", "counter", (), "Prompts that others were not told of: Redis was away or refused."
+    ),
+    Family(_P + "peer_missed_total", "counter", (), "Batches of other gateways that were lost before they were read."),
+    Family(_P + "peer_poisoned_total", "counter", (), "Values in Redis that could not be read; they are passed over."),
+    Family(_P + "hot_tables_kept", "gauge", (), "Models whose table of hot prefixes this gateway keeps for all."),
+    Family(
+        _P + "hot_table_stale_seconds", "gauge", (), "Age of the oldest table that nobody could renew; absent without."
+    ),
     Family("gen_ai_server_time_to_first_token_seconds", "histogram", _GENAI, "OpenTelemetry's name of ttft_seconds."),
     Family("gen_ai_server_time_per_output_token_seconds", "histogram", _GENAI, "OpenTelemetry's name of tpot_seconds."),
     Family("gen_ai_server_request_duration_seconds", "histogram", _GENAI, "OpenTelemetry's name of duration_seconds."),

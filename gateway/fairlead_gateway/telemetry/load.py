@@ -28,7 +28,7 @@ class Load(Protocol):
 
 
 class Shared(Protocol):
-    """What this gateway told the others through Redis (the board fits)."""
+    """What this gateway told the others through Redis (``kvstore``'s ``Decisions`` fits)."""
 
     @property
     def connected(self) -> bool:

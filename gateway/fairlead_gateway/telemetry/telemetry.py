@@ -44,6 +44,7 @@ class Telemetry:
         self.started = clock.now()
         self.models: dict[str, ModelSeries] = {}
         self.own: dict[str, int] = {}  # what belongs to no model, by the metric's name without its prefix
+        self.peers: dict[str, float] = {}  # the same of other gateways, known to the helper alone
 
     def received(self, model_key: str) -> None:
         """A request for a model that exists has been read whole."""
@@ -148,7 +149,7 @@ class Telemetry:
             shared=self.shared,
             now=now,
             uptime_seconds=now - self.started,
-            own=self.own,
+            own={**self.own, **self.peers},
         )
 
     def _series(self, key: str) -> ModelSeries:

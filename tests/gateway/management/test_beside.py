@@ -1,6 +1,5 @@
 """A whole gateway with what runs beside it: real sockets, a real Redis, and engines that answer as scripted."""
 
-import asyncio
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ from fairlead.limits import Limits
 from fairlead.testing.engine import Call, honest, scripted_engine
 from fairlead.testing.raw_http import ask
 from fairlead.testing.valkey import Valkey
-from fairlead.testing.waiting import until, until_async
+from fairlead.testing.waiting import until
 from fairlead_gateway.beside import Beside
 from fairlead_gateway.decision_log import Logged
 from fairlead_gateway.gateway import Gateway
@@ -32,7 +31,7 @@ from fairlead_gateway.management import Look, management_app
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
 from fairlead_kvstore import keys
-from fairlead_kvstore.record import PublishedBoard, PublishedDecision, decode
+from fairlead_kvstore.record import PublishedDecision, decode
 
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, scrape_seconds=0.05)
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary sings at dawn"}]}
@@ -63,7 +62,7 @@ class Alone:
         return Look(*gateway.ready(), gateway.loads(), gateway.telemetry.standing, gateway.lag)
 
     async def counted(self, *, windows: bool) -> Telemetry:
-        self.gateway.telemetry.shared = self.beside.board
+        self.gateway.telemetry.shared = self.beside.decisions
         return self.gateway.telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[Logged]:
@@ -71,6 +70,19 @@ class Alone:
 
     async def decision(self, request_id: str) -> Logged | None:
         return self.gateway.decisions.get(request_id)
+
+
+class Nobody:
+    """No workers that hear of other gateways."""
+
+    def hear(self, sent: bytes) -> None:
+        """Nothing."""
+
+    def show(self, loads: object) -> None:
+        """Nothing."""
+
+    def hot(self, table: object) -> None:
+        """Nothing."""
 
 
 @dataclass(slots=True)
@@ -89,10 +101,17 @@ class Whole:
 def beside_of(running: Running, redis: str | None = None) -> Beside:
     gateway = running.gateway
     made = Beside(
-        fleet=gateway.fleet, loads=gateway.loads, clock=gateway.clock, limits=LIMITS, gateway_id="gw-0", redis=redis
+        fleet=gateway.fleet,
+        loads=gateway.loads,
+        clock=gateway.clock,
+        limits=LIMITS,
+        gateway_id="gw-0",
+        secret=b"a secret of the test",
+        workers=Nobody(),
+        redis=redis,
     )
-    if made.board is not None:
-        gateway.decisions.told = made.board.offer
+    if made.decisions is not None:
+        gateway.decisions.told = made.decisions.offer
     return made
 
 
@@ -119,9 +138,9 @@ def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_r
     async def check() -> None:
         async with whole(server.url) as gateway:
             reader = Redis.from_url(server.url)
-            await until(lambda: gateway.beside.board is not None and gateway.beside.board.connected)
+            await until(lambda: gateway.beside.decisions is not None and gateway.beside.decisions.connected)
             assert (await ask(gateway.running.url, CHAT)).status == 200
-            await until(lambda: gateway.beside.board is not None and gateway.beside.board.published == 1)
+            await until(lambda: gateway.beside.decisions is not None and gateway.beside.decisions.published == 1)
             ((_, fields),) = await reader.xrange(keys.decisions(KEY))
             told = decode(fields[b"d"], PublishedDecision)
             logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
@@ -141,51 +160,18 @@ def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_r
 def test_a_dead_redis_is_said_and_fails_no_request(server: Valkey) -> None:
     async def check() -> None:
         async with whole(server.url) as gateway:
-            board = gateway.beside.board
-            assert board is not None
-            await until(lambda: board.connected)
+            log = gateway.beside.decisions
+            assert log is not None
+            await until(lambda: log.connected)
             assert gateway.beside.notes() == []
             server.kill()
-            await until(lambda: not board.connected)
+            await until(lambda: not log.connected)
             assert (await ask(gateway.running.url, CHAT)).status == 200
             assert "not shared" in gateway.beside.notes()[0]
             assert "fairlead_gateway_redis_connected 0\n" in (await gateway.manage("/metrics")).text
             server.start()
-            await until(lambda: board.published == 1)
+            await until(lambda: log.published == 1)
             assert gateway.beside.notes() == []
-
-    run(check())
-
-
-def test_the_board_shows_a_request_while_it_runs(server: Valkey) -> None:
-    async def check() -> None:
-        release = asyncio.Event()
-
-        async def slow(call: Call) -> None:
-            if call.path != "/metrics":
-                await release.wait()
-            await engine(call)
-
-        async with scripted_engine(slow) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
-            beside = beside_of(running, server.url)
-            beside.start()
-            reader = Redis.from_url(server.url)
-            answering = asyncio.create_task(ask(running.url, CHAT))
-
-            async def shown() -> bool:
-                data = await reader.get(keys.board(KEY, "gw-0"))
-                told = decode(data, PublishedBoard) if data else None
-                return told is not None and told.loads["e-0/0/0"][0] == 1
-
-            async def gone() -> bool:
-                return not await reader.exists(keys.board(KEY, "gw-0"))
-
-            await until_async(shown)
-            release.set()
-            assert (await answering).status == 200
-            await until_async(gone)
-            await beside.stop()
-            await reader.aclose()
 
     run(check())
 

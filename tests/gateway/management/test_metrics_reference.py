@@ -33,6 +33,9 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.prefilled("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
     made_up.telemetry.own.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
     made_up.telemetry.own.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
+    rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
+    made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1}
+    made_up.telemetry.peers |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
     made_up.serve(200)
     text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()
     types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))

@@ -1,14 +1,13 @@
-"""What one gateway tells the others through Redis: its decisions as a stream, its work in flight as a board.
+"""What a gateway decided, as a stream in Redis for whoever wants to know why.
 
-``offer`` is called on the request's way: it appends to a bounded queue and returns. A task of its own empties the queue every
-tenth of a second in one batch, trims what is older than a quarter of an hour, and writes the boards that changed. While
-Redis is away the queue keeps the newest decisions and counts what it drops; the gateway serves as before.
+``offer`` appends to a bounded queue and returns. A task of its own empties the queue every tenth of a second in one batch and trims
+what is older than a quarter of an hour. While Redis is away the queue keeps the newest decisions and counts what it drops; the
+gateway serves as before.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
@@ -18,7 +17,7 @@ from fairlead.limits import Limits
 from fairlead.tasks import ended
 from fairlead.units import duration
 from fairlead_kvstore import keys
-from fairlead_kvstore.record import Load, Record, encode, published_board, published_decision
+from fairlead_kvstore.record import Record, encode, published_decision
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
 
@@ -26,26 +25,20 @@ FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0
 BATCH: Final = 100
 FIELD: Final = b"d"
-Loads: TypeAlias = Callable[[], Mapping[str, Mapping[str, Load]]]
 
 
-class Board:
-    """``loads`` says, per model and instance, what this gateway has in flight; without it only decisions are told."""
+class Decisions:
+    """``link`` is somebody else's to start and to stop."""
 
-    def __init__(
-        self, url: str, gateway_id: str, clock: Clock, *, loads: Loads | None = None, limits: Limits | None = None
-    ) -> None:
-        keys.board("any/model", gateway_id)  # a bad id is said now, not when the first board is written
+    def __init__(self, link: RedisLink, gateway_id: str, clock: Clock, *, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
+        self.link = link
         self._gateway_id = gateway_id
         self._clock = clock
-        self._loads = loads
         self._queue: deque[Record] = deque()
-        self._shown: dict[str, tuple[float, bytes]] = {}
         self._trimmed: dict[str, float] = {}
         self._newest_ms: int | None = None
         self._task: asyncio.Task[None] | None = None
-        self.link = RedisLink(url, clock, limits=self._limits, name=f"fairlead-{gateway_id}")
         self.published = 0
         self.dropped = 0
         self.refused = 0
@@ -60,19 +53,14 @@ class Board:
 
     def start(self) -> None:
         """Begin on the running loop."""
-        self.link.start()
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="board")
+            self._task = asyncio.create_task(self._run(), name="decisions")
 
     async def stop(self) -> None:
-        """Tell what still waits, take the boards down, and leave."""
+        """Tell what still waits, and leave."""
         task, self._task = self._task, None
         await ended(task)
         await self.flush()
-        if self._shown:
-            await self.link.run([("DEL", keys.board(key, self._gateway_id)) for key in self._shown])
-        self._shown.clear()
-        await self.link.stop()
 
     @property
     def connected(self) -> bool:
@@ -99,14 +87,16 @@ class Board:
         if state.connected:
             return f"Redis refuses writes ({self._refusal})" if self._refusal else None
         since = duration(max(0.0, self._clock.now() - (state.since or 0.0)))
-        return f"Redis is away for {since} ({state.why}): decisions are not shared with other gateways"
+        return (
+            f"Redis is away for {since} ({state.why}): load, prefixes and decisions are not shared with other gateways"
+        )
 
     async def flush(self) -> None:
         """Tell what waits now, in batches; what could not be told goes back into the queue."""
         while self.link.state.connected:
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             entries = self._entries(batch)
-            commands = entries + self._trimming(batch) + self._boards()
+            commands = entries + self._trimming(batch)
             if not commands:
                 return
             try:
@@ -154,29 +144,8 @@ class Board:
                 commands.append(("EXPIRE", keys.decisions(key), max(1, int(seconds))))
         return commands
 
-    def _boards(self) -> list[Command]:
-        """A SET per board that changed or is about to expire, a DEL per board that became empty."""
-        if self._loads is None:
-            return []
-        now, wall = self._clock.now(), self._clock.wall()
-        commands: list[Command] = []
-        present = {key: published_board(loads, self._gateway_id, 0.0) for key, loads in self._loads().items()}
-        for key in [key for key in self._shown if not (key in present and present[key].loads)]:
-            del self._shown[key]
-            commands.append(("DEL", keys.board(key, self._gateway_id)))
-        expire = self._limits.board_expire_seconds
-        for key, shown in present.items():
-            content = encode(shown)
-            told_at, told = self._shown.get(key, (0.0, b""))
-            if shown.loads and (content != told or now - told_at >= expire / 3):
-                self._shown[key] = (now, content)
-                value = encode(type(shown)(shown.gateway, wall, shown.loads))
-                commands.append(("SET", keys.board(key, self._gateway_id), value, "PX", int(expire * 1000)))
-        return commands
-
     def _put_back(self, batch: list[Record]) -> None:
         """Records told twice are the same request and attempt; told never would be a gap."""
-        self._shown.clear()
         self._trimmed.clear()
         room = self._limits.published_decisions_waiting - len(self._queue)
         kept = batch[max(0, len(batch) - room) :] if room > 0 else []
@@ -190,7 +159,6 @@ class Board:
         self.published += entries - refused
         if refusals:
             self._refusal = str(refusals[0]).splitlines()[0][:120]
-            self._shown.clear()
             return
         self._refusal = ""
         if entries:

@@ -1,0 +1,187 @@
+"""The other gateways, as the helper knows them: what our workers do is told to them, what they do is told to our workers.
+
+Three things go both ways (``fairlead_kvstore.exchange``): what was just sent where, which the workers' mirrors take as they take
+that of their siblings; what is in flight, which lies in a row of the memory that workers read for a decision; and the table of hot
+prefixes. Nothing of a request waits for any of it: workers read memory and messages, and only the helper talks to Redis.
+"""
+
+import secrets
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from fairlead.clock import Clock
+from fairlead.fleet import Fleet
+from fairlead.limits import Limits
+from fairlead.units import duration
+from fairlead_gateway import channel_messages as say
+from fairlead_gateway.hot_counts import HotCounts
+from fairlead_gateway.routing.prefix import PrefixChain, block_ends
+from fairlead_gateway.telemetry import Load
+from fairlead_kvstore.exchange.exchange import Exchange, Hooks
+from fairlead_kvstore.exchange.hot import HotTables
+from fairlead_kvstore.exchange.records import HotTable, Sent, secret_print
+from fairlead_kvstore.exchange.records import Load as Shared
+from fairlead_kvstore.redis import RedisLink
+
+_sent = msgspec.msgpack.Decoder(list[say.Sent])
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Workers(Protocol):
+    """Who is told what others do; the crew."""
+
+    def hear(self, sent: bytes) -> None:
+        """A list of ``channel_messages.Sent``, encoded; what does not fit is dropped."""
+        ...
+
+    def show(self, loads: Mapping[str, Shared]) -> None:
+        """All that other gateways have in flight, by instance."""
+        ...
+
+    def hot(self, table: say.Hot) -> None:
+        """A table of hot prefixes that takes the place of the model's last."""
+        ...
+
+
+class Others:
+    """``loads`` says what this gateway has in flight by instance; ``link`` is somebody else's to start and to stop."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        workers: Workers,
+        *,
+        fleet: Callable[[], Fleet],
+        loads: Callable[[], Mapping[str, Load]],
+        gateway_id: str,
+        secret: bytes,
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self._workers = workers
+        self._fleet = fleet
+        self._loads = loads
+        self._clock = clock
+        self._applied: Fleet | None = None
+        self._model_of: dict[str, str] = {}
+        self._counts = HotCounts(limits)
+        name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another one
+        hooks = Hooks(self._models, self._own_loads, self._heard, workers.show)
+        self.exchange = Exchange(link, name, clock, hooks, secret=secret_print(secret), limits=limits)
+        self.tables = HotTables(
+            link,
+            name,
+            clock,
+            active=self._active,
+            mine=self._table,
+            adopt=self._counts.adopt,
+            told=self._hot,
+            limits=limits,
+        )
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        self.exchange.start()
+        self.tables.start()
+
+    async def stop(self) -> None:
+        """Take leave of the others."""
+        await self.tables.stop()
+        await self.exchange.stop()
+
+    # What our workers do -------------------------------------------------------------------------------------------------
+
+    def told(self, message: say.Told) -> None:
+        """One worker has told what it did."""
+        if message.sent is not None:
+            now = self._clock.now()
+            self._apply()
+            for item in _sent.decode(message.sent):
+                hashes = array("Q", item.hashes)
+                chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
+                self._counts.sent(item.model, item.instance, chain, now)
+                self.exchange.sent(item.model, item.instance, item.hashes, item.tail)
+        if message.loads is not None:
+            self.exchange.loads_changed()
+
+    def _models(self) -> Mapping[str, object]:
+        return self._fleet().models
+
+    def _own_loads(self) -> dict[str, dict[str, Shared]]:
+        self._apply()
+        found: dict[str, dict[str, Shared]] = {}
+        for instance, load in self._loads().items():
+            model = self._model_of.get(instance)
+            if model is not None and load.inflight > 0:
+                seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
+                found.setdefault(model, {})[instance] = (load.inflight, max(0, load.waiting), seconds, tokens)
+        return found
+
+    def _apply(self) -> None:
+        fleet = self._fleet()
+        if fleet is self._applied:
+            return
+        self._applied = fleet
+        self._model_of = {one.id: key for key, instances in fleet.instances.items() for one in instances}
+        self._counts.apply(fleet)
+        self.tables.keep_only(fleet.models)
+
+    # What the others do --------------------------------------------------------------------------------------------------
+
+    def _heard(self, model: str, items: Sequence[Sent]) -> None:
+        now = self._clock.now()
+        self._apply()
+        for instance, packed, tail in items:
+            hashes = array("Q", packed)
+            self._counts.sent(model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now)
+        self._workers.hear(_encode([say.Sent(model, instance, hashes, tail) for instance, hashes, tail in items]))
+
+    # Hot prefixes --------------------------------------------------------------------------------------------------------
+
+    def _active(self) -> list[str]:
+        return self._counts.active(self._clock.now())
+
+    def _table(self, model: str) -> HotTable | None:
+        """None while the past is still being read back: then another's count is better."""
+        return self._counts.table(model) if self.exchange.live(model) else None
+
+    def _hot(self, model: str, epoch: int, table: HotTable | None) -> None:
+        found = table or HotTable()
+        self._workers.hot(say.Hot(model, epoch, found.serving, found.prefilling))
+
+    # For people ----------------------------------------------------------------------------------------------------------
+
+    def notes(self) -> list[str]:
+        """What is missing or late, in words."""
+        return [*self.exchange.notes(), *self.tables.notes()]
+
+    def words(self) -> str:
+        """Who is heard."""
+        heard = self.exchange.present()
+        if not heard:
+            return "no other gateway is heard"
+        ages = ", ".join(f"{one.name.rpartition('/')[0]} {duration(one.age_seconds)} ago" for one in heard[:8])
+        return f"{len(heard)} other gateways are heard: {ages}"
+
+    def own(self) -> dict[str, float]:
+        """Counters and gauges for the metrics page."""
+        exchange = self.exchange
+        heard = exchange.present()
+        found: dict[str, float] = {
+            "peers": len(heard),
+            "peer_sent_total": exchange.counts.told,
+            "peer_heard_total": exchange.counts.heard,
+            "peer_dropped_total": exchange.out.dropped,
+            "peer_missed_total": exchange.peers.missed,
+            "peer_poisoned_total": exchange.counts.poisoned + self.tables.poisoned,
+            "hot_tables_kept": self.tables.kept,
+        }
+        if heard:
+            found["peer_age_seconds"] = round(max(one.age_seconds for one in heard), 3)
+        age = self.tables.stale_seconds()
+        if age is not None:
+            found["hot_table_stale_seconds"] = round(age, 3)
+        return found
