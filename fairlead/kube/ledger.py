@@ -34,6 +34,9 @@ class Reference:
     name: str
     uid: str
 
+    def __hash__(self) -> int:
+        return hash((self.uid, self.name))  # nearly always enough to tell them apart
+
 
 @dataclass(frozen=True, slots=True)
 class Happening:
@@ -44,6 +47,9 @@ class Happening:
     reason: str
     action: str
     note: str
+
+    def __hash__(self) -> int:
+        return hash((self.regarding.uid, self.note))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,8 @@ class Ledger:
     dropped: int = 0
     waiting: int = 0
     _told: "OrderedDict[Happening, _Told]" = field(default_factory=OrderedDict)
+    # Those that hold something unwritten, in the same order: what was told long ago is not looked through for every new one.
+    _open: "OrderedDict[Happening, _Told]" = field(default_factory=OrderedDict)
     _allowed: "OrderedDict[Reference, _Allowance]" = field(default_factory=OrderedDict)
 
     def note(self, happening: Happening, now: float, wall: float) -> None:
@@ -94,34 +102,34 @@ class Ledger:
         told = self._told.get(happening)
         if told is not None and told.written and now - told.seen_at > self.limits.kube_series_end_seconds:
             del self._told[happening]
+            self._open.pop(happening, None)
             told = None
         if told is not None:
             told.count += 1
             told.last_wall, told.seen_at = wall, now
             self._told.move_to_end(happening)
+            self._open[happening] = told
+            self._open.move_to_end(happening)
         elif self.waiting >= self.limits.kube_events_waiting or not self._may(happening.regarding, now):
             self.dropped += 1
         else:
             name = _name(happening, self.instance, wall)
-            self._told[happening] = _Told(name, wall, wall, now, now, self.limits.kube_series_seconds)
+            told = _Told(name, wall, wall, now, now, self.limits.kube_series_seconds)
+            self._told[happening] = self._open[happening] = told
             self.waiting += 1
             self._forget_oldest()
 
     def due(self, now: float) -> list[Write]:
         """What is to be written now; say of each what became of it: ``written``, ``later``, ``gone`` or ``lost``."""
-        return [
-            self._write(happening, told)
-            for happening, told in self._told.items()
-            if told.count > told.written and told.due_at <= now
-        ]
+        return [self._write(happening, told) for happening, told in self._open.items() if told.due_at <= now]
 
     def rest(self) -> list[Write]:
         """Everything that is not written yet, for the end of a process."""
-        return [self._write(happening, told) for happening, told in self._told.items() if told.count > told.written]
+        return [self._write(happening, told) for happening, told in self._open.items()]
 
     def next_due_at(self) -> float | None:
         """When something will be due; None while nothing is."""
-        return min((told.due_at for told in self._told.values() if told.count > told.written), default=None)
+        return min((told.due_at for told in self._open.values()), default=None)
 
     def written(self, write: Write, count: int, now: float) -> None:
         """It is written, with ``count``."""
@@ -130,19 +138,21 @@ class Ledger:
             return
         self.waiting -= not told.written
         told.written = count
-        self.later(write, now)
+        if told.count <= count:
+            self._open.pop(write.happening, None)
+        self._put_off(told, now)
 
     def later(self, write: Write, now: float) -> None:
         """Not before a while has passed, a longer one each time."""
         told = self._told.get(write.happening)
         if told is not None:
-            told.due_at = now + told.gather_seconds
-            told.gather_seconds = min(self.limits.kube_series_most_seconds, 2 * told.gather_seconds)
+            self._put_off(told, now)
 
     def lost(self, write: Write) -> None:
         """It cannot be written: forgotten, as if it had never happened."""
         told = self._told.pop(write.happening, None)
         if told is not None:
+            self._open.pop(write.happening, None)
             self.waiting -= not told.written
             self.dropped += 1
 
@@ -156,6 +166,11 @@ class Ledger:
                 told.seen_at,
                 _name(write.happening, self.instance, told.last_wall),
             )
+            self._open[write.happening] = told
+
+    def _put_off(self, told: _Told, now: float) -> None:
+        told.due_at = now + told.gather_seconds
+        told.gather_seconds = min(self.limits.kube_series_most_seconds, 2 * told.gather_seconds)
 
     def _write(self, happening: Happening, told: _Told) -> Write:
         about = happening.regarding
@@ -202,7 +217,8 @@ class Ledger:
 
     def _forget_oldest(self) -> None:
         while len(self._told) > self.limits.kube_events:
-            _, told = self._told.popitem(last=False)
+            happening, told = self._told.popitem(last=False)
+            self._open.pop(happening, None)
             self.waiting -= not told.written
             self.dropped += told.count > told.written
 

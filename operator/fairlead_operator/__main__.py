@@ -5,6 +5,7 @@ It leads or waits to lead; both replicas answer ``/healthz``, ``/readyz`` and ``
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # and that signals are not its own, as is meant
     for line in unknown(os.environ):
         _LOG.warning("%s", line)
+    gc.freeze()  # what importing made stays, and need not be looked through again
+    gc.set_threshold(10_000, 50, 100)  # many objects are made and kept here, and hardly any cycles
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_run(access, chosen, flags))
 

@@ -258,8 +258,8 @@ class Kopf:
             return connection(self._access, self._clock.wall())
 
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
-        async def _event(type: str | None, body: Mapping[str, Any], **_: Any) -> None:
-            heard(type, dict(body))
+        async def _event(event: kopf.RawEvent, **_: Any) -> None:
+            heard(event["type"], cast(Manifest, event["object"]))  # as it came: `body` is a view of it, and slow to copy
 
         return handlers
 
