@@ -5,24 +5,23 @@ creates and changes, repeating it changes nothing, and each field has an owner t
 """
 
 import asyncio
-import io
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlencode
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from fairlead.clock import Clock
 from fairlead.kube.access import Access
 from fairlead.kube.changes import Change, Lines, change_of
 from fairlead.kube.credentials import Credentials
 from fairlead.kube.errors import Conflict, Gone, Invalid, KubeError, NotFound, Unauthenticated, Unreachable, error_of
+from fairlead.kube.feed import BROKEN, Feed, Opened
 from fairlead.kube.resource import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
 from fairlead.kube.retry import again
+from fairlead.kube.wire import Ask, Headers, Reply, Unsent, Wire
 from fairlead.limits import Limits
 
 _APPLY = "application/apply-patch+yaml"
@@ -30,7 +29,6 @@ _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _JSON = "application/json"
 _ERROR_BYTES = 65_536
-_PIECES_BYTES = 262_144
 _Query = tuple[tuple[str, str], ...]
 
 
@@ -52,22 +50,6 @@ class Answered:
     cut: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One request, as often as it is sent."""
-
-    method: str
-    path: str
-    query: _Query = ()
-    body: bytes | None = None
-    content: str = _JSON
-    repeatable: bool = True
-    host: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
-
 class KubeApi:
     """The API server that ``access`` leads to; close it, or use it as an ``async with`` block.
 
@@ -86,12 +68,15 @@ class KubeApi:
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.access = access
-        self._agent = agent
+        # Within a cluster compression costs more than it saves, and it would hold back a watch's events.
+        self._plain = (("Accept", _JSON), ("Accept-Encoding", "identity"), ("User-Agent", agent))
         self._chance = chance
         self._pause = pause
         self._limits = limits or Limits()
         self._credentials = Credentials(access, clock, self._limits.kube_token_seconds)
-        self._session: aiohttp.ClientSession | None = None
+        seconds = self._limits.kube_connect_seconds
+        self._wire = Wire(access.server, self._credentials.tls, access.server_name, seconds)
+        self._feed = Feed(access.server, self._credentials, access.server_name, seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -103,9 +88,8 @@ class KubeApi:
 
     async def close(self) -> None:
         """End all connections, those of watches too."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._wire.close()
+        await self._feed.close()
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -113,7 +97,7 @@ class KubeApi:
         self, resource: Resource, namespace: str | None, name: str, subresource: str | None = None
     ) -> Manifest:
         """One object. Raises NotFound."""
-        return await self._ask(_Asked("GET", resource.path(namespace, name, subresource)))
+        return await self._ask(Ask("GET", resource.path(namespace, name, subresource)))
 
     async def list(
         self,
@@ -158,32 +142,33 @@ class KubeApi:
             fieldSelector=fields,
             timeoutSeconds=None if seconds is None else str(max(1, round(seconds))),
         )
-        asked = _Asked("GET", resource.path(namespace), query)
+        asked = Ask("GET", resource.path(namespace), query)
         what = f"watching {asked.path}"
         try:
-            async with await self._known(asked, None) as response:
+            async with await self._opened(asked) as response:
                 if response.status != 200:
-                    raise await _refusal(response, what)
+                    refused = await response.beginning(_ERROR_BYTES)
+                    raise _refusal(response.status, refused, response.header("Retry-After"), what)
                 opened()
                 lines = Lines(self._limits.kube_event_bytes)
-                async for data in response.content.iter_any():
+                async for data in response.parts():
                     for line in lines.take(data):
                         yield change_of(line, what)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except BROKEN as error:
             raise self._unreachable(what, error) from error
 
     async def serves(self, resource: Resource) -> bool:
         """Does the API server know this kind at this version? False too while its definition is not established."""
         path = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
         try:
-            found = await self._ask(_Asked("GET", path))
+            found = await self._ask(Ask("GET", path))
         except NotFound:
             return False
         return any(one.get("name") == resource.plural for one in found.get("resources") or [])
 
     async def version(self) -> str:
         """The API server's version, such as ``v1.36.3``."""
-        return str((await self._ask(_Asked("GET", "/version"))).get("gitVersion", ""))
+        return str((await self._ask(Ask("GET", "/version"))).get("gitVersion", ""))
 
     async def raw(
         self,
@@ -198,13 +183,12 @@ class KubeApi:
 
         What is longer than ``most_bytes`` is cut. Raises Unreachable when nothing comes within ``seconds``.
         """
-        asked = _Asked("GET", path, tuple((query or {}).items()), host=host)
+        asked = Ask("GET", path, tuple((query or {}).items()), host=host)
         try:
-            async with await self._known(asked, seconds) as response:
-                body, cut = await _beginning(response, most_bytes)
-                return Answered(response.status, body, response.headers.get("Date", ""), cut)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            reply = await self._known(asked, seconds, most_bytes, most_bytes)
+        except OSError as error:
             raise self._unreachable(str(asked), error) from error
+        return Answered(reply.status, reply.body, reply.header("date"), reply.cut)
 
     # --- writing --------------------------------------------------------------------------------------------------------
 
@@ -226,7 +210,7 @@ class KubeApi:
         """A new object. Raises AlreadyExists. When the answer is lost it is not tried again: look, then decide."""
         path = resource_of(manifest).path(namespace_of(manifest))
         query = _query(fieldManager=manager, fieldValidation="Strict")
-        return await self._ask(_Asked("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
+        return await self._ask(Ask("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
 
     async def declare_applied(self, manifest: Manifest, manager: str, place: int) -> Manifest:
         """Let what ``manager`` set with ``create`` count as applied, so that ``apply`` may take it away.
@@ -238,7 +222,7 @@ class KubeApi:
         patch = [{"op": "test", "path": f"{entry}/{name}", "value": value} for name, value in expected.items()]
         patch.append({"op": "replace", "path": f"{entry}/operation", "value": "Apply"})
         path = resource_of(manifest).path(namespace_of(manifest), name_of(manifest))
-        asked = _Asked("PATCH", path, _query(fieldManager=manager), msgspec.json.encode(patch), _JSON_PATCH)
+        asked = Ask("PATCH", path, _query(fieldManager=manager), msgspec.json.encode(patch), _JSON_PATCH)
         try:
             return await self._ask(asked)
         except Invalid as error:
@@ -257,7 +241,7 @@ class KubeApi:
         """Change the fields that ``patch`` names; null removes one. Raises Conflict when its ``metadata.resourceVersion`` is old."""
         path = resource.path(namespace, name, subresource)
         query = _query(fieldManager=manager, fieldValidation="Strict")
-        return await self._ask(_Asked("PATCH", path, query, msgspec.json.encode(patch), _MERGE))
+        return await self._ask(Ask("PATCH", path, query, msgspec.json.encode(patch), _MERGE))
 
     async def delete(
         self,
@@ -278,7 +262,7 @@ class KubeApi:
                 return False
         options: Manifest = {"propagationPolicy": propagation, **_precondition(uid)}
         try:
-            await self._ask(_Asked("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options)))
+            await self._ask(Ask("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options)))
         except NotFound:
             return False
         except Conflict as error:
@@ -297,7 +281,7 @@ class KubeApi:
         }
         path = PODS.path(namespace, name, "eviction")
         try:
-            await self._ask(_Asked("POST", path, body=msgspec.json.encode(body), repeatable=uid is not None))
+            await self._ask(Ask("POST", path, body=msgspec.json.encode(body), repeatable=uid is not None))
         except NotFound:
             return False
         return True
@@ -312,7 +296,7 @@ class KubeApi:
             fieldValidation="Strict",
             dryRun="All" if dry_run else None,
         )
-        return await self._ask(_Asked("PATCH", path, query, msgspec.json.encode(manifest), _APPLY))
+        return await self._ask(Ask("PATCH", path, query, msgspec.json.encode(manifest), _APPLY))
 
     # --- the wire -------------------------------------------------------------------------------------------------------
 
@@ -320,7 +304,7 @@ class KubeApi:
         items: list[Manifest] = []
         more = ""
         while True:
-            page = await self._ask(_Asked("GET", path, (*query, *_query(**{"continue": more or None}))))
+            page = await self._ask(Ask("GET", path, (*query, *_query(**{"continue": more or None}))))
             for item in page.get("items") or []:
                 item.setdefault("apiVersion", resource.api_version)  # lists leave out what is the same for all
                 item.setdefault("kind", resource.kind)
@@ -329,7 +313,7 @@ class KubeApi:
             if not more:
                 return Listing(items, str(metadata_of(page).get("resourceVersion", "")))
 
-    async def _ask(self, asked: _Asked) -> Manifest:
+    async def _ask(self, asked: Ask) -> Manifest:
         """Send it until there is an answer, or no sense in another attempt."""
         attempt = 0
         while True:
@@ -337,8 +321,8 @@ class KubeApi:
             sent = True
             try:
                 return await self._once(asked)
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+            except OSError as error:
+                sent = not isinstance(error, Unsent)
                 failure: KubeError = self._unreachable(str(asked), error)
                 failure.__cause__ = error
             except Unreachable as error:
@@ -350,54 +334,47 @@ class KubeApi:
                 raise failure
             await self._pause(then.pause_seconds)
 
-    async def _once(self, asked: _Asked) -> Manifest:
-        async with await self._known(asked, self._limits.kube_answer_seconds) as response:
-            if response.status not in (200, 201, 202):
-                raise await _refusal(response, str(asked))
-            body = await _body(response, self._limits.kube_answer_bytes, str(asked))
+    async def _once(self, asked: Ask) -> Manifest:
+        most = self._limits.kube_answer_bytes
+        reply = await self._known(asked, self._limits.kube_answer_seconds, most, _ERROR_BYTES)
+        if reply.status not in (200, 201, 202):
+            raise _refusal(reply.status, reply.body, reply.header("retry-after"), str(asked))
+        if reply.cut:
+            raise Unreachable(f"{asked}: the answer has more than {most} bytes")
         try:
-            found = msgspec.json.decode(body)
+            found = msgspec.json.decode(reply.body)
         except msgspec.DecodeError as error:
-            raise Unreachable(f"{asked}: the answer is no JSON", status=response.status) from error
+            raise Unreachable(f"{asked}: the answer is no JSON", status=reply.status) from error
         if not isinstance(found, dict):
-            raise Unreachable(f"{asked}: the answer is no object", status=response.status)
+            raise Unreachable(f"{asked}: the answer is no object", status=reply.status)
         return found
 
-    async def _known(self, asked: _Asked, seconds: float | None) -> aiohttp.ClientResponse:
-        """The beginning of an answer; once more with fresh credentials when the API server does not know us."""
-        response = await self._send(asked, seconds)
-        if response.status == 401 and self._credentials.renew():
-            response.release()
-            response = await self._send(asked, seconds)
-        return response
+    async def _known(self, asked: Ask, seconds: float, most: int, most_refused: int) -> Reply:
+        """An answer; once more with fresh credentials when the API server does not know us."""
+        reply = await self._send(asked, seconds, most, most_refused)
+        if reply.status == 401 and self._credentials.renew():
+            reply = await self._send(asked, seconds, most, most_refused)
+        return reply
 
-    async def _send(self, asked: _Asked, seconds: float | None) -> aiohttp.ClientResponse:
-        query = f"?{urlencode(asked.query)}" if asked.query else ""
-        headers = [("Accept", _JSON), ("User-Agent", self._agent), *self._credentials.headers()]
-        # Within a cluster compression costs more than it saves, and it would hold back a watch's events.
-        headers += [("Accept-Encoding", "identity"), ("Content-Type", asked.content)]
-        headers += [("Host", asked.host)] if asked.host else []
+    async def _send(self, asked: Ask, seconds: float, most: int, most_refused: int) -> Reply:
         try:
-            return await self._opened().request(
-                asked.method,
-                URL(f"{self.access.server}{asked.path}{query}", encoded=True),
-                data=_sent(asked.body),
-                headers=headers,
-                ssl=self._credentials.tls(),
-                server_hostname=self.access.server_name,
-                allow_redirects=False,  # a redirection would carry our token elsewhere
-                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=self._limits.kube_connect_seconds),
-            )
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
-            self._credentials.renew()  # the authority may have been replaced
+            return await self._wire.ask(asked, self._headers(), seconds, most, most_refused)
+        except Unsent as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                self._credentials.renew()  # the authority may have been replaced
             raise
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # Every watch holds a connection for itself, one a kind and namespace; the usual 100 would leave none for requests.
-            connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        return self._session
+    async def _opened(self, asked: Ask) -> Opened:
+        """The beginning of a watch, likewise."""
+        response = await self._feed.open(asked.target, self._headers())
+        if response.status == 401 and self._credentials.renew():
+            async with response:
+                pass
+            response = await self._feed.open(asked.target, self._headers())
+        return response
+
+    def _headers(self) -> Headers:
+        return (*self._plain, *self._credentials.headers())
 
     def _unreachable(self, asked: str, error: Exception) -> Unreachable:
         """A connection that broke, in words; some of these exceptions have none."""
@@ -410,11 +387,6 @@ class KubeApi:
 _NAMING = ("name", "namespace", "resourceVersion", "uid")
 
 
-def _sent(body: bytes | None) -> bytes | io.BytesIO | None:
-    """In pieces when it is large, so that other connections get their turn."""
-    return io.BytesIO(body) if body is not None and len(body) > _PIECES_BYTES else body
-
-
 def _query(**values: str | None) -> _Query:
     return tuple((name, value) for name, value in values.items() if value is not None)
 
@@ -423,29 +395,8 @@ def _precondition(uid: str | None) -> dict[str, Any]:
     return {} if uid is None else {"preconditions": {"uid": uid}}
 
 
-async def _refusal(response: aiohttp.ClientResponse, asked: str) -> KubeError:
-    body = await _body(response, _ERROR_BYTES, asked, cut=True)
-    told = response.headers.get("Retry-After", "")
-    error = error_of(response.status, body, asked, float(told) if told.isdecimal() else None)
+def _refusal(status: int, body: bytes, told: str, asked: str) -> KubeError:
+    error = error_of(status, body, asked, float(told) if told.isdecimal() else None)
     if isinstance(error, Unauthenticated):
         error.hint = "the token or certificate is not accepted, or has run out"
     return error
-
-
-async def _body(response: aiohttp.ClientResponse, most: int, asked: str, *, cut: bool = False) -> bytes:
-    body, longer = await _beginning(response, most)
-    if longer and not cut:
-        raise Unreachable(f"{asked}: the answer has more than {most} bytes")
-    return body
-
-
-async def _beginning(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
-    """At most so many bytes, and whether there were more."""
-    parts, size = [], 0
-    async for data in response.content.iter_any():
-        parts.append(data)
-        size += len(data)
-        if size > most:
-            response.close()
-            return b"".join(parts)[:most], True
-    return b"".join(parts), False

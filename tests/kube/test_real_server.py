@@ -12,7 +12,7 @@ import yaml
 
 from fairlead.clock import SystemClock
 from fairlead.kube.changes import ChangeKind
-from fairlead.kube.client import KubeApi, _Asked
+from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -40,6 +40,7 @@ from fairlead.kube.resource import (
     Manifest,
     Resource,
 )
+from fairlead.kube.wire import Ask
 from fairlead.limits import Limits
 from fairlead.tasks import ended
 from fairlead.testing.kube import ApiServer
@@ -229,7 +230,7 @@ def test_who_may_not_is_told_so_and_who_is_not_known_too(
         await api.apply(of(Resource("", "v1", "serviceaccounts", "ServiceAccount"), namespace, "robot"), "test")
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/robot/token"
         body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}).encode()
-        token = (await api._ask(_Asked("POST", path, body=body)))["status"]["token"]
+        token = (await api._ask(Ask("POST", path, body=body)))["status"]["token"]
         file = tmp_path / "token"
         file.write_text("nonsense")
         bare = {"certificate": None, "key": None, "certificate_file": None, "key_file": None}
