@@ -250,6 +250,31 @@ class Limits:
     kv_names_pause_seconds: float = _limit(1.0, "and at most this often when one appears whose place is not known")
     kv_dialing: int = _limit(4_096, "connections of engines that publish to the indexer instead of being read from")
 
+    index_lease_seconds: float = _limit(
+        1.5,
+        "an indexer that does not renew its lease for this long may be followed by another; renewed three times as often",
+    )
+    index_flush_seconds: float = _limit(0.02, "changes of the index wait this long for others before they are written")
+    index_entry_blocks: int = _limit(32_768, "blocks of one entry of the stream of changes, some 300 kB; then the next")
+    index_entry_bytes: int = _limit(8 * 1024 * 1024, "an entry of that stream that is read; more is damage")
+    index_stream_entries: int = _limit(
+        16_384, "entries of that stream; the parts of the index that are oldest are written down before it is longer"
+    )
+    index_stream_bytes: int = _limit(64 * 1024 * 1024, "the same in bytes")
+    index_waiting_blocks: int = _limit(
+        262_144, "changed blocks kept for Redis while it is away; then all is written down anew when it is back"
+    )
+    index_kept_batches: int = _limit(
+        4_096, "batches of an instance until it is written down again: an engine can replay its last 10,000"
+    )
+    index_expire_seconds: float = _limit(
+        900.0, "an index that nobody writes any more is gone from Redis after this long"
+    )
+    index_poll_seconds: float = _limit(0.02, "a mirror asks for changes of the index this often")
+    index_status_seconds: float = _limit(0.5, "and whether somebody writes it, and where it is, this often")
+    index_reload_seconds: float = _limit(
+        1.0, "pause between two attempts to load an index that cannot be loaded just now"
+    )
     index_mirror_blocks: int = _limit(
         12_000_000, "different blocks of one model in a mirror, some 90 bytes each; further ones are not credited"
     )

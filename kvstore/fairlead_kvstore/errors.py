@@ -1,6 +1,7 @@
 """What the index raises.
 
 FairleadError
+├── UnreadableError     a value in Redis cannot be used; ``reason`` is one word for counters, ``schema`` tells of another release
 ├── KeptError           what an earlier indexer left cannot be used; ``reason`` is one word for counters
 └── EventsError         an engine sent something that is no batch of KV events; ``reason`` is one word for counters
     ├── Oversized       more bytes, events or blocks than the limits allow
@@ -10,6 +11,14 @@ Engines are the only source of these bytes; no error holds a token, a salt or a 
 """
 
 from fairlead.errors import FairleadError
+
+
+class UnreadableError(FairleadError):
+    """Raised when a value in Redis is damaged (``shape``, ``bytes``) or written by a release with another layout (``schema``)."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class KeptError(FairleadError):

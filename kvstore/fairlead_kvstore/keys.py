@@ -3,6 +3,9 @@
     fl1:{<namespace>/<model>}:dec               stream: what gateways decided, the last minutes
     fl1:{<namespace>/<model>}:sent              stream: what gateways have just sent where and have in flight, their heartbeats
     fl1:{<namespace>/<model>}:hot               hash: the hot-prefix table and who keeps it; expires by itself, and is its lease
+    fl1:{<namespace>/<model>/<shard>}:own       which indexer writes the index just now; expires by itself
+    fl1:{<namespace>/<model>/<shard>}:ev        stream: what changed in the index, since the oldest part of it was written down
+    fl1:{<namespace>/<model>/<shard>}:idx       hash: the index itself, see ``index/layout.py``
 
 ``fl1`` is the generation of the layout. The braces are a Redis Cluster hash tag: all names of one model live in one slot,
 so one batch may touch them together. What could break a tag out of its braces is percent-encoded.
@@ -33,11 +36,17 @@ def hot(model_key: str) -> str:
     return f"{_tag(model_key)}:hot"
 
 
-def _tag(model_key: str) -> str:
+def index_keys(model_key: str) -> tuple[str, str, str]:
+    """Lease, index and stream of changes of one model's only shard; all in one slot."""
+    tag = _tag(model_key, "/0")
+    return f"{tag}:own", f"{tag}:idx", f"{tag}:ev"
+
+
+def _tag(model_key: str, shard: str = "") -> str:
     namespace, slash, name = model_key.partition("/")
     if not slash:
         raise BadInput(f"{model_key!r} is no model key", field="model", hint="write it as namespace/name")
-    return f"{PREFIX}:{{{_part(namespace, 'namespace')}/{_part(name, 'model')}}}"
+    return f"{PREFIX}:{{{_part(namespace, 'namespace')}/{_part(name, 'model')}{shard}}}"
 
 
 def _part(text: str, field: str) -> str:

@@ -1,0 +1,209 @@
+"""What a writer knows of one model: who leads, what waits, what is in Redis already and what has to be written down next. Pure.
+
+An instance is *due* when as many of its blocks have changed as it holds, so that writing it down costs as much again as the
+changes themselves, at most; when so many batches went by that its engine could soon not replay them; or when the stream of
+changes has to be cut and it is what holds the stream's oldest end.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import xxhash
+
+from fairlead.limits import Limits
+from fairlead_kvstore.index.layout import at_text, encode_part, header_field, part_field
+from fairlead_kvstore.truth.changes import Change, Expired, Gone, Hinted, Removed, Stored
+
+HINTS_NAME: Final = ""
+"""Under this name the hints of the model are kept beside its instances, whose names are not empty."""
+_CHANGED_LEAST: Final = 4_096
+
+
+class Item(msgspec.Struct):
+    """What is in Redis of an instance, or of the hints. ``sequence``: everything up to it is; ``blocks`` at that time."""
+
+    sequence: int
+    written: bool = False
+    blocks: int = 0
+    changed: int = 0
+    batches: int = 0
+    parts: dict[str, tuple[int, bytes]] = {}
+
+
+class Flight(msgspec.Struct, frozen=True):
+    """An entry on its way: sent, perhaps written. ``trim``: the sequence that the stream then begins at."""
+
+    sequence: int
+    data: bytes
+    trim: int | None
+
+
+class Book:
+    """One model's. ``lease`` is empty while somebody else may lead."""
+
+    def __init__(self, model_key: str, limits: Limits) -> None:
+        self.model_key = model_key
+        self._limits = limits
+        self.active = False  # the indexer reads this model for us
+        self.lease = b""
+        self.epoch = 0
+        self.sequence = 0
+        self.meta = b""  # what is in Redis, once all was written down
+        self.again = True  # all must be written down in a new epoch
+        self.flight: Flight | None = None
+        self.items: dict[str, Item] = {}
+        self.gone: list[bytes] = []  # fields that are not needed any more
+        self.renew_at = 0.0
+        self.refused_since: float | None = None
+        self.words = "not asked yet"
+        self.written_blocks = 0
+        self.epochs = 0
+        self._fields = 0
+        self._waiting: deque[Sequence[Change]] = deque()
+        self.waiting_blocks = 0
+        self._stream: deque[tuple[int, int]] = deque()
+        self._stream_bytes = 0
+
+    # --- changes --------------------------------------------------------------------------------------------------------
+
+    def offer(self, told: Sequence[Change]) -> None:
+        """Keep them until they are written; what is written down as a whole anyway need not wait."""
+        if self.again or not told:
+            return
+        self._waiting.append(told)
+        touched: dict[str, int] = {}
+        for one in told:
+            if isinstance(one, Gone):
+                touched.pop(one.instance, None)
+                self._forget(one.instance)
+            else:
+                name = HINTS_NAME if isinstance(one, Hinted | Expired) else one.instance
+                touched[name] = touched.get(name, 0) + _blocks(one)
+            self.waiting_blocks += _blocks(one)
+        for name, blocks in touched.items():
+            item = self.items.get(name)
+            if item is None:
+                item = self.items[name] = Item(self.sequence, parts={})
+            item.changed += blocks
+            item.batches += 1
+        if self.waiting_blocks > self._limits.index_waiting_blocks:
+            self.anew()
+
+    def anew(self) -> None:
+        """What is in Redis, or will be, is not what we know: everything is to be written down in a new epoch."""
+        self.again = True
+        self.meta = b""
+        self.flight = None
+        self._waiting.clear()
+        self.waiting_blocks = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be written to the stream."""
+        return bool(self._waiting) or self.flight is not None
+
+    def take(self) -> list[Change]:
+        """The changes of the next entry, oldest first."""
+        found: list[Change] = []
+        blocks = 0
+        while self._waiting and blocks < self._limits.index_entry_blocks:
+            some = self._waiting.popleft()
+            found += some
+            blocks += sum(map(_blocks, some))
+        self.waiting_blocks = max(0, self.waiting_blocks - blocks) if self._waiting else 0
+        self.written_blocks += blocks
+        return found
+
+    def fly(self, data: bytes) -> Flight:
+        """The entry that is sent next."""
+        trim = self.oldest() + 1
+        first = self._stream[0][0] if self._stream else 0
+        self.flight = Flight(self.sequence + 1, data, trim if trim > first else None)
+        return self.flight
+
+    def landed(self) -> None:
+        """It was written."""
+        flight, self.flight = self.flight, None
+        assert flight is not None
+        self.sequence = flight.sequence
+        self._stream.append((flight.sequence, len(flight.data)))
+        self._stream_bytes += len(flight.data)
+        while flight.trim is not None and self._stream and self._stream[0][0] < flight.trim:
+            self._stream_bytes -= self._stream.popleft()[1]
+
+    # --- the lease ------------------------------------------------------------------------------------------------------
+
+    def at(self) -> bytes:
+        """What ``at`` must be."""
+        return at_text(self.epoch, self.sequence)
+
+    def ats(self) -> tuple[bytes, bytes]:
+        """What it may be: without and with the entry on its way."""
+        return self.at(), self.at() if self.flight is None else at_text(self.epoch, self.flight.sequence)
+
+    def begin(self, epoch: int) -> None:
+        """A new epoch: nothing is in Redis that counts."""
+        self.anew()
+        self.again = False
+        self.epoch, self.sequence = epoch, 0
+        self.epochs += 1
+        self.items.clear()
+        self.gone.clear()
+        self._stream.clear()
+        self._stream_bytes = 0
+
+    def end(self) -> None:
+        """Another indexer leads."""
+        self.anew()
+        self.active, self.lease = False, b""
+
+    # --- writing down ---------------------------------------------------------------------------------------------------
+
+    def oldest(self) -> int:
+        """Up to this sequence nobody needs the stream."""
+        return min((item.sequence for item in self.items.values()), default=self.sequence)
+
+    def due(self) -> str | None:
+        """The instance to write down next; None when there is none."""
+        limits = self._limits
+        for name, item in self.items.items():
+            if not item.written:
+                return name
+            if item.changed > max(_CHANGED_LEAST, item.blocks) or item.batches > limits.index_kept_batches:
+                return name
+        long = len(self._stream) > limits.index_stream_entries // 2
+        if (long or self._stream_bytes > limits.index_stream_bytes // 2) and self.items:
+            return min(self.items, key=lambda name: self.items[name].sequence)
+        return None
+
+    def place(
+        self, name: str, rows: dict[str, bytes], blocks: int
+    ) -> tuple[dict[str, bytes], dict[bytes, bytes], list[bytes]]:
+        """Where the parts of an instance are: all of them by name, those to be written, and fields that are over then."""
+        item = self.items.setdefault(name, Item(self.sequence, parts={}))
+        item.sequence, item.changed, item.batches, item.blocks, item.written = self.sequence, 0, 0, blocks, True
+        fresh: dict[bytes, bytes] = {}
+        parts: dict[str, tuple[int, bytes]] = {}
+        for part, data in rows.items():
+            digest = xxhash.xxh3_64_intdigest(data)
+            known = item.parts.get(part)
+            if known is None or known[0] != digest:
+                self._fields += 1
+                known = (digest, part_field(self.epoch, self._fields))
+                fresh[known[1]] = encode_part(data, digest)
+            parts[part] = known
+        kept = {field for _, field in parts.values()}
+        over = [field for _, field in item.parts.values() if field not in kept]
+        item.parts = parts
+        return {part: field for part, (_, field) in parts.items()}, fresh, over
+
+    def _forget(self, name: str) -> None:
+        item = self.items.pop(name, None)
+        if item is not None:
+            self.gone += [header_field(name), *(field for _, field in item.parts.values())]
+
+
+def _blocks(one: Change) -> int:
+    return len(one.hashes) if isinstance(one, Stored | Removed | Hinted | Expired) else 1

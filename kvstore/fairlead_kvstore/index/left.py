@@ -1,0 +1,89 @@
+"""What an indexer left in Redis of a model, for the next one to go on from."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from fairlead_kvstore import keys
+from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.events.sequence import Position
+from fairlead_kvstore.index.layout import (
+    HINTS,
+    Header,
+    HintsHeader,
+    decode,
+    decode_hints,
+    decode_part,
+    header_instance,
+)
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.truth.kept import KeptSlice, Rows
+
+_PARTS_AT_ONCE: Final = 10
+"""Of at most some 100 kB each."""
+
+
+class KeptInstance(msgspec.Struct):
+    """One instance as the next indexer needs it: its slice, the rows, and where its stream was."""
+
+    slice: KeptSlice
+    rows: Rows
+    position: Position | None = None
+
+
+class Left(msgspec.Struct):
+    """``hints`` are in this process's time and have not run out; ``unreadable`` instances are to be learned anew, with why."""
+
+    instances: dict[str, KeptInstance]
+    hints: list[tuple[int, float]]
+    unreadable: dict[str, str]
+
+
+async def fields(link: RedisLink, idx: str, names: Sequence[bytes]) -> list[Any] | None:
+    """The values of fields of the index, None for those that are not there; None when Redis is away or refuses."""
+    found: list[Any] = []
+    for start in range(0, len(names), _PARTS_AT_ONCE):
+        replies = await link.run([("HMGET", idx, *names[start : start + _PARTS_AT_ONCE])])
+        if replies is None or not isinstance(replies[0], list):
+            return None
+        found += replies[0]
+    return found
+
+
+async def left(link: RedisLink, model_key: str, ahead: float, now: float) -> Left | None:
+    """All that is there; None when Redis is away. ``ahead``: Unix time less monotonic time. Nobody else may write meanwhile."""
+    _, idx, _ = keys.index_keys(model_key)
+    replies = await link.run([("HKEYS", idx)])
+    if replies is None or not isinstance(replies[0], list):
+        return None
+    found = Left({}, [], {})
+    for field in replies[0]:
+        instance = header_instance(field)
+        name = "hints" if field == HINTS else instance
+        values = None if name is None else await fields(link, idx, [field])
+        if name is None or (values is not None and values[0] is None):
+            continue
+        if values is None:
+            return None
+        try:
+            header: Any = decode(values[0], HintsHeader if instance is None else Header)
+            parts = await fields(link, idx, list(header.parts.values()))
+            if parts is None:
+                return None
+            rows = _rows(header.parts, parts)
+            if instance is None:
+                hints = [hint for data in rows.values() for hint in decode_hints(data, ahead)]
+                found.hints = sorted((hint for hint in hints if hint[1] > now), key=lambda hint: hint[1])
+            else:
+                found.instances[instance] = KeptInstance(header.slice, rows, header.position)
+        except UnreadableError as error:
+            found.unreadable[name] = error.message
+    return found
+
+
+def _rows(names: dict[str, bytes], parts: list[Any]) -> Rows:
+    """The columns of all parts. Raises UnreadableError."""
+    if None in parts:
+        raise UnreadableError("a part is missing", reason="missing")
+    return {name: decode_part(data) for name, data in zip(names, parts, strict=True)}

@@ -1,0 +1,200 @@
+"""A mirror out of what is in Redis: the parts of every instance, then the changes since the oldest of them.
+
+While it is read, the writer goes on: it may replace an instance's parts between their names and themselves. Then the instance is
+asked for once more. What cannot be read is not credited, and is said to be unknown.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead_kvstore import keys
+from fairlead_kvstore.errors import KeptError, UnreadableError
+from fairlead_kvstore.index.layout import (
+    AT,
+    DATA,
+    HINTS,
+    META,
+    Header,
+    HintsHeader,
+    Meta,
+    decode,
+    decode_entry,
+    decode_hints,
+    decode_part,
+    header_instance,
+    parse_at,
+)
+from fairlead_kvstore.index.left import fields
+from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.servers import Command
+from fairlead_kvstore.truth.changes import Change, Hinted, Marked
+from fairlead_kvstore.truth.kept import mirrored
+
+ENTRIES_AT_ONCE: Final = 256
+_ATTEMPTS: Final = 3
+
+
+class Loaded(msgspec.Struct):
+    """A mirror as of ``epoch`` and ``sequence``; ``unreadable``: instances of which nothing is credited, with why."""
+
+    mirror: IndexMirror
+    epoch: int
+    sequence: int
+    unreadable: dict[str, str]
+
+
+class NotLoaded(msgspec.Struct):
+    """Why there is none, for people."""
+
+    why: str
+
+
+_AWAY: Final = NotLoaded("Redis is away")
+
+
+async def load(link: RedisLink, model_key: str, ahead: float, now: float, limits: Limits) -> Loaded | NotLoaded:
+    """The model's index as it is now. ``ahead``: Unix time less monotonic time; ``now``: monotonic seconds."""
+    _, idx, _ = keys.index_keys(model_key)
+    replies = await link.run([("HMGET", idx, AT, META), ("HKEYS", idx)])
+    if replies is None:
+        return _AWAY
+    if any(isinstance(reply, ResponseError) for reply in replies):
+        return NotLoaded("the index in Redis is not what it should be")
+    (at_data, meta_data), names = replies
+    at = parse_at(at_data)
+    found = ready(at, meta_data)
+    if at is None or found is not None:
+        return NotLoaded(found or "Redis holds no index")
+    loaded = Loaded(IndexMirror(limits=limits), at[0], at[1], {})
+    for field in sorted(names):
+        instance = header_instance(field)
+        if instance is None and field != HINTS:
+            continue
+        sequence = await _part_of(link, idx, field, instance, loaded, model_key, ahead)
+        if isinstance(sequence, NotLoaded):
+            return sequence
+        loaded.sequence = min(loaded.sequence, sequence)
+    why = await _tail(link, model_key, at[1], loaded, ahead, limits)
+    if why is not None:
+        return why
+    loaded.mirror.expire(now)
+    return loaded
+
+
+def ready(at: tuple[int, int] | None, meta_data: Any) -> str | None:
+    """Why an index cannot be read just now; None when it can."""
+    if at is None or not isinstance(meta_data, bytes):
+        return "Redis holds no index"
+    try:
+        meta = decode(meta_data, Meta)
+    except UnreadableError as error:
+        return f"what Redis holds cannot be read: {error.message}"
+    if meta.epoch != at[0]:
+        return "the index in Redis is of two indexers"
+    return None if meta.ready else f"{meta.holder} is writing the index down"
+
+
+def entries(reply: Any) -> list[tuple[int, int, bytes]]:
+    """Epoch, sequence and bytes of each entry in the reply to an XREAD of one stream. Raises UnreadableError."""
+    found = []
+    try:
+        for name, values in reply[0][1] if reply else ():
+            epoch, _, sequence = bytes(name).partition(b"-")
+            found.append((int(epoch), int(sequence), bytes(values[DATA])))
+    except (TypeError, ValueError, KeyError, IndexError):
+        raise UnreadableError("an entry is not what it should be", reason="shape") from None
+    return found
+
+
+def reading(model_key: str, epoch: int, sequence: int) -> Command:
+    """Ask for the entries that follow."""
+    _, _, ev = keys.index_keys(model_key)
+    return ("XREAD", "COUNT", ENTRIES_AT_ONCE, "STREAMS", ev, f"{epoch}-{sequence}")
+
+
+def changes_of(data: bytes, model_key: str, ahead: float, limits: Limits) -> list[Change]:
+    """What one entry tells. Raises UnreadableError."""
+    if len(data) > limits.index_entry_bytes:
+        raise UnreadableError(f"an entry of {len(data)} bytes is not read", reason="bytes")
+    return decode_entry(data, model_key, ahead)
+
+
+async def _part_of(
+    link: RedisLink, idx: str, field: bytes, instance: str | None, loaded: Loaded, model_key: str, ahead: float
+) -> int | NotLoaded:
+    """Load one instance, or the hints; the sequence that they are as of."""
+    why = ""
+    for _ in range(_ATTEMPTS):
+        values = await fields(link, idx, [field])
+        if values is None:
+            return _AWAY
+        if values[0] is None:
+            return loaded.sequence  # it is gone
+        try:
+            header: Any = decode(values[0], HintsHeader if instance is None else Header)
+        except UnreadableError as error:
+            why = error.message
+            break
+        if header.epoch != loaded.epoch:
+            return loaded.sequence  # of an earlier indexer, to be taken away
+        wanted = [name for part, name in header.parts.items() if instance is None or ".m" in part]
+        parts = await fields(link, idx, wanted)
+        if parts is None:
+            return _AWAY
+        if None in parts:
+            why = "a part of it is missing"
+            continue
+        try:
+            _take(loaded.mirror, instance, header, parts, model_key, ahead)
+        except (UnreadableError, KeptError) as error:
+            why = error.message
+            break
+        return int(header.sequence)
+    name = instance or "hints"
+    loaded.unreadable[name] = why
+    if instance is not None:
+        loaded.mirror.apply([Marked(instance, False, f"what was written of it cannot be read: {why}", 0.0)])
+    return loaded.sequence
+
+
+def _take(
+    mirror: IndexMirror, instance: str | None, header: Any, parts: Sequence[bytes], model_key: str, ahead: float
+) -> None:
+    columns = [decode_part(data) for data in parts]
+    if instance is None:
+        for data in columns:
+            mirror.apply([Hinted(model_key, [own], until) for own, until in decode_hints(data, ahead)])
+        return
+    for owns, counts in [mirrored(data) for data in columns]:
+        mirror.load(instance, owns, counts)
+    kept = header.slice
+    mirror.apply([Marked(instance, kept.complete, kept.reason, kept.since + kept.wall - ahead)])
+
+
+async def _tail(
+    link: RedisLink, model_key: str, upto: int, loaded: Loaded, ahead: float, limits: Limits
+) -> NotLoaded | None:
+    """Apply what came after; at least up to ``upto``."""
+    while True:
+        replies = await link.run([reading(model_key, loaded.epoch, loaded.sequence)])
+        if replies is None:
+            return _AWAY
+        if isinstance(replies[0], ResponseError):
+            return NotLoaded("the stream of changes in Redis is not what it should be")
+        try:
+            some = entries(replies[0])
+            for epoch, sequence, data in some:
+                if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
+                    return NotLoaded("the stream of changes went on meanwhile")
+                loaded.mirror.apply(changes_of(data, model_key, ahead, limits))
+                loaded.sequence = sequence
+        except UnreadableError as error:
+            return NotLoaded(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")
+        if not some:
+            done = loaded.sequence >= upto
+            return None if done else NotLoaded("entries of the stream of changes are missing")

@@ -1,0 +1,77 @@
+"""What Redis does by itself: every write looks at the lease first, in one step with the writing. Commands up to Redis 6.2.
+
+Keys are always (own, idx, ev) of one model. An indexer that was paused, or cut off, for longer than its lease is told so by
+the next write, whatever it believes; one whose Redis has lost writes (a failover, a restart, FLUSHALL) finds another ``at`` than the
+one it left. Both answers begin a new epoch, or end the indexer's.
+"""
+
+from typing import Final
+
+LEAD: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+local holder, mine, px, ttl, wall, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+if redis.call('TYPE', own).ok ~= 'string' then redis.call('DEL', own) end
+if redis.call('TYPE', idx).ok ~= 'hash' then redis.call('DEL', idx) end
+local at = redis.call('HGET', idx, 'at') or ''
+local lease = redis.call('GET', own)
+local left = redis.call('PTTL', own)
+if lease and (left < 0 or left > 4 * tonumber(px)) then lease = false end
+local same = at == ARGV[7] or at == ARGV[8]
+if lease and lease ~= mine and string.match(lease, '^%d+:(.*)$') ~= holder then
+  return {'held', lease, at}
+end
+if mine ~= '' and again == '0' and same then
+  redis.call('SET', own, mine, 'PX', px)
+  redis.call('PEXPIRE', idx, ttl)
+  redis.call('PEXPIRE', ev, ttl)
+  if ARGV[9] ~= '' and redis.call('HGET', idx, 'meta') ~= ARGV[9] then redis.call('HSET', idx, 'meta', ARGV[9]) end
+  return {'led', mine, at}
+end
+local before = tonumber(string.match(at, '^(%d+):') or '0') or 0
+if before > 9e15 then before = 0 end
+local known = tonumber(string.match(mine, '^(%d+):') or '0') or 0
+local epoch = string.format('%.0f', math.max(before + 1, known + 1, tonumber(wall)))
+lease = epoch .. ':' .. holder
+redis.call('SET', own, lease, 'PX', px)
+return {'new', lease, at}
+"""
+"""(holder, my lease or '', ms of a lease, ms that keys live, wall ms, '1' for a new epoch in any case, two values that ``at`` may
+have, what ``meta`` is to be or '') → ('held' | 'led' | 'new', lease, at)."""
+
+BEGIN: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+redis.call('DEL', ev)
+redis.call('HSET', idx, 'at', ARGV[2], 'meta', ARGV[3])
+redis.call('PEXPIRE', idx, ARGV[4])
+return {'ok'}
+"""
+"""(lease, at, meta, ms that keys live) → ('ok' | 'fenced')."""
+
+WRITE: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+local at = redis.call('HGET', idx, 'at') or ''
+if at ~= ARGV[2] then return {'moved', at} end
+redis.call('XADD', ev, ARGV[4], 'd', ARGV[5])
+redis.call('HSET', idx, 'at', ARGV[3])
+if ARGV[6] ~= '' then redis.call('XTRIM', ev, 'MINID', '=', ARGV[6]) end
+redis.call('PEXPIRE', own, ARGV[7])
+if redis.call('PTTL', ev) < 0 then redis.call('PEXPIRE', ev, ARGV[8]) end
+return {'ok'}
+"""
+"""(lease, at before, at after, id of the entry, entry, oldest id to keep or '', ms of a lease, ms that keys live)
+→ ('ok' | 'fenced') or ('moved', at)."""
+
+KEEP: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+local at = redis.call('HGET', idx, 'at') or ''
+if at ~= ARGV[2] then return {'moved', at} end
+local n = tonumber(ARGV[4])
+for i = 5 + n, #ARGV, 2 do redis.call('HSET', idx, ARGV[i], ARGV[i + 1]) end
+for i = 5, 4 + n do redis.call('HDEL', idx, ARGV[i]) end
+redis.call('PEXPIRE', own, ARGV[3])
+return {'ok'}
+"""
+"""(lease, at, ms of a lease, how many fields go, these fields, then field and value in turn) → ('ok' | 'fenced') or ('moved', at)."""

@@ -1,0 +1,359 @@
+"""The one process that writes a model's index to Redis: a lease, numbered entries, and now and then an instance as a whole.
+
+``offer`` puts changes aside and returns; a task writes them, up to 20 ms later, as one entry in one step that first compares the
+lease and where the stream was left (``scripts.py``). So a writer that was paused cannot write, and one whose Redis has lost
+something sees it at its next write. Then, and whenever more waits than may, everything is written down anew in a new epoch: what a
+mirror is made of is always one epoch's, unbroken.
+
+Nobody waits for Redis. While it is away changes wait, bounded; the truth goes on, and is what counts when it is back. An exchange
+whose answer was lost is sent again: ``at`` tells whether it had been written.
+
+Redis being full is no reason to stop either: the lease is let go after a while, since a writer that cannot write would look like a
+leader to mirrors that get nothing.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Protocol
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.tasks import ended
+from fairlead_kvstore import keys
+from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index import scripts
+from fairlead_kvstore.index.book import HINTS_NAME, Book
+from fairlead_kvstore.index.layout import (
+    AT,
+    HINTS,
+    META,
+    Header,
+    HintsHeader,
+    Meta,
+    at_text,
+    encode,
+    encode_entry,
+    encode_hints,
+    header_field,
+)
+from fairlead_kvstore.index.left import KeptInstance, Left, left
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.truth.changes import Change
+
+_LIMITS: Final = Limits()
+_BYTES_AT_ONCE: Final = 1024 * 1024
+_FIELDS_AT_ONCE: Final = 1_000
+_REFUSED_LEASES: Final = 2.0
+"""A writer that is refused for so many leases lets its lease go."""
+
+
+_DAMAGED: Final = ("WRONGTYPE", "ID specified")
+
+
+class Owner(Protocol):
+    """The indexer, as its writer sees it. Everything is called on the loop, and must not wait."""
+
+    def begin(self, model_key: str, found: Left) -> None:
+        """We lead now: read this model's engines. ``found`` is what an earlier indexer left, to go on from; times are ours."""
+        ...
+
+    def end(self, model_key: str) -> None:
+        """Another one leads: forget the model and read its engines no more."""
+        ...
+
+    def instances(self, model_key: str) -> Sequence[str]:
+        """All that are attached."""
+        ...
+
+    def keep(self, instance: str) -> KeptInstance:
+        """The instance as it is at this moment. Raises KeyError for one that is not attached."""
+        ...
+
+    def hints(self, model_key: str) -> Iterable[tuple[int, float]]:
+        """``Truth.hints``."""
+        ...
+
+
+class IndexWriter:
+    """A ``Sink``. ``holder`` names this process and no other, ever. The link is started and stopped by whoever made it."""
+
+    def __init__(self, link: RedisLink, owner: Owner, clock: Clock, *, holder: str, limits: Limits = _LIMITS) -> None:
+        self._link = link
+        self._owner = owner
+        self._clock = clock
+        self._holder = holder
+        self._limits = limits
+        self._lease = int(limits.index_lease_seconds * 1000)
+        self._expire = int(limits.index_expire_seconds * 1000)
+        self._books: dict[str, Book] = {}
+        self._offered = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def serve(self, model_keys: Iterable[str]) -> None:
+        """The models to lead if nobody else does; those that are left out are given up. Raises BadInput for a bad name."""
+        wanted = list(model_keys)
+        for key in wanted:
+            keys.index_keys(key)
+            if key not in self._books:
+                self._books[key] = Book(key, self._limits)
+        for key in self._books.keys() - set(wanted):
+            book = self._books.pop(key)
+            if book.active:
+                self._owner.end(key)
+
+    def offer(self, model_key: str, changes: Sequence[Change]) -> None:
+        """Write them some time soon. Changes of a model that this writer does not lead are not kept."""
+        book = self._books.get(model_key)
+        if book is not None and book.active:
+            book.offer(changes)
+            self._offered.set()
+
+    def leads(self, model_key: str) -> bool:
+        """Whether this process writes the model, as far as it knows."""
+        book = self._books.get(model_key)
+        return book is not None and bool(book.lease)
+
+    def words(self, model_key: str) -> str:
+        """For people: who leads, how far it is, what is wrong."""
+        book = self._books.get(model_key)
+        return "not served" if book is None else book.words
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="index writer")
+
+    async def stop(self) -> None:
+        """Write what waits, give the leases back, and leave."""
+        task, self._task = self._task, None
+        await ended(task)
+        await self.step()
+        for book in self._books.values():
+            if book.lease:
+                own, _, _ = keys.index_keys(book.model_key)
+                script = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+                await self._link.run([("EVAL", script, 1, own, book.lease)])
+                book.lease = b""
+
+    async def step(self) -> None:
+        """Renew what is to be renewed, write what waits, and write down what is due."""
+        for book in list(self._books.values()):
+            if self._clock.now() >= book.renew_at:
+                await self._lead(book)
+            if book.lease and book.again:
+                await self._write_all(book)
+            while book.lease and not book.again and book.waiting and await self._flush(book):
+                pass
+            if book.lease and not book.again and not book.waiting:
+                await self._write_due(book)
+
+    async def _run(self) -> None:
+        while True:
+            await self._link.wait_connected()
+            await self.step()
+            self._offered.clear()
+            until = min((book.renew_at for book in self._books.values()), default=self._clock.now() + 1.0)
+            try:
+                async with asyncio.timeout(max(self._limits.index_flush_seconds, until - self._clock.now())):
+                    await self._offered.wait()
+            except TimeoutError:
+                continue
+            await asyncio.sleep(self._limits.index_flush_seconds)
+
+    # --- the lease ------------------------------------------------------------------------------------------------------
+
+    async def _lead(self, book: Book) -> None:
+        limits, now = self._limits, self._clock.now()
+        book.renew_at = now + limits.index_lease_seconds / 3
+        if book.refused_since is not None and now - book.refused_since > limits.index_lease_seconds * _REFUSED_LEASES:
+            book.refused_since = None
+            book.lease = b""
+            book.renew_at = now + limits.index_lease_seconds * 2
+            return
+        again = "1" if book.again else "0"
+        told = (
+            self._holder,
+            book.lease,
+            self._lease,
+            self._expire,
+            int(self._clock.wall() * 1000),
+            again,
+            *book.ats(),
+            book.meta,
+        )
+        reply = await self._ask(book, scripts.LEAD, *told)
+        if reply is None:
+            return
+        kind, lease = reply[0], bytes(reply[1])
+        if kind == b"held":
+            self._given_up(book, lease)
+        elif kind == b"led":
+            if book.flight is not None and bytes(reply[2]) == at_text(book.epoch, book.flight.sequence):
+                book.landed()
+        else:
+            if not book.active:
+                found = await left(
+                    self._link, book.model_key, self._clock.wall() - self._clock.now(), self._clock.now()
+                )
+                if found is None:
+                    return
+                book.active = True
+                book.anew()
+                book.lease = lease
+                self._owner.begin(book.model_key, found)
+            book.lease = lease
+            book.anew()
+
+    def _given_up(self, book: Book, lease: bytes) -> None:
+        who = lease.partition(b":")[2].decode("utf-8", "replace")
+        was = book.active
+        book.end()
+        book.words = f"{who} leads"
+        if was:
+            self._owner.end(book.model_key)
+
+    # --- writing --------------------------------------------------------------------------------------------------------
+
+    async def _flush(self, book: Book) -> bool:
+        """One entry; whether it was written."""
+        flight = book.flight
+        if flight is None:
+            wall = self._clock.wall()
+            flight = book.fly(encode_entry(book.take(), wall, wall - self._clock.now()))
+        name = f"{book.epoch}-{flight.sequence}"
+        trim = "" if flight.trim is None else f"{book.epoch}-{flight.trim}"
+        after = at_text(book.epoch, flight.sequence)
+        reply = await self._ask(
+            book, scripts.WRITE, book.lease, book.at(), after, name, flight.data, trim, self._lease, self._expire
+        )
+        if reply is None:
+            return False
+        if reply[0] == b"ok" or (reply[0] == b"moved" and bytes(reply[1]) == after):
+            book.landed()
+            book.words = f"we lead, entry {name}"
+            return True
+        self._turned_away(book, reply)
+        return False
+
+    async def _write_all(self, book: Book) -> None:
+        """Everything that the truth holds, in the epoch of the lease."""
+        epoch = int(book.lease.partition(b":")[0])
+        if epoch <= book.epoch:
+            book.renew_at = 0.0  # the lease is of an epoch that was begun already
+            return
+        meta = Meta(epoch, self._holder, self._clock.wall(), ready=False)
+        reply = await self._ask(book, scripts.BEGIN, book.lease, at_text(epoch, 0), encode(meta), self._expire)
+        if reply is None or reply[0] != b"ok":
+            if reply is not None:
+                self._turned_away(book, reply)
+            return
+        book.begin(epoch)
+        for name in (*self._owner.instances(book.model_key), HINTS_NAME):
+            if not await self._write_down(book, name):
+                book.anew()
+                return
+        if not await self._ready(book, meta):
+            book.anew()
+
+    async def _ready(self, book: Book, meta: Meta) -> bool:
+        """Take away what earlier epochs left, and say that all is there."""
+        _, idx, _ = keys.index_keys(book.model_key)
+        replies = await self._link.run([("HKEYS", idx)])
+        if replies is None or not isinstance(replies[0], list):
+            return False
+        needed = {AT, META, HINTS}
+        for name, item in book.items.items():
+            needed.add(header_field(name))
+            needed.update(field for _, field in item.parts.values())
+        over = [field for field in replies[0] if field not in needed]
+        book.meta = encode(msgspec.structs.replace(meta, ready=True))
+        return await self._keep(book, {META: book.meta}, over)
+
+    async def _write_due(self, book: Book) -> None:
+        gone, book.gone = book.gone, []
+        if gone and not await self._keep(book, {}, gone):
+            book.anew()
+            return
+        name = book.due()
+        if name is not None and not await self._write_down(book, name):
+            book.anew()
+
+    async def _write_down(self, book: Book, name: str) -> bool:
+        """One instance, or the hints, as of now; whether it was written. What was waiting is in it, and is told once more."""
+        wall = self._clock.wall()
+        ahead = wall - self._clock.now()
+        if name == HINTS_NAME:
+            rows = encode_hints(self._owner.hints(book.model_key), ahead)
+            parts, fresh, over = book.place(name, rows, sum(len(data) for data in rows.values()) // 16)
+            header, field = encode(HintsHeader(book.epoch, book.sequence, parts)), HINTS
+        else:
+            try:
+                kept = self._owner.keep(name)
+            except KeyError:
+                return True  # it has gone meanwhile
+            size = sum(table.rows for table in kept.slice.tables)
+            parts, fresh, over = book.place(name, kept.rows, size)
+            header = encode(Header(book.epoch, book.sequence, kept.slice, parts, kept.position))
+            field = header_field(name)
+        return await self._keep(book, {**fresh, field: header}, over)
+
+    async def _keep(self, book: Book, fields: Mapping[bytes, bytes], over: Sequence[bytes]) -> bool:
+        """Set fields, in the given order and a megabyte at a time, then take away those that are over."""
+        some: dict[bytes, bytes] = {}
+        size, left_over = 0, iter(over)
+        for number, (field, data) in enumerate(fields.items(), 1):
+            some[field] = data
+            size += len(data)
+            if size >= _BYTES_AT_ONCE and number < len(fields):
+                if not await self._keep_some(book, some, ()):
+                    return False
+                some, size = {}, 0
+        while True:
+            gone = list(islice(left_over, _FIELDS_AT_ONCE))
+            if (gone or some) and not await self._keep_some(book, some, gone):
+                return False
+            some = {}
+            if len(gone) < _FIELDS_AT_ONCE:
+                return True
+
+    async def _keep_some(self, book: Book, fields: Mapping[bytes, bytes], over: Sequence[bytes]) -> bool:
+        pairs = [value for pair in fields.items() for value in pair]
+        reply = await self._ask(book, scripts.KEEP, book.lease, book.at(), self._lease, len(over), *over, *pairs)
+        if reply is not None and reply[0] == b"ok":
+            return True
+        if reply is not None:
+            self._turned_away(book, reply)
+        return False
+
+    def _turned_away(self, book: Book, reply: Sequence[Any]) -> None:
+        """The lease is over, or Redis is not where we left it: ask who leads, at once."""
+        if reply[0] == b"moved":
+            book.anew()
+        book.renew_at = 0.0
+
+    async def _ask(self, book: Book, script: str, *words: str | bytes | int) -> list[Any] | None:
+        """The reply of a script; None when Redis is away or refuses."""
+        try:
+            replies = await self._link.run([("EVAL", script, 3, *keys.index_keys(book.model_key), *words)])
+        except (BadInput, UnreadableError):  # pragma: no cover - names were looked at in serve
+            return None
+        if replies is None:
+            book.words = "Redis is away"
+            return None
+        reply = replies[0]
+        if isinstance(reply, ResponseError):
+            text = str(reply).splitlines()[0][:120]
+            book.words = f"Redis refuses: {text}"
+            if book.refused_since is None:
+                book.refused_since = self._clock.now()
+            if any(sign in text for sign in _DAMAGED):
+                book.anew()  # a key is not what it should be: a new epoch makes it so
+                book.renew_at = 0.0
+            return None
+        book.refused_since = None
+        return list(reply)
