@@ -57,12 +57,14 @@ class Hooks:
 
 @dataclass(slots=True)
 class Counts:
-    """Prompts, all but ``poisoned`` (entries that could not be read) and ``lost`` (batches that were never seen)."""
+    """Prompts ``told`` and ``heard``; entries that could not be understood (``poisoned``); of which models Redis refused to write
+    or to read what was sent, and why."""
 
     told: int = 0
     heard: int = 0
     poisoned: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
+    unwritten: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 class Exchange:
@@ -80,6 +82,7 @@ class Exchange:
         self._cursors: dict[str, _Cursor] = {}
         self._rotation = Rotation(self._limits.sent_streams)
         self._trimmed: dict[str, float] = {}
+        self._written_at: dict[str, int] = {}  # milliseconds of the server's clock, of our own last entry
         self._due = asyncio.Event()
         self._beaten = float("-inf")
         self._shown: Mapping[str, Load] = {}
@@ -150,7 +153,8 @@ class Exchange:
             late = [model for model, cursor in self._cursors.items() if not cursor.live and cursor.at != _START]
             if late:
                 found.append(f"what other gateways sent is still being read back for {len(late)} models")
-            found += [f"what gateways sent of {model}: {why}" for model, why in list(self.counts.failures.items())[:1]]
+            refused = self.counts.unwritten | self.counts.unread
+            found += [f"what gateways tell of {model} is refused: {why}" for model, why in list(refused.items())[:1]]
         return found
 
     # Out -----------------------------------------------------------------------------------------------------------------
@@ -190,13 +194,15 @@ class Exchange:
     def _written(self, model: str, batch: Batch, reply: Any, now: float) -> None:
         if isinstance(reply, ResponseError):
             self.out.refused(batch)
-            self.counts.failures[model] = str(reply).splitlines()[0][:120]
+            self.counts.unwritten[model] = str(reply).splitlines()[0][:120]
             return
         self.out.written(model, batch, now)
-        self.counts.failures.pop(model, None)
+        self.counts.unwritten.pop(model, None)
         self.counts.told += len(batch.sent)
+        identifier = _identifier(reply)
+        self._written_at[model] = identifier[0]
         cursor = self._cursors.get(model)
-        if cursor is not None and _identifier(reply) <= cursor.at:
+        if cursor is not None and identifier <= cursor.at:
             self._cursors[model] = _Cursor()  # the stream has begun anew
 
     def _entry(self, model: str, batch: Batch) -> Command:
@@ -208,11 +214,11 @@ class Exchange:
         commands: list[Command] = []
         seconds = self._limits.sent_kept_seconds
         for model in models:
-            cursor = self._cursors.get(model)
-            if cursor is None or cursor.at == _START or now - self._trimmed.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
+            written = self._written_at.get(model)
+            if written is None or now - self._trimmed.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
                 continue
             self._trimmed[model] = now
-            oldest = max(0, cursor.at[0] - int(seconds * 1000))  # by the server's own clock
+            oldest = max(0, written - int(seconds * 1000))  # by the server's own clock
             commands.append(("XTRIM", keys.sent(model), "MINID", "~", oldest))
             commands.append(("EXPIRE", keys.sent(model), max(1, int(seconds))))
         return commands
@@ -241,8 +247,9 @@ class Exchange:
         replies = await self._link.run(commands) if commands else None
         for model, reply in zip(models, replies or (), strict=False):
             if isinstance(reply, ResponseError):
-                self.counts.failures[model] = str(reply).splitlines()[0][:120]
+                self.counts.unread[model] = str(reply).splitlines()[0][:120]
             else:
+                self.counts.unread.pop(model, None)
                 self._take(model, reply)
         self.peers.expire(self._clock.now())
         loads = self.peers.loads()
@@ -256,7 +263,9 @@ class Exchange:
         for gone in [model for model in self._cursors if model not in models]:
             del self._cursors[gone]
             self._trimmed.pop(gone, None)
-            self.counts.failures.pop(gone, None)
+            self._written_at.pop(gone, None)
+            self.counts.unwritten.pop(gone, None)
+            self.counts.unread.pop(gone, None)
             self.peers.forget(gone)
         for model in models:
             self._cursors.setdefault(model, _Cursor())

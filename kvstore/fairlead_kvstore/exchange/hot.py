@@ -51,7 +51,8 @@ none, and none was offered), who holds it and of which epoch it is, and the tabl
 
 @dataclass(slots=True)
 class Term:
-    """What is known of one model's table. ``at``: when Redis last said so, by our monotonic clock; None: never."""
+    """What is known of one model's table. ``at``: when Redis last said so, by our monotonic clock; None: never. ``asked``: since
+    when we have been asking in vain."""
 
     epoch: int = 0
     table: HotTable | None = None
@@ -79,12 +80,12 @@ class Term:
             if self.offered is None or self.offered[0] != epoch:
                 return False
             table = self.offered[1]
-        elif epoch == self.epoch:
-            table = self.table
+        elif table is None and epoch == self.epoch and self.table is not None:
+            table = self.table  # Redis does not send again what the asker has
         elif table is None:
             return False
         changed = epoch != self.epoch or self.table is None
-        self.epoch, self.table, self.ours, self.at = epoch, table, ours, now
+        self.epoch, self.table, self.ours, self.at, self.asked = epoch, table, ours, now, None
         return changed
 
 
@@ -151,7 +152,7 @@ class HotTables:
         ages = [
             now - term.at
             for term in self._terms.values()
-            if term.at is not None and term.asked is not None and term.asked > term.at and now - term.asked > lease
+            if term.at is not None and term.asked is not None and now - term.asked > lease
         ]
         return max(ages, default=None)
 
@@ -175,7 +176,7 @@ class HotTables:
         commands: list[Command] = []
         for model in models:
             term = self._terms.setdefault(model, Term())
-            if term.asked is None or term.at is None or term.asked <= term.at:
+            if term.asked is None:
                 term.asked = now
             commands.append(self._command(model, term, wall_ms))
         replies = await self._link.run(commands) if commands else None
@@ -192,7 +193,8 @@ class HotTables:
         offer = term.offer(self._mine(model), wall_ms)
         epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
         lease = int(self._limits.hot_lease_seconds * 1000)
-        return ("EVAL", _SCRIPT, 1, keys.hot(model), self._name, epoch, table, str(term.epoch), lease)
+        known = "" if term.table is None else str(term.epoch)
+        return ("EVAL", _SCRIPT, 1, keys.hot(model), self._name, epoch, table, known, lease)
 
     def _answered(self, model: str, term: Term, reply: Any, now: float) -> None:
         try:
@@ -215,11 +217,10 @@ class HotTables:
         for model, term in list(self._terms.items()):
             if term.table is None or term.at is None:
                 continue
-            late = term.asked is not None and term.asked > term.at
-            if late and now - (term.asked or now) > self._limits.redis_stale_seconds:
+            if term.asked is not None and now - term.asked > self._limits.redis_stale_seconds:
                 term.table, term.ours = None, False
                 self._told(model, 0, None)
             elif model not in active:
-                term.ours = False  # nobody asks for it: whoever wakes first keeps the next one
+                term.ours, term.asked = False, None  # nobody asks for it: whoever wakes first keeps the next one
         for model in [model for model, term in self._terms.items() if term.table is None and model not in active]:
             del self._terms[model]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.routing import PrefixChain, prefix_chain
-from fairlead_gateway.routing.hotness import SAMPLES_LEAST, WINDOW, HotPrefixes
+from fairlead_gateway.routing.hotness import SAMPLES_LEAST, WINDOW, HotPrefixes, wanted
 
 
 def chain_of_blocks(*blocks: int) -> PrefixChain:
@@ -113,3 +113,61 @@ def test_keys_are_those_of_the_rule_by_the_letter(seed: int, instances: int, kin
     for prompt, expected in zip(prompts, plain_keys(prompts, instances), strict=True):
         assert names[made.observe(texts[prompt], instances)] == expected  # type: ignore[index]
         assert names[made.key(texts[prompt])] == expected  # type: ignore[index]
+
+
+def crowded(seen: int, *, session: int = 1) -> HotPrefixes:
+    """Many prompts that begin alike, so that what they share is hot."""
+    hot = HotPrefixes()
+    for request in range(seen):
+        hot.observe(chain_of_blocks(0, session, 1_000 + request), instances=8)
+    return hot
+
+
+def test_who_follows_a_table_makes_the_keys_of_whoever_counted_it_without_counting() -> None:
+    counted, follower = crowded(100), HotPrefixes()
+    follower.follow(7, frozenset(counted.table(10)))
+    assert follower.epoch == 7
+    for request in range(50):
+        prompt = chain_of_blocks(0, 1, request)
+        assert follower.observe(prompt, instances=8) == counted.key(prompt) == follower.key(prompt)
+    assert follower._levels == {}
+    follower.follow(8, frozenset())
+    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert follower.observe(one, instances=8) == follower.observe(two, instances=8)
+
+
+def test_who_loses_the_table_goes_by_the_last_one_until_it_has_counted_enough_itself() -> None:
+    hot = HotPrefixes()
+    hot.follow(7, frozenset(crowded(100).table(10)))
+    hot.follow(0, frozenset())
+    assert hot.epoch == 0
+    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    for request in range(wanted(8) - 1):
+        hot.observe(chain_of_blocks(0, 2_000 + request), instances=8)
+        assert hot.key(one) != hot.key(two)
+    hot.observe(chain_of_blocks(0, 9_999), instances=8)
+    assert hot.key(one) == hot.key(two)
+
+
+def test_without_a_table_losing_it_changes_nothing() -> None:
+    one, other = crowded(100), crowded(100)
+    one.follow(0, frozenset())
+    prompts = [chain_of_blocks(0, 1, number) for number in range(30)]
+    assert [one.observe(prompt, 8) for prompt in prompts] == [other.observe(prompt, 8) for prompt in prompts]
+
+
+def test_a_table_is_bounded_and_keeps_what_most_prompts_share() -> None:
+    hot = HotPrefixes()
+    for request in range(200):
+        hot.observe(chain_of_blocks(0, request % 2, request % 4, 1_000 + request), instances=16)
+    whole = hot.table(100)
+    assert len(whole) == len(hot) == 6
+    assert set(hot.table(2)) == {chain_of_blocks(0, session).hashes[-1] for session in (0, 1)}
+
+
+def test_who_takes_over_goes_on_from_the_last_table() -> None:
+    hot = crowded(100)
+    hot.adopt(frozenset())
+    assert hot.table(10) == []
+    hot.adopt(frozenset(crowded(100).table(10)))
+    assert len(hot.table(10)) == 1

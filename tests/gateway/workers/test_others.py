@@ -1,0 +1,93 @@
+"""What the helper knows of other gateways, and makes of it for its workers: a row of load, what was sent, a table of hot prefixes."""
+
+from array import array
+
+from fairlead.fleet import Fleet, Instance, InstanceState, Model, Objectives, Role
+from fairlead.limits import Limits
+from fairlead_gateway.hot_counts import ACTIVE_SECONDS, HotCounts
+from fairlead_gateway.others_row import OthersRow
+from fairlead_gateway.routing import PrefixChain, prefix_chain, shared
+from fairlead_gateway.routing.shared import SharedRows
+from fairlead_gateway.telling import hashes_of
+from fairlead_kvstore.exchange.records import HotTable
+
+KEY = "ns/a"
+SLOTS = 4
+
+
+def fleet(*roles: Role) -> Fleet:
+    instances = tuple(
+        Instance(f"e-{number}", "ns", "a", "main", f"http://{number}", role=role, state=InstanceState.READY)
+        for number, role in enumerate(roles)
+    )
+    return Fleet(1, 1, {KEY: Model("ns", "a", Objectives(), "dual-hash")}, {KEY: instances})
+
+
+def chain(text: str) -> PrefixChain:
+    return prefix_chain(text.encode() * 2_000, secret=b"s", seed=b"m")
+
+
+def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
+    cells = memoryview(bytearray(shared.bytes_of(3, SLOTS))).cast("q")
+    row = OthersRow(cells, SLOTS, 2)
+    worker = SharedRows(cells, SLOTS, 0)
+    worker.read_rows([1, row.row])
+    for each in (row, worker):
+        each.place({"e-0": 0, "e-1": 3})
+    row.show({"e-0": (2, 1, 0.5, 100.0), "unknown": (1, 1, 1.0, 1.0)})
+    assert worker.others("e-0") == (2, 1, 0.5, 100.0)
+    assert worker.others("e-1") is None
+    row.show({"e-1": (1, 0, 0.0, 10.0)})
+    assert worker.others("e-0") is None
+    assert worker.others("e-1") == (1, 0, 0.0, 10.0)
+    row.show({})
+    assert not any(cells)
+
+
+def test_an_instance_that_comes_later_finds_its_load_in_its_slot() -> None:
+    cells = memoryview(bytearray(shared.bytes_of(1, SLOTS))).cast("q")
+    row = OthersRow(cells, SLOTS, 0)
+    row.show({"e-9": (1, 1, 0.25, 5.0)})
+    assert not any(cells)
+    row.place({"e-9": 1})
+    assert list(cells[4:8]) == [1, 1, 250_000, 5]
+    row.show({})
+    assert shared.idle(cells, SLOTS, 1, 1)
+
+
+def test_prompts_for_prefill_engines_are_counted_apart() -> None:
+    counts = HotCounts(Limits())
+    counts.apply(fleet(Role.SERVE, Role.SERVE, Role.SERVE, Role.PREFILL, Role.PREFILL, Role.PREFILL))
+    for number in range(30):
+        counts.sent(KEY, f"e-{number % 3}", chain("serve"), 0.0)
+        counts.sent(KEY, f"e-{3 + number % 3}", chain("prefill"), 0.0)
+        counts.sent(KEY, "nobody", chain("lost"), 0.0)
+        counts.sent("ns/other", "e-0", chain("lost"), 0.0)
+    table = counts.table(KEY)
+    assert table is not None
+    assert hashes_of(table.serving) <= set(chain("serve").hashes)
+    assert hashes_of(table.prefilling) <= set(chain("prefill").hashes)
+    assert table.serving
+    assert table.prefilling
+    assert list(array("Q", table.serving)) == sorted(array("Q", table.serving))
+
+
+def test_a_model_is_active_for_a_minute_after_its_last_prompt_and_one_that_left_has_no_table() -> None:
+    counts = HotCounts(Limits())
+    assert counts.table(KEY) is None
+    counts.apply(fleet(Role.SERVE))
+    assert counts.active(0.0) == []
+    counts.sent(KEY, "e-0", chain("x"), 5.0)
+    assert counts.active(5.0 + ACTIVE_SECONDS) == [KEY]
+    assert counts.active(6.0 + ACTIVE_SECONDS) == []
+    counts.apply(Fleet())
+    assert counts.table(KEY) is None
+
+
+def test_the_count_goes_on_from_a_table_that_is_adopted() -> None:
+    counts = HotCounts(Limits())
+    counts.apply(fleet(Role.SERVE, Role.SERVE, Role.SERVE))
+    for _ in range(30):
+        counts.sent(KEY, "e-0", chain("x"), 0.0)
+    counts.adopt(KEY, HotTable())
+    assert counts.table(KEY) == HotTable()

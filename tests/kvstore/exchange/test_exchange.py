@@ -1,0 +1,277 @@
+"""Gateways hear one another through a real Redis: rounds are driven by the test, time is a fake clock."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fairlead.clock import ManualClock, SystemClock
+from fairlead.limits import Limits
+from fairlead.testing.valkey import Valkey
+from fairlead.testing.valkey_servers import Group
+from fairlead.testing.waiting import until, until_async
+from fairlead_kvstore import keys
+from fairlead_kvstore.exchange.exchange import PAGE, Exchange, Hooks
+from fairlead_kvstore.exchange.records import DATA, GATEWAY, Load, Sent
+from fairlead_kvstore.redis import RedisLink
+
+KEY = "ns/a"
+ONE: Load = (1, 1, 0.5, 10.0)
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
+
+
+@dataclass(slots=True)
+class Side:
+    """One gateway's end, and what it heard."""
+
+    link: RedisLink
+    exchange: Exchange
+    loads: dict[str, dict[str, Load]]
+    models: list[str]
+    sent: list[tuple[str, Sent]] = field(default_factory=list)
+    shown: Mapping[str, Load] = field(default_factory=dict)
+
+    def show(self, loads: Mapping[str, Load]) -> None:
+        self.shown = loads
+
+    def hear(self, model: str, items: Sequence[Sent]) -> None:
+        self.sent += [(model, item) for item in items]
+
+    async def caught_up(self) -> None:
+        """Read all that there is."""
+        while True:
+            await self.exchange.look()
+            if self.exchange.caught_up:
+                return
+
+
+def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KEY,), limits: Limits = LIMITS) -> Side:
+    link = RedisLink(url, SystemClock(), limits=limits)
+    made: list[Side] = []
+    hooks = Hooks(
+        lambda: made[0].models,
+        lambda: made[0].loads,
+        lambda model, items: made[0].hear(model, items),
+        lambda loads: made[0].show(loads),
+    )
+    exchange = Exchange(link, name, clock, hooks, secret=b"s", limits=limits)
+    made.append(Side(link, exchange, {}, list(models)))
+    return made[0]
+
+
+def check(url: str, work: Callable[..., Awaitable[None]], *, names: str = "ab", models: Sequence[str] = (KEY,)) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        sides = [side(url, name, clock, models=models) for name in names]
+        for one in sides:
+            one.link.start()
+        try:
+            async with asyncio.timeout(60):
+                for one in sides:
+                    await one.link.wait_connected()
+                    await one.caught_up()
+            await work(clock, *sides)
+        finally:
+            for one in sides:
+                await one.link.stop()
+
+    asyncio.run(main())
+
+
+def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        one.exchange.sent(KEY, "e-0", bytes(16), 7)
+        await one.exchange.flush()
+        for each in (one, two):
+            await each.exchange.look()
+        assert two.sent == [(KEY, ("e-0", bytes(16), 7))]
+        assert two.shown == {"e-0": ONE}
+        assert (one.sent, one.shown) == ([], {})
+        assert [each.name for each in two.exchange.present()] == ["a"]
+        assert (one.exchange.counts.told, two.exchange.counts.heard) == (1, 1)
+
+    check(server.url, work)
+
+
+def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_away(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        await one.exchange.flush()
+        await two.exchange.look()
+        assert two.shown == {"e-0": ONE}
+        server.kill()
+        await until(lambda: not two.link.state.connected)
+        clock.advance(1.4)
+        await two.exchange.look()
+        assert two.shown == {"e-0": ONE}
+        clock.advance(0.2)
+        await two.exchange.look()
+        assert two.shown == {}
+
+    check(server.url, work)
+
+
+def test_one_that_starts_reads_the_past_back_as_hints_only(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        for tail in range(2 * PAGE + 3):
+            one.exchange.sent(KEY, "e-0", b"", tail)
+            await one.exchange.flush()
+        late = side(server.url, "c", clock)
+        late.link.start()
+        await late.link.wait_connected()
+        await late.exchange.look()
+        assert not late.exchange.caught_up
+        assert "being read back" in late.exchange.notes()[0]
+        await late.caught_up()
+        assert [item[2] for _, item in late.sent] == list(range(2 * PAGE + 3))
+        assert (late.shown, late.exchange.present(), late.exchange.peers.missed) == ({}, [], 0)
+        clock.advance(0.5)
+        await one.exchange.flush()
+        await late.exchange.look()
+        assert late.shown == {"e-0": ONE}
+        await late.link.stop()
+
+    check(server.url, work)
+
+
+def test_one_that_ends_says_so_and_tells_what_waits(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        one.loads = {KEY: {"e-0": ONE}}
+        await one.exchange.flush()
+        one.exchange.sent(KEY, "e-0", b"", 9)
+        await one.exchange.stop()
+        await two.exchange.look()
+        assert [item[2] for _, item in two.sent] == [9]
+        assert (two.shown, two.exchange.present()) == ({}, [])
+
+    check(server.url, work)
+
+
+def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        server.kill()
+        await until(lambda: not (one.link.state.connected or two.link.state.connected))
+        one.exchange.sent(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        server.start()
+        await until(lambda: one.link.state.connected and two.link.state.connected)
+        await one.exchange.flush()
+        await two.exchange.look()
+        assert [item[2] for _, item in two.sent] == [1]
+
+    check(server.url, work)
+
+
+def test_a_stream_that_begins_anew_with_smaller_identifiers_is_read_from_its_start(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        await reader.xadd(keys.sent(KEY), {b"x": b"from a server whose clock was ahead"}, id="99999999999999-0")
+        await two.exchange.look()
+        await reader.flushall()
+        one.exchange.sent(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        await two.exchange.look()
+        assert two.sent == []
+        await two.exchange.flush()  # its own entry shows that the stream is another one
+        await two.exchange.look()
+        assert [item[2] for _, item in two.sent] == [1]
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_poison_is_passed_over_and_counted_and_a_key_of_another_kind_is_said(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        name = keys.sent(KEY)
+        for fields in ({GATEWAY: b"z", DATA: b"\x01garbage"}, {GATEWAY: b"z"}, {GATEWAY: b"x" * 600, DATA: b""}):
+            await reader.xadd(name, dict[Any, Any](fields))
+        await reader.xadd(name, {b"something": b"else"})
+        one.exchange.sent(KEY, "e-0", b"", 1)
+        await one.exchange.flush()
+        await two.exchange.look()
+        assert [item[2] for _, item in two.sent] == [1]
+        assert two.exchange.counts.poisoned == 3
+        await reader.set(name, "no stream")
+        await two.exchange.look()
+        one.exchange.sent(KEY, "e-0", b"", 2)
+        await one.exchange.flush()
+        assert "WRONGTYPE" in two.exchange.notes()[0]
+        assert "WRONGTYPE" in one.exchange.notes()[0]
+        assert one.exchange.out.dropped == 1
+        await reader.delete(name)
+        for each in (one, two):
+            await each.exchange.look()
+            each.exchange.sent(KEY, "e-0", b"", 3)
+            await each.exchange.flush()
+            assert each.exchange.notes() == []
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_a_stream_is_bounded_and_goes_when_nobody_writes_to_it(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        reader = Redis.from_url(server.url)
+        tight = side(server.url, "t", clock, limits=replace(LIMITS, sent_entries=100))
+        tight.link.start()
+        await tight.link.wait_connected()
+        for tail in range(500):
+            tight.exchange.sent(KEY, "e-0", b"", tail)
+            await tight.exchange.flush()
+        await tight.caught_up()
+        clock.advance(11.0)
+        await tight.exchange.flush()
+        assert await reader.xlen(keys.sent(KEY)) <= 100 + 200  # "~" keeps up to a node more
+        assert 0 < await reader.ttl(keys.sent(KEY)) <= LIMITS.sent_kept_seconds
+        await tight.link.stop()
+        await reader.aclose()
+
+    check(server.url, work)
+
+
+def test_models_come_and_go(server: Valkey) -> None:
+    async def work(clock: ManualClock, one: Side, two: Side) -> None:
+        for each in (one, two):
+            each.models = [KEY, "ns/b"]
+            await each.caught_up()
+        one.loads = {"ns/b": {"e-1": ONE}}
+        await one.exchange.flush()
+        await two.exchange.look()
+        assert two.shown == {"e-1": ONE}
+        two.models = [KEY]
+        await two.exchange.look()
+        assert two.shown == {}
+        assert not two.exchange.live("ns/b")
+
+    check(server.url, work)
+
+
+MANY = [f"ns/m-{number}" for number in range(24)]
+
+
+async def all_models(clock: ManualClock, one: Side, two: Side) -> None:
+    for number, model in enumerate(MANY):
+        one.exchange.sent(model, "e-0", b"", number)
+
+    async def heard() -> bool:
+        await one.exchange.flush()
+        await two.exchange.look()
+        return sorted((model, item[2]) for model, item in two.sent) == sorted(zip(MANY, range(24), strict=True))
+
+    await until_async(heard)
+
+
+@pytest.mark.timeout(300)
+def test_gateways_hear_one_another_through_a_cluster(ring: Group) -> None:
+    check(ring.url, all_models, models=MANY)
+
+
+@pytest.mark.timeout(300)
+def test_gateways_hear_one_another_through_the_master_that_sentinels_name(pair: Group) -> None:
+    check(pair.url, all_models, models=MANY)
