@@ -21,13 +21,14 @@ from cluster.record import Record  # noqa: E402
 from cluster.running import Cluster  # noqa: E402
 from kube.kubectl import Kubectl  # noqa: E402
 from kube.release import Release  # noqa: E402
+from locks import BEGINNING, FAIRLEAD, held  # noqa: E402
 
 OURS = ("fairlead-e2e", "kind-")
 """Contexts that tests may do to whatever they want begin like this."""
 
 
 @pytest.fixture(scope="session")
-def kubectl() -> Iterator[Kubectl]:
+def kubectl(session: str) -> Kubectl:
     """``kubectl`` at the cluster, as its administrator."""
     if "KUBECONFIG" in os.environ:
         asked = ["kubectl", "config", "current-context"]
@@ -36,22 +37,31 @@ def kubectl() -> Iterator[Kubectl]:
             pytest.fail(
                 f"KUBECONFIG names {context!r}, which is no cluster for tests: unset it, or name kind's", pytrace=False
             )
-        yield Kubectl(os.environ)
-        return
+        return Kubectl(os.environ)
+    with held(BEGINNING, alone=True):
+        return Kubectl(_ours(session).environ())
+
+
+def _ours(session: str) -> Cluster:
+    """The cluster of this machine, with the images of now. Who brings it up writes down for which session, which takes it down."""
     run = pins.cache_folder() / "cluster"
     before = bool(Record(run).told("up"))
     try:
         cluster: Cluster = levels.up("full", run)
-        if before:
-            levels.load(run, None)  # the working tree may have moved on since
-        yield Kubectl(cluster.environ())
-    finally:
+    except BaseException:
         if not before:
             levels.down(run)
+        raise
+    if not before:
+        Record(run).keep(session=session)
+    elif Record(run).told("given") != session:
+        levels.load(run, None)  # the working tree may have moved on since
+    Record(run).keep(given=session)
+    return cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The limit is the test's; what it stands on, a cluster from nothing, may take as long as it takes."""
+    """The limit is the test's; what it stands on (a cluster from nothing) and waits for (other tests) may take longer."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(300, func_only=True))
@@ -88,8 +98,19 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
 
 
 @pytest.fixture
-def installed(kubectl: Kubectl) -> Release:
+def installed(kubectl: Kubectl) -> Iterator[Release]:
     """Fairlead, installed by its chart where the tests before have not left it so. It stays, for the tests that follow."""
-    release = Release(kubectl)
-    release.ensure()
-    return release
+    with held(FAIRLEAD, alone=False):
+        release = Release(kubectl)
+        with held(BEGINNING, alone=True):
+            release.ensure()
+        yield release
+
+
+@pytest.fixture
+def installation(kubectl: Kubectl) -> Iterator[Release]:
+    """The same, for tests that change or remove it: no other test uses it meanwhile."""
+    with held(FAIRLEAD, alone=True):
+        release = Release(kubectl)
+        release.ensure()
+        yield release

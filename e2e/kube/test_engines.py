@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from kube.kubectl import Kubectl, eventually
 from kube.manifests import Manifest, image
 
@@ -10,6 +11,7 @@ from fairlead.api import EngineKind
 from fairlead_operator.render import Installation, render
 from fairlead_operator.testing import read_case, usual_facts
 
+pytestmark = pytest.mark.xdist_group("engines")
 CASES = Path(__file__).parents[2] / "tests" / "operator" / "render" / "cases"
 TOKENS = 600
 ASK = """

@@ -16,6 +16,7 @@ from kube.release import KINDS, Release
 
 from fairlead.testing.reports import Line
 
+pytestmark = pytest.mark.xdist_group("story")
 RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 
 
@@ -29,13 +30,13 @@ def served(here: Kubectl, release: Release, name: str, replicas: int = 1) -> tup
     return client, found
 
 
-def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, installed: Release) -> None:
+def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, installation: Release) -> None:
     begun = time.monotonic()
-    installed.remove()
+    installation.remove()
     emptied = time.monotonic()
-    installed.install()
+    installation.install()
     ready = time.monotonic()
-    client = Client(here, installed).start()
+    client = Client(here, installation).start()
     applied = time.time()
     here.apply(paced())
     here.apply(model("tiny"))
@@ -45,8 +46,8 @@ def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, installed: Re
     seconds = {"removal": emptied - begun, "installation": ready - emptied, "apply_to_first_token": first}
     bar = Line("from apply to the first streamed token: at most 30 s", round(first, 1), first <= 30.0)
     report.record("first_token", [bar], seconds={name: round(value, 1) for name, value in seconds.items()})
-    installed.upgrade(test={"model": f"{here.namespace}/tiny"})
-    assert "completion 200" in installed.test()
+    installation.upgrade(test={"model": f"{here.namespace}/tiny"})
+    assert "completion 200" in installation.test()
     shown = here.run("get", "modeldeployment", "tiny").splitlines()[1].split()
     assert shown[:3] == ["tiny", "tiny", "1/1"]
 
@@ -84,11 +85,11 @@ def test_who_sets_the_number_of_a_pools_instances_is_left_alone(here: Kubectl, i
     assert found.get()["spec"]["pools"][0]["replicas"]["min"] == 1
 
 
-def test_a_model_goes_while_the_operator_is_away_and_ends_what_it_began(here: Kubectl, installed: Release) -> None:
-    client, _ = served(here, installed, "leaving")
-    installed.here.run("scale", "deployment/fairlead-operator", "--replicas=0")
+def test_a_model_goes_while_the_operator_is_away_and_ends_what_it_began(here: Kubectl, installation: Release) -> None:
+    client, _ = served(here, installation, "leaving")
+    installation.here.run("scale", "deployment/fairlead-operator", "--replicas=0")
     try:
-        installed.here.wait("delete", "pods", "-l", "app.kubernetes.io/component=operator")
+        installation.here.wait("delete", "pods", "-l", "app.kubernetes.io/component=operator")
         answered = client.begun("leaving", tokens=100)
         here.run("delete", "modeldeployment", "leaving", "--timeout=20s")
         eventually("the gateway knows it no more", lambda: client.ask("leaving").status == 404)
@@ -98,33 +99,33 @@ def test_a_model_goes_while_the_operator_is_away_and_ends_what_it_began(here: Ku
         labels = ("-l", "fairlead.io/model=leaving")
         eventually("its children are gone", lambda: not here.get(kinds, *labels)["items"], seconds=120)
     finally:
-        installed.here.run("scale", "deployment/fairlead-operator", "--replicas=2")
-        installed.here.rolled_out("deployment/fairlead-operator")
+        installation.here.run("scale", "deployment/fairlead-operator", "--replicas=2")
+        installation.here.rolled_out("deployment/fairlead-operator")
 
 
 def test_engines_serve_on_without_fairlead_and_are_taken_on_by_the_next_installation(
-    here: Kubectl, installed: Release
+    here: Kubectl, installation: Release
 ) -> None:
-    client, found = served(here, installed, "staying", replicas=2)
+    client, found = served(here, installation, "staying", replicas=2)
     before = found.pods()
-    installed.uninstall()
+    installation.uninstall()
     assert found.get()["spec"]
     asked = "import urllib.request as u; print(u.urlopen('http://staying-main/v1/models', timeout=10).status)"
     assert here.python("deployment/staying-main", asked).strip() == "200"
-    installed.install()
-    client = Client(here, installed).start()
+    installation.install()
+    client = Client(here, installation).start()
     client.first_token("staying")
     assert found.settled(pods=2).keys() == before.keys()
 
 
-def test_a_backup_put_into_an_empty_cluster_serves(here: Kubectl, installed: Release) -> None:
-    served(here, installed, "kept", replicas=1)
+def test_a_backup_put_into_an_empty_cluster_serves(here: Kubectl, installation: Release) -> None:
+    served(here, installation, "kept", replicas=1)
     backup = here.run("get", ",".join(KINDS), "-o", "yaml")
-    installed.remove()
+    installation.remove()
     labels = ("-l", "app.kubernetes.io/managed-by=fairlead")
     eventually("the engines are gone", lambda: not here.get("pods", *labels)["items"], seconds=120)
-    installed.install()
+    installation.install()
     here.run("apply", "-f", "-", given=backup)
-    client = Client(here, installed).start()
+    client = Client(here, installation).start()
     client.first_token("kept")
     Model(here, "kept").settled(pods=1)

@@ -26,16 +26,14 @@ def taken(live: Manifest, wanted: Manifest, manager: str) -> frozenset[Path]:
     return frozenset(path for path in others - ours if _sets(wanted, path))
 
 
-def scaled_elsewhere(live: Manifest, manager: str) -> bool:
-    """Does somebody else write ``spec.replicas``, be it the same number?
+def scaler(live: Manifest, manager: str) -> str:
+    """Who else writes ``spec.replicas``, be it the same number, by the name of the field manager; empty where nobody does.
 
     Then it is left out of what we apply, and the API server keeps theirs. Controllers that run a workload write its status only.
     """
-    return any(
-        "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
-        for entry in _entries(live)
-        if entry.get("manager") != manager
-    )
+    others = (entry for entry in _entries(live) if entry.get("manager") != manager)
+    writes = (one for one in others if "f:replicas" in ((one.get("fieldsV1") or {}).get("f:spec") or {}))
+    return next((str(one.get("manager") or "somebody") for one in writes), "")
 
 
 def created(live: Manifest, manager: str) -> int | None:

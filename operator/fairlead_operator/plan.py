@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fairlead.cluster_labels import MANAGER, ROLE
 from fairlead.kube.resource import Manifest, leaving, name_of, uid_of
 from fairlead_operator.marks import APPLIED, annotation, label, owned, owner_uid
-from fairlead_operator.ownership import REPLICAS, Path, lost, scaled_elsewhere, taken, without
+from fairlead_operator.ownership import REPLICAS, Path, lost, scaler, taken, without
 
 ChildKey = tuple[str, str]
 """(kind, name); a model's children share its namespace."""
@@ -119,7 +119,7 @@ def _apply(
         return Apply(whole, None, "it is not there")
     if leaving(there) or owner_uid(there) not in ("", uid_of(model)):
         return None  # it is made anew once it is gone, which we shall hear of
-    if scaled_elsewhere(there, MANAGER):
+    if scaler(there, MANAGER):
         whole = owned(without(one, REPLICAS), model)
     if annotation(there, APPLIED) != annotation(whole, APPLIED):
         return Apply(whole, there, "it is different")

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from fairlead.api import ModelDeploymentSpec, Pool
 from fairlead.cluster_labels import ENDPOINT, POOL
 from fairlead.cluster_labels import REVISION as POD_REVISION
-from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest, leaving, says_ready
+from fairlead.kube.resource import Manifest, leaving, says_ready
+from fairlead_operator.groups import is_groups, surplus
 from fairlead_operator.marks import REVISION, annotation, generation_of, label
 from fairlead_operator.plan import WORKLOADS, ChildKey, child_key
 from fairlead_operator.summarize import PoolState
@@ -18,14 +19,17 @@ def states(
     revision: str,
     adopted: Mapping[str, int],
     pods: Sequence[Manifest] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> tuple[PoolState, ...]:
     """Every pool in the order of ``spec``. ``adopted``: how many endpoints a pool has that Fairlead does not run. ``pods`` are all of
-    the model's."""
+    the model's; ``notes`` say how the instances of a pool are replaced."""
     made = {label(one, POOL): one for one in wanted if one["kind"] in WORKLOADS}
     return tuple(
         _adopted(pool, adopted.get(pool.name, 0))
         if pool.adopts
-        else _state(pool, spec.instances(pool), _live(pool.name, made.get(pool.name), live), revision, pods)
+        else _state(
+            pool, spec.instances(pool), _live(pool.name, made.get(pool.name), live), revision, pods, notes or {}
+        )
         for pool in spec.pools
     )
 
@@ -42,36 +46,38 @@ def _adopted(pool: Pool, count: int) -> PoolState:
     return PoolState(pool.name, str(pool.role), count, count, count, count, adopted=True)
 
 
-def _state(pool: Pool, asked: int, workload: Manifest | None, revision: str, pods: Sequence[Manifest]) -> PoolState:
+def _state(
+    pool: Pool, asked: int, workload: Manifest | None, revision: str, pods: Sequence[Manifest], notes: Mapping[str, str]
+) -> PoolState:
     if workload is None:
         return PoolState(pool.name, str(pool.role), asked, 0, 0, 0, settled=False, made=False)
     status = workload.get("status") or {}
     # Who owns the number (an autoscaler, `kubectl scale`) has said how many are asked.
     desired = (workload.get("spec") or {}).get("replicas")
     current = annotation(workload, REVISION) == revision
-    groups = workload["kind"] == LEADER_WORKER_SETS.kind
-    updated = _renewed(workload, pods) if groups else int(status.get("updatedReplicas") or 0)
+    groups = is_groups(workload)
+    more = surplus(workload) if groups else 0
+    desired = asked if desired is None else int(desired) - more
+    updated = _renewed(workload, pods, desired) if groups else int(status.get("updatedReplicas") or 0)
     return PoolState(
         name=pool.name,
         role=str(pool.role),
-        desired=asked if desired is None else int(desired),
+        desired=desired,
         ready=int(status.get("readyReplicas") or 0),
         updated=updated if current else 0,
         exist=int(status.get("replicas") or 0),
-        settled=groups or int(status.get("observedGeneration") or 0) >= generation_of(workload),
-        alone=groups and desired == 1,
+        settled=not more if groups else int(status.get("observedGeneration") or 0) >= generation_of(workload),
+        note=notes.get(pool.name, ""),
     )
 
 
-def _renewed(workload: Manifest, pods: Sequence[Manifest]) -> int:
-    """Groups of a LeaderWorkerSet that are made of its present template, by their leaders. Its own numbers do not say which
-    template they are about: it has no ``observedGeneration``."""
+def _renewed(workload: Manifest, pods: Sequence[Manifest], desired: int) -> int:
+    """Groups of a LeaderWorkerSet that are made of its present template, by their leaders, of the ``desired`` ones: one that is there
+    beyond them replaces none yet. Its own numbers do not say which template they are about: it has no ``observedGeneration``."""
     pool, made = label(workload, POOL), annotation(workload, POD_REVISION)
-    return sum(
-        label(pod, POOL) == pool and label(pod, ENDPOINT) == "true" and label(pod, POD_REVISION) == made
-        for pod in pods
-        if not leaving(pod)
-    )
+    leaders = [pod for pod in pods if label(pod, POOL) == pool and label(pod, ENDPOINT) == "true" and not leaving(pod)]
+    new = sum(label(pod, POD_REVISION) == made for pod in leaders)
+    return max(0, min(new, desired - (len(leaders) - new)))
 
 
 def ready_pods(pods: Sequence[Manifest]) -> int:

@@ -26,10 +26,10 @@ from fairlead.kube.resource import (
     selector,
     uid_of,
 )
-from fairlead_operator import happenings, pools, rollout, summarize
+from fairlead_operator import groups, happenings, pools, rollout, summarize
 from fairlead_operator.failures import Failure, Waiting, awaited, failure
 from fairlead_operator.happenings import Happening
-from fairlead_operator.marks import STATUS_MANAGER, generation_of, made_of, owner_uid
+from fairlead_operator.marks import STATUS_MANAGER, SURGE, annotation, generation_of, made_of, owner_uid
 from fairlead_operator.observe import Observed, Shelf
 from fairlead_operator.plan import WORKLOADS, Apply, ChildKey, Doubts, Plan, plan
 from fairlead_operator.seam import Cluster, Render, World
@@ -38,6 +38,8 @@ from fairlead_operator.writing import Kube, Moved, Writer
 ADOPTED_SECONDS = 15.0
 STALE_SECONDS = 5.0
 BLOCKED_SECONDS = 2.0
+GROUPS_SECONDS = 15.0
+"""Groups that are replaced are looked at this often, should news of their pods have come before that of our own write."""
 REFUSED_SECONDS = 30.0
 """Until a write that was refused is tried again: nobody tells us of a quota that was raised, or a name that is free."""
 _RENDERINGS = 4
@@ -51,6 +53,7 @@ class _Work:
     choice: rollout.Choice
     parsed: ModelDeployment | None = None
     wanted: list[Manifest] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
     failure: Failure | None = None
     taken: set[ChildKey] = field(default_factory=set)
@@ -161,7 +164,9 @@ class Reconciler:
         except FairleadError as error:
             work.failure, work.wanted = Failure(Reason.INVALID_SPEC, str(error)), []
             return True
-        children = [_marked(one, choice.revision.hash) for one in rendered.manifests]
+        pace = work.parsed.spec.rollout
+        paced, work.notes = groups.all_paced(rendered.manifests, work.seen.children, work.seen.pods, pace)
+        children = [_marked(one, choice.revision.hash) for one in paced]
         kept = rollout.remembered(rollout.revisions(work.seen.children.values()), choice)
         records = [] if rendered.problems else [rollout.record(work.seen.model, one) for one in kept]
         work.wanted = [*records, *children]
@@ -215,7 +220,7 @@ class Reconciler:
         ours = {key: one for key, one in seen.children.items() if owner_uid(one) in uids}
         found: tuple[summarize.PoolState, ...] = ()
         if spec is not None:
-            found = pools.states(spec, work.wanted, ours, work.choice.revision.hash, adopted, seen.pods)
+            found = pools.states(spec, work.wanted, ours, work.choice.revision.hash, adopted, seen.pods, work.notes)
         workloads = [one for one in ours.values() if one["kind"] in WORKLOADS]
         wall, grace = self._clock.wall(), self._capacity_grace_seconds
         work.awaited = awaited(seen.pods, wall, grace)
@@ -290,6 +295,7 @@ def _again(work: _Work, adopting: bool) -> float | None:
     if any(one.blocks for one in work.plan.kept):
         return BLOCKED_SECONDS
     later = [ADOPTED_SECONDS] if adopting else []
+    later += [GROUPS_SECONDS] if any(annotation(one, SURGE) for one in work.wanted) else []
     later += [REFUSED_SECONDS] if work.refused else []
     later += [work.awaited.seconds] if work.awaited is not None else []
     return min(later, default=None)

@@ -14,10 +14,6 @@ from fairlead.kube.resource import Manifest, key_of, name_of
 from fairlead_operator.failures import Failure
 
 _MESSAGE_MOST = 2_000
-_ALONE = (
-    "; the controller of LeaderWorkerSets replaces no group that is alone, since nothing would serve meanwhile: "
-    "ask for 2 instances until it is replaced"
-)
 _OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)
 _SERVED_BEFORE = (Reason.ALL_READY, Reason.SCALED_TO_ZERO, Reason.DEGRADED, Reason.NO_INSTANCE, Reason.NO_ENDPOINT)
 
@@ -26,7 +22,7 @@ _SERVED_BEFORE = (Reason.ALL_READY, Reason.SCALED_TO_ZERO, Reason.DEGRADED, Reas
 class PoolState:
     """The instances of one pool. ``exist``: with those that are replaced. ``updated``: made of what runs now.
 
-    ``adopted``: not run by Fairlead. ``alone``: its only instance is a group of pods.
+    ``adopted``: not run by Fairlead. ``note``: how its instances are replaced, where that is not as usual; in words.
     """
 
     name: str
@@ -38,7 +34,7 @@ class PoolState:
     settled: bool = True
     made: bool = True
     adopted: bool = False
-    alone: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +174,10 @@ def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:
     if old := [pool for pool in pools if not pool.settled or pool.updated < min(pool.exist, pool.desired)]:
         if not served:
             return Reason.CREATING, ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in old)
-        parts = ", ".join(f"pool {pool.name}: {pool.updated} of {pool.desired} replaced" for pool in old)
+        parts = ", ".join(_replaced(pool) for pool in old)
         parts = f"{parts}; {situation.kept}" if situation.kept else parts
         if situation.paused and any(pool.updated < pool.desired for pool in old):
             return Reason.PAUSED, f"the rollout is paused in the midst; {parts}"
-        if any(pool.alone and not pool.updated for pool in old):
-            parts += _ALONE
         return Reason.ROLLING_OUT, parts
     if situation.kept:
         return Reason.ROLLING_OUT, situation.kept
@@ -196,6 +190,11 @@ def _movement(situation: Situation, served: bool) -> tuple[Reason, str] | None:
     if situation.leaving_pods:
         return Reason.DRAINING, f"{situation.leaving_pods} pods finish their requests"
     return None
+
+
+def _replaced(pool: PoolState) -> str:
+    told = f"pool {pool.name}: {pool.updated} of {pool.desired} replaced"
+    return f"{told}, {pool.note}" if pool.note else told
 
 
 def _stalled(situation: Situation) -> _Said | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_operator.ownership import REPLICAS, created, lost, scaled_elsewhere, taken, without
+from fairlead_operator.ownership import REPLICAS, created, lost, scaler, taken, without
 
 WANTED = {
     "spec": {
@@ -36,24 +36,24 @@ def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "elsewhere"),
+    ("entries", "who"),
     [
-        ([], False),
-        ([{"manager": "fairlead", "operation": "Apply", "fieldsV1": OF_REPLICAS}], False),
-        ([{"manager": "fairlead", "fieldsV1": OF_REPLICAS}], False),
-        ([{"manager": "kubectl", "subresource": "scale", "fieldsV1": OF_REPLICAS}], True),
+        ([], ""),
+        ([{"manager": "fairlead", "operation": "Apply", "fieldsV1": OF_REPLICAS}], ""),
+        ([{"manager": "fairlead", "fieldsV1": OF_REPLICAS}], ""),
+        ([{"manager": "kubectl", "subresource": "scale", "fieldsV1": OF_REPLICAS}], "kubectl"),
         (
             [
                 {"manager": "fairlead", "fieldsV1": OF_REPLICAS},
                 {"manager": "hpa", "subresource": "scale", "fieldsV1": OF_REPLICAS},
             ],
-            True,
+            "hpa",
         ),
-        ([{"manager": "kcm", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}], False),
+        ([{"manager": "kcm", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}], ""),
     ],
 )
-def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], elsewhere: bool) -> None:
-    assert scaled_elsewhere(live(*entries), "fairlead") is elsewhere
+def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], who: str) -> None:
+    assert scaler(live(*entries), "fairlead") == who
 
 
 def test_what_was_created_and_never_applied_is_found_by_its_place() -> None:

@@ -44,8 +44,8 @@ def worker(revision: str) -> Manifest:
     return {"metadata": {"labels": {"fairlead.io/pool": "main", "fairlead.io/revision": revision}}}
 
 
-def state(one: Manifest, *pods: Manifest) -> PoolState:
-    (found,) = states(SPEC, [one], {("LeaderWorkerSet", "m-main"): one}, "now", {}, pods)
+def state(one: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
+    (found,) = states(SPEC, [one], {("LeaderWorkerSet", "m-main"): one}, "now", {}, pods, notes)
     return found
 
 
@@ -71,14 +71,18 @@ def test_its_instances_are_replaced_when_their_leaders_are() -> None:
     assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
 
 
-def test_a_group_that_is_alone_is_said_to_wait_for_another() -> None:
-    one = group()
-    one["spec"]["replicas"] = one["status"]["readyReplicas"] = one["status"]["replicas"] = 1
-    told = movement(state(one, leader(OLD), worker(OLD)))
-    assert told is not None
-    assert told[0] == Reason.ROLLING_OUT
-    assert told[1].startswith("pool main: 0 of 1 replaced; ")
-    assert "ask for 2 instances" in told[1]
+def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_moving() -> None:
+    more = group(replicas=3, readyReplicas=3)
+    more["spec"]["replicas"] = 3
+    more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
+    found = state(more, leader(OLD), leader(OLD), leader(NEW))
+    assert (found.desired, found.updated, found.settled) == (2, 0, False)
+    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes={"main": "1 more than asked until all are"})
+    assert found.updated == 1
+    told = "pool main: 1 of 2 replaced, 1 more than asked until all are"
+    assert movement(found) == (Reason.ROLLING_OUT, told)
+    found = state(more, leader(NEW), leader(NEW), leader(NEW))
+    assert (found.updated, movement(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
 
 
 def test_a_workload_of_another_revision_has_replaced_nothing() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
-from fairlead_operator.marks import REVISION, UNDO, annotation
+from fairlead_operator.marks import REVISION, SURGE, UNDO, annotation
 from fairlead_operator.rollout import Choice, Revision, choose, revisions, running_hashes
 
 
@@ -147,6 +147,8 @@ def _done(workload: Manifest) -> bool:
     status, asked = workload.get("status") or {}, (workload.get("spec") or {}).get("replicas")
     counts = {name: int(status.get(name) or 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
     if asked is not None and set(counts.values()) != {int(asked)}:
+        return False
+    if annotation(workload, SURGE):
         return False
     if workload.get("kind") == LEADER_WORKER_SETS.kind:  # it does not count its generations
         moving = [

@@ -5,14 +5,14 @@ from typing import Final
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest
 from fairlead_operator.render.children import Plan
 
-_HELD: Final = 4096
+HELD: Final = 4096
 """No pool has more instances: a partition of this holds all of them at the revision that they have."""
 
 
 def leader_worker_set(plan: Plan, leader: Manifest, worker: Manifest) -> Manifest:
     """A pod that restarts takes its whole group with it, since the others wait for it in vain."""
     rollout = plan.model.spec.rollout
-    rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": _HELD if plan.held else 0}
+    rolling: Manifest = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": HELD if plan.held else 0}
     spec: Manifest = {
         "replicas": plan.model.spec.instances(plan.pool),
         "startupPolicy": "LeaderCreated",

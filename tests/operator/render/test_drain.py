@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from fairlead.engines.pods.drain import Drain
+from fairlead.engines.pods.drain import SCRIPT, Drain
 
 GAUGE = "vllm:num_requests_running"
 
@@ -88,3 +88,18 @@ def test_a_worker_looks_at_its_leader_and_not_through_a_proxy(engine: Engine) ->
 
 def test_an_engine_without_known_gauges_is_given_a_moment() -> None:
     assert Drain().hook(300) == {"sleep": {"seconds": 10}}
+
+
+def test_a_leader_whose_name_is_gone_is_not_waited_for_and_one_that_cannot_be_looked_up_is() -> None:
+    command = Drain("http://leader.group:8000/metrics", (GAUGE,)).hook(60)["exec"]["command"]
+    looks = """
+import socket
+answers = [socket.EAI_AGAIN, socket.EAI_AGAIN, socket.EAI_NONAME]
+def look(*_, **__):
+    print("looked", flush=True)
+    raise socket.gaierror(answers.pop(0), "no")
+socket.getaddrinfo = look
+"""
+    command[0], command[2], command[5] = sys.executable, looks + SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.count("looked") == 3
