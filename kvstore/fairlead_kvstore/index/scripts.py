@@ -17,6 +17,13 @@ local lease = redis.call('GET', own)
 local left = redis.call('PTTL', own)
 if lease and (left < 0 or left > 4 * tonumber(px)) then lease = false end
 local same = at == ARGV[7] or at == ARGV[8]
+local kind = redis.call('TYPE', ev).ok
+if kind == 'stream' then
+  local last = redis.call('XREVRANGE', ev, '+', '-', 'COUNT', 1)
+  same = same and last[1] and last[1][1] == string.gsub(at, ':', '-')
+elseif kind ~= 'none' or not string.match(at, ':0$') then
+  same = false
+end
 if lease and lease ~= mine and string.match(lease, '^%d+:(.*)$') ~= holder then
   return {'held', lease, at}
 end

@@ -81,6 +81,13 @@ class TinyIndexer:
         del self.streams[instance]
         self.tell(self.truth.detach(instance, "gone"))
 
+    def reconnect(self, instance: str) -> None:
+        """The connection broke and stands again; what was published and not read is lost with it."""
+        if instance in self.streams:
+            self._read[instance] = self.engines[instance].number
+            self.handle(instance, self.streams[instance].disconnected())
+            self.handle(instance, self.streams[instance].connected())
+
     def read(self) -> None:
         """Everything that the engines have published and that was not read yet."""
         for instance, stream in list(self.streams.items()):

@@ -86,7 +86,7 @@ class IndexWriter:
         self._link = link
         self._owner = owner
         self._clock = clock
-        self._holder = holder
+        self.holder = holder
         self._limits = limits
         self._lease = int(limits.index_lease_seconds * 1000)
         self._expire = int(limits.index_expire_seconds * 1000)
@@ -177,7 +177,7 @@ class IndexWriter:
             return
         again = "1" if book.again else "0"
         told = (
-            self._holder,
+            self.holder,
             book.lease,
             self._lease,
             self._expire,
@@ -246,7 +246,7 @@ class IndexWriter:
         if epoch <= book.epoch:
             book.renew_at = 0.0  # the lease is of an epoch that was begun already
             return
-        meta = Meta(epoch, self._holder, self._clock.wall(), ready=False)
+        meta = Meta(epoch, self.holder, self._clock.wall(), ready=False)
         reply = await self._ask(book, scripts.BEGIN, book.lease, at_text(epoch, 0), encode(meta), self._expire)
         if reply is None or reply[0] != b"ok":
             if reply is not None:
