@@ -74,6 +74,7 @@ class Limits:
     scrape_seconds: float = _limit(2.0, "each engine's metrics page is asked for this often")
     scrape_deadline_seconds: float = _limit(1.5, "an engine that takes longer to show its metrics is asked again later")
     scrape_bytes: int = _limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")
+    redis_names_seconds: float = _limit(10.0, "until a listing of a Redis' keys finds the next one")
     redis_deadline_seconds: float = _limit(1.0, "an exchange with Redis; nothing of a request waits for one")
     redis_ping_seconds: float = _limit(2.0, "a Redis that is not being used is asked this often whether it is there")
     redis_pause_seconds: float = _limit(5.0, "longest pause between two attempts to reach Redis")
@@ -275,6 +276,16 @@ class Limits:
     index_reload_seconds: float = _limit(
         1.0, "pause between two attempts to load an index that cannot be loaded just now"
     )
+    index_note_seconds: float = _limit(
+        1.0,
+        "what the indexer says of its instances (how far, how well heard) is written this often, when it has changed",
+    )
+    index_models: int = _limit(10_000, "models that `fairlead index` finds in one Redis")
+    index_tokens_bytes: int = _limit(64 * 1024 * 1024, "a file of token ids that `fairlead index match` reads")
+    index_engine_seconds: float = _limit(
+        30.0, "`fairlead index verify` waits this long for all that one engine can replay"
+    )
+    index_engine_bytes: int = _limit(1024 * 1024 * 1024, "and reads at most this much of it")
     index_mirror_blocks: int = _limit(
         12_000_000, "different blocks of one model in a mirror, some 90 bytes each; further ones are not credited"
     )

@@ -127,9 +127,11 @@ class CliSettings:
     """Of ``fairlead``."""
 
     hash_secret: str | None = _setting(
-        "the same for the gateway that `fairlead up` starts; `fairlead replay` simulates the homes of a gateway that has it",
+        "the same for the gateway that `fairlead up` starts; `fairlead replay` simulates the homes of a gateway that has it, "
+        "`fairlead index match` looks for the blocks of an indexer that has it",
         secret=True,
     )
+    redis_url: str | None = _setting("the Redis that `fairlead index` looks into, as gateways have it", secret=True)
     api_key: str | None = _setting(
         "API key that `fairlead chat` and `fairlead replay` send to the gateway", secret=True
     )

@@ -17,6 +17,10 @@ VERBS = {
         "fairlead_cli.explain:explain",
         "Why a request went where it went: every attempt with its candidates, and what came of it.",
     ),
+    "index": (
+        "fairlead_cli.index:index",
+        "Look into the index: who holds which prefix, whether that is right, and what changes.",
+    ),
     "rollout": ("fairlead_cli.rollout:rollout", "Hold, resume, undo and follow the rollout of a model in a cluster."),
     "lint": ("fairlead_cli.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."),
     "replay": (

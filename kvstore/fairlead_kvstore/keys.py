@@ -13,6 +13,7 @@ so one batch may touch them together. What could break a tag out of its braces i
 
 import unicodedata
 from typing import Final
+from urllib.parse import unquote
 
 from fairlead.errors import BadInput
 from fairlead.names import NAME_BYTES
@@ -40,6 +41,23 @@ def index_keys(model_key: str) -> tuple[str, str, str]:
     """Lease, index and stream of changes of one model's only shard; all in one slot."""
     tag = _tag(model_key, "/0")
     return f"{tag}:own", f"{tag}:idx", f"{tag}:ev"
+
+
+def index_pattern() -> str:
+    """The pattern that finds the indexes of all models."""
+    return f"{PREFIX}:{{*/0}}:idx"
+
+
+def index_model(name: bytes) -> str | None:
+    """The model of a key that the pattern found; None for one that is none of ours."""
+    before, after = f"{PREFIX}:{{".encode(), b"/0}:idx"
+    if not name.startswith(before) or not name.endswith(after):
+        return None
+    try:
+        key = unquote(name[len(before) : -len(after)].decode(), errors="strict")
+    except UnicodeDecodeError:
+        return None
+    return key if "/" in key else None
 
 
 def _tag(model_key: str, shard: str = "") -> str:

@@ -110,6 +110,24 @@ class RedisLink:
             self._lost(_why(error))
             return None
 
+    async def names(self, pattern: str, most: int) -> set[bytes] | None:
+        """At most so many keys that fit the pattern, or None when Redis is away. Looks at every key: for people, not for programs."""
+        if not self._up:
+            return None
+        found: set[bytes] = set()
+        names = self._server.names(pattern)
+        try:
+            while len(found) < most:
+                async with asyncio.timeout(self._limits.redis_names_seconds):
+                    name = await anext(names, None)
+                if name is None:
+                    break
+                found.add(name)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(_why(error))
+            return None
+        return found
+
     async def _keep(self) -> None:
         failures = 0
         while True:

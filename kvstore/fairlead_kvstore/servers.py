@@ -5,7 +5,7 @@ deadline around each call is the caller's. Sentinels, and the nodes of a cluster
 part of it only: else one that hangs would keep the others from ever being asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from redis.asyncio import Redis
@@ -22,6 +22,7 @@ from fairlead_kvstore.places import CLUSTER, ONE, Place
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 _SHORTEST_SECONDS: Final = 0.1
+_SCANNED: Final = 1_000
 _UNCOVERED: Final = "not all of the cluster answers"
 
 
@@ -34,6 +35,10 @@ class Server(Protocol):
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """The replies in order; a refused command's reply is its ResponseError."""
+        ...
+
+    def names(self, pattern: str) -> AsyncIterator[bytes]:
+        """Keys that fit the pattern, one or more times each, of a cluster those of all masters."""
         ...
 
     async def fresh(self) -> None:
@@ -95,6 +100,10 @@ class _One:
                 pipe.execute_command(*command)
             return list(await pipe.execute(raise_on_error=False))
 
+    def names(self, pattern: str) -> AsyncIterator[bytes]:
+        found: AsyncIterator[bytes] = self._redis.scan_iter(match=pattern, count=_SCANNED)
+        return found
+
     async def fresh(self) -> None:
         await self._redis.connection_pool.disconnect()
 
@@ -153,6 +162,13 @@ class _Cluster:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 raise reply  # a node that is away is no refusal
         return replies
+
+    async def names(self, pattern: str) -> AsyncIterator[bytes]:
+        try:
+            async for name in self._redis.scan_iter(match=pattern, count=_SCANNED):
+                yield name
+        except RedisClusterException as error:
+            raise Lost(_first(error)) from None
 
     async def fresh(self) -> None:
         await self._redis.aclose()

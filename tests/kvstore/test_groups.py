@@ -119,6 +119,15 @@ def test_commands_reach_the_master_of_their_slot_and_a_refused_one_refuses_itsel
     linked(ring.url, work)
 
 
+def test_keys_of_all_masters_are_found_by_their_pattern(ring: Group) -> None:
+    async def work(link: RedisLink) -> None:
+        await link.run([("SET", key, "1") for key in [*KEYS, "other"]])
+        assert await link.names("fl1:{*}:gw", 100) == {key.encode() for key in KEYS}
+        assert len(await link.names("fl1:{*}:gw", 5) or ()) == 5
+
+    linked(ring.url, work)
+
+
 def test_a_master_that_dies_is_said_and_its_replica_is_found_when_it_takes_over(ring: Group) -> None:
     async def work(link: RedisLink) -> None:
         assert await link.run([("SET", key, "1") for key in KEYS]) is not None

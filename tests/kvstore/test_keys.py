@@ -41,3 +41,14 @@ def test_composed_and_decomposed_spellings_are_one_name() -> None:
 def test_bad_model_keys_are_refused(key: str) -> None:
     with pytest.raises(BadInput):
         keys.decisions(key)
+
+
+@pytest.mark.parametrize("key", ["default/tiny", "chat/Qwen/Qwen3-8B", "a b/{odd}%*[x]"])
+def test_the_model_of_an_index_is_read_from_its_name(key: str) -> None:
+    _, idx, _ = keys.index_keys(key)
+    assert keys.index_model(idx.encode()) == key
+
+
+@pytest.mark.parametrize("name", [b"fl1:{default/tiny}:dec", b"fl1:{tiny/0}:idx", b"fl1:{\xff/x/0}:idx", b"other"])
+def test_names_of_others_are_no_index(name: bytes) -> None:
+    assert keys.index_model(name) is None

@@ -6,7 +6,7 @@ changes has to be cut and it is what holds the stream's oldest end.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ import xxhash
 
 from fairlead.limits import Limits
 from fairlead_kvstore.index.layout import at_text, encode_part, header_field, part_field
+from fairlead_kvstore.index.notes import Note
 from fairlead_kvstore.truth.changes import Change, Expired, Gone, Hinted, Removed, Stored
 
 HINTS_NAME: Final = ""
@@ -56,6 +57,9 @@ class Book:
         self.items: dict[str, Item] = {}
         self.gone: list[bytes] = []  # fields that are not needed any more
         self.renew_at = 0.0
+        self.note_at = 0.0
+        self.noted: Mapping[str, Note] = {}
+        self.noted_epoch = 0
         self.refused_since: float | None = None
         self.words = "not asked yet"
         self.written_blocks = 0
@@ -148,6 +152,7 @@ class Book:
         self.anew()
         self.again = False
         self.epoch, self.sequence = epoch, 0
+        self.note_at = 0.0
         self.epochs += 1
         self.items.clear()
         self.gone.clear()

@@ -6,6 +6,7 @@
               at            text ``<epoch>:<sequence>``: the last entry that was written
               meta          Meta: whose epoch it is, and whether everything was written down in it
               i:<instance>  Header: what is known of an instance, up to which sequence, and which parts its rows are in
+              n             Notes: what the indexer says of its instances, about once a second, see ``notes.py``
               s             HintsHeader: the same of the hints of stores that all instances share
               c:<number>    one part: columns of up to 4,096 rows, see ``truth/kept.py``; written once, never changed, with a digest
 
@@ -27,6 +28,7 @@ import xxhash
 
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.sequence import Position
+from fairlead_kvstore.index.notes import Notes
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.changes import Change
 from fairlead_kvstore.truth.kept import KeptSlice
@@ -126,7 +128,7 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
 
-def encode(value: Meta | Header | HintsHeader) -> bytes:
+def encode(value: Meta | Header | HintsHeader | Notes) -> bytes:
     """The bytes of one value."""
     return SCHEMA + _ENCODER.encode(value)
 
@@ -167,10 +169,15 @@ def encode_entry(told: Sequence[Change], wall: float, ahead: float) -> bytes:
 
 def decode_entry(data: bytes, model_key: str, ahead: float) -> list[Change]:
     """The changes of one entry, in this process's time. Raises UnreadableError."""
+    return changes_at(data, model_key, ahead)[1]
+
+
+def changes_at(data: bytes, model_key: str, ahead: float) -> tuple[float, list[Change]]:
+    """The same, and when the entry was written, Unix seconds. Raises UnreadableError."""
     _schema(data)
     try:
         entry = _ENTRY.decode(memoryview(data)[1:])
-        return [_change(one, entry.instances, model_key, ahead) for one in entry.changes]
+        return entry.wall, [_change(one, entry.instances, model_key, ahead) for one in entry.changes]
     except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):
         raise UnreadableError("these bytes are no entry of changes", reason="shape") from None
 

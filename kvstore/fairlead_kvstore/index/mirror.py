@@ -15,7 +15,8 @@ difference. Hints of stores that all instances share come last, and only behind 
 by little, with every batch that comes and whenever somebody calls ``sweep``. Then the bits are given to the next instance.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -100,14 +101,24 @@ class IndexMirror:
 
     def holders(self, own: int) -> dict[str, tuple[Tier, ...]]:
         """Who holds one block, and where."""
-        mask = self._masks.get(own, 0) & ~self._dead
-        found: dict[str, tuple[Tier, ...]] = {}
-        while mask:
-            place = (mask.bit_length() - 1) // _TIERS
+        return self._who(self._masks.get(own, 0) & ~self._dead)
+
+    def sets(self) -> Iterator[tuple[Mapping[str, tuple[Tier, ...]], int]]:
+        """Every different set of holders, with how many blocks are held by just these; takes a look at every block."""
+        for mask, blocks in Counter(self._masks.values()).items():
+            if alive := mask & ~self._dead:
+                yield self._who(alive), blocks
+
+    def content(self, instance: str) -> Iterator[tuple[int, Tier]]:
+        """Every block of an instance with each tier it is in; takes a look at every block. Nothing may be applied meanwhile."""
+        place = self._places.get(instance)
+        if place is None:
+            return
+        for own, mask in self._masks.items():
             bits = mask >> place * _TIERS
-            found[self._names[place]] = tuple(tier for tier in EXACT if bits >> tier & 1)
-            mask ^= bits << place * _TIERS
-        return found
+            for tier in EXACT:
+                if bits >> tier & 1:
+                    yield own, tier
 
     def hinted(self, own: int) -> bool:
         """Whether a store that all instances share probably has the block."""
@@ -205,6 +216,15 @@ class IndexMirror:
         return bool(self._dead)
 
     # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _who(self, mask: int) -> dict[str, tuple[Tier, ...]]:
+        found: dict[str, tuple[Tier, ...]] = {}
+        while mask:
+            place = (mask.bit_length() - 1) // _TIERS
+            bits = mask >> place * _TIERS
+            found[self._names[place]] = tuple(tier for tier in EXACT if bits >> tier & 1)
+            mask ^= bits << place * _TIERS
+        return found
 
     def _walk(self, hashes: Sequence[int], fold: int = 0) -> list[tuple[int, int]]:
         """(depth, GPU bits of those that reach just that depth), shallowest first; with ``fold`` slower tiers count as well."""

@@ -13,7 +13,7 @@ leader to mirrors that get nothing.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -42,6 +42,7 @@ from fairlead_kvstore.index.layout import (
     header_field,
 )
 from fairlead_kvstore.index.left import KeptInstance, Left, left
+from fairlead_kvstore.index.notes import NOTES, Note, Notes
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.truth.changes import Change
 
@@ -80,10 +81,25 @@ class Owner(Protocol):
 
 
 class IndexWriter:
-    """A ``Sink``. ``holder`` names this process and no other, ever. The link is started and stopped by whoever made it."""
+    """A ``Sink``. ``holder`` names this process and no other, ever. The link is started and stopped by whoever made it.
 
-    def __init__(self, link: RedisLink, owner: Owner, clock: Clock, *, holder: str, limits: Limits = _LIMITS) -> None:
+    ``notes`` is asked about once a second what is to be said of a model's instances (``notes.py``), ``mark`` is the secret's.
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        owner: Owner,
+        clock: Clock,
+        *,
+        holder: str,
+        notes: Callable[[str], Mapping[str, Note]] | None = None,
+        mark: int = 0,
+        limits: Limits = _LIMITS,
+    ) -> None:
         self._link = link
+        self._notes = notes
+        self._mark = mark
         self._owner = owner
         self._clock = clock
         self.holder = holder
@@ -151,6 +167,8 @@ class IndexWriter:
                 pass
             if book.lease and not book.again and not book.waiting:
                 await self._write_due(book)
+            if book.lease and not book.again and self._clock.now() >= book.note_at:
+                await self._write_notes(book)
 
     async def _run(self) -> None:
         while True:
@@ -266,7 +284,7 @@ class IndexWriter:
         replies = await self._link.run([("HKEYS", idx)])
         if replies is None or not isinstance(replies[0], list):
             return False
-        needed = {AT, META, HINTS}
+        needed = {AT, META, HINTS, NOTES}
         for name, item in book.items.items():
             needed.add(header_field(name))
             needed.update(field for _, field in item.parts.values())
@@ -282,6 +300,16 @@ class IndexWriter:
         name = book.due()
         if name is not None and not await self._write_down(book, name):
             book.anew()
+
+    async def _write_notes(self, book: Book) -> None:
+        """What is to be said of the instances, if it is something new."""
+        book.note_at = self._clock.now() + self._limits.index_note_seconds
+        told = {} if self._notes is None else dict(self._notes(book.model_key))
+        if self._notes is None or (book.noted == told and book.noted_epoch == book.epoch):
+            return
+        data = encode(Notes(book.epoch, self._clock.wall(), self._mark, told))
+        if await self._keep(book, {NOTES: data}, ()):
+            book.noted, book.noted_epoch = told, book.epoch
 
     async def _write_down(self, book: Book, name: str) -> bool:
         """One instance, or the hints, as of now; whether it was written. What was waiting is in it, and is told once more."""

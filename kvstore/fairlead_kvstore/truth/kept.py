@@ -100,6 +100,11 @@ def mirrored(data: bytes) -> "tuple[array[int], array[int]]":
     return found[0], found[1]
 
 
+def ticks(data: bytes) -> "array[int]":
+    """When each row of a part of the other kind was stored or used, see ``Blocks``. Raises KeptError when it is none."""
+    return _columns(data, _OTHERS)[_OTHERS.index("ticks")]
+
+
 def table(kept: KeptTable, number: int, data: Rows, adapters: int, shift: int) -> Blocks:
     """The table again, its ticks moved by ``shift``. Raises KeptError for what does not hold together."""
     if not 0 < kept.rows <= _ROWS_MOST:

@@ -1,0 +1,1 @@
+"""The index in Redis, looked at from the command line."""

@@ -1,0 +1,67 @@
+"""What was typed behind ``fairlead index``, judged."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.manifests import STDIN
+
+_ONLY: Final = {
+    "tokens": ("match",),
+    "adapter": ("match",),
+    "salt": ("match",),
+    "instance": ("watch", "verify"),
+    "kind": ("watch",),
+    "count": ("watch",),
+}
+"""Option → the actions that know it."""
+_TOKENS: Final = msgspec.json.Decoder(list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """As it was typed."""
+
+    action: str
+    model: str | None = None
+    redis: str | None = None
+    tokens: Path | None = None
+    adapter: str | None = None
+    salt: str | None = None
+    instance: str | None = None
+    kind: str | None = None
+    count: int | None = None
+    output: str = "table"
+
+    def check(self) -> None:
+        """Raises BadInput for an option of another action, and for one that is missing."""
+        for name, actions in _ONLY.items():
+            if getattr(self, name) is not None and self.action not in actions:
+                text = f"--{name} belongs to {' and '.join(actions)}, not to {self.action}"
+                raise BadInput(text, field=f"--{name}", hint="leave it out")
+        if self.action == "match" and self.tokens is None:
+            raise BadInput("match needs a prompt", field="--tokens", hint="--tokens FILE, a JSON list of token ids")
+        if self.count is not None and self.count < 1:
+            raise BadInput(f"--count {self.count} is less than one batch", field="--count", hint="leave it out: no end")
+
+
+def token_ids(path: Path, limits: Limits) -> list[int]:
+    """The prompt. Raises BadInput for what is no list of token ids, OSError for a file that cannot be read."""
+    if str(path) == STDIN:
+        data = sys.stdin.buffer.read(limits.index_tokens_bytes + 1)
+    else:
+        with path.open("rb") as file:
+            data = file.read(limits.index_tokens_bytes + 1)
+    if len(data) > limits.index_tokens_bytes:
+        text = f"{path} has more than {limits.index_tokens_bytes} bytes"
+        raise BadInput(text, field="--tokens", hint="no prompt is as long")
+    try:
+        return _TOKENS.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        text = f"{path} is no JSON list of token ids: {str(error)[:120]}"
+        raise BadInput(text, field="--tokens", hint="write it as [1, 2, 3]") from None

@@ -1,0 +1,87 @@
+"""What an engine holds, from its own mouth: all that it can replay, followed into a truth of its own.
+
+An engine keeps its last some thousand batches. Where these reach back to its start the comparison is *whole*: what it does not hold
+is known as well. Else it is a *part*: what was stored within them and not removed must be in the index, of all else nothing is known.
+"""
+
+from typing import Final
+
+import msgspec
+import zmq
+
+from fairlead.clock import Clock
+from fairlead.errors import Unavailable
+from fairlead.limits import Limits
+from fairlead_kvstore.errors import EventsError
+from fairlead_kvstore.events.sequence import Stream, parse_replay, replay_request
+from fairlead_kvstore.follow import follow
+from fairlead_kvstore.truth.tiers import Tier
+from fairlead_kvstore.truth.truth import Truth
+
+Content = frozenset[tuple[int, Tier]]
+_POLL_MS: Final = 200
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """``whole``: everything since the engine's start was there, else from batch ``first`` on."""
+
+    content: Content
+    whole: bool
+    first: int | None
+    batches: int
+
+
+def replayed(endpoint: str, instance: str, model_key: str, secret: bytes, clock: Clock, limits: Limits) -> Replayed:
+    """Ask and follow; blocks, so call it in a thread. Raises Unavailable in a few words."""
+    truth, stream = Truth(secret=secret, limits=limits), Stream(replayable=True, limits=limits)
+    truth.attach(instance, model_key, clock.now())
+    follow(truth, instance, stream.connected(), clock.now(), limits)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    try:
+        _ask(socket, endpoint, limits)
+        first, batches = _replay(socket, endpoint, truth, stream, instance, clock, limits)
+    except zmq.ZMQError as error:
+        raise Unavailable(f"{endpoint} cannot be asked: {error}") from None
+    except EventsError as error:
+        raise Unavailable(f"{endpoint} answers something else: {error.message}") from None
+    finally:
+        socket.close(0)
+        context.term()
+    return Replayed(frozenset(truth.content(instance)), truth.state(instance).complete, first, batches)
+
+
+def _ask(socket: "zmq.Socket[bytes]", endpoint: str, limits: Limits) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVHWM, limits.kv_replay_waiting)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.kv_events_bytes)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(endpoint)
+    socket.send_multipart(replay_request(0))
+
+
+def _replay(
+    socket: "zmq.Socket[bytes]",
+    endpoint: str,
+    truth: Truth,
+    stream: Stream,
+    instance: str,
+    clock: Clock,
+    limits: Limits,
+) -> tuple[int | None, int]:
+    """The number of the first batch, and how many there were."""
+    until, size, batches = clock.now() + limits.index_engine_seconds, 0, 0
+    first: int | None = None
+    while True:
+        if clock.now() > until or size > limits.index_engine_bytes:
+            raise Unavailable(f"{endpoint} does not come to the end of its replay ({batches} batches, {size} bytes)")
+        if not socket.poll(_POLL_MS, zmq.POLLIN):
+            continue
+        parts = socket.recv_multipart()
+        size += sum(map(len, parts))
+        frame = parse_replay(parts)
+        follow(truth, instance, stream.replayed(frame), clock.now(), limits)
+        if frame is None:
+            return first, batches
+        first = frame.number if first is None else first
+        batches += 1

@@ -1,0 +1,73 @@
+"""The way to Redis, and which models have an index there."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.names import nearest
+from fairlead_cli.errors import NoIndex
+from fairlead_kvstore import keys
+from fairlead_kvstore.redis import RedisLink
+
+_PATIENCE: Final = 2.0
+"""Exchanges that Redis may take to answer for the first time, each of ``redis_deadline_seconds``."""
+
+
+@asynccontextmanager
+async def reached(url: str | None, clock: Clock, limits: Limits) -> AsyncIterator[RedisLink]:
+    """A link that is connected. Raises BadInput without a URL, NoIndex when nobody answers."""
+    if not url:
+        hint = "give --redis redis://HOST:PORT/0, or set FAIRLEAD_REDIS_URL"
+        raise BadInput("no Redis is named", field="--redis", hint=hint)
+    link = RedisLink(url, clock, limits=limits, name="fairlead-cli")
+    link.start()
+    try:
+        try:
+            async with asyncio.timeout(_PATIENCE * limits.redis_deadline_seconds):
+                await link.wait_connected()
+        except TimeoutError:
+            raise away(link) from None
+        yield link
+    finally:
+        await link.stop()
+
+
+def away(link: RedisLink) -> NoIndex:
+    """The error for a Redis that does not answer."""
+    return NoIndex(
+        f"no Redis answers: {link.words()}", hint="gateways go on without it; is the URL the one that they have?"
+    )
+
+
+async def models(link: RedisLink, limits: Limits) -> list[str]:
+    """All models that have an index, sorted. Raises NoIndex."""
+    names = await link.names(keys.index_pattern(), limits.index_models)
+    if names is None:
+        raise away(link)
+    return sorted({key for name in names if (key := keys.index_model(name)) is not None})
+
+
+def chosen(name: str | None, known: Sequence[str]) -> str:
+    """The key ``namespace/name`` of the model that is meant. Raises BadInput, which names the nearest ones."""
+    if name is None:
+        if len(known) == 1:
+            return known[0]
+        hint = f"there are: {', '.join(known[:5])}" if known else "this Redis has no index at all: does an indexer run?"
+        raise BadInput("which model?", field="--model", hint=hint)
+    if name in known:
+        return name
+    same = [key for key in known if key.partition("/")[2] == name]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        raise BadInput(f"several models are called {name!r}", field="--model", hint=f"say which: {', '.join(same)}")
+    if not known:
+        hint = "this Redis has no index at all: does an indexer run, and is it this Redis that it writes to?"
+        raise BadInput(f"no model {name!r} has an index", field="--model", hint=hint)
+    close = nearest(name, [*known, *(key.partition("/")[2] for key in known)])
+    there = [key for key in known if key in close or key.partition("/")[2] in close] or list(known[:5])
+    raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"there is: {', '.join(there)}")

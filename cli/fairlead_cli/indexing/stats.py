@@ -1,0 +1,182 @@
+"""``fairlead index stats``: who writes the index of a model, how far it is, and what each instance holds.
+
+``unique`` blocks are held by no other instance: what a scale-down would lose with it. ``since_written`` says how many batches of
+the stream a cold mirror must apply on top of what was written down of the instance.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fairlead.units import duration
+from fairlead_cli.indexing.picture import Picture
+from fairlead_cli.local.words import UNKNOWN
+from fairlead_kvstore.index.census import Census, census
+
+_HEADS = (
+    "INSTANCE",
+    "BLOCKS",
+    "UNIQUE",
+    "GPU",
+    "CPU",
+    "DISK",
+    "SIZE",
+    "EVICTED AT",
+    "ORPHANS",
+    "BATCH",
+    "LAG",
+    "COMPLETE",
+)
+
+
+class Holding(msgspec.Struct, kw_only=True):
+    """One instance. None is what nobody told. Seconds are durations up to now."""
+
+    id: str
+    url: str | None
+    connected: bool | None
+    complete: bool
+    reason: str
+    since_seconds: float | None
+    epoch: int | None
+    block_size: int | None
+    blocks: int
+    unique: int
+    gpu: int
+    cpu: int
+    disk: int
+    hybrid: bool | None
+    evicted_age_seconds: float | None
+    orphans: int | None
+    following: int | None
+    lag_seconds: float | None
+    heard_seconds: float | None
+    since_written: int | None
+    trouble: str
+
+
+class Stats(msgspec.Struct, kw_only=True):
+    """One model. ``stale_seconds``: how long nobody has written, None while somebody does; ``trouble``: why it cannot be used."""
+
+    model: str
+    leader: str | None
+    lease_seconds: float | None
+    epoch: int | None
+    sequence: int | None
+    stream_entries: int
+    stale_seconds: float | None
+    trouble: str
+    unreadable: dict[str, str]
+    blocks: int
+    hints: int
+    instances: list[Holding]
+
+    @property
+    def well(self) -> bool:
+        """Gateways can use it, and it is kept up."""
+        return not self.trouble and not self.unreadable and self.leader is not None
+
+
+def stats(picture: Picture) -> Stats:
+    """Of one model, from what was read."""
+    mirror = picture.loaded.mirror if picture.loaded is not None else None
+    counted = census(mirror) if mirror is not None else {}
+    lease, at, written = picture.lease, picture.at, picture.written
+    blocks = 0 if mirror is None else sum(count for _, count in mirror.sets())
+    return Stats(
+        model=picture.model_key,
+        leader=lease.holder if lease is not None else None,
+        lease_seconds=lease.seconds if lease is not None else None,
+        epoch=at[0] if at is not None else None,
+        sequence=at[1] if at is not None else None,
+        stream_entries=picture.tail.entries,
+        stale_seconds=None if lease is not None or written is None else max(0.0, picture.wall - written),
+        trouble=picture.trouble if mirror is None else "",
+        unreadable=picture.unreadable,
+        blocks=blocks,
+        hints=mirror.hints if mirror is not None else 0,
+        instances=[_holding(picture, name, counted.get(name, Census())) for name in picture.instances],
+    )
+
+
+def _holding(picture: Picture, name: str, held: Census) -> Holding:
+    note, header = picture.note(name), picture.headers.get(name)
+    known = picture.loaded.mirror.standing(name) if picture.loaded is not None else None
+    kept = header.slice if header is not None else None
+    evicted = note.evicted_age_seconds if note is not None else kept.evicted_age_seconds if kept is not None else None
+    sequence = picture.at[1] if picture.at is not None else None
+    return Holding(
+        id=name,
+        url=note.url if note is not None else None,
+        connected=note.connected if note is not None else None,
+        complete=known is not None and known.complete,
+        reason=known.reason if known is not None else picture.unreadable.get(name, "nothing was told of it"),
+        since_seconds=max(0.0, picture.now - known.since) if known is not None else None,
+        epoch=kept.epoch if kept is not None else None,
+        block_size=picture.block_size(name),
+        blocks=held.blocks,
+        unique=held.unique,
+        gpu=held.gpu,
+        cpu=held.cpu,
+        disk=held.disk,
+        hybrid=kept.hybrid if kept is not None else None,
+        evicted_age_seconds=evicted,
+        orphans=note.orphans if note is not None else None,
+        following=note.following if note is not None else None,
+        lag_seconds=note.lag_seconds if note is not None else None,
+        heard_seconds=None if note is None or note.heard is None else max(0.0, picture.wall - note.heard),
+        since_written=None if header is None or sequence is None else max(0, sequence - header.sequence),
+        trouble=note.trouble if note is not None else "",
+    )
+
+
+def show(found: Sequence[Stats]) -> RenderableType:
+    """For people: a headline and a table for each model, and below it what is wrong."""
+    return Group(*(part for one in found for part in _model(one)))
+
+
+def _model(one: Stats) -> Iterator[RenderableType]:
+    sign = ("√", "green") if one.well else ("×", "red")
+    writes = f"{one.leader} writes" if one.leader is not None else "nobody writes"
+    if one.stale_seconds is not None:
+        writes += f" since {duration(one.stale_seconds)}"
+    at = UNKNOWN if one.epoch is None else f"{one.epoch}-{one.sequence}"
+    hints = f", {one.hints:,} in shared stores" if one.hints else ""
+    yield Text.assemble(
+        sign, (f" {one.model}", "bold cyan"), f"  {one.blocks:,} blocks{hints}  {writes}", (f"  at {at}", "dim")
+    )
+    if one.trouble:
+        yield Text(f"  it cannot be used: {one.trouble}", style="red")
+    for name, why in sorted(one.unreadable.items()):
+        yield Text(f"  {name} cannot be read: {why}", style="red")
+    if one.instances:
+        yield _table(one.instances)
+
+
+def _table(instances: Sequence[Holding]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for head in _HEADS:
+        left = head in ("INSTANCE", "COMPLETE")
+        table.add_column(head, justify="left" if left else "right", no_wrap=head != "COMPLETE", overflow="fold")
+    for one in instances:
+        since = f" for {duration(one.since_seconds)}" if one.since_seconds is not None else ""
+        complete = f"yes{since}: {one.reason}" if one.complete else f"no{since}: {one.reason}"
+        if one.trouble:
+            complete += f"; {one.trouble}"
+        row = [one.id, *(f"{count:,}" for count in (one.blocks, one.unique, one.gpu, one.cpu, one.disk))]
+        row += [_number(one.block_size), _duration(one.evicted_age_seconds), _number(one.orphans)]
+        row += [_number(one.following), _duration(one.lag_seconds), complete]
+        table.add_row(*row, style=None if one.complete else "yellow")
+    return table
+
+
+def _number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def _duration(value: float | None) -> str:
+    return UNKNOWN if value is None else duration(max(0.0, value))
