@@ -128,32 +128,56 @@ class Adapters:
             content = self._enter(name, number, handles)
         if content != self._current.setdefault(name, content) and later:
             self._switch(name, content, out)
-        if content != self._current[name]:
+        if content != self._current[name] and not self._shown(name, number, content, handles, out):
             return self._park(name, content)
+        content = self._current[name]
         if content in self._maybe:
             self._confirm(name, content, out)
         if self.parked:
             self._relink(name, content, handles, out)
         return self._main
 
+    def _shown(self, name: str, number: Number, content: int, handles: tuple[int, ...], out: list[Change]) -> bool:
+        """Whether this event shows that a content that is not the current one is, and makes them one.
+
+        Either what was told of the newest load is confirmed by it, or it goes on from a block of the current one.
+        """
+        current = self._current[name]
+        told = self._maybe.get(content)
+        if told is not None and number == self._newest.get(name) and told == self._place.get(current):
+            self._confirm(name, content, out)
+        elif self._linked(name, handles) == current:
+            self._same(name, content, current, out)
+        return self._content.get((name, number)) == current
+
     def served(self, name: str, place: str, out: list[Change]) -> None:
         """What is served under ``name`` now was loaded from ``place``; of no interest before blocks of the name were seen."""
         current = self._current.get(name)
         if current is None:
             return
-        known = self._place.get(current)
+        known, maybe = self._place.get(current), self._maybe.get(current)
         if known is None and current not in self._content.values():
-            known = self._maybe.get(current)  # no block of it was seen yet, so it is what was read before
+            known = maybe  # no block of it was seen yet, so it is what was read before
         if known is not None and known[1] == place:
             return
-        if known is None:
-            self._maybe[current] = (name, place)
-            return
         content = self._from(name, place)
-        if content is None:
-            content = self._new()
-            self._maybe[content] = (name, place)
+        if known is None and (maybe is None or maybe[1] == place):
+            self._maybe[current] = (name, place)
+            if content is None:
+                return
+            # Blocks of the current number may be an earlier load's; those that were loaded from there before certainly count.
+        else:
+            self._unsure(name)
+            if content is None:
+                content = self._new()
+                self._maybe[content] = (name, place)
         self._switch(name, content, out)
+
+    def _unsure(self, name: str) -> None:
+        """Another place was told, so an event that comes now shows no more that the one before was its load's."""
+        seen = set(self._content.values())
+        for content in [one for one, (other, _) in self._maybe.items() if other == name and one in seen]:
+            del self._maybe[content]
 
     def _from(self, name: str, place: str) -> int | None:
         return next((content for content, at in self._place.items() if at == (name, place)), None)

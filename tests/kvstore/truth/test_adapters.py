@@ -12,6 +12,7 @@ from fairlead_kvstore.truth.truth import Truth
 MODEL = "default/tiny"
 PROMPT = list(range(41))  # ten blocks of four, and one token
 OTHER = list(range(500, 541))
+THIRD = list(range(600, 641))
 
 
 class Loaded:
@@ -108,7 +109,49 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     one.engine.load("bot", "a")
     one.ask(OTHER)
     assert one.truth.unplaced("i") == ["bot"]
-    assert [type(item) for item in one.told("a")] == [changes.Stored] * 12
+    assert one.truth.adapter("i", "bot", "a") != []
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 0)  # what came since may be of a load before the one that was told of
+    one.told("a")
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it() -> None:
+    """A real engine: elsewhere, back, a cold prompt, one that is cached as a whole and so stores nothing, and elsewhere again."""
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.told("b")
+    one.ask(OTHER)
+    one.told("b")
+    one.engine.load("bot", "a")
+    one.truth.adapter("i", "bot", "a")
+    one.ask(THIRD)
+    one.truth.adapter("i", "bot", "a")
+    assert one.predicted() == one.engine.hit(PROMPT, "bot") == 10
+    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
+    one.engine.load("bot", "b")
+    one.truth.adapter("i", "bot", "b")
+    assert one.predicted(THIRD) == one.engine.hit(THIRD, "bot") == 0
+    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 10
+    one.engine.load("bot", "a")
+    one.told("a")
+    one.told("a")
+    assert one.predicted() == 10
+    assert one.predicted(OTHER) == 0
+    assert one.predicted(THIRD) <= one.engine.hit(THIRD, "bot")
+
+
+def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_was_told() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    one.truth.adapter("i", "bot", "a")
+    one.ask([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
 
