@@ -117,6 +117,7 @@ class Slice:
                 self.counts.before_clear += len(batch.events)
                 return
             self.awaited_until = None
+            self.standing.mark(False, "the engine said yes to a clear and never told of it", now, out)
         for event in batch.events:
             if isinstance(event, AllCleared):
                 awaiting = False

@@ -353,7 +353,22 @@ def test_our_own_clear_that_the_engine_did_not_make_after_all_is_waited_for_two_
     index = Index()
     index.truth.cleared_by_us("i", index.now)
     assert index.say(stored(0, 0), seconds=1.9) == []
+    assert index.truth.state("i").complete
     assert index.say(stored(0, 1), seconds=0.2) != []
+
+
+def test_an_engine_that_never_tells_of_our_own_clear_may_still_hold_what_it_had() -> None:
+    """Seen of a vLLM that was put to sleep: it said yes, told of nothing, and found 96 tokens of before in its cache."""
+    index = Index()
+    index.truth.whole("i", "the first that the engine published", 0.0)
+    index.say(stored(0, 2))
+    index.truth.cleared_by_us("i", index.now)
+    index.say(stored(3, 5), seconds=600.0)
+    state = index.truth.state("i")
+    assert (state.complete, state.blocks) == (False, 0)
+    assert "never told" in state.reason
+    index.say(AllCleared(), stored(0, 1))
+    assert index.truth.state("i").complete
 
 
 def test_an_engine_that_was_quicker_than_our_answer_is_not_waited_for() -> None:
