@@ -25,6 +25,7 @@ ABORT_SECONDS = 20  # how long Mooncake keeps a prefill, and a decode that waits
 _HOST = "127.0.0.1"
 _LEASE_SECONDS = 30
 _PLUGIN = "no_accelerator"
+_TIER = "cpu_tier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,14 @@ class Connector:
 def nixl() -> Connector:
     """Came with the engine."""
     return Connector("nixl", "NixlConnector", {"num_threads": 0, "kv_lease_duration": _LEASE_SECONDS})
+
+
+def cpu_tier(folder: Path, size: int) -> Connector:
+    """A tier of so many bytes in each engine's own memory; ``folder`` gets what its processes load."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / f"{_TIER}.py", folder)
+    extra = {"spec_name": "CopyingSpec", "spec_module_path": _TIER, "cpu_bytes_to_use": size}
+    return Connector("", "OffloadingConnector", {**extra, "self_describing_kv_events": True}, folder)
 
 
 def mooncake(installed: Installed) -> Connector:

@@ -1,143 +1,205 @@
-"""The index under test: what it holds and predicts of real engines, read from their events."""
+"""The index under test, in both of its forms: an indexer process that writes to a real Redis and is followed from there, as by a
+gateway, and an indexer within a process that has no Redis. What is asked and compared is the mirror that gateways route by.
+"""
 
 import asyncio
 import json
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Protocol
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-import zmq
-import zmq.asyncio
-from engines import fetch
-from zmq.utils.monitor import parse_monitor_message
-
-from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.sequence import Outcome, Stream, parse_frame, parse_replay, replay_request
-from fairlead_kvstore.follow import follow
+from fairlead.clock import SystemClock
+from fairlead.fleet import Fleet, Instance, Model
+from fairlead.limits import Limits
+from fairlead.testing.valkey import Valkey
+from fairlead_kvstore.index.feed import Feed
+from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.indexer import Indexer
+from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.truth.changes import Change
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
 
-MODEL_KEY = "default/tiny"
+MODEL = "tiny"
+MODEL_KEY = f"default/{MODEL}"
 SECRET = b"a secret of the test"
-PLACES_SECONDS = 0.5
+_STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One engine × rank: its HTTP side and its two sockets."""
+    """One engine × rank: its HTTP side and where it publishes. The index finds the latter by itself."""
 
     instance: str
     url: str
     events: str
-    replay: str
+    rank: int | None = None
 
 
 class Known(Protocol):
     """An index that follows engines."""
 
-    async def follow(self, sources: Sequence[Source]) -> None: ...
-    async def close(self) -> None: ...
-    def stamp(self) -> object: ...
-    def blocks(self, instance: str, chain: Sequence[int]) -> Mapping[Tier, int]: ...
-    def content(self, instance: str, tier: Tier) -> set[int]: ...
-    def standing(self, instance: str) -> tuple[bool, str]: ...
-    async def cleared_by_us(self, instance: str) -> None: ...
-
-
-@dataclass(slots=True)
-class _Reading:
-    source: Source
-    stream: Stream
-    sockets: list[zmq.asyncio.Socket] = field(default_factory=list)
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    batches: int = 0
-
-
-class Direct:
-    """The pure parts of the index behind the least of sockets: ``Stream``, ``follow``, ``Truth``; no Redis."""
-
-    def __init__(self) -> None:
-        self.truth = Truth(secret=SECRET)
-        self._context = zmq.asyncio.Context()
-        self._readings: dict[str, _Reading] = {}
-
     async def follow(self, sources: Sequence[Source]) -> None:
-        for source in sources:
-            self.truth.attach(source.instance, MODEL_KEY, time.monotonic())
-            reading = self._readings[source.instance] = _Reading(source, Stream(replayable=True))
-            live, replay = self._context.socket(zmq.SUB), self._context.socket(zmq.DEALER)
-            live.setsockopt(zmq.SUBSCRIBE, b"")
-            live.setsockopt(zmq.RECONNECT_IVL, 50)
-            monitor = live.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-            reading.sockets = [live, replay, monitor]
-            reading.tasks = [
-                asyncio.create_task(self._live(reading)),
-                asyncio.create_task(self._replay(reading)),
-                asyncio.create_task(self._monitor(reading)),
-                asyncio.create_task(self._places(reading)),
-            ]
-            live.connect(source.events)
-            replay.connect(source.replay)
+        """Begin."""
+        ...
 
     async def close(self) -> None:
-        for reading in self._readings.values():
-            for task in reading.tasks:
-                task.cancel()
-            await asyncio.gather(*reading.tasks, return_exceptions=True)
-            for socket in reading.sockets:
-                with suppress(zmq.ZMQError):
-                    socket.close(0)
-        self._readings.clear()
+        """End, and leave nothing behind."""
+        ...
 
     def stamp(self) -> object:
-        return {name: (one.batches, one.stream.held) for name, one in self._readings.items()}
+        """Something else whenever anything arrived."""
+        ...
 
-    def blocks(self, instance: str, chain: Sequence[int]) -> Mapping[Tier, int]:
-        return self.truth.held(instance, chain)
+    def mirror(self) -> IndexMirror | None:
+        """What is known; None before anything is."""
+        ...
 
-    def content(self, instance: str, tier: Tier) -> set[int]:
-        return {own for own, at in self.truth.content(instance) if at is tier}
+    def cleared_by_us(self, instance: str) -> bool:
+        """Tell it; False where it cannot be told."""
+        ...
 
-    def standing(self, instance: str) -> tuple[bool, str]:
-        state = self.truth.state(instance)
-        return state.complete, state.reason
 
-    async def cleared_by_us(self, instance: str) -> None:
-        self.truth.cleared_by_us(instance, time.monotonic())
+class Within:
+    """In this process, as in a gateway without Redis."""
 
-    async def _live(self, reading: _Reading) -> None:
-        while True:
-            parts = await reading.sockets[0].recv_multipart()
-            await self._take(reading, reading.stream.live(parse_frame(parts)))
+    def __init__(self) -> None:
+        self._heard = 0
+        self._limits = Limits()
+        self._http = Http({}, self._limits)
+        self._sink = LocalSink(on_changes=self._changed)
+        self._indexer = Indexer(
+            Truth(secret=SECRET),
+            self._sink,
+            SystemClock(),
+            ask=self._http,
+            loop=asyncio.get_running_loop(),
+            chance=random.Random(1).random,
+        )
 
-    async def _replay(self, reading: _Reading) -> None:
-        while True:
-            with suppress(EventsError):
-                await self._take(
-                    reading, reading.stream.replayed(parse_replay(await reading.sockets[1].recv_multipart()))
-                )
+    async def follow(self, sources: Sequence[Source]) -> None:
+        """Begin."""
+        members = tuple(Instance(one.instance, "default", MODEL, "main", one.url, dp_rank=one.rank) for one in sources)
+        self._indexer.fleet(Fleet(models={MODEL_KEY: Model("default", MODEL)}, instances={MODEL_KEY: members}))
 
-    async def _monitor(self, reading: _Reading) -> None:
-        while True:
-            event = parse_monitor_message(await reading.sockets[2].recv_multipart())["event"]
-            up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            await self._take(reading, reading.stream.connected() if up else reading.stream.disconnected())
+    async def close(self) -> None:
+        """End."""
+        await self._indexer.close()
+        await self._http.close()
 
-    async def _take(self, reading: _Reading, outcomes: Sequence[Outcome]) -> None:
-        instance = reading.source.instance
-        found = follow(self.truth, instance, outcomes, time.monotonic())
-        reading.batches += found.batches + found.restarts
-        if found.ask is not None:
-            await reading.sockets[1].send_multipart(replay_request(found.ask))
+    def stamp(self) -> object:
+        """Changes that were heard."""
+        return self._heard
 
-    async def _places(self, reading: _Reading) -> None:
-        """No event tells where an adapter was loaded from."""
-        while True:
-            with suppress(OSError):
-                told = json.loads(await asyncio.to_thread(fetch, f"{reading.source.url}/v1/models"))
-                for one in told["data"]:
-                    if one.get("parent") and not reading.stream.replaying:
-                        self.truth.adapter(reading.source.instance, one["id"], one["root"])
-            await asyncio.sleep(PLACES_SECONDS)
+    def mirror(self) -> IndexMirror | None:
+        """Always there."""
+        return self._sink.mirror(MODEL_KEY)
+
+    def cleared_by_us(self, instance: str) -> bool:
+        """Said to the indexer."""
+        return self._indexer.cleared_by_us(instance)
+
+    def _changed(self, _: str, changes: Sequence[Change]) -> None:
+        self._heard += len(changes)
+
+
+class Through:
+    """``python -m fairlead_kvstore`` writes to a Redis of its own, and what a gateway would know is read from there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._redis = Valkey(folder)
+        self._heard = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    async def follow(self, sources: Sequence[Source]) -> None:
+        """Start Redis, the indexer and the feed."""
+        await asyncio.to_thread(
+            self._start, {"models": [{"name": MODEL, "instances": [_told(one) for one in sources]}]}
+        )
+        self._link = RedisLink(self._redis.url, SystemClock())
+        self._feed = Feed(self._link, SystemClock(), on_changes=self._changed, on_reload=self._reloaded)
+        self._feed.follow([MODEL_KEY])
+        self._link.start()
+        self._feed.start()
+
+    def _start(self, fleet: Mapping[str, Any]) -> None:
+        self._redis.start()
+        file = self._folder / "fleet.yaml"
+        file.write_text(json.dumps(fleet))
+        command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", str(file), "--redis", self._redis.url]
+        with (self._folder / "indexer.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "FAIRLEAD_HASH_SECRET": SECRET.decode()},
+            )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline().startswith("ready"):
+            raise RuntimeError(f"the indexer did not start: {(self._folder / 'indexer.log').read_text()[-2000:]}")
+
+    async def close(self) -> None:
+        """End all of it."""
+        if self._process is not None:
+            await self._feed.stop()
+            await self._link.stop()
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            self._process = None
+        self._redis.kill()
+
+    def stamp(self) -> object:
+        """Changes that were heard, and reloads."""
+        return self._heard
+
+    def mirror(self) -> IndexMirror | None:
+        """None before the first load."""
+        return self._feed.mirror(MODEL_KEY)
+
+    def cleared_by_us(self, instance: str) -> bool:
+        """Nobody can say it to an indexer that is another process; it hears it from the engine."""
+        return False
+
+    def _changed(self, _: str, changes: Sequence[Change]) -> None:
+        self._heard += len(changes)
+
+    def _reloaded(self, _: str, __: IndexMirror) -> None:
+        self._heard += 1
+
+
+def blocks(mirror: IndexMirror | None, instance: str, chain: Sequence[int], tier: Tier) -> int:
+    """How many blocks of a chain the instance holds, up to a tier."""
+    held = () if mirror is None else mirror.match(chain)
+    return next((one.blocks[tier] for one in held if one.instance == instance), 0)
+
+
+def content(mirror: IndexMirror | None, instance: str, tier: Tier) -> set[int]:
+    """All blocks of an instance in a tier."""
+    there: Iterable[tuple[int, Tier]] = () if mirror is None else mirror.content(instance)
+    return {own for own, at in there if at is tier}
+
+
+def standing(mirror: IndexMirror | None, instance: str) -> tuple[bool, str]:
+    """Whether the index says that it knows all of the instance, and what it says if not."""
+    known = None if mirror is None else mirror.standing(instance)
+    return (known.complete, known.reason) if known is not None else (False, "nothing is known")
+
+
+def _told(source: Source) -> Mapping[str, Any]:
+    rank = {} if source.rank is None else {"dpRank": source.rank}
+    return {"id": source.instance, "url": source.url, **rank}

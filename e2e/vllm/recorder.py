@@ -10,7 +10,7 @@ A block is named by a chain of BLAKE2b over tokens, extra keys, adapter and plac
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ import zmq.asyncio
 from fairlead_kvstore.truth.identity import own_hashes, root
 
 Name = bytes
-GPU = "GPU"
+GPU, CPU = "GPU", "CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Recorder:
         self._blocks: dict[Name, Block] = {}
         self._name: dict[tuple[str, Any], Name] = {}
         self._copies: dict[str, Counter[Any]] = {}
-        self._there: Counter[Name] = Counter()
+        self._there: defaultdict[str, Counter[Name]] = defaultdict(Counter)
         self._socket = context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._socket.setsockopt(zmq.RCVHWM, 0)
@@ -72,12 +72,12 @@ class Recorder:
     @property
     def stored(self) -> int:
         """Blocks with a copy on the GPU."""
-        return sum(1 for copies in self._there.values() if copies > 0)
+        return sum(1 for copies in self._there[GPU].values() if copies > 0)
 
     @property
     def copies(self) -> int:
         """Copies on the GPU; more than blocks where one lies there twice."""
-        return sum(self._there.values())
+        return sum(self._there[GPU].values())
 
     def names(self, tokens: Sequence[int], size: int, adapter: str | None, salt: str | None) -> list[Name]:
         """The chain of a prompt, for what is loaded now."""
@@ -90,9 +90,13 @@ class Recorder:
         return found
 
     def held(self, tokens: Sequence[int], size: int, adapter: str | None = None, salt: str | None = None) -> int:
-        """Blocks of a prompt that are on the GPU, from its start."""
+        """Blocks of a prompt that are found: those on the GPU from its start, and from there on those of the CPU tier."""
         names = self.names(tokens, size, adapter, salt)
-        return next((at for at, name in enumerate(names) if not self._there[name]), len(names))
+        found = 0
+        for medium in (GPU, CPU):
+            while found < len(names) and self._there[medium][names[found]] > 0:
+                found += 1
+        return found
 
     def own(self, model_key: str, secret: bytes, medium: str = GPU) -> set[int]:
         """What an index must hold: own hashes of all blocks that can be asked for now."""
@@ -140,8 +144,7 @@ class Recorder:
         if kind == "BlockRemoved":
             for one in event["block_hashes"]:
                 copies[one] -= 1
-                if medium == GPU:
-                    self._there[self._name[GPU, one]] -= 1
+                self._there[medium][self._name[medium, one]] -= 1
             return
         adapter, size = event.get("lora_name"), event["block_size"]
         place = None
@@ -164,8 +167,7 @@ class Recorder:
             self._blocks.setdefault(parent, block)
             self._name[medium, one] = parent
             copies[one] += 1
-            if medium == GPU:
-                self._there[parent] += 1
+            self._there[medium][parent] += 1
 
     def _forget(self) -> None:
         self._copies.clear()

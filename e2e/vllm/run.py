@@ -8,6 +8,7 @@ that are in it already and were not asked for.
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from engines import Stage  # noqa: E402
 from handoff import Handoff  # noqa: E402
 from index import Index  # noqa: E402
 from install import install  # noqa: E402
-from reading import Direct  # noqa: E402
 from report import Report  # noqa: E402
 from surface import Surface  # noqa: E402
 
@@ -43,7 +43,7 @@ def _room(part: str, stage: Stage, report: Report) -> Surface | Handoff | Index:
     if part == "surface":
         return Surface(stage, report)
     if part == "index":
-        return Index(stage, report, Direct)
+        return Index(stage, report)
     return Handoff(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 
@@ -73,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep_logs(folder: Path) -> None:
-    """The ends of the logs, for whoever looks into what did not hold."""
+    """The ends of the logs and what engines published, for whoever looks into what did not hold."""
     kept = ROOT / "out" / "vllm-logs"
     kept.mkdir(parents=True, exist_ok=True)
     for log in folder.glob("*.log"):
         (kept / log.name).write_bytes(log.read_bytes()[-1_000_000:])
+    for recording in folder.glob("*.recording"):
+        shutil.copy(recording, kept)
 
 
 if __name__ == "__main__":

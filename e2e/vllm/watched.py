@@ -1,4 +1,4 @@
-"""An engine under watch: the recorders of its ranks, the index that is judged, and every prompt that was asked.
+"""An engine under watch: the recorders of its ranks, the indexes that are judged, and every prompt that was asked.
 
 The index equals the engine's truth when it holds the very blocks that the recorder counted, none more (a ghost) and none less, and
 when every prompt that is known, asked again in quiescence, is reported with as many cached tokens as were predicted.
@@ -8,22 +8,22 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+import msgspec
 import zmq.asyncio
 from asking import PATIENCE_SECONDS
 from engines import BLOCK_TOKENS, Engine, Stage, free_port
 from prompted import Answer, Prompt, Row, ask, counted, predicted, quiet, until
-from reading import MODEL_KEY, SECRET, Known, Source
+from reading import MODEL, MODEL_KEY, SECRET, Known, Source, blocks, content, standing
 from recorder import Recorder
 from report import Numbers, Report, demand
 
 from fairlead_kvstore.truth.tiers import Tier
 
-MODEL = "tiny"
 HOST = "127.0.0.1"
 IDLE_SECONDS = 2.0  # the engine's server closes connections after five, just when the next request is on its way
 SWITCHES = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -31,7 +31,8 @@ SWITCHES = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"
 
 @dataclass(slots=True)
 class Shape:
-    """How an engine is started, so that it can be started again in the same place."""
+    """How an engine is started, so that it can be started again in the same place. ``tier``: the slowest one that it has, at most
+    the CPU's."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -39,6 +40,8 @@ class Shape:
     core: int = 0
     buffer: int = 10_000
     environment: Mapping[str, str] = field(default_factory=dict)
+    tier: Tier = Tier.GPU
+    starts: int = 0
     port: int = field(default_factory=free_port)
     events: int = field(default_factory=lambda: _ports(2))
     replay: int = field(default_factory=lambda: _ports(2))
@@ -53,34 +56,40 @@ class Shape:
             "buffer_steps": self.buffer,
             "topic": f"kv@{HOST}:{self.port}@{MODEL}",
         }
+        self.starts += 1
         options = ("--kv-events-config", json.dumps(told), "--no-enable-log-requests", *self.options)
         return stage.engine(
-            self.name, *options, core=self.core, port=self.port, environment={**SWITCHES, **self.environment}
+            f"{self.name}-{self.starts}",
+            *options,
+            core=self.core,
+            port=self.port,
+            environment={**SWITCHES, **self.environment},
         )
 
     def sources(self) -> list[Source]:
         """Where each rank publishes."""
         return [
             Source(
-                f"{self.name}/{rank}",
+                f"{self.name}/{self.port}/{rank}",
                 f"http://{HOST}:{self.port}",
                 f"tcp://{HOST}:{self.events + rank}",
-                f"tcp://{HOST}:{self.replay + rank}",
+                rank if self.ranks > 1 else None,
             )
             for rank in range(self.ranks)
         ]
 
 
 class Watched:
-    """One engine. Recorders and index listen from before its first request."""
+    """One engine. Recorders and indexes (by name) listen from before its first request."""
 
-    def __init__(self, stage: Stage, report: Report, shape: Shape, index: Known) -> None:
+    def __init__(self, stage: Stage, report: Report, shape: Shape, indexes: Mapping[str, Known]) -> None:
         self.shape = shape
-        self.index = index
+        self.indexes = indexes
         self.sources = shape.sources()
         self.loaded: dict[str, str] = {}
         self.rows: list[Row] = []
         self.known: dict[Prompt, None] = {}
+        self.happened: list[Any] = []
         self._stage = stage
         self._report = report
         self._context = zmq.asyncio.Context()
@@ -90,16 +99,21 @@ class Watched:
         patient = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
         self.client = httpx.AsyncClient(base_url=self.sources[0].url, timeout=PATIENCE_SECONDS, limits=patient)
         await self.start()
-        await self.index.follow(self.sources)
+        for index in self.indexes.values():
+            await index.follow(self.sources)
+        connected = await until(lambda: all(index.mirror() is not None for index in self.indexes.values()))
+        demand(connected, "an index did not begin")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.index.close()
+        for index in self.indexes.values():
+            await index.close()
         for recorder in self.recorders:
             await recorder.close()
         await self.client.aclose()
         self._context.destroy(0)
         self.engine.kill()
+        self._keep()
 
     async def start(self) -> None:
         """Start the engine, for the first time or again in the same place."""
@@ -108,38 +122,47 @@ class Watched:
         self._report.add(f"{self.shape.name} starts", {"holds": True, "start_seconds": self.engine.started_seconds})
 
     def stamp(self) -> object:
-        """Changes whenever the recorders or the index heard something."""
-        return [len(one.numbers) for one in self.recorders], self.index.stamp()
+        """Changes whenever the recorders or an index heard something."""
+        return [len(one.numbers) for one in self.recorders], [one.stamp() for one in self.indexes.values()]
 
     async def quiet(self) -> None:
         """Wait until all is told."""
         await quiet(self.stamp)
 
-    def predict(self, prompt: Prompt, index: Known | None = None) -> int:
-        """What the index says of a prompt now, in tokens."""
+    def predict(self, prompt: Prompt, index: Known, tier: Tier | None = None) -> int:
+        """What an index says of a prompt now, in tokens; up to ``tier``, or all that the engine has."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
-        held = (index or self.index).blocks(self.sources[prompt.rank or 0].instance, chain)
-        return predicted(held.get(Tier.GPU, 0), prompt, BLOCK_TOKENS)
+        instance = self.sources[prompt.rank or 0].instance
+        held = blocks(index.mirror(), instance, chain, self.shape.tier if tier is None else tier)
+        return predicted(held, prompt, BLOCK_TOKENS)
 
     def reference(self, prompt: Prompt) -> int:
         """The same from counting copies at the engine."""
         recorder = self.recorders[prompt.rank or 0]
         return predicted(recorder.held(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt), prompt, BLOCK_TOKENS)
 
-    async def now(self, prompt: Prompt) -> tuple[Row, Answer]:
+    async def now(self, prompt: Prompt, excused: frozenset[str] = frozenset()) -> tuple[Row, Answer]:
         """Ask without waiting for anything."""
-        guess, reference = self.predict(prompt), self.reference(prompt)
+        guesses = {name: self.predict(prompt, index) for name, index in self.indexes.items()}
+        reference = self.reference(prompt)
         answer = await ask(self.client, MODEL, prompt)
-        return Row(len(prompt.tokens), guess, answer.cached, reference), answer
+        return Row(len(prompt.tokens), guesses, answer.cached, reference, excused), answer
 
-    async def ask(self, prompt: Prompt, *, keep: bool = True) -> Answer:
+    async def ask(self, prompt: Prompt, *, keep: bool = True, excused: frozenset[str] = frozenset()) -> Answer:
         """Ask in quiescence; the row is kept, and the prompt among those that are known."""
         await self.quiet()
-        row, answer = await self.now(prompt)
+        heard = [len(one.numbers) for one in self.recorders]
+        row, answer = await self.now(prompt, excused)
         self.rows.append(row)
+        asked = [heard[prompt.rank or 0], list(prompt.tokens), prompt.adapter, prompt.salt, answer.cached]
+        self.happened.append(["asked", prompt.rank or 0, *asked])
         if keep:
             self.known[replace(prompt, output=1, more=())] = None
         return answer
+
+    def note(self, what: str, *more: object) -> None:
+        """Something that no event tells, for whoever reads the recording."""
+        self.happened.append([what, 0, len(self.recorders[0].numbers), *more])
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """A call beside requests; must be answered well."""
@@ -147,31 +170,46 @@ class Watched:
         demand(answer.status_code == 200, f"{path} is answered with {answer.status_code}: {answer.text[:200]}")
         return answer
 
-    def compare(self, index: Known | None = None) -> Numbers:
-        """The blocks of the index and those of the recorders, all ranks together."""
+    def compare(self, index: Known) -> Numbers:
+        """The blocks of an index and those of the recorders, all ranks together."""
+        mirror = index.mirror()
         numbers: Numbers = {"blocks": 0, "ghosts": 0, "missing": 0}
         for source, recorder in zip(self.sources, self.recorders, strict=True):
-            held = (index or self.index).content(source.instance, Tier.GPU)
-            there = recorder.own(MODEL_KEY, SECRET)
-            numbers["blocks"] += len(there)
-            numbers["ghosts"] += len(held - there)
-            numbers["missing"] += len(there - held)
+            for tier in (Tier.GPU, self.shape.tier)[: 1 + self.shape.tier]:
+                held = content(mirror, source.instance, tier)
+                there = recorder.own(MODEL_KEY, SECRET, tier.name)
+                name = "blocks" if tier is Tier.GPU else f"blocks_{tier.name.lower()}"
+                numbers[name] = numbers.get(name, 0) + len(there)
+                numbers["ghosts"] += len(held - there)
+                numbers["missing"] += len(there - held)
         return numbers
 
-    async def equal(self, index: Known | None = None, more: Numbers | None = None) -> Numbers:
-        """Wait until all is told, then compare; the index must also say that it is complete. Returned beside ``more``."""
+    def differs(self) -> list[str]:
+        """Indexes that do not hold just what is there."""
+        return [name for name, one in self.indexes.items() if _differs(self.compare(one))]
+
+    def sure(self, index: Known) -> bool:
+        """Whether it says that it knows all."""
+        return all(standing(index.mirror(), one.instance)[0] for one in self.sources)
+
+    async def equal(self, more: Numbers | None = None, indexes: Mapping[str, Known] | None = None) -> Numbers:
+        """Wait until all is told, then compare; an index must also say that it is complete. Returned beside ``more``."""
         await self.quiet()
-        numbers = {**(more or {}), **self.compare(index)}
-        standings = [(index or self.index).standing(one.instance) for one in self.sources]
-        if unsure := [reason for complete, reason in standings if not complete]:
-            numbers["incomplete"] = unsure
-        demand(not (numbers["ghosts"] or numbers["missing"] or unsure), "the index is not the engine's truth", numbers)
+        numbers: Numbers = dict(more or {})
+        for name, index in (indexes or self.indexes).items():
+            found = self.compare(index)
+            standings = [standing(index.mirror(), one.instance) for one in self.sources]
+            unsure = [reason for complete, reason in standings if not complete]
+            if _differs(found) or unsure:
+                numbers[name] = {**found, "incomplete": unsure}
+                demand(False, f"{name}: the index is not the engine's truth", numbers)
+            numbers |= found
         return numbers
 
     async def judged(self, first: int, more: Numbers | None = None, *, again: bool = True) -> Numbers:
-        """The rows since ``first``, those of all known prompts asked again, and whether index and truth are equal."""
+        """The rows since ``first``, those of all known prompts asked again, and whether indexes and truth are equal."""
         asked = len(self.rows) - first
-        before = await self.equal()
+        before = await self.equal(more)
         if again:
             for prompt in list(self.known):
                 await self.ask(prompt)
@@ -179,21 +217,43 @@ class Watched:
             **counted(self.rows[first:]),
             "of_these_asked_again": len(self.rows) - first - asked,
             **before,
-            **(more or {}),
             "batches": sum(len(one.numbers) for one in self.recorders),
         }
         missed = sum(one.missed + one.orphans for one in self.recorders)
         demand(not missed, "the recorder itself has missed something", numbers)
-        demand(numbers["predicted_right"] == numbers["requests"], "not every prediction was right", numbers)
-        await self.equal()
+        demand(not numbers["wrong"], "not every prediction was right", numbers)
+        await self.equal(numbers)
         return numbers
 
-    async def gone(self, since: float, recorder: Callable[[], bool] = lambda: True) -> float | None:
-        """Seconds from ``since`` until the index holds nothing of the engine; None when it never does."""
-        empty = await until(
-            lambda: recorder() and not any(self.index.content(one.instance, Tier.GPU) for one in self.sources)
-        )
-        return round(time.monotonic() - since, 3) if empty else None
+    def tell_cleared(self) -> tuple[list[str], frozenset[str]]:
+        """Fairlead has had the engine clear its cache. Indexes that were told so, and those that hear it from the engine."""
+        self.note("cleared")
+        told = []
+        for name, index in self.indexes.items():
+            answers = [index.cleared_by_us(one.instance) for one in self.sources]
+            told += [name] if all(answers) else []
+        return told, frozenset(self.indexes) - frozenset(told)
+
+    async def gone(self, names: Collection[str], since: float) -> Numbers:
+        """Seconds from ``since`` until these indexes hold nothing of the engine; None for one that never does."""
+        found: Numbers = {}
+        for name in names:
+            mirror = self.indexes[name].mirror
+            empty = await until(
+                lambda at=mirror: not any(content(at(), one.instance, Tier.GPU) for one in self.sources)
+            )
+            found[name] = round(time.monotonic() - since, 3) if empty else None
+        return found
+
+    def _keep(self) -> None:
+        """What was published and what was asked when, for whoever looks into what did not hold."""
+        ranks = [[one.numbers, one.payloads] for one in self.recorders]
+        whole = msgspec.msgpack.encode({"ranks": ranks, "happened": self.happened})
+        (self._stage.folder / f"{self.shape.name}.recording").write_bytes(whole)
+
+
+def _differs(numbers: Numbers) -> bool:
+    return bool(numbers["ghosts"] or numbers["missing"])
 
 
 def _ports(count: int) -> int:

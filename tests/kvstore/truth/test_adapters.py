@@ -110,7 +110,8 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     one.ask(OTHER)
     assert one.truth.unplaced("i") == ["bot"]
     assert one.truth.adapter("i", "bot", "a") != []
-    assert (one.predicted(), one.predicted(OTHER)) == (10, 0)  # what came since may be of a load before the one that was told of
+    # What came since the load may be of one that was before what was told of.
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 0)
     one.told("a")
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
