@@ -1,8 +1,8 @@
 """What engines tell each other, and the index, about caches is no client's business, so it is cut out of every body.
 
 ``kv_transfer_params`` and ``ec_transfer_params`` name blocks in another engine's memory. Forty bytes of them, sent by a client, end a
-vLLM engine; copied ones fetch another tenant's cache. ``kv_cache_report_mode`` has an engine announce blocks that it did not store, and
-who counts copies would believe in them for ever (docs/decisions/0022). vLLM takes them at the top of the body, and lays
+vLLM engine; copied ones fetch another tenant's cache. ``kv_cache_report_mode`` has an engine announce blocks that it did not store,
+and who counts copies would believe in them for ever (docs/decisions/0022). vLLM takes them at the top of the body, and lays
 ``vllm_xargs`` over the same place, so both are looked into. A key counts as what it means, however it is escaped, and however often
 it is given.
 """
