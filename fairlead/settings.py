@@ -123,6 +123,25 @@ class OperatorSettings:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class IndexerSettings:
+    """Of ``fairlead-indexer``."""
+
+    hash_secret: str | None = _setting(
+        "keys the hashes of token blocks; the gateways' own. Without it they are not keyed, and who may read Redis can test "
+        "whether a prompt is cached",
+        secret=True,
+    )
+    redis_url: str | None = _setting("the Redis of the gateways, where the index is written; as theirs", secret=True)
+    log_level: str | None = _setting(
+        "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a token",
+        default="info",
+    )
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class CliSettings:
     """Of ``fairlead``."""
 
@@ -155,7 +174,12 @@ class Setting:
 
 def processes() -> dict[str, type]:
     """Process → the type of its settings."""
-    return {"fairlead-gateway": GatewaySettings, "fairlead-operator": OperatorSettings, "fairlead": CliSettings}
+    return {
+        "fairlead-gateway": GatewaySettings,
+        "fairlead-operator": OperatorSettings,
+        "fairlead-indexer": IndexerSettings,
+        "fairlead": CliSettings,
+    }
 
 
 def settings_table() -> list[Setting]:

@@ -8,15 +8,17 @@ where an engine publishes, and where its adapters came from.
     fleet ──▶ attach, detach ──▶ Truth ◀── follow ◀── Line, one an instance ◀── ZMQ
                                    └──changes──▶ Sink
 
-Which models are read can be narrowed (``serve``): several indexers share the work by leases, and whoever does not write a
-model does not read its engines either.
+Several indexers share the work by a lease for each model (``index/writer.py``): whoever does not write a model does not read its
+engines either. The one that begins goes on from what the one before has left in Redis: blocks, and where each stream was. A replay
+from there proves that it is the same process and brings what was missed meanwhile, so a restarted indexer loses nothing and
+believes nothing that is gone.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from fairlead.clock import Clock
@@ -24,7 +26,9 @@ from fairlead.errors import BadInput, FairleadError, Unavailable
 from fairlead.fleet import Fleet, FleetSource, Instance
 from fairlead.limits import Limits
 from fairlead.tasks import ended
+from fairlead_kvstore.errors import KeptError
 from fairlead_kvstore.follow import Followed
+from fairlead_kvstore.index.left import KeptInstance, Left
 from fairlead_kvstore.index.sink import Sink
 from fairlead_kvstore.member import Member, Seen
 from fairlead_kvstore.reader.asking import MODELS, SOURCES, Ask, places
@@ -35,6 +39,7 @@ from fairlead_kvstore.reader.replay import Places
 from fairlead_kvstore.reader.sockets import Sockets
 from fairlead_kvstore.reader.timers import Alarm, Loop
 from fairlead_kvstore.reader.turns import Turns
+from fairlead_kvstore.totals import Totals
 from fairlead_kvstore.truth.changes import Change, Expired, Hinted
 from fairlead_kvstore.truth.truth import Truth
 
@@ -46,7 +51,8 @@ _ASKED_AT_ONCE: Final = 16
 class Indexer:
     """Make it on the loop that it runs on; ``close`` ends it. ``listen``: addresses at which engines dial us.
 
-    ``chance`` draws evenly from 0 to 1. Raises BadInput for an address that cannot be bound.
+    ``leased``: a model is read from ``begin`` to ``end`` only, else all are. ``chance`` draws evenly from 0 to 1. Raises BadInput for
+    an address that cannot be bound.
     """
 
     def __init__(
@@ -59,15 +65,18 @@ class Indexer:
         loop: Loop,
         chance: Callable[[], float],
         listen: Sequence[str] = (),
+        leased: bool = False,
         limits: Limits = _LIMITS,
     ) -> None:
         self.truth = truth
+        self.past = Totals()
         self._sink = sink
         self._clock = clock
         self._ask = ask
         self._limits = limits
         self._fleet = Fleet()
-        self._models: Collection[str] | None = None
+        self._models: set[str] | None = set() if leased else None
+        self._kept: Mapping[str, KeptInstance] = {}
         self._members: dict[str, Member] = {}
         self._dialing: dict[tuple[str, int | None], Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,11 +110,6 @@ class Indexer:
         self._fleet = fleet
         self._arrange()
 
-    def serve(self, models: Collection[str] | None) -> None:
-        """The models (``namespace/name``) that this indexer reads from now on; None: all."""
-        self._models = models
-        self._arrange()
-
     def cleared_by_us(self, instance: str) -> bool:
         """An engine answered a call of Fairlead's that clears its cache (reset, sleep at level 1 or more, pause with clear).
 
@@ -137,6 +141,43 @@ class Indexer:
         for one in self.listening:
             found.update(one.strangers)
         return found
+
+    # --- what its writer asks -------------------------------------------------------------------------------------------
+
+    def begin(self, model_key: str, found: Left) -> None:
+        """Read this model's engines from now on, from where an earlier indexer was."""
+        for name, why in found.unreadable.items():
+            _LOG.warning("%s: what was kept of %s cannot be used, it is learned anew: %s", model_key, name, why)
+        if self._models is not None:
+            self._models.add(model_key)
+        self._kept = found.instances
+        try:
+            self._arrange()
+        finally:
+            self._kept = {}
+        if any(member.model_key == model_key for member in self._members.values()):
+            self.truth.hinted(model_key, found.hints)
+
+    def end(self, model_key: str) -> None:
+        """Another indexer reads this model."""
+        if self._models is not None:
+            self._models.discard(model_key)
+        self._arrange()
+
+    def instances(self, model_key: str) -> Sequence[str]:
+        """All of the model that are read."""
+        return [name for name, member in self._members.items() if member.model_key == model_key]
+
+    def keep(self, instance: str) -> KeptInstance:
+        """What the next indexer needs of an instance, as of now. Raises KeyError."""
+        member = self._members[instance]
+        kept, rows = self.truth.keep(instance, self._clock.wall() - self._clock.now())
+        position = member.position if member.line is None else member.line.position
+        return KeptInstance(kept, rows, position)
+
+    def hints(self, model_key: str) -> Iterable[tuple[int, float]]:
+        """What a shared store of the model probably holds, and until when."""
+        return self.truth.hints(model_key)
 
     async def close(self) -> None:
         """Stop reading. What the truth knows stays."""
@@ -181,7 +222,16 @@ class Indexer:
 
     def _attach(self, model_key: str, instance: Instance) -> None:
         member = self._members[instance.id] = Member(model_key, instance)
-        self._offer(model_key, self.truth.attach(instance.id, model_key, self._clock.now()))
+        now = self._clock.now()
+        changes = self.truth.attach(instance.id, model_key, now)
+        kept = self._kept.get(instance.id)
+        if kept is not None and kept.position is not None:
+            try:
+                changes += self.truth.restore(instance.id, kept.slice, kept.rows, self._clock.wall() - now, now)
+                member.position = kept.position
+            except KeptError as error:
+                _LOG.warning("%s: what was kept cannot be used, it is learned anew: %s", instance.id, error.message)
+        self._offer(model_key, changes)
         where = known(instance)
         if where is not None:
             self._follow(member, where)
@@ -189,6 +239,7 @@ class Indexer:
             member.looking = self._task(self._look(member))
 
     def _detach(self, member: Member, reason: str) -> None:
+        self.past.add(member.seen(self.truth.state(member.instance.id)))
         del self._members[member.instance.id]
         member.gone = True
         if member.looking is not None:
@@ -220,7 +271,8 @@ class Indexer:
                 self._no_dialer(member.line)
                 member.line.replaced("its events have another address", where)
         else:
-            member.line = Line(member.instance.id, where, self._kit)
+            member.line = Line(member.instance.id, where, self._kit, position=member.position)
+            member.position = None
             member.line.start()
         member.trouble = ""
         if where.events is None:
@@ -241,7 +293,7 @@ class Indexer:
 
     async def _look(self, member: Member) -> None:
         """Find out where an engine publishes, and again whenever it is not there: an engine that was restarted may be elsewhere."""
-        limits = self._limits
+        limits, began = self._limits, self._clock.now()
         pause = limits.kv_ask_pause_seconds
         while not member.gone:
             if member.line is None or not (member.line.connected or member.line.endpoints.events is None):
@@ -253,6 +305,10 @@ class Indexer:
                 except (Unavailable, BadInput) as error:
                     member.trouble = error.message
                     pause = min(limits.kv_ask_pause_most_seconds, pause * 2.0)
+            if member.position is not None and self._clock.now() - began >= limits.kv_away_seconds:
+                member.position = None  # what was kept of it may be long gone
+                reason = "nobody knows where its events are"
+                self._offer(member.model_key, self.truth.restarted(member.instance.id, reason, self._clock.now()))
             member.wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

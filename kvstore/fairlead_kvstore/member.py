@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fairlead.fleet import Instance
+from fairlead_kvstore.events.sequence import Position
 from fairlead_kvstore.reader.line import Counts, Line
 from fairlead_kvstore.truth.truth import State
 
@@ -24,11 +25,15 @@ class Seen:
 
 @dataclass(slots=True)
 class Member:
-    """Its line is there once it is known where it publishes. Times are monotonic seconds."""
+    """Its line is there once it is known where it publishes. Times are monotonic seconds.
+
+    ``position``: where an earlier indexer was in its stream, until the line has it.
+    """
 
     model_key: str
     instance: Instance
     line: Line | None = None
+    position: Position | None = None
     looking: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str = "it was not asked yet where it publishes"
@@ -45,6 +50,6 @@ class Member:
         line = self.line
         if line is None:
             return Seen(self.instance.id, self.model_key, None, False, False, self.trouble, state, Counts())
-        trouble = "" if line.connected else line.trouble if line.endpoints.events is not None else self.trouble
+        trouble = "" if line.connected else self.trouble or line.trouble
         where, replaying = line.endpoints.events, line.replaying
         return Seen(self.instance.id, self.model_key, where, line.connected, replaying, trouble, state, line.counts)

@@ -31,7 +31,6 @@ class Stage:
     def __init__(self, limits: Limits, listen: Sequence[str]) -> None:
         self.clock = ManualClock()
         self.loop = ManualLoop(self.clock)
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.engines: dict[str, WireEngine] = {}
         self.answers: dict[tuple[str, str], bytes] = {}
         self.asked: list[tuple[str, str]] = []
@@ -48,6 +47,7 @@ class Stage:
             listen=listen,
             limits=limits,
         )
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
     def engine(
         self,

@@ -273,6 +273,10 @@ class Stream:
         self._stale_ends = 0
         return self._give_up(reason) if self._asked else []
 
+    def never_asked(self) -> None:
+        """The replay that was given up last had not been asked for yet: no end of it will come."""
+        self._stale_ends = max(0, self._stale_ends - 1)
+
     # --- one frame ------------------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame, reason: str) -> list[Outcome]:

@@ -23,7 +23,7 @@ import zmq
 from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import Malformed
-from fairlead_kvstore.events.sequence import Outcome, Stream, parse_frame, parse_replay
+from fairlead_kvstore.events.sequence import Outcome, Position, Stream, parse_frame, parse_replay
 from fairlead_kvstore.follow import Followed, follow
 from fairlead_kvstore.reader.endpoints import Endpoints
 from fairlead_kvstore.reader.link import Link
@@ -79,16 +79,19 @@ class Counts:
 
 
 class Line:
-    """The instance must be attached in ``kit.truth`` as long as the line is open. An endpoint of None is one that dials us."""
+    """The instance must be attached in ``kit.truth`` as long as the line is open. An endpoint of None is one that dials us.
 
-    def __init__(self, instance: str, endpoints: Endpoints, kit: Kit) -> None:
+    ``position``: where an earlier indexer was, whose slice the truth has restored.
+    """
+
+    def __init__(self, instance: str, endpoints: Endpoints, kit: Kit, *, position: Position | None = None) -> None:
         self.instance = instance
         self.endpoints = endpoints
         self.counts = Counts()
         self.connected = False
         self.trouble = "it was not connected to yet"
         self._kit = kit
-        self._stream = self._new_stream()
+        self._stream = self._new_stream(position)
         self._link: Link | None = None
         self._asking: Asking | None = None
         self._ticket: Ticket | None = None
@@ -104,6 +107,11 @@ class Line:
     def replaying(self) -> bool:
         """Whether what comes is held back until a replay ends."""
         return self._stream.replaying
+
+    @property
+    def position(self) -> Position | None:
+        """Where the next indexer may go on."""
+        return self._stream.position
 
     def start(self) -> None:
         """Connect, and again whenever that ends."""
@@ -213,6 +221,8 @@ class Line:
             self._ticket = self._kit.places.ticket(self._granted)
         elif self._sent:  # the one before was given up by the stream, which knows what is still to come of it
             self._send()
+        else:
+            self._stream.never_asked()
 
     def _granted(self) -> None:
         self._kit.loop.call_soon(self._first)  # never from within what somebody else does
@@ -276,6 +286,8 @@ class Line:
         if found.ask is not None and self._stream.replaying:
             self._ask(found.ask)
         elif not self._stream.replaying and self._ticket is not None:
+            if not self._sent:
+                self._stream.never_asked()
             self._end_replay(close=False)
 
     def _count(self, found: Followed) -> None:
@@ -290,6 +302,6 @@ class Line:
         if found.wall is not None:
             counts.lag_seconds = self._kit.clock.wall() - found.wall
 
-    def _new_stream(self) -> Stream:
-        where = self.endpoints
-        return Stream(replayable=where.replay is not None, buffer=where.buffer, limits=self._kit.limits)
+    def _new_stream(self, position: Position | None = None) -> Stream:
+        where, limits = self.endpoints, self._kit.limits
+        return Stream(replayable=where.replay is not None, buffer=where.buffer, limits=limits, position=position)

@@ -5,6 +5,7 @@ ends is known to be an engine's. Ranks of one address share its topic; the paylo
 publishes is counted and thrown away.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -20,6 +21,7 @@ from fairlead_kvstore.reader.timers import Loop
 from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
 
 _FRAMES: Final = 3
+_ADDRESS: Final = re.compile(r"tcp://\S+:[0-9]{1,5}")
 
 
 class _Rank(msgspec.Struct, array_like=True, gc=False):
@@ -63,6 +65,9 @@ class Listening:
         loop: Loop,
         limits: Limits,
     ) -> None:
+        hint = "write tcp://ADDRESS:PORT with a free port of this machine"
+        if not _ADDRESS.fullmatch(endpoint) or int(endpoint.rpartition(":")[2]) > 65_535:  # ZMQ takes any number
+            raise BadInput(f"KV events cannot be listened for on {endpoint}", field="events", hint=hint)
         self.strangers: Counter[str] = Counter()
         self._find = find
         self._turns = turns
@@ -78,8 +83,8 @@ class Listening:
         except zmq.ZMQError as error:
             self._monitor.close()
             self._socket.close(linger=0)
-            hint = "write tcp://ADDRESS:PORT with a free port of this machine"
-            raise BadInput(f"cannot listen for KV events on {endpoint}: {error}", field="listen", hint=hint) from error
+            text = f"KV events cannot be listened for on {endpoint}: {error}"
+            raise BadInput(text, field="events", hint=hint) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._descriptors = self._socket.fileno(), self._monitor.fd
         for one in self._descriptors:

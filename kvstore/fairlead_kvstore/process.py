@@ -1,0 +1,170 @@
+"""A process that indexes: fleet, indexer, writer, Redis and a port for probes put together, from the start to the last message.
+
+The order of the end is that of the data: no new instances, no more events, what waits is written, the leases are given back (another
+indexer then begins at once and not when they run out), and only then Redis and the port are let go.
+"""
+
+import asyncio
+import logging
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from fairlead.clock import Clock
+from fairlead.errors import BadInput
+from fairlead.fleet import Fleet, FleetSource
+from fairlead.lag import LoopLag
+from fairlead.limits import Limits
+from fairlead.tasks import ended, failed
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.indexer import Indexer
+from fairlead_kvstore.metrics import Pulse, application
+from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.truth import Truth
+
+_LOG: Final = logging.getLogger("fairlead.indexer")
+_LAG_SECONDS: Final = 0.05
+_LAG_KEPT: Final = 1_200
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``holder`` names this process and no other; ``events`` are addresses at which engines dial; ``secret`` keys own hashes."""
+
+    source: FleetSource
+    redis: str
+    holder: str
+    secret: bytes
+    host: str
+    port: int
+    events: Sequence[str] = ()
+
+
+class Process:
+    """Make it on the loop that it runs on. ``announce`` is given one line once the port is open.
+
+    Raises BadInput for a Redis URL or an address that is none.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        environ: Mapping[str, str],
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        announce: Callable[[str], None],
+        limits: Limits,
+    ) -> None:
+        self._plan = plan
+        self._announce = announce
+        self._stop = asyncio.Event()
+        self._fleet: Fleet | None = None
+        self._ever = False
+        self._http = Http(environ, limits)
+        self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
+        self._link = RedisLink(plan.redis, clock, limits=limits, name=f"fairlead-indexer-{plan.holder}")
+        self.indexer = Indexer(
+            Truth(secret=plan.secret, limits=limits),
+            self,
+            clock,
+            ask=self._http,
+            loop=asyncio.get_running_loop(),
+            chance=chance,
+            listen=plan.events,
+            leased=True,
+            limits=limits,
+        )
+        self._writer = IndexWriter(self._link, self.indexer, clock, holder=plan.holder, limits=limits)
+
+    def offer(self, model_key: str, changes: Sequence[Change]) -> None:
+        """To whoever writes."""
+        self._writer.offer(model_key, changes)
+
+    def stop(self) -> None:
+        """End in order."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until ``stop``. Raises what the fleet's source raises, and OSError when the port is taken."""
+        runner = web.AppRunner(application(self.indexer, self.pulse), access_log=None)  # probes ask every few seconds
+        await runner.setup()
+        following: asyncio.Task[None] | None = None
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            site = web.TCPSite(runner, self._plan.host or None, self._plan.port)
+            await site.start()
+            self._announce(f"ready http://{_shown(runner)}")
+            self._lag.start()
+            self._link.start()
+            self._writer.start()
+            following = asyncio.ensure_future(self._follow())
+            error = await failed([following], stopped)
+            if error is not None:
+                raise error
+        finally:
+            await ended(stopped)
+            await ended(following)
+            await self.indexer.close()
+            await self._writer.stop()
+            await self._link.stop()
+            await self._http.close()
+            self._lag.stop()
+            await runner.cleanup()
+
+    def pulse(self) -> Pulse:
+        """How it is now."""
+        models = frozenset() if self._fleet is None else frozenset(self._fleet.models)
+        connected = self._link.state.connected
+        self._ever = self._ever or connected
+        waits_for = ""
+        if self._fleet is None:
+            waits_for = "the fleet is not known yet"
+        elif not self._ever:
+            waits_for = f"Redis was not reached yet: {self._link.state.why}"
+        return Pulse(
+            waits_for,
+            leads=frozenset(key for key in models if self._writer.leads(key)),
+            models=models,
+            connected=connected,
+            loop_lag=self._lag.quantile(0.99),
+            notes=[*self._plan.source.notes(), *([] if connected else ["Redis is away, changes wait"])],
+        )
+
+    async def _follow(self) -> None:
+        async for fleet in self._plan.source.watch():
+            self._fleet = fleet
+            self.indexer.fleet(fleet)
+            self._writer.serve(_named(fleet))
+
+
+def more_files() -> None:
+    """Each engine takes a handful of descriptors; take as many as the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _named(fleet: Fleet) -> list[str]:
+    """The models that Redis can name; the others are left out, once more with each fleet."""
+    from fairlead_kvstore import keys
+
+    found = []
+    for key in fleet.models:
+        try:
+            keys.decisions(key)
+        except BadInput as error:
+            _LOG.warning("the model %r is not indexed: %s", key, error.message)
+        else:
+            found.append(key)
+    return found
+
+
+def _shown(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
