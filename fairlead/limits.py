@@ -302,6 +302,15 @@ class Limits:
         2.0, "from a prompt's end until what the engine did not tell of it counts as not held"
     )
     link_corrections: int = _limit(16_384, "blocks looked at for one batch of corrections; the rest is in the next")
+    link_rows: int = _limit(4_096, "prompts sent, and ended, that a worker keeps until it tells the index of them")
+    link_samples: int = _limit(256, "last prompts of a worker that the index may ask for")
+    link_sample_bytes: int = _limit(8 * 1024 * 1024, "the same in bytes; none is kept that is over a quarter of it")
+    link_asks_per_second: float = _limit(20.0, "prompts of one model that its engines are asked the tokens of")
+    link_asks_waiting: int = _limit(64, "prompts of one model that wait for that; further ones are not asked about")
+    link_asked_again_seconds: float = _limit(5.0, "until the same prompt may be asked about again")
+    link_answer_seconds: float = _limit(5.0, "an engine's answer with a prompt's tokens")
+    link_answer_bytes: int = _limit(16 * 1024 * 1024, "such an answer; a token takes some 7 bytes")
+    link_refused_seconds: float = _limit(60.0, "until an engine that refused to tell tokens is asked again")
     link_correction_seconds: float = _limit(0.05, "corrections are gathered this long until the workers are told")
 
     kube_connect_seconds: float = _limit(5.0, "TCP and TLS to the Kubernetes API server")

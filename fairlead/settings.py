@@ -55,6 +55,11 @@ class GatewaySettings:
         "the secret under which `--keys` holds the digests of API keys; without it `--keys` does not start", secret=True
     )
 
+    links: str | None = _setting(
+        "how it is learned which tokens a prompt is, where engines tell what they hold: `engine` asks their `/tokenize`, `events` "
+        "fits what they store to what was sent, `auto` does the second where the first is refused, `off` routes without the index",
+        default="auto",
+    )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",
         default="info",

@@ -60,6 +60,7 @@ ROUTING = (
     "__init__",
     "dual_hash",
     "hotness",
+    "index",
     "ledger",
     "prefix",
     "request",

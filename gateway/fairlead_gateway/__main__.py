@@ -67,6 +67,7 @@ def _run(
     from fairlead.clock import SystemClock
     from fairlead_gateway import quiet_log, system
     from fairlead_gateway.helper import Helper, Plan
+    from fairlead_gateway.indexing.links import links_of
     from fairlead_gateway.reach import Reach
 
     system.more_files()  # engines that hang while they are asked for their metrics hold one each
@@ -89,6 +90,8 @@ def _run(
         reach=Reach(os.environ, clock.now),
         token=settings.manage_token,
         hosts=options.manage_host,
+        links=links_of(settings.links),
+        environ=os.environ,
     )
 
     async def serve() -> int:

@@ -6,13 +6,15 @@ import msgspec
 
 from fairlead.fleet import Fleet
 from fairlead_gateway.telemetry.parts import ModelPart
+from fairlead_kvstore.links.bridge import Correction
 
 # From the helper ---------------------------------------------------------------------------------------------------------
 
 
 class Setup(msgspec.Struct, tag=True):
     """The first message: who the worker is and what it serves. ``keys`` maps digests to names, None where nobody is asked for
-    one; ``rows`` says how much memory is shared, ``siblings`` whose rows in it are in use; ``publish``: there is a Redis."""
+    one; ``rows`` says how much memory is shared, ``siblings`` whose rows in it are in use; ``publish``: there is a Redis;
+    ``indexed``: there is an index where engines tell what they hold."""
 
     number: int
     gateway_id: str
@@ -27,6 +29,7 @@ class Setup(msgspec.Struct, tag=True):
     row: int
     siblings: list[int]
     publish: bool
+    indexed: bool
     notes: list[str]
 
 
@@ -78,6 +81,21 @@ class Hot(msgspec.Struct, tag=True):
     prefilling: bytes
 
 
+class Corrected(msgspec.Struct, tag=True):
+    """What the index says of a model's instances."""
+
+    model: str
+    corrections: list[Correction]
+
+
+class Want(msgspec.Struct, tag=True):
+    """Prompts of a model that the index wants to see, by the hashes of their ends; answered by ``Given`` with those that are still
+    there."""
+
+    model: str
+    tails: list[int]
+
+
 class Drain(msgspec.Struct, tag=True):
     """Take no more, let what is under way finish, end."""
 
@@ -120,6 +138,8 @@ ToWorker: TypeAlias = (
     | Notes
     | Heard
     | Hot
+    | Corrected
+    | Want
     | Drain
     | AskState
     | AskCounters
@@ -173,6 +193,21 @@ class Told(msgspec.Struct, tag=True):
     cleared: list[tuple[bytes, float]] = []
 
 
+class Seen(msgspec.Struct, tag=True):
+    """For the index: what was sent to instances that tell what they hold, and what of it is over; ``dropped`` rows did not fit."""
+
+    sent: list["SentRow"]
+    ended: list["EndedRow"]
+    dropped: int
+
+
+class Given(msgspec.Struct, tag=True):
+    """Prompts that the helper asked for."""
+
+    model: str
+    samples: list["Sample"]
+
+
 class Piece(msgspec.Struct, tag=True):
     """A part of an answer, encoded."""
 
@@ -181,7 +216,7 @@ class Piece(msgspec.Struct, tag=True):
     last: bool
 
 
-FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Piece
+FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen | Given | Piece
 
 # Within them -------------------------------------------------------------------------------------------------------------
 
@@ -193,6 +228,37 @@ class Sent(msgspec.Struct, array_like=True):
     instance: str
     hashes: bytes
     tail: int
+
+
+class SentRow(msgspec.Struct, array_like=True):
+    """A prompt on its way: its end's hash, those of its blocks (64-bit, native order), the bytes of its text."""
+
+    model: str
+    instance: str
+    tail: int
+    hashes: bytes
+    size: int
+
+
+class EndedRow(msgspec.Struct, array_like=True):
+    """It is over. Tokens as the engine reported them; the shares of the prompt that should have been held there, by the index and by
+    all that was known. None: not known."""
+
+    model: str
+    instance: str
+    tail: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    indexed: float | None
+    matched: float
+
+
+class Sample(msgspec.Struct, array_like=True):
+    """A request's body; ``kind`` as in ``samples``."""
+
+    tail: int
+    kind: str
+    body: bytes
 
 
 class WireLoad(msgspec.Struct, array_like=True, frozen=True):

@@ -47,7 +47,8 @@ class Death:
 
 
 class Crew:
-    """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis."""
+    """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis,
+    ``indexed`` of what workers tell the index, ``joined`` that one of them knows nothing of it yet."""
 
     def __init__(
         self,
@@ -55,12 +56,16 @@ class Crew:
         *,
         setup: Callable[[int, int, list[int], dict[str, int]], say.Setup],
         told: Callable[[say.Told], None],
+        indexed: Callable[[Hand, say.Seen | say.Given], None],
+        joined: Callable[[], None],
         clock: Clock,
         limits: Limits,
     ) -> None:
         self._early = early
         self._setup = setup
         self._told = told
+        self._indexed = indexed
+        self._joined = joined
         self._clock = clock
         self._limits = limits
         self.hands: list[Hand] = []
@@ -134,7 +139,7 @@ class Crew:
             await asyncio.wait(living)
 
     def _hand(self, number: int, spawned: Spawned) -> Hand:
-        events = Events(self._ready, self._applied, self._leaving, self._heard, self._ended)
+        events = Events(self._ready, self._applied, self._leaving, self._heard, self._indexed, self._ended)
         return Hand(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
 
     async def _open(self, hand: Hand) -> None:
@@ -155,6 +160,7 @@ class Crew:
         else:
             for table in self._hot.values():
                 hand.owed |= not hand.send(table)
+        self._joined()
 
     def _leaving(self, hand: Hand) -> None:
         self._show_applied()

@@ -31,6 +31,7 @@ from fairlead_gateway.resume import Resume
 from fairlead_gateway.retry import Failure, RetryBudget, as_error, worth_retrying
 from fairlead_gateway.route import Routes, as_retry
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.samples import Samples
 from fairlead_gateway.served_name import Renaming, body_for, target_for
 from fairlead_gateway.steps import ATTEMPT
 from fairlead_gateway.telemetry import Telemetry
@@ -81,8 +82,10 @@ class Forward:
         quarantine: Quarantine,
         prefill: Prefill,
         budget: RetryBudget,
+        samples: Samples | None = None,
     ) -> None:
         self._routes = routes
+        self._samples = samples
         self._prefill = prefill
         self._health = health
         self._quarantine = quarantine
@@ -223,6 +226,8 @@ class Forward:
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
         router.dispatched(job.route, job.instance_id, now)
+        if self._samples is not None and router.followed:
+            self._samples.offer(job.ask, job.route)
         self._health.breaker.sent(job.instance_id)
         return router
 

@@ -40,7 +40,9 @@ from fairlead_gateway.reply import Reply
 from fairlead_gateway.retry import RetryBudget
 from fairlead_gateway.route import Routes
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest
+from fairlead_gateway.routing.index import Told
 from fairlead_gateway.routing.shared import Siblings
+from fairlead_gateway.samples import Samples
 from fairlead_gateway.settle import CLIENT_GONE, settle
 from fairlead_gateway.short import Host, Short, ShortWay
 from fairlead_gateway.telemetry import Telemetry
@@ -58,7 +60,8 @@ _log = logging.getLogger("fairlead.gateway")
 class Gateway(Host):
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
     ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request;
-    ``siblings`` are the other workers of this gateway."""
+    ``siblings`` are the other workers of this gateway; ``told`` hears what is sent where, for the index, which may ask for
+    ``samples`` of it."""
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class Gateway(Host):
         memory: Share | None = None,
         observing: "Observing | None" = None,
         siblings: Siblings | None = None,
+        told: Told | None = None,
+        samples: Samples | None = None,
     ) -> None:
         self.clock = clock
         self._now = clock.now
@@ -88,8 +93,11 @@ class Gateway(Host):
         self._keys = keys
         draw = random.Random(f"{clock.wall()}").random
         breaker = Breaker(limits, draw)
-        self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings)
-        self._prefill_routes = Routes(secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings)
+        self._samples = samples
+        self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings, told=told)
+        self._prefill_routes = Routes(
+            secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings, told=told
+        )
         budget = RetryBudget(limits)
         self._health = Health(
             breaker, ready=self._routes.ready_ids, telemetry=telemetry, clock=clock, limits=limits, budget=budget
@@ -97,8 +105,8 @@ class Gateway(Host):
         self.telemetry.standing = self._health.words
         self.reach = Reach(environ, clock.now)
         self._pool = Pool(limits, loop, self.reach)
-        told = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
-        quarantine = self.quarantine = Quarantine(secret, limits, *told)
+        deaths = (siblings.died, siblings.cleared) if siblings is not None else (None, None)
+        quarantine = self.quarantine = Quarantine(secret, limits, *deaths)
         self._prefill = Prefill(
             decoding=self._routes,
             prefilling=self._prefill_routes,
@@ -131,6 +139,7 @@ class Gateway(Host):
             quarantine=quarantine,
             prefill=self._prefill,
             budget=budget,
+            samples=self._samples,
         )
         self._short = ShortWay(
             self,
@@ -170,6 +179,13 @@ class Gateway(Host):
         """The hot prefixes of a model as all gateways see them; epoch 0: nobody tells them any more."""
         self._routes.hot(key, epoch, serving)
         self._prefill_routes.hot(key, epoch, prefilling)
+
+    def corrected(
+        self, key: str, instance_id: str, forget: str, gone: Sequence[Hashable], held: Sequence[tuple[Hashable, ...]]
+    ) -> None:
+        """What the index says of an instance of a model."""
+        self._routes.corrected(key, instance_id, forget, gone, held)
+        self._prefill_routes.corrected(key, instance_id, forget, gone, held)
 
     def show_again(self) -> None:
         """The slots of the rows that siblings share have been given out anew."""

@@ -32,6 +32,7 @@ class Events:
     applied: Callable[["Hand"], None]
     leaving: Callable[["Hand"], None]
     told: Callable[["Hand", say.Told], None]
+    indexed: Callable[["Hand", say.Seen | say.Given], None]
     ended: Callable[["Hand"], None]
 
 
@@ -140,6 +141,8 @@ class Hand:
                 if message.loads is not None:
                     self.loads = message.loads
                 self._events.told(self, message)
+            case say.Seen() | say.Given():
+                self._events.indexed(self, message)
             case say.Piece(ask, data, last):
                 self._piece(ask, data, last)
             case say.Applied(version, problem):

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet, FleetSource
@@ -23,6 +24,9 @@ from fairlead_gateway.beside import Beside
 from fairlead_gateway.crew import Crew, together
 from fairlead_gateway.decision_log import Logged
 from fairlead_gateway.early import Early
+from fairlead_gateway.hand import Hand
+from fairlead_gateway.indexing.links import Links
+from fairlead_gateway.indexing.side import IndexSide
 from fairlead_gateway.keys_file import KeysFile
 from fairlead_gateway.management import Look
 from fairlead_gateway.management.serving import Management
@@ -34,6 +38,10 @@ from fairlead_gateway.telemetry.parts import series_of
 from fairlead_gateway.tls import Certificate
 from fairlead_gateway.watch import Watch
 from fairlead_gateway.wired import logged_of, record_of
+from fairlead_kvstore.truth.changes import Change
+
+if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
+    from fairlead_gateway.indexing.source import Source
 
 _log = logging.getLogger("fairlead.gateway")
 _NOTES_SECONDS = 0.2
@@ -56,6 +64,8 @@ class Plan:
     reach: Reach | None = None
     token: str | None = None
     hosts: Sequence[str] = ()
+    links: Links = Links.AUTO
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class Lag(LoopLag):
@@ -87,7 +97,24 @@ class Helper:
         self._hurry = asyncio.Event()
         self._fleet = Fleet()
         self.started = clock.now()
-        self.crew = Crew(early, setup=self._setup, told=self._told, clock=clock, limits=limits)
+        self.crew = Crew(
+            early,
+            setup=self._setup,
+            told=self._told,
+            indexed=self._indexed,
+            joined=self._joined,
+            clock=clock,
+            limits=limits,
+        )
+        self.index = IndexSide(
+            workers=lambda: [hand for hand in self.crew.hands if hand.is_ready],
+            source=self._source_of_index,
+            links=plan.links,
+            secret=plan.secret,
+            clock=clock,
+            limits=limits,
+            reach=plan.reach,
+        )
         self.beside = Beside(
             fleet=self.crew.fleet,
             loads=self.crew.loads,
@@ -99,6 +126,8 @@ class Helper:
             redis=plan.redis,
             reach=plan.reach,
         )
+        if self.beside.others is not None:
+            self.beside.others.elsewhere = self.index.sent_elsewhere
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short, or a defect was the reason.
@@ -130,6 +159,7 @@ class Helper:
         self._fleet = await anext(snapshots)
         if self._plan.reach is not None:
             self._plan.reach.apply(self._fleet)
+        self.index.apply(self._fleet)
         self._notes = self._present_notes()
         await self.crew.start(self._fleet)
         return snapshots
@@ -139,6 +169,7 @@ class Helper:
         management = Management(self, plan.private, limits=self._limits, token=plan.token, hosts=plan.hosts)
         await management.start()
         self.beside.start()
+        self.index.start()
         work = [loop.create_task(one) for one in (self._follow(snapshots), self._tell_notes(), self._keep_counts())]
         try:
             system.settled()
@@ -155,6 +186,7 @@ class Helper:
             for task in work:
                 await ended(task)
             await management.stop()
+            await self.index.stop()
             await self.beside.stop()
 
     # Files ---------------------------------------------------------------------------------------------------------------
@@ -184,6 +216,7 @@ class Helper:
             self._fleet = fleet
             if self._plan.reach is not None:
                 self._plan.reach.apply(fleet)
+            self.index.apply(fleet)
             self.crew.apply(fleet)
 
     def _setup(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Setup:
@@ -204,6 +237,7 @@ class Helper:
             row=row,
             siblings=siblings,
             publish=plan.redis is not None,
+            indexed=plan.links is not Links.OFF,
             notes=self._notes,
         )
 
@@ -227,7 +261,7 @@ class Helper:
     def _present_notes(self) -> list[str]:
         found = self._plan.source.notes()
         found += [watch.problem for watch in self._watches if watch.problem]
-        return [*found, *self.crew.notes(), *quiet_log.problems(), *self.beside.notes()]
+        return [*found, *self.crew.notes(), *quiet_log.problems(), *self.beside.notes(), *self.index.notes()]
 
     def _told(self, told: say.Told) -> None:
         decisions, others = self.beside.decisions, self.beside.others
@@ -237,6 +271,22 @@ class Helper:
                 decisions.offer(record_of(record))
         if others is not None:
             others.told(told)
+
+    def _indexed(self, hand: Hand, message: say.Seen | say.Given) -> None:
+        self.index.heard(hand, message)
+
+    def _joined(self) -> None:
+        self.index.joined()
+
+    def _source_of_index(
+        self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
+    ) -> "Source":
+        """Made when an engine first tells what it holds: most of what it takes is loaded then."""
+        from fairlead_gateway.indexing.source import LocalSource
+
+        del on_reload  # a mirror of this process is never another one
+        plan = self._plan
+        return LocalSource(on_changes, self._clock, self._limits, secret=plan.secret, environ=plan.environ)
 
     # The management port's view ------------------------------------------------------------------------------------------
 
@@ -266,6 +316,7 @@ class Helper:
             together(state.loads for _, state in states),
             standings([state.standings for _, state in states]),
             Lag([state.lag for _, state in states]),
+            self.index.look(),
         )
 
     async def counted(self, *, windows: bool) -> Telemetry:
@@ -281,6 +332,7 @@ class Helper:
         telemetry.own.update(self.crew.own())
         if self.beside.others is not None:
             telemetry.peers = self.beside.others.own()
+        telemetry.index = self.index.look()
         telemetry.own["workers"] = self.crew.serving
         telemetry.own["worker_deaths_total"] = self.crew.deaths
         age = self._plan.source.age_seconds()

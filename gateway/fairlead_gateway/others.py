@@ -65,6 +65,8 @@ class Others:
         self._fleet = fleet
         self._loads = loads
         self._clock = clock
+        self.elsewhere: Callable[[str, str, int, Sequence[int]], None] | None = None
+        """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
         self._applied: Fleet | None = None
         self._model_of: dict[str, str] = {}
         self._counts = HotCounts(limits)
@@ -137,6 +139,8 @@ class Others:
         for instance, packed, tail in items:
             hashes = array("Q", packed)
             self._counts.sent(model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now)
+            if self.elsewhere is not None:
+                self.elsewhere(model, instance, tail, hashes)
         self._workers.hear(_encode([say.Sent(model, instance, hashes, tail) for instance, hashes, tail in items]))
 
     # Hot prefixes --------------------------------------------------------------------------------------------------------

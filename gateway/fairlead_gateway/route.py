@@ -5,7 +5,7 @@ returns, no new request goes to an instance that the new fleet does not call rea
 """
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 from fairlead.decision import Decision, Rejected
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
@@ -14,6 +14,7 @@ from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.comeback import Starts, drained
 from fairlead_gateway.errors import NoInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.index import Told
 from fairlead_gateway.routing.shared import Siblings
 
 
@@ -28,8 +29,10 @@ class Routes:
         breaker: Breaker,
         prefill: bool = False,
         siblings: Siblings | None = None,
+        told: Told | None = None,
     ) -> None:
         self.secret = secret
+        self._told = told
         self._siblings = siblings
         self._prefill = prefill
         self._limits = limits
@@ -52,7 +55,7 @@ class Routes:
             router = self._routers.get(key)
             if router is None:
                 router = self._routers[key] = ModelRouter(
-                    secret=self.secret, seed=number, limits=self._limits, siblings=self._siblings
+                    secret=self.secret, seed=number, limits=self._limits, siblings=self._siblings, told=self._told
                 )
             router.update(model, instances, fleet.membership_epoch)
             self._ready[key] = {one.id: one for one in instances if one.state is InstanceState.READY}
@@ -128,6 +131,14 @@ class Routes:
         router = self._routers.get(key)
         if router is not None:
             router.hot(epoch, table)
+
+    def corrected(
+        self, key: str, instance_id: str, forget: str, gone: Sequence[Hashable], held: Sequence[tuple[Hashable, ...]]
+    ) -> None:
+        """What the index says of an instance."""
+        router = self._routers.get(key)
+        if router is not None:
+            router.corrected(instance_id, forget, gone, held)
 
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""

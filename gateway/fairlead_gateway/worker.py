@@ -27,6 +27,7 @@ from fairlead_gateway.answers import Answers
 from fairlead_gateway.channel import Channel
 from fairlead_gateway.compiled import is_compiled
 from fairlead_gateway.gateway import Gateway
+from fairlead_gateway.index_telling import IndexTeller, correct
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.ports import Address
 from fairlead_gateway.request_ids import RequestIds
@@ -65,6 +66,7 @@ class Worker:
         self._shared: SharedRows | None = None
         self._teller: Teller | None = None
         self._hearer: Hearer | None = None
+        self._index: IndexTeller | None = None
         self._answers: Answers | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -129,6 +131,8 @@ class Worker:
             )
         if self._shared is not None and self._teller is not None:
             siblings = Siblings(self._shared, self._teller.sent, self._teller.died, self._teller.cleared)
+        if setup.indexed:
+            self._index = IndexTeller(self._channel, self._loop, self._limits)
         gateway = Gateway(
             clock=self._clock,
             limits=self._limits,
@@ -140,6 +144,8 @@ class Worker:
             memory=memory.reader(self._settings.memory_limit),
             observing=observing,
             siblings=siblings,
+            told=self._index.hooks if self._index is not None else None,
+            samples=self._index.samples if self._index is not None else None,
         )
         if setup.publish and self._teller is not None:
             gateway.decisions.told = self._teller.decided
@@ -182,6 +188,12 @@ class Worker:
             case say.Hot(model, epoch, serving, prefilling):
                 if self._gateway is not None:
                     self._gateway.hot(model, epoch, hashes_of(serving), hashes_of(prefilling))
+            case say.Corrected():
+                if self._gateway is not None:
+                    correct(self._gateway, message)
+            case say.Want():
+                if self._index is not None:
+                    self._index.wanted(message)
             case say.Snapshot(fleet, slots):
                 self._place(slots)
                 self._apply(fleet)

@@ -76,13 +76,15 @@ class _Run:
 
 
 class _Held:
-    """What one instance holds: its runs by block, and in their order of use as a ring from ``order.newer`` (the oldest)."""
+    """What one instance holds: its runs by block, those that go on from a block (``after``), and all in their order of use as a ring
+    from ``order.newer`` (the oldest)."""
 
-    __slots__ = ("bit", "blocks", "order", "runs", "size")
+    __slots__ = ("after", "bit", "blocks", "order", "runs", "size")
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self.runs: dict[Hashable, _Run] = {}
+        self.after: dict[Hashable, list[_Run]] = {}
         self.order = order = _Run(None, (), (), 0)
         order.newer = order.older = order
         self.size = 0
@@ -124,6 +126,8 @@ class _Held:
         if deepest is None or deepest.branched or deepest.first + deepest.count != known:
             run = _Run(hashes[known - 1] if known else None, hashes[known:] if known else hashes, ends, known)
             run.place(self.order.older if deepest is None else deepest.older)
+            if known:
+                self._goes_on(run)
         else:
             run = deepest
             run.hashes = run.hashes[: run.count] + hashes[known:]
@@ -136,6 +140,22 @@ class _Held:
         self.blocks += count - known
         self.size += ends[count - 1] - (ends[known - 1] if known else 0)
 
+    def _goes_on(self, run: _Run) -> None:
+        """The run begins behind ``run.before``."""
+        known = self.after.get(run.before)
+        if known is None:
+            self.after[run.before] = [run]
+        else:
+            known.append(run)
+
+    def goes_no_more(self, run: _Run) -> None:
+        """It does not begin there any more."""
+        known = self.after.get(run.before)
+        if known is not None and run in known:
+            known.remove(run)
+            if not known:
+                del self.after[run.before]
+
     def _split(self, run: _Run, kept: int) -> _Run:
         """Cut a run behind its first ``kept`` blocks and return these. The longer part stays as it is, as its blocks point to it."""
         runs, count = self.runs, run.count
@@ -143,14 +163,19 @@ class _Held:
         if kept * 2 <= count:
             other = _Run(run.before, head, run.ends, run.first)
             other.branched = True
+            self.goes_no_more(run)
+            if run.first:
+                self._goes_on(other)
             run.before, run.hashes, run.count = head[kept - 1], tail, count - kept
             run.first += kept
+            self._goes_on(run)
             for digest in head:
                 runs[digest] = other
             return other
         other = _Run(head[kept - 1], tail, run.ends, run.first + kept)
         other.branched = run.branched
         other.place(run.older)
+        self._goes_on(other)
         run.hashes, run.count, run.branched = head, kept, True
         for digest in tail:
             runs[digest] = other
@@ -225,15 +250,14 @@ class PrefixMirror:
         held = self._held.get(instance)
         if held is None:
             return
-        gone = {digest for digest in hashes if digest in held.runs}
-        for digest in tuple(gone):
+        gone: list[Hashable] = list(hashes)
+        while gone:
+            digest = gone.pop()
             run = held.runs.get(digest)
             if run is not None:
-                gone |= self._cut(held, run, run.hashes.index(digest))
-        while gone:
-            gone = {
-                digest for run in set(held.runs.values()) if run.before in gone for digest in self._cut(held, run, 0)
-            }
+                gone += self._cut(held, run, run.hashes.index(digest))
+            for child in held.after.pop(digest, ()):
+                gone += self._cut(held, child, 0)
 
     def keep_only(self, instances: Collection[str]) -> None:
         """Forget all others."""
@@ -248,6 +272,7 @@ class PrefixMirror:
         for digest in held.runs:
             self._clear(digest, held.bit)
         held.runs.clear()
+        held.after.clear()
         while (run := held.order.newer) is not None:
             run.leave()  # the ring would keep them until the next search for garbage; it is itself the last to go
         self._free.append(held.bit)
@@ -291,10 +316,12 @@ class PrefixMirror:
         self._clear(digest, held.bit)
         if not run.count:
             run.leave()
+            if run.first:
+                held.goes_no_more(run)
 
-    def _cut(self, held: _Held, run: _Run, kept: int) -> set[Hashable]:
+    def _cut(self, held: _Held, run: _Run, kept: int) -> tuple[Hashable, ...]:
         """Shorten a run to so many blocks; those that went."""
-        gone = set(run.hashes[kept : run.count])
+        gone = run.hashes[kept : run.count]
         while run.count > kept:
             self._shorten(held, run)
         return gone

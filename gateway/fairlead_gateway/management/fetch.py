@@ -1,4 +1,4 @@
-"""One small GET over a fresh connection, for pages that engines are asked for every few seconds.
+"""One small GET or POST over a fresh connection, for what engines are asked for every few seconds.
 
 An HTTP client of full size costs a millisecond of the gateway's loop per page; this costs a tenth. It takes
 what engines send (Content-Length, chunked or until close), refuses what is too big or too slow, and follows nothing.
@@ -24,21 +24,24 @@ async def get(
     most_bytes: int,
     trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     more: bytes = b"",
+    question: bytes | None = None,
 ) -> bytes:
     """The body of a 200 answer. Raises Unavailable, saying in a few words why there is none.
 
-    ``trust`` says whose certificates an https server may show; ``more`` is ready header text.
+    ``trust`` says whose certificates an https server may show; ``more`` is ready header text; ``question`` is JSON that is posted.
     """
     try:
         async with asyncio.timeout(deadline_seconds):
-            return await _get(url, most_bytes, trust, more)
+            return await _get(url, most_bytes, trust, more, question)
     except TimeoutError:
         raise Unavailable(f"no answer within {deadline_seconds:g} s") from None
     except (OSError, ValueError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         raise Unavailable(f"{type(error).__name__}: {error}") from error
 
 
-async def _get(url: str, most_bytes: int, trust: Callable[[], ssl.SSLContext], more: bytes) -> bytes:
+async def _get(
+    url: str, most_bytes: int, trust: Callable[[], ssl.SSLContext], more: bytes, question: bytes | None
+) -> bytes:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Unavailable(f"{parts.scheme or 'no'} scheme: only http and https are asked")
@@ -48,11 +51,11 @@ async def _get(url: str, most_bytes: int, trust: Callable[[], ssl.SSLContext], m
     )
     try:
         path = parts.path or "/"
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nhost: {parts.netloc}\r\naccept: text/plain\r\nconnection: close\r\n".encode()
-            + more
-            + b"\r\n"
-        )
+        asks, kind = ("GET", "accept: text/plain") if question is None else ("POST", "content-type: application/json")
+        head = f"{asks} {path} HTTP/1.1\r\nhost: {parts.netloc}\r\n{kind}\r\nconnection: close\r\n"
+        if question is not None:
+            head += f"content-length: {len(question)}\r\n"
+        writer.write(head.encode() + more + b"\r\n" + (question or b""))
         page = _Page()
         parser = httptools.HttpResponseParser(page)
         while not page.complete:

@@ -37,6 +37,33 @@ class Signals(_Model):
     sleeping: bool | None
 
 
+class Index(_Model):
+    """What routing knows of an instance's cache, and how good that was. Tokens are sums since this gateway started."""
+
+    state: str = Field(
+        description="index: all that it holds is known; incomplete: a part; stale: nothing new is heard; quarantined: what is told "
+        "does not hold, and is not used; hashing only: it does not tell, so what was sent there is taken for held."
+    )
+    reason: str | None = Field(description="Why it is not index, in words.")
+    predicted_tokens: int = Field(description="Cached tokens that the index credited, of answers that reported theirs.")
+    reported_tokens: int = Field(description="Cached tokens that those reported.")
+    ratio: float | None = Field(description="Predicted to reported.")
+    answers: int = Field(description="Answers that reported their cached tokens.")
+    silent: int = Field(description="Answers that did not; they count for nothing.")
+    quarantines: int
+
+
+class Links(_Model):
+    """How prompts are linked to what engines tell."""
+
+    blocks: int = Field(description="Blocks of prompt text whose place in the index is known.")
+    lowered: int = Field(
+        description="Links that another prompt has contradicted, and that were lowered to what both share."
+    )
+    prompts: int = Field(description="Prompts that were learned.")
+    how: str = Field(description="How that is learned, in words.")
+
+
 class Instance(_Model):
     """One engine endpoint: its state, this gateway's own work on it, and the engine's signals."""
 
@@ -55,6 +82,7 @@ class Instance(_Model):
     standing: str | None = Field(description="Healthy, Ejected, Probing or WarmingUp, as this gateway saw it.")
     standing_reason: str | None = Field(description="Why it is not Healthy, in words.")
     signals: Signals | None
+    index: Index | None = Field(description="Null where no instance of the model tells what it holds.")
 
 
 class Model(_Model):
@@ -65,6 +93,7 @@ class Model(_Model):
     name: str
     preset: str
     objectives: Objectives
+    links: Links | None = Field(description="Null where no instance of the model tells what it holds.")
     instances: list[Instance]
 
 

@@ -1,18 +1,24 @@
 """From the gateway's values to the JSON of the API: pure functions, one for each answer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fairlead import decision, fleet
 from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
 from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import Load
+from fairlead_gateway.telemetry.index import InstanceIndex, Looks, ModelLook
 
 Standings = Callable[[str], tuple[str, str]]
 
 
 def fleet_json(
-    snapshot: fleet.Fleet, loads: Mapping[str, Load], now: float, standing: Standings | None = None
+    snapshot: fleet.Fleet,
+    loads: Mapping[str, Load],
+    now: float,
+    standing: Standings | None = None,
+    index: Looks = MappingProxyType({}),
 ) -> models.Fleet:
     """The fleet with the gateway's own ledger and verdict beside each instance."""
     return models.Fleet(
@@ -30,8 +36,9 @@ def fleet_json(
                     ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds,
                     itl_seconds=model.objectives.itl_seconds,
                 ),
+                links=_links(index.get(key)),
                 instances=[
-                    _instance(instance, loads.get(instance.id), now, standing)
+                    _instance(instance, loads.get(instance.id), now, standing, index.get(key))
                     for instance in snapshot.instances.get(key, ())
                 ],
             )
@@ -40,7 +47,30 @@ def fleet_json(
     )
 
 
-def _instance(instance: fleet.Instance, load: Load | None, now: float, standing: Standings | None) -> models.Instance:
+def _links(look: ModelLook | None) -> models.Links | None:
+    if look is None:
+        return None
+    return models.Links(blocks=look.links, lowered=look.lowered, prompts=look.learned, how=look.how)
+
+
+def _index(one: InstanceIndex | None) -> models.Index | None:
+    if one is None:
+        return None
+    return models.Index(
+        state=one.state,
+        reason=one.reason or None,
+        predicted_tokens=one.predicted,
+        reported_tokens=one.reported,
+        ratio=one.ratio,
+        answers=one.answers,
+        silent=one.silent,
+        quarantines=one.quarantines,
+    )
+
+
+def _instance(
+    instance: fleet.Instance, load: Load | None, now: float, standing: Standings | None, look: ModelLook | None
+) -> models.Instance:
     stands, why = standing(instance.id) if standing is not None else (None, None)
     return models.Instance(
         id=instance.id,
@@ -57,6 +87,7 @@ def _instance(instance: fleet.Instance, load: Load | None, now: float, standing:
         in_flight_tokens=None if load is None else load.inflight_tokens,
         standing=stands,
         standing_reason=why or None,
+        index=_index(look.instances.get(instance.id) if look is not None else None),
         signals=_signals(instance, now),
     )
 

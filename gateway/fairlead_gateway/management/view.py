@@ -1,7 +1,7 @@
 """What the management port may see of a gateway: its workers, asked when somebody looks, and what the helper knows itself."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.clock import Clock
@@ -9,18 +9,20 @@ from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead_gateway.decision_log import Logged
 from fairlead_gateway.telemetry import Load, Telemetry
+from fairlead_gateway.telemetry.index import Looks
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
-    how late the latest of the event loops runs."""
+    how late the latest of the event loops runs, ``index`` how far models are followed."""
 
     ready: bool
     notes: list[str]
     loads: Mapping[str, Load]
     standing: Callable[[str], tuple[str, str]] | None
     lag: LoopLag
+    index: Looks = field(default_factory=dict)
 
 
 class View(Protocol):

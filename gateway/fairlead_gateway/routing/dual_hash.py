@@ -136,6 +136,8 @@ class _Account:
         for item in self._candidates:
             table[f"{item.id}/backlog_seconds"] = Input(item.backlog_seconds)
             table[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)
+            if item.indexed_tokens >= 0.0:
+                table[f"{item.id}/indexed_tokens"] = Input(item.indexed_tokens)
             table[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
             table[f"{item.id}/home"] = Input(float(item.home))
             table[f"{item.id}/cost_seconds"] = Input(item.cost_seconds)

@@ -52,15 +52,26 @@ class Tally:
 
 
 class Flight:
-    """A request on its way: what it weighs, and whether it still waits for its first token."""
+    """A request on its way: what it weighs, and whether it still waits for its first token. ``indexed`` and ``matched`` are
+    the shares of its prompt that should be held there by the index (negative where it said nothing) and by all that is known."""
 
-    __slots__ = ("request", "seconds", "tally", "tokens", "waiting")
+    __slots__ = ("indexed", "matched", "request", "seconds", "tally", "tokens", "waiting")
 
-    def __init__(self, request: RouteRequest, tally: Tally, seconds: float, tokens: float) -> None:
+    def __init__(
+        self,
+        request: RouteRequest,
+        tally: Tally,
+        seconds: float,
+        tokens: float,
+        indexed: float = -1.0,
+        matched: float = 0.0,
+    ) -> None:
         self.request = request
         self.tally = tally
         self.seconds = seconds
         self.tokens = tokens
+        self.indexed = indexed
+        self.matched = matched
         self.waiting = True
 
 
@@ -87,14 +98,23 @@ class Ledger:
             total = self._sums[instance] = Tally(instance)
         return total
 
-    def dispatched(self, request: RouteRequest, instance: str, *, seconds: float, tokens: float) -> None:
+    def dispatched(
+        self,
+        request: RouteRequest,
+        instance: str,
+        *,
+        seconds: float,
+        tokens: float,
+        indexed: float = -1.0,
+        matched: float = 0.0,
+    ) -> None:
         """``seconds`` of prefill and ``tokens`` of KV now rest on ``instance``; a retry first ends the former
         dispatch."""
         name = request.id
         if name in self._flights:
             self.ended(name)
         total = self.tally(instance)
-        self._flights[name] = Flight(request, total, seconds, tokens)
+        self._flights[name] = Flight(request, total, seconds, tokens, indexed, matched)
         total.inflight += 1
         total.waiting += 1
         total.backlog_seconds += seconds

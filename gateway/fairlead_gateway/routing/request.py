@@ -39,6 +39,7 @@ class Candidate:
         "holder",
         "home",
         "id",
+        "indexed_tokens",
         "inflight",
         "inflight_tokens",
         "kv_tokens",
@@ -57,6 +58,7 @@ class Candidate:
         kv_tokens: int,
         home: bool = False,
         holder: bool = False,
+        indexed_tokens: float = -1.0,
     ) -> None:
         self.id = id
         self.backlog_seconds = backlog_seconds
@@ -67,6 +69,7 @@ class Candidate:
         self.kv_tokens = kv_tokens
         self.home = home
         self.holder = holder
+        self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
         self.cost_seconds = 0.0
 
     @property

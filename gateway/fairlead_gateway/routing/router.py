@@ -17,8 +17,9 @@ from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
 from fairlead_gateway.routing import dual_hash, simple
 from fairlead_gateway.routing.hotness import HotPrefixes
-from fairlead_gateway.routing.ledger import InstanceLoad, Ledger, Tally, backlog_of, least_busy
-from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
+from fairlead_gateway.routing.index import Told
+from fairlead_gateway.routing.ledger import Flight, InstanceLoad, Ledger, Tally, backlog_of, least_busy
+from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain, block_ends
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
 from fairlead_gateway.routing.shared import Siblings
@@ -35,31 +36,45 @@ SCAN_MOST: Final = 16
 id."""
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 _NOBODY: frozenset[str] = frozenset()
+_INDEXED: Final = "\0"
+_ENDLESS: Final = 1 << 60
+"""What the index told of an instance is held in the mirror under its id and this, without a capacity: engines tell what they
+evict."""
 
 
 class _Place:
-    """A ready instance with what a decision asks about it."""
+    """A ready instance with what a decision asks about it. ``bit`` finds what it should hold by all that is known, ``indexed`` (0:
+    the index says nothing of it) what it holds by the index."""
 
-    __slots__ = ("bit", "id", "kv_tokens", "profile", "tally")
+    __slots__ = ("bit", "id", "indexed", "kv_tokens", "profile", "tally")
 
-    def __init__(self, id: str, profile: EngineProfile, tally: Tally, bit: int) -> None:
+    def __init__(self, id: str, profile: EngineProfile, tally: Tally, bit: int, indexed: int) -> None:
         self.id = id
         self.profile = profile
         self.kv_tokens = profile.kv_tokens
         self.tally = tally
-        self.bit = bit
+        self.bit = bit | indexed
+        self.indexed = indexed
 
 
 class ModelRouter:
     """``secret`` keys the homes; ``seed`` shifts ties so that several models do not move in step."""
 
     def __init__(
-        self, *, secret: bytes, seed: int = 0, limits: Limits | None = None, siblings: Siblings | None = None
+        self,
+        *,
+        secret: bytes,
+        seed: int = 0,
+        limits: Limits | None = None,
+        siblings: Siblings | None = None,
+        told: Told | None = None,
     ) -> None:
         self._secret = secret
         self._limits = limits or Limits()
         self._turn = seed
         self._siblings = siblings
+        self._hooks = told
+        self._told: Told | None = None  # the hooks, while any instance tells what it holds
         self._ledger = Ledger(siblings.rows if siblings is not None else None)
         self._mirror = PrefixMirror(self._limits.mirror_blocks_per_instance)
         self._hot = HotPrefixes()
@@ -81,6 +96,11 @@ class ModelRouter:
         self._found = Matched()
         self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
 
+    @property
+    def followed(self) -> bool:
+        """Whether any instance tells what it holds, and somebody is told what is sent."""
+        return self._told is not None
+
     def update(self, model: Model, instances: Sequence[Instance], membership_epoch: int) -> None:
         """Replace what is routable. An instance that is neither ready nor draining has lost its cache."""
         if model.preset not in PRESETS:
@@ -91,7 +111,9 @@ class ModelRouter:
         self._ttft_limit = model.objectives.ttft_limit(0.0)
         self._ttft_grows = model.objectives.ttft_per_kilo_token_seconds != 0.0
         alive = (InstanceState.READY, InstanceState.DRAINING)
-        self._mirror.keep_only({item.id for item in instances if item.state in alive})
+        living = [item.id for item in instances if item.state in alive]
+        self._mirror.keep_only({*living, *[item + _INDEXED for item in living]})
+        self._told = self._hooks if any(item.kv_events is not None for item in instances) else None
         ready = [item for item in instances if item.state is InstanceState.READY]
         weights = {item.id: item.weight for item in ready}
         if weights != self._weights:
@@ -103,13 +125,13 @@ class ModelRouter:
                 item.profile or self._profile_default,
                 self._ledger.tally(item.id),
                 self._mirror.hold(item.id),
+                self._mirror.bit(item.id + _INDEXED),
             )
             for item in ready
         }
         self._places = list(self._ready.values())
         self._tallies = [place.tally for place in self._places]
-        self._by_bit = {place.bit: place for place in self._places}
-        self._bits = sum(self._by_bit)
+        self._find_by_bit()
 
     def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
         """Choose an instance; ``excluded`` ones have just failed this request. ``chosen`` is None when none is left."""
@@ -145,11 +167,20 @@ class ModelRouter:
         profile = self._profile_default if place is None else place.profile
         bit = self._mirror.bit(instance_id) if place is None else place.bit
         prompt = request.prompt_tokens * self._scale
-        matched = min(prompt, self._matched(request).size(bit) * (self._scale / _BYTES_PER_TOKEN))
+        found = self._matched(request)
+        matched = min(prompt, found.size(bit) * (self._scale / _BYTES_PER_TOKEN))
         self._asked = None
         most = request.max_tokens
         tokens = prompt + (OUTPUT_GUESS_TOKENS if not most or most > OUTPUT_GUESS_TOKENS else most)
-        self._ledger.dispatched(request, instance_id, seconds=profile.prefill(prompt, matched), tokens=tokens)
+        told, indexed, believed = self._told, -1.0, 0.0
+        if told is not None and place is not None and request.prompt_tokens > 0.0:
+            size = request.prompt_tokens * _BYTES_PER_TOKEN
+            believed = min(1.0, found.size(bit) / size)
+            if place.indexed:
+                indexed = min(1.0, found.size(place.indexed) / size)
+            told.sent(self._model_key, request, instance_id)
+        seconds = profile.prefill(prompt, matched)
+        self._ledger.dispatched(request, instance_id, seconds=seconds, tokens=tokens, indexed=indexed, matched=believed)
         if self._siblings is not None:
             self._siblings.sent(self._model_key, request, instance_id)
         if place is not None:
@@ -165,6 +196,29 @@ class ModelRouter:
     def hot(self, epoch: int, table: frozenset[Hashable]) -> None:
         """The hot prefixes as all gateways see them; epoch 0: nobody tells them any more."""
         self._hot.follow(epoch, table)
+
+    def corrected(
+        self, instance_id: str, forget: str, gone: Sequence[Hashable], held: Sequence[tuple[Hashable, ...]]
+    ) -> None:
+        """What the index says of an instance: first ``forget`` what it told before (``told``) or all that is believed (``all``); then
+        the blocks that are ``gone``, and chains from the prompt's start that are ``held`` there."""
+        place = self._ready.get(instance_id)
+        if place is None:
+            return
+        mirror, indexed = self._mirror, instance_id + _INDEXED
+        if forget:
+            mirror.forget(indexed)
+            if forget == "all":
+                mirror.forget(instance_id)
+        if gone and forget != "all":
+            mirror.drop(indexed, gone)
+            mirror.drop(instance_id, gone)
+        for hashes in held:
+            mirror.add(indexed, hashes, block_ends(len(hashes)), capacity=_ENDLESS)
+        own, told = mirror.hold(instance_id), mirror.bit(indexed)
+        if (own | told, told) != (place.bit, place.indexed):
+            place.bit, place.indexed = own | told, told
+            self._find_by_bit()
 
     def show_again(self) -> None:
         """The slots of the shared rows have been given out anew."""
@@ -185,10 +239,11 @@ class ModelRouter:
         output_tokens: int | None = None,
     ) -> None:
         """The answer is complete; what the engine reported may be None."""
-        del now, cached_tokens
+        del now
         flight = self._ledger.ended(request_id)
         if flight is None:
             return
+        self._tell_end(flight, prompt_tokens, cached_tokens)
         sent = flight.request.prompt_tokens
         if prompt_tokens and sent >= SCALE_LEAST_TOKENS:
             seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / sent))
@@ -201,7 +256,9 @@ class ModelRouter:
     def abandoned(self, request_id: str, now: float) -> None:
         """The request failed there or its client left: its load is gone at once."""
         del now
-        self._ledger.ended(request_id)
+        flight = self._ledger.ended(request_id)
+        if flight is not None:
+            self._tell_end(flight, None, None)
 
     def uncached(self, request: RouteRequest) -> float:
         """Tokens of the prompt that even the instance that holds most of it would have to compute."""
@@ -230,6 +287,23 @@ class ModelRouter:
     def _bytes(self, tokens: int) -> int:
         """How much prompt text that many of the engine's tokens are."""
         return int(tokens * _BYTES_PER_TOKEN / self._scale)
+
+    def _tell_end(self, flight: Flight, prompt_tokens: int | None, cached_tokens: int | None) -> None:
+        if self._told is not None:
+            instance = flight.tally.instance
+            self._told.ended(
+                self._model_key, flight.request, instance, prompt_tokens, cached_tokens, flight.indexed, flight.matched
+            )
+
+    def _find_by_bit(self) -> None:
+        """Both bits of an instance lead to it."""
+        found: dict[int, _Place] = {}
+        for place in self._places:
+            found[place.bit ^ place.indexed] = place
+            if place.indexed:
+                found[place.indexed] = place
+        self._by_bit = found
+        self._bits = sum(found)
 
     def _hold(self, place: _Place, chain: PrefixChain) -> None:
         self._mirror.add(place.id, chain.hashes, chain.ends, capacity=self._bytes(place.kv_tokens))
@@ -270,6 +344,7 @@ class ModelRouter:
                     place.kv_tokens,
                     len(candidates) < len(homes),
                     place is holder,
+                    min(prompt, found.size(place.indexed) * rate) if place.indexed else -1.0,
                 )
             )
         limit = self._ttft_limit

@@ -17,6 +17,7 @@ from fairlead_gateway.errors import NoKey, Quarantined
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.families import FAMILIES
 from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.index import Followed, InstanceIndex, Looks, ModelLook
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.series import ModelSeries
 
@@ -51,6 +52,7 @@ class _Scrape:
     now: float
     uptime_seconds: float
     own: Mapping[str, float]
+    index: Looks
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
         for key, instances in self.fleet.instances.items():
@@ -68,9 +70,10 @@ def parts(
     now: float,
     uptime_seconds: float,
     own: Mapping[str, float] = MappingProxyType({}),
+    index: Looks = MappingProxyType({}),
 ) -> Parts:
     """One piece of text per family; a family without a value keeps its HELP and TYPE lines. ``own`` belongs to no model."""
-    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own)
+    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own, index)
     for family in FAMILIES:
         lines = _RENDERERS[family.name](family.name, scrape)
         yield (family.head + "".join(lines)).encode()
@@ -265,6 +268,30 @@ def _shared(read: Callable[[Shared], float]) -> _Renderer:
     return lambda name, scrape: [] if scrape.shared is None else [f"{name} {read(scrape.shared):.15g}\n"]
 
 
+def _index(read: Callable[[InstanceIndex], float | None]) -> _Renderer:
+    def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
+        for key, look in scrape.index.items():
+            for instance, one in look.instances.items():
+                value = read(one)
+                if value is not None:
+                    yield f"{name}{_instance_labels(key, instance)} {value:.9g}\n"
+
+    return lines
+
+
+def _index_model(read: Callable[[ModelLook], int]) -> _Renderer:
+    return lambda name, scrape: [
+        f'{name}{{model="{escape(key)}"}} {read(look)}\n' for key, look in scrape.index.items()
+    ]
+
+
+def _index_state(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, look in scrape.index.items():
+        for state in Followed:
+            count = sum(one.state is state for one in look.instances.values())
+            yield f'{name}{{model="{escape(key)}",state="{state}"}} {count}\n'
+
+
 def _lag(name: str, scrape: _Scrape) -> Iterator[Line]:
     for share in (0.5, 0.99, 1.0):
         value = None if scrape.lag is None else scrape.lag.quantile(share)
@@ -403,6 +430,16 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "redis_published_total": _shared(lambda shared: shared.published),
     _P + "redis_dropped_total": _shared(lambda shared: shared.dropped),
     _P + "redis_refused_total": _shared(lambda shared: shared.refused),
+    _P + "index_instances": _index_state,
+    _P + "index_predicted_tokens_total": _index(lambda one: one.predicted if one.answers else None),
+    _P + "index_reported_tokens_total": _index(lambda one: one.reported if one.answers else None),
+    _P + "index_prediction_ratio": _index(lambda one: one.ratio),
+    _P + "index_unreported_total": _index(lambda one: one.silent),
+    _P + "index_quarantined": _index(lambda one: one.state is Followed.QUARANTINED),
+    _P + "index_quarantines_total": _index(lambda one: one.quarantines),
+    _P + "index_links": _index_model(lambda look: look.links),
+    _P + "index_links_lowered_total": _index_model(lambda look: look.lowered),
+    _P + "index_prompts_learned_total": _index_model(lambda look: look.learned),
     _P + "peers": _own("peers"),
     _P + "peer_age_seconds": _own("peer_age_seconds"),
     _P + "peer_sent_total": _own("peer_sent_total"),

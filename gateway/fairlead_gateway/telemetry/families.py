@@ -167,6 +167,28 @@ FAMILIES: Final = (
     Family(_P + "redis_published_total", "counter", (), "Decisions told to other gateways."),
     Family(_P + "redis_dropped_total", "counter", (), "Decisions dropped because too many waited for Redis."),
     Family(_P + "redis_refused_total", "counter", (), "Decisions that Redis would not take."),
+    Family(
+        _P + "index_instances",
+        "gauge",
+        ("model", "state"),
+        "Instances by how far it is known what they hold; absent for models none of whose instances tells it.",
+    ),
+    Family(
+        _P + "index_predicted_tokens_total",
+        "counter",
+        _INSTANCE,
+        "Cached tokens that the index credited; answers that reported theirs, absent until one did.",
+    ),
+    Family(_P + "index_reported_tokens_total", "counter", _INSTANCE, "Cached tokens that those answers reported."),
+    Family(_P + "index_prediction_ratio", "gauge", _INSTANCE, "The first of these to the second, since the start."),
+    Family(_P + "index_unreported_total", "counter", _INSTANCE, "Answers that did not report their cached tokens."),
+    Family(_P + "index_quarantined", "gauge", _INSTANCE, "1 while what the index tells of the instance is not used."),
+    Family(
+        _P + "index_quarantines_total", "counter", _INSTANCE, "Times that predictions drifted from what was reported."
+    ),
+    Family(_P + "index_links", "gauge", _MODEL, "Blocks of prompt text whose place in the index is known."),
+    Family(_P + "index_links_lowered_total", "counter", _MODEL, "Links that another prompt contradicted."),
+    Family(_P + "index_prompts_learned_total", "counter", _MODEL, "Prompts that were linked to the index."),
     Family(_P + "peers", "gauge", (), "Other gateways that are heard through Redis; absent when none is configured."),
     Family(
         _P + "peer_age_seconds", "gauge", (), "Since the last word of the one that is silent longest; absent without."

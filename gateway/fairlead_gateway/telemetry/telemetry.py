@@ -14,6 +14,7 @@ from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.telemetry.histogram import SECONDS_BOUNDS, bucket
+from fairlead_gateway.telemetry.index import Looks
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.outcome import Outcome
 from fairlead_gateway.telemetry.series import InstanceSeries, ModelSeries
@@ -44,6 +45,7 @@ class Telemetry:
         self.started = clock.now()
         self.models: dict[str, ModelSeries] = {}
         self.own: dict[str, int] = {}  # what belongs to no model, by the metric's name without its prefix
+        self.index: Looks = {}  # the same of the index
         self.peers: dict[str, float] = {}  # the same of other gateways, known to the helper alone
 
     def received(self, model_key: str) -> None:
@@ -150,6 +152,7 @@ class Telemetry:
             now=now,
             uptime_seconds=now - self.started,
             own={**self.own, **self.peers},
+            index=self.index,
         )
 
     def _series(self, key: str) -> ModelSeries:

@@ -8,8 +8,8 @@ questions ends in the same place, and telling one twice does no harm.
     held     every link of the chain, from its start, leads to a block that the mirror finds at the instance
     not      the first link of a chain that does not, when absence means something: the block was told to be removed,
              or the slice is complete, so that everything that the instance holds was told
-    neither  while a prompt with that block is on its way there or has just ended: its blocks count as held,
-             since the engine will have them (``research/routing.md``, fact 6), and are looked at again afterwards
+    neither  while a prompt with that block is on its way there: its blocks count as held, since the engine will have them
+             (``research/routing.md``, fact 6), and are looked at again a moment after its end, when all was told
 
 Blocks of stores that all instances share are hints for the whole model and no reason to prefer an instance; they are not told.
 """
@@ -88,10 +88,11 @@ class Correction(msgspec.Struct, array_like=True):
 class _Flight:
     """A prompt that was sent to an instance: its byte blocks, how many of it are under way, when it is looked at again."""
 
-    __slots__ = ("count", "due", "hashes")
+    __slots__ = ("aloft", "count", "due", "hashes")
 
     def __init__(self, hashes: Sequence[int]) -> None:
         self.hashes = hashes
+        self.aloft = False
         self.count = 0
         self.due = 0.0
 
@@ -149,7 +150,9 @@ class Bridge:
             if len(self._flights) >= self._limits.link_flights:
                 self._land(next(iter(self._flights)))
             flight = self._flights[key] = _Flight(hashes)
-            self._place(instance).take_off(hashes)
+        if not flight.aloft:
+            flight.aloft = True
+            self._place(instance).take_off(flight.hashes)
         limits = self._limits
         if ends_told:
             flight.count += 1
@@ -165,6 +168,7 @@ class Bridge:
         if flight is not None and flight.count:
             flight.count -= 1
             if not flight.count:
+                self._come_down(instance, flight)
                 self._look_at(key, flight, now + self._limits.link_settled_seconds)
 
     def learn(
@@ -370,9 +374,13 @@ class Bridge:
 
     def _land(self, key: tuple[str, int]) -> None:
         flight = self._flights.pop(key)
-        place = self._place(key[0])
-        place.land(flight.hashes)
-        place.doubted.update(flight.hashes)
+        self._come_down(key[0], flight)
+        self._place(key[0]).doubted.update(flight.hashes)
+
+    def _come_down(self, instance: str, flight: _Flight) -> None:
+        if flight.aloft:
+            flight.aloft = False
+            self._place(instance).land(flight.hashes)
 
     def _owns(self, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
         extras = identity.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None

@@ -1,22 +1,19 @@
-"""Whether what an index says of an instance agrees with what the instance's engine reports: a drift detector and its quarantine.
+"""Whether what an index says of an instance agrees with what its engine reports: a drift detector and its quarantine.
 
-An answer's ``cached_tokens`` is the only word of an engine about the very cache that the index describes. For each answer the
-distance
+An answer's ``cached_tokens`` is the only word of an engine about the very cache that the index describes. Each answer is compared
+with what had been *credited* by the index, and *expected* by all that was known (what was on its way, too), as shares of the prompt,
+and two cumulative sums after E. S. Page (Continuous Inspection Schemes, 1954) are kept, one for each direction:
 
-    x = (predicted - reported) / prompt tokens        from -1 (all was missed) to 1 (all was credited and nothing was there)
-
-is fed to two cumulative sums after E. S. Page (Continuous Inspection Schemes, 1954), one for each direction:
-
-    over  = max(0, over  + x - ALLOWED)       ghosts: credits for what is not there
-    under = max(0, under - x - ALLOWED)       the index lost sight of what is there
+    over  = max(0, over  + credited - reported - ALLOWED)       ghosts: the index credits what is not there
+    under = max(0, under + reported - expected - ALLOWED)       the index took away what is there
 
 A sum beyond ``LIMIT`` is drift. Single mispredictions, and a bias within ``ALLOWED`` (blocks are up to an eighth of a prompt, links
-are careful guesses), decay to nothing however long it goes on; a prompt that is wrong altogether adds 0.8, so five in a row are
-enough. Predictions are compared with what the *index* credited, without what was only on its way; an engine that never reports says
-nothing, which is stated and never taken for zero. Two numbers an instance are all the memory there is.
+are careful guesses), decay to nothing however long it goes on; a prompt that is wrong altogether adds 0.8, so six in a row are
+enough. An engine that never reports says nothing, which is stated and never taken for zero. A few numbers an instance are all the
+memory there is.
 
-Drift puts the instance's index into quarantine: routing falls back to what this gateway sent there. Afterwards the index counts
-again, on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever
+Drift puts the instance's index into quarantine: routing falls back to what gateways sent there. Afterwards the index counts again,
+on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever
 agrees for as many answers as ``SOUND`` is as new.
 """
 
@@ -73,20 +70,32 @@ class Drift:
         """Why the instance is in quarantine; empty when it is not."""
         return self._why if self.quarantined else ""
 
-    def seen(self, predicted: float, reported: int | None, prompt_tokens: int | None, now: float) -> bool:
-        """One answer: what the index credited, what the engine reported (None: it did not). True when that was too much."""
+    def seen(
+        self,
+        credited: float,
+        expected: float,
+        reported: int | None,
+        prompt_tokens: int | None,
+        now: float,
+        *,
+        covered: float | None = None,
+    ) -> bool:
+        """One answer: tokens that the index credited, that were expected, that the engine reported (None: it did not). True when
+        this was too much. ``covered``: the index knows nothing of what lies behind so many tokens; None: of all."""
         if reported is None or not prompt_tokens:
             self.silent += 1
             return False
         self.answers += 1
-        self.predicted += int(predicted)
+        self.predicted += int(credited)
         self.reported += reported
         if self.quarantined:
             return False
-        off = max(-1.0, min(1.0, (predicted - reported) / prompt_tokens))
-        self.over = max(0.0, self.over + off - ALLOWED)
-        self.under = max(0.0, self.under - off - ALLOWED)
-        self._agreed = self._agreed + 1 if abs(off) <= ALLOWED else 0
+        ghosts = max(-1.0, min(1.0, (credited - reported) / prompt_tokens))
+        known = reported if covered is None else min(reported, covered)
+        misses = max(-1.0, min(1.0, (known - expected) / prompt_tokens))
+        self.over = max(0.0, self.over + ghosts - ALLOWED)
+        self.under = max(0.0, self.under + misses - ALLOWED)
+        self._agreed = self._agreed + 1 if max(ghosts, misses) <= ALLOWED else 0
         if self._agreed >= SOUND:
             self._pause = FIRST_SECONDS
         if max(self.over, self.under) <= LIMIT:

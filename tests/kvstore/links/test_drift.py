@@ -8,7 +8,7 @@ from fairlead_kvstore.links.drift import FIRST_SECONDS, MOST_SECONDS, SOUND, Dri
 def drifted(drift: Drift, predicted: float, reported: int, now: float = 0.0, most: int = 1_000) -> int | None:
     """Answers until the alarm; None when there was none."""
     for count in range(1, most + 1):
-        if drift.seen(predicted, reported, 1_000, now):
+        if drift.seen(predicted, predicted, reported, 1_000, now):
             return count
     return None
 
@@ -34,13 +34,21 @@ def test_a_bias_within_what_blocks_are_is_never_drift() -> None:
 def test_one_wrong_answer_in_ten_is_no_drift() -> None:
     drift, random_ = Drift(), random.Random(7)
     for _ in range(5_000):
-        assert not drift.seen(900 if random_.random() < 0.1 else 500, 500 if random_.random() < 0.9 else 0, 1_000, 0.0)
+        credited, reported = 900 if random_.random() < 0.1 else 500, 500 if random_.random() < 0.9 else 0
+        assert not drift.seen(credited, credited, reported, 1_000, 0.0)
+
+
+def test_what_was_on_its_way_is_neither_a_ghost_nor_a_miss() -> None:
+    drift = Drift()
+    for _ in range(1_000):
+        assert not drift.seen(0, 900, 900, 1_000, 0.0)  # the index learns of it later than the next prompt comes
+        assert not drift.seen(0, 900, 0, 1_000, 0.0)  # and that prompt was sooner than the first one's prefill
 
 
 def test_an_engine_that_reports_nothing_is_counted_as_silent_and_not_as_zero() -> None:
     drift = Drift()
     for _ in range(100):
-        assert not drift.seen(1_000, None, 1_000, 0.0)
+        assert not drift.seen(1_000, 1_000, None, 1_000, 0.0)
     assert (drift.silent, drift.answers, drift.ratio) == (100, 0, None)
 
 
@@ -78,5 +86,5 @@ def test_what_is_reported_in_quarantine_is_counted_and_moves_nothing() -> None:
     drift = Drift()
     drifted(drift, 1_000, 0)
     before = (drift.over, drift.under, drift.answers)
-    assert not drift.seen(0, 1_000, 1_000, 1.0)
+    assert not drift.seen(0, 0, 1_000, 1_000, 1.0)
     assert (drift.over, drift.under, drift.answers - 1) == before

@@ -1,0 +1,147 @@
+"""One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
+
+from collections.abc import Iterable, Sequence
+
+from fairlead.limits import Limits
+from fairlead_gateway.telemetry.index import Followed, InstanceIndex
+from fairlead_kvstore.links.bridge import Bridge, Correction, Mirror
+from fairlead_kvstore.links.drift import Drift
+from fairlead_kvstore.truth.changes import Change, Cleared
+
+_HALF = 0.5
+
+
+class _Flight:
+    """How much of a prompt was linked when it was sent, as a share of its bytes."""
+
+    __slots__ = ("count", "linked")
+
+    def __init__(self, linked: float) -> None:
+        self.linked = linked
+        self.count = 1
+
+
+class ModelIndex:
+    """``mirror`` is what engines told of the model ``key``. Times are monotonic seconds."""
+
+    def __init__(self, key: str, mirror: Mirror, *, secret: bytes, limits: Limits) -> None:
+        self.bridge = Bridge(key, mirror, secret=secret, limits=limits)
+        self._most = limits.link_flights
+        self._drifts: dict[str, Drift] = {}
+        self._flights: dict[tuple[str, int], _Flight] = {}
+        self._relearned = 0.0
+
+    def sent(self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float) -> bool:
+        """A worker of this gateway sent a prompt there; whether a part of it is not linked."""
+        key, table = (instance, tail), self.bridge.table
+        linked = table.linked(hashes)
+        flight = self._flights.get(key)
+        if flight is not None:
+            flight.count += 1
+        else:
+            if len(self._flights) >= self._most:
+                del self._flights[next(iter(self._flights))]
+            self._flights[key] = _Flight(ends[linked - 1] / size if linked and size else 0.0)
+        return self.bridge.sent(instance, tail, hashes, now, ends_told=True)
+
+    def ended(
+        self,
+        instance: str,
+        tail: int,
+        now: float,
+        *,
+        prompt_tokens: int | None,
+        cached_tokens: int | None,
+        indexed: float | None,
+        matched: float,
+    ) -> None:
+        """It is over. The shares are those of ``channel_messages.EndedRow``."""
+        self.bridge.ended(instance, tail, now)
+        key = (instance, tail)
+        flight = self._flights.get(key)
+        if flight is None:
+            return
+        flight.count -= 1
+        if not flight.count:
+            del self._flights[key]
+        if indexed is None or prompt_tokens is None or not self._complete(instance):
+            return
+        drift = self._drift(instance)
+        credited, expected, covered = indexed * prompt_tokens, matched * prompt_tokens, flight.linked * prompt_tokens
+        if drift.seen(credited, expected, cached_tokens, prompt_tokens, now, covered=covered):
+            self.bridge.distrust(instance)
+            self._relearn()
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """The mirror has just taken these over."""
+        self.bridge.changed(changes)
+        for change in changes:
+            if isinstance(change, Cleared) and change.instance in self._drifts:
+                self._drifts[change.instance].anew()
+
+    def corrections(self, now: float) -> list[Correction]:
+        """What workers are to be told now."""
+        for instance, drift in self._drifts.items():
+            if drift.over_by(now):
+                self.bridge.trust(instance)
+        return self.bridge.corrections(now)
+
+    def keep_only(self, instances: Iterable[str]) -> None:
+        """Instances that have left the fleet are forgotten."""
+        kept = set(instances)
+        self.bridge.keep_only(kept)
+        for gone in self._drifts.keys() - kept:
+            del self._drifts[gone]
+        for key in [key for key in self._flights if key[0] not in kept]:
+            del self._flights[key]
+
+    def look(self, instance: str, stale: str | None) -> InstanceIndex:
+        """How far an instance is followed; ``stale`` says why nothing is heard, None while something is."""
+        drift = self._drifts.get(instance) or Drift()
+        known = self.bridge.mirror.standing(instance)
+        if known is None:
+            state, reason = Followed.GUESSED, "it does not tell what it holds"
+        elif drift.quarantined:
+            state, reason = Followed.QUARANTINED, drift.words()
+        elif stale is not None:
+            state, reason = Followed.STALE, stale
+        elif not known.complete:
+            state, reason = Followed.INCOMPLETE, known.reason
+        else:
+            state, reason = Followed.INDEX, ""
+        if state is Followed.INDEX and drift.silent and not drift.answers:
+            reason = "its engine does not report cached tokens, so nothing says how good the index is"
+        return InstanceIndex(
+            state,
+            reason,
+            drift.predicted,
+            drift.reported,
+            drift.answers,
+            drift.silent,
+            drift.quarantines,
+            drift.ratio,
+        )
+
+    def quarantined(self) -> list[str]:
+        """Instances whose index does not count at present."""
+        return [instance for instance, drift in self._drifts.items() if drift.quarantined]
+
+    def why(self, instance: str) -> str:
+        """Why one of those is."""
+        return self._drifts[instance].words()
+
+    def _complete(self, instance: str) -> bool:
+        known = self.bridge.mirror.standing(instance)
+        return known is not None and known.complete
+
+    def _drift(self, instance: str) -> Drift:
+        drift = self._drifts.get(instance)
+        if drift is None:
+            drift = self._drifts[instance] = Drift()
+        return drift
+
+    def _relearn(self) -> None:
+        """Where most instances drift it is not their slices that are wrong, but what prompts are linked to."""
+        out = sum(drift.quarantined for drift in self._drifts.values())
+        if len(self._drifts) > 1 and out > _HALF * len(self._drifts):
+            self.bridge.forget_links()

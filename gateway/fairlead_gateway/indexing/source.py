@@ -1,0 +1,90 @@
+"""Where the index of a gateway comes from when it is alone: an indexer of its own, in the helper."""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fairlead.clock import Clock
+from fairlead.fleet import Fleet
+from fairlead.limits import Limits
+from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.indexer import Indexer
+from fairlead_kvstore.links.bridge import Mirror
+from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.truth import Truth
+
+
+class Source(Protocol):
+    """Mirrors of models, and a word when one changes."""
+
+    def fleet(self, fleet: Fleet) -> None:
+        """What there is now."""
+        ...
+
+    def mirror(self, model_key: str) -> Mirror:
+        """What engines told of a model."""
+        ...
+
+    def stale(self, model_key: str) -> str | None:
+        """Why a mirror is not kept up, in words; None while it is."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What is missing or degraded, in words."""
+        ...
+
+    async def close(self) -> None:
+        """End it."""
+        ...
+
+
+class LocalSource:
+    """Reads the engines' events here. ``on_changes`` hears of each batch after the mirror has it. Make it on the running loop."""
+
+    def __init__(
+        self,
+        on_changes: Callable[[str, Sequence[Change]], None],
+        clock: Clock,
+        limits: Limits,
+        *,
+        secret: bytes,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._sink = LocalSink(limits=limits, on_changes=on_changes)
+        self._http = Http(environ, limits)
+        self._indexer = Indexer(
+            Truth(secret=secret, limits=limits),
+            self._sink,
+            clock,
+            ask=self._http,
+            loop=asyncio.get_running_loop(),
+            chance=random.random,
+            limits=limits,
+        )
+
+    def fleet(self, fleet: Fleet) -> None:
+        """Read the engines of this fleet."""
+        self._indexer.fleet(fleet)
+
+    def mirror(self, model_key: str) -> Mirror:
+        """The same object every time."""
+        return self._sink.mirror(model_key)
+
+    def stale(self, model_key: str) -> str | None:
+        """Never: a slice whose stream is broken off says so itself."""
+        del model_key
+        return None
+
+    def notes(self) -> list[str]:
+        """Engines that should tell what they hold and do not."""
+        mute = [seen for seen in self._indexer.seen() if seen.trouble and seen.events is not None]
+        if not mute:
+            return []
+        return [f"{len(mute)} engines do not tell what they hold: {mute[0].instance}: {mute[0].trouble}"]
+
+    async def close(self) -> None:
+        """Stop reading."""
+        await self._indexer.close()
+        await self._http.close()

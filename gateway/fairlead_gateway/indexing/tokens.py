@@ -1,0 +1,134 @@
+"""What a prompt is in tokens: how an engine is asked for it, and how its answer is read.
+
+vLLM's ``/tokenize`` applies the very chat template that a request would go through, tools and all, so its tokens are those that the
+engine caches. What may change the prompt and is not passed on there makes a prompt one that nobody is asked about.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from fairlead.errors import Unavailable
+from fairlead_gateway.samples import CHAT
+
+PATH: Final = "/tokenize"
+_NOT_TEXT: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')
+
+
+class _Chat(msgspec.Struct):
+    messages: Raw
+    tools: Raw | UnsetType = UNSET
+    chat_template: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    add_generation_prompt: Raw | UnsetType = UNSET
+    continue_final_message: Raw | UnsetType = UNSET
+    add_special_tokens: Raw | UnsetType = UNSET
+    cache_salt: str | None = None
+    documents: Raw | UnsetType = UNSET
+    reasoning_effort: Raw | UnsetType = UNSET
+    kv_transfer_params: Raw | UnsetType = UNSET
+
+
+class _Completion(msgspec.Struct):
+    prompt: Raw
+    add_special_tokens: Raw | UnsetType = UNSET
+    cache_salt: str | None = None
+    suffix: Raw | UnsetType = UNSET
+    prompt_embeds: Raw | UnsetType = UNSET
+    kv_transfer_params: Raw | UnsetType = UNSET
+
+
+class _ChatQuestion(msgspec.Struct):
+    model: str
+    messages: Raw
+    tools: Raw | UnsetType = UNSET
+    chat_template: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    add_generation_prompt: Raw | UnsetType = UNSET
+    continue_final_message: Raw | UnsetType = UNSET
+    add_special_tokens: Raw | UnsetType = UNSET
+
+
+class _TextQuestion(msgspec.Struct):
+    model: str
+    prompt: Raw
+    add_special_tokens: Raw | UnsetType = UNSET
+
+
+class _Answer(msgspec.Struct):
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt as far as it is understood: a ``question`` for an engine, or its ``tokens`` already, in which case ``text`` is what
+    stands between the brackets. ``salt``: the cache salt."""
+
+    question: bytes | None
+    tokens: tuple[int, ...] = ()
+    text: bytes = b""
+    salt: str | None = None
+
+
+_CHATS: Final = msgspec.json.Decoder(_Chat)
+_COMPLETIONS: Final = msgspec.json.Decoder(_Completion)
+_IDS: Final = msgspec.json.Decoder(list[int])
+_ANSWERS: Final = msgspec.json.Decoder(_Answer)
+_encode = msgspec.json.Encoder().encode
+
+
+def understood(kind: str, body: bytes, model: str) -> Asked | None:
+    """What to ask for a request's body, of an engine that calls the model so; None where its tokens cannot be asked for."""
+    try:
+        return _chat(_CHATS.decode(body), model) if kind == CHAT else _completion(_COMPLETIONS.decode(body), model)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def answered(answer: bytes) -> list[int]:
+    """The tokens of an engine's answer. Raises Unavailable when there are none in it."""
+    try:
+        return _ANSWERS.decode(answer).tokens
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Unavailable("its answer holds no tokens") from None
+
+
+def reaches(text: bytes, ends: Sequence[int]) -> list[int]:
+    """How many of the numbers of a JSON array's text lie wholly before each end."""
+    found, at, count = [], 0, 0
+    for end in ends:
+        count += text.count(b",", at, end)
+        at = end
+        found.append(count)
+    return found
+
+
+def _chat(chat: _Chat, model: str) -> Asked | None:
+    if not (chat.documents is chat.reasoning_effort is chat.kv_transfer_params is UNSET):
+        return None
+    if _NOT_TEXT.search(bytes(chat.messages)):
+        return None
+    question = _ChatQuestion(
+        model,
+        chat.messages,
+        chat.tools,
+        chat.chat_template,
+        chat.chat_template_kwargs,
+        chat.add_generation_prompt,
+        chat.continue_final_message,
+        chat.add_special_tokens,
+    )
+    return Asked(_encode(question), salt=chat.cache_salt or None)
+
+
+def _completion(completion: _Completion, model: str) -> Asked | None:
+    if not (completion.suffix is completion.prompt_embeds is completion.kv_transfer_params is UNSET):
+        return None
+    prompt, salt = bytes(completion.prompt), completion.cache_salt or None
+    if prompt[:1] == b'"':
+        return Asked(_encode(_TextQuestion(model, completion.prompt, completion.add_special_tokens)), salt=salt)
+    return Asked(None, tuple(_IDS.decode(prompt)), prompt[1:-1], salt)

@@ -1,0 +1,16 @@
+"""What a router tells of the prompts that it sends, for the index, and the words for how far an instance is followed there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fairlead_gateway.routing.request import RouteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Hooks of a router whose model's instances tell what they hold. ``sent``: (model, prompt, instance). ``ended``: (model, prompt,
+    instance, prompt tokens and cached tokens as the engine reported them, and what had been expected to be held there, as shares of
+    the prompt: by the index, negative where it said nothing, and by all that was known)."""
+
+    sent: Callable[[str, RouteRequest, str], None]
+    ended: Callable[[str, RouteRequest, str, int | None, int | None, float, float], None]

@@ -1,0 +1,46 @@
+"""How far the index follows a model's instances and how good it was, as status and metrics show it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Followed(StrEnum):
+    """How far routing knows what an instance holds."""
+
+    INDEX = "index"
+    INCOMPLETE = "incomplete"
+    STALE = "stale"
+    QUARANTINED = "quarantined"
+    GUESSED = "hashing only"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceIndex:
+    """One instance. Tokens are sums over answers whose cached tokens were reported; ``silent`` are those whose were not; ``ratio``
+    is predicted to reported, None until both are known."""
+
+    state: Followed
+    reason: str
+    predicted: int
+    reported: int
+    answers: int
+    silent: int
+    quarantines: int
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLook:
+    """One model: its instances by id; blocks of prompts that are linked, links that had to be lowered, prompts that were learned, and
+    how they are learned, in words."""
+
+    instances: Mapping[str, InstanceIndex]
+    links: int
+    lowered: int
+    learned: int
+    how: str
+
+
+Looks = Mapping[str, ModelLook]
+"""By model (``namespace/name``); a model without an engine that tells what it holds is missing."""
