@@ -29,6 +29,7 @@ from fairlead_kvstore.truth.tiers import EXACT, Tier
 _LIMITS: Final = Limits()
 _TIERS: Final = len(EXACT)
 _INTERNED_MOST: Final = 65_536
+_ANSWERS_MOST: Final = 4_096
 _SWEEP_LEAST: Final = 2_048
 _SWEEP_PER_BLOCK: Final = 4
 _RETIRED_MOST: Final = 64
@@ -60,6 +61,8 @@ class IndexMirror:
         self._interned: dict[int, int] = {}
         self._places: dict[str, int] = {}
         self._names: list[str] = []
+        self._by_bit: dict[int, str] = {}
+        self._answers: dict[tuple[int, int], tuple[Held, ...]] = {}
         self._free: list[int] = []
         self._retired: list[int] = []
         self._sweeping: list[int] = []
@@ -87,17 +90,15 @@ class IndexMirror:
         if not hashes:
             return ()
         gpu = self._walk(hashes)
-        if not self._slow and not self._hints:
-            names = self._names
-            found = []
-            for depth, mask in reversed(gpu):
-                blocks = (depth, depth, depth, depth)
-                while mask:
-                    low = mask & -mask
-                    found.append(Held(names[low.bit_length() // _TIERS], blocks))
-                    mask ^= low
-            return tuple(found)
-        return self._tiered(hashes, gpu)
+        if self._slow or self._hints:
+            return self._tiered(hashes, gpu)
+        answers = self._answers
+        if len(gpu) == 1:
+            return answers.get(gpu[0]) or self._answer(gpu[0])
+        found: list[Held] = []
+        for reach in reversed(gpu):
+            found += answers.get(reach) or self._answer(reach)
+        return tuple(found)
 
     def holders(self, own: int) -> dict[str, tuple[Tier, ...]]:
         """Who holds one block, and where."""
@@ -233,7 +234,9 @@ class IndexMirror:
         if not alive:
             return found
         last: int | None = -1
-        for depth, mask in enumerate(map(self._masks.get, hashes)):
+        depth = -1
+        for mask in map(self._masks.get, hashes):
+            depth += 1
             if mask is last:
                 continue
             last = mask
@@ -251,36 +254,55 @@ class IndexMirror:
         found.append((len(hashes), alive))
         return found
 
+    def _answer(self, reach: tuple[int, int]) -> tuple[Held, ...]:
+        """Those that hold so many blocks in the GPU and nothing elsewhere. The same ones are asked for again and again."""
+        depth, mask = reach
+        blocks = (depth, depth, depth, depth)
+        if len(self._answers) >= _ANSWERS_MOST:
+            self._answers.clear()
+        found = self._answers[reach] = tuple(Held(name, blocks) for name in self._named(mask))
+        return found
+
+    def _named(self, mask: int) -> list[str]:
+        """The instances of GPU bits."""
+        names, found = self._by_bit, []
+        while mask:
+            low = mask & -mask
+            found.append(names[low])
+            mask ^= low
+        return found
+
     def _tiered(self, hashes: Sequence[int], gpu: list[tuple[int, int]]) -> tuple[Held, ...]:
         """The answer where there is more than the GPU."""
-        reached: dict[str, list[int]] = {}
-        levels = [gpu, self._walk(hashes, 1), self._walk(hashes, 2)] if self._slow else [gpu]
+        levels = [gpu, self._walk(hashes, 1), self._walk(hashes, 2)] if self._slow else [gpu, gpu, gpu]
+        depths: list[dict[str, int]] = []
         for level, found in enumerate(levels):
-            for depth, mask in found:
-                while mask:
-                    low = mask & -mask
-                    name = self._names[low.bit_length() // _TIERS]
-                    reached.setdefault(name, [0, 0, 0, 0])[level:] = [depth] * (4 - level)
-                    mask ^= low
-        if self._hints:
-            self._through_hints(hashes, reached)
-        held = [Held(name, (one[0], one[1], one[2], one[3])) for name, one in reached.items()]
-        held.sort(key=lambda one: one.blocks, reverse=True)
+            if level and found == levels[level - 1]:
+                depths.append(depths[-1])
+            else:
+                depths.append({name: depth for depth, mask in found for name in self._named(mask)})
+        fast, middle, slow = depths
+        last = self._through_hints(hashes, slow) if self._hints else slow
+        held = [
+            Held(name, (fast.get(name, 0), middle.get(name, 0), slow.get(name, 0), depth))
+            for name, depth in last.items()
+        ]
+        held.sort(key=_order, reverse=True)
         return tuple(held)
 
-    def _through_hints(self, hashes: Sequence[int], reached: dict[str, list[int]]) -> None:
+    def _through_hints(self, hashes: Sequence[int], reached: dict[str, int]) -> dict[str, int]:
         """A shared store goes on where an instance's own tiers end, for every member alike."""
         hints, masks = self._hints, self._masks
-        if hashes[0] in hints:
-            for name in self.instances():
-                reached.setdefault(name, [0, 0, 0, 0])
-        for name, depths in reached.items():
+        names = self.instances() if hashes[0] in hints else tuple(reached)
+        found = {}
+        for name in names:
             place = self._places.get(name)
             mine = 0 if place is None else (1 << _TIERS) - 1 << place * _TIERS
-            depth = depths[-1]
+            depth = reached.get(name, 0)
             while depth < len(hashes) and (hashes[depth] in hints or masks.get(hashes[depth], 0) & mine):
                 depth += 1
-            depths[-1] = depth
+            found[name] = depth
+        return found
 
     def _stored(self, hashes: list[int], bit: int) -> None:
         masks, get, interned = self._masks, self._masks.get, self._interned
@@ -332,11 +354,13 @@ class IndexMirror:
             if self._free:
                 place = self._free.pop()
                 self._names[place] = instance
+                self._answers.clear()
             else:
                 place = len(self._names)
                 self._names.append(instance)
                 self._gpu |= 1 << place * _TIERS
             self._places[instance] = place
+            self._by_bit[1 << place * _TIERS] = instance
         return place
 
     def _retire(self, instance: str) -> None:
@@ -359,6 +383,10 @@ class IndexMirror:
         """Beyond so many different sets of holders sharing them is given up for those known so far."""
         if len(self._interned) > _INTERNED_MOST:
             self._interned.clear()
+
+
+def _order(held: Held) -> tuple[int, int, int, int]:
+    return held.blocks
 
 
 def _tier_bits(count: int) -> int:

@@ -275,7 +275,9 @@ class IndexWriter:
             if not await self._write_down(book, name):
                 book.anew()
                 return
-        if not await self._ready(book, meta):
+        if await self._ready(book, meta):
+            book.words = f"we lead, entry {epoch}-{book.sequence}"
+        else:
             book.anew()
 
     async def _ready(self, book: Book, meta: Meta) -> bool:
