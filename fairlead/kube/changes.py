@@ -1,8 +1,9 @@
 """What a watch tells: lines of JSON, each one change of one object."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, Literal
 
 import msgspec
 
@@ -43,8 +44,36 @@ class Lines:
         return (line for line in whole if line.strip())
 
 
-def change_of(line: bytes, asked: str) -> Change:
-    """One line of a watch. Raises the error that an ``ERROR`` event holds (Gone, most often), Unreachable for what is no event."""
+class _Metadata(msgspec.Struct):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resourceVersion: str = ""  # noqa: N815  # as the API server writes it
+    labels: dict[str, str] | None = None
+
+
+class _Object(msgspec.Struct):
+    kind: str
+    metadata: _Metadata
+
+
+class _Event(msgspec.Struct):
+    type: Literal["ADDED", "MODIFIED"]
+    object: _Object
+
+
+Known = Callable[[Manifest], Manifest | None]
+"""Given an object's kind and metadata (name, namespace, uid, version, labels): the whole of it, where that version is known."""
+_LOOK: Final = msgspec.json.Decoder(_Event)
+
+
+def change_of(line: bytes, asked: str, known: Known | None = None) -> Change:
+    """One line of a watch. Raises the error that an ``ERROR`` event holds (Gone, most often), Unreachable for what is no event.
+
+    What is ``known`` is not read a second time: most events of what we write ourselves come after the answer, and say the same.
+    """
+    if known is not None and (same := _known(line, known)) is not None:
+        return same
     try:
         event = msgspec.json.decode(line)
         kind, found = event["type"], event["object"]
@@ -55,3 +84,20 @@ def change_of(line: bytes, asked: str) -> Change:
     if not isinstance(found, dict) or kind not in ChangeKind.__members__:
         raise Unreachable(f"{asked}: an event of the kind {str(kind)[:50]!r} is not known")
     return Change(ChangeKind(kind), found)
+
+
+def _known(line: bytes, known: Known) -> Change | None:
+    try:
+        event = _LOOK.decode(line)
+    except msgspec.DecodeError:  # a deletion, a bookmark, an error, or nothing at all
+        return None
+    metadata = event.object.metadata
+    named = {
+        "name": metadata.name,
+        "namespace": metadata.namespace,
+        "uid": metadata.uid,
+        "resourceVersion": metadata.resourceVersion,
+        "labels": metadata.labels,
+    }
+    found = known({"kind": event.object.kind, "metadata": named})
+    return None if found is None else Change(ChangeKind(event.type), found)

@@ -15,7 +15,7 @@ import msgspec
 
 from fairlead.clock import Clock
 from fairlead.kube.access import Access
-from fairlead.kube.changes import Change, Lines, change_of
+from fairlead.kube.changes import Change, Known, Lines, change_of
 from fairlead.kube.credentials import Credentials
 from fairlead.kube.errors import Conflict, Gone, Invalid, KubeError, NotFound, Unauthenticated, Unreachable, error_of
 from fairlead.kube.feed import BROKEN, Feed, Opened
@@ -126,10 +126,12 @@ class KubeApi:
         resource_version: str,
         seconds: float | None = None,
         opened: Callable[[], None] = lambda: None,
+        known: Known | None = None,
     ) -> AsyncGenerator[Change, None]:
         """What happens after ``resource_version``, bookmarks included, until the API server ends it; ``seconds`` asks it when to.
 
-        ``opened`` is called when the API server has agreed to it, which may be long before anything happens.
+        ``opened`` is called when the API server has agreed to it, which may be long before anything happens; ``known`` finds objects
+        that need not be read again.
 
         A clean end just ends: watch on from the last resource version. Raises Gone when that is too old, Unreachable when the
         connection breaks. It is tried once only (``Informer`` goes on). Close it (``contextlib.aclosing``) when leaving early.
@@ -153,7 +155,7 @@ class KubeApi:
                 lines = Lines(self._limits.kube_event_bytes)
                 async for data in response.parts():
                     for line in lines.take(data):
-                        yield change_of(line, what)
+                        yield change_of(line, what, known)
         except BROKEN as error:
             raise self._unreachable(what, error) from error
 

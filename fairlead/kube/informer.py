@@ -18,7 +18,7 @@ from types import MappingProxyType
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
 from fairlead.kube.cache import Cache, without_owners
-from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.changes import Change, ChangeKind, Known
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
 from fairlead.kube.resource import Manifest, Resource, metadata_of
@@ -87,8 +87,8 @@ class Informer:
     """Keeps ``items`` like the objects of ``resource``, and calls ``on_change`` for every difference, in order.
 
     ``items`` has changed when ``on_change`` is called; what it raises ends ``run``. Bookmarks are not told.
-    ``trim`` says what is kept and told of an object; all but ``metadata.managedFields``, if not told otherwise. ``chance`` draws
-    evenly from 0 to 1.
+    ``trim`` says what is kept and told of an object; all but ``metadata.managedFields``, if not told otherwise. ``known`` finds
+    objects that somebody else keeps in the very version that a watch tells of; they are shared. ``chance`` draws evenly from 0 to 1.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Informer:
         labels: str | None = None,
         fields: str | None = None,
         trim: Callable[[Manifest], Manifest] = without_owners,
+        known: Known | None = None,
         on_change: Callable[[Change], None] | None = None,
         report: Callable[[Next], None] | None = None,
         limits: Limits | None = None,
@@ -119,6 +120,7 @@ class Informer:
         self._report = report
         self._limits = limits or Limits()
         self._pause = pause
+        self._known = known
         self._cache = Cache(trim)
         self.items: Mapping[str, Manifest] = MappingProxyType(self._cache.items)
         self._version = ""
@@ -209,6 +211,7 @@ class Informer:
             resource_version=self._version,
             seconds=longest,
             opened=self._opened,
+            known=self._known,
         )
         async with aclosing(watch) as changes:
             async for change in changes:

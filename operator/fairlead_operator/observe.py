@@ -92,17 +92,19 @@ class Shelf:
 
     def put(self, manifest: Manifest) -> bool:
         """What the API server answered to our own writing. True when a watch was faster, and it has been taken for news."""
-        known = self._known(manifest)
+        known = self.same(manifest) is not None
         self.take(Change(ChangeKind.MODIFIED, manifest))
         return known
 
-    def _known(self, manifest: Manifest) -> bool:
+    def same(self, manifest: Manifest) -> Manifest | None:
+        """The model or child that is known in the very version of ``manifest``, of which kind and metadata are looked at."""
         if manifest.get("kind") == MODEL_DEPLOYMENTS.kind:
             before = self.models.get(key_of(manifest))
         else:
             before = self._children.get(parent_key(manifest) or "", {}).get(child_key(manifest))
-        same = before is not None and uid_of(before) == uid_of(manifest)
-        return same and before is not None and version_of(before) == version_of(manifest)
+        if before is None or uid_of(before) != uid_of(manifest) or version_of(before) != version_of(manifest):
+            return None
+        return before
 
     def replace_models(self, listed: Iterable[Manifest]) -> list[str]:
         """All models, as they were listed: those that are gone go, and news is taken. The keys of what was not known."""

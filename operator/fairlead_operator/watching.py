@@ -165,6 +165,7 @@ class Watching:
             namespace=place,
             labels=labels,
             trim=without_owners if kind is PODS else compact,
+            known=self._shelf.same if labels == CHILDREN and kind is not PODS else None,
             on_change=self._told,
             report=report,
         )
@@ -259,7 +260,9 @@ class Kopf:
 
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
         async def _event(event: kopf.RawEvent, **_: Any) -> None:
-            heard(event["type"], cast(Manifest, event["object"]))  # as it came: `body` is a view of it, and slow to copy
+            heard(
+                event["type"], cast(Manifest, event["object"])
+            )  # as it came: `body` is a view of it, and slow to copy
 
         return handlers
 

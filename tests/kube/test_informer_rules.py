@@ -1,5 +1,6 @@
 """What an informer does next, and what its copy makes of lists and changes: pure functions."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.kube.cache import Cache
-from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.changes import Change, ChangeKind, change_of
 from fairlead.kube.errors import Forbidden, Gone, Invalid, KubeError, NotFound, TooManyRequests, Unreachable
 from fairlead.kube.informer import Action, Ended, after_list, after_watch
 from fairlead.kube.resource import Manifest, key_of
@@ -114,3 +115,28 @@ def test_whoever_follows_the_changes_has_what_was_listed(history: list[dict[str,
             else:
                 followed[key] = change.object
         assert followed == cache.items == {key_of(one): one for one in listed}
+
+
+def test_what_is_known_in_the_same_version_is_not_read_again() -> None:
+    metadata = {"name": "m", "namespace": "x", "uid": "u", "resourceVersion": "7", "labels": {"a": "b"}}
+    whole: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "1"}}
+    asked: list[Manifest] = []
+
+    def known(named: Manifest) -> Manifest | None:
+        asked.append(named)
+        return whole if named["metadata"]["resourceVersion"] == "7" else None
+
+    def line(kind: str, version: str) -> bytes:
+        return json.dumps(
+            {"type": kind, "object": {**whole, "metadata": {**metadata, "resourceVersion": version}}}
+        ).encode()
+
+    same = change_of(line("MODIFIED", "7"), "a test", known)
+    assert (same.kind, same.object is whole) == (ChangeKind.MODIFIED, True)
+    assert asked == [{"kind": "ConfigMap", "metadata": metadata}]
+    newer = change_of(line("MODIFIED", "8"), "a test", known)
+    assert (newer.object["data"], newer.object["metadata"]["resourceVersion"]) == ({"a": "1"}, "8")
+    gone = change_of(line("DELETED", "7"), "a test", known)
+    assert (gone.kind, gone.object is whole, len(asked)) == (ChangeKind.DELETED, False, 2)
+    with pytest.raises(Unreachable):
+        change_of(b'{"type": "MODIFIED", "object": {"kind": 3}', "a test", known)

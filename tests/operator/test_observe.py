@@ -50,6 +50,17 @@ def test_the_echo_of_our_own_writing_is_no_news() -> None:
     assert take(shelf, model(version=2)) == ["chat/qwen"]
 
 
+def test_the_same_version_of_a_child_is_found_by_its_metadata() -> None:
+    shelf = Shelf()
+    take(shelf, model())
+    shelf.put(child(9, a=1))
+    named = {"kind": "Service", "metadata": child(9)["metadata"]}
+    assert (shelf.same(named) or {})["spec"] == {"a": 1}
+    assert shelf.same(child(10)) is shelf.same(child(9, uid="another")) is None
+    unmarked = {"kind": "Service", "metadata": {**named["metadata"], "labels": None}}
+    assert shelf.same(unmarked) is None
+
+
 def test_what_a_list_does_not_have_any_more_is_gone_though_we_know_a_newer_state_of_it() -> None:
     shelf = Shelf()
     take(shelf, model())
