@@ -19,7 +19,11 @@ def frame(
     """The present moment."""
     processes = [
         _process(keeper, name, None, ())
-        for name, keeper in (("gateway", supervisor.gateway), ("redis", supervisor.redis))
+        for name, keeper in (
+            ("gateway", supervisor.gateway),
+            ("redis", supervisor.redis),
+            ("indexer", supervisor.indexer),
+        )
         if keeper is not None
     ]
     for unit in supervisor.units:

@@ -22,6 +22,8 @@ from fairlead_cli.local.pool import PoolPlan
 SIMULATED = "sim"
 ADOPTED = "vllm"
 """Whose metrics an adopted engine is asked for; one that has others is routed to without them."""
+_EVENTS = ("--kv-events", "0", "--kv-replay", "0")
+"""A simulated engine's switches for telling what it caches, at free ports that it names when it is asked."""
 SPEED_LEAST, SPEED_MOST = 0.001, 1000
 """Beyond, a step of an engine is too short for a clock or too long for a person."""
 
@@ -136,7 +138,7 @@ def _pool(
 
     def command(ports: tuple[int, ...], first: int) -> Command:
         launched = launch(ports, first)
-        return Command((*launched.command, *hand_over), dict(launched.env))
+        return Command((*launched.command, *(_EVENTS if kind == SIMULATED else ()), *hand_over), dict(launched.env))
 
     trial = launch((1,), 0)  # refuses now what would fail later
     template = replace(

@@ -95,12 +95,13 @@ class Run:
             manage_url=setup.manage.url,
             fleet_file=directory / "fleet.yaml",
             redis=redis,
+            indexer=indexer_command(directory / "fleet.yaml", setup, redis),
             logs=setup.logs,
         )
         started = sum(pool.replicas for pool in setup.plan.pools)
         engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools if not pool.adopted)
         which = f" ({engines})" if engines else ""
-        self.told(f"starting {plural(started, 'engine')}{which}, gateway{', redis' if redis else ''}")
+        self.told(f"starting {plural(started, 'engine')}{which}, gateway{', redis, indexer' if redis else ''}")
         return Supervisor(
             plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url, setup.token), told=self.told
         )
@@ -258,6 +259,14 @@ def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
     return Command(tuple(argv), environment)
+
+
+def indexer_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -> Command | None:
+    """The indexer as a child process; None without Redis, where the gateway indexes by itself."""
+    if redis is None:
+        return None
+    argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
+    return Command(argv, {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url})
 
 
 def run(setup: Setup, screen: Screen, clock: Clock) -> int:

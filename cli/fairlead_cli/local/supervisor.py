@@ -1,4 +1,4 @@
-"""Runs a stack: Redis, gateway and engines as child processes, and the fleet file that tells the gateway of them.
+"""Runs a stack: Redis, indexer, gateway and engines as child processes, and the fleet file that tells the gateway of them.
 
 Everything starts at once. The file is rewritten at every step of an engine: Starting → Ready → Draining, and absent while it is
 dead. Any process that dies is started again with growing pauses; losing Redis costs hit rate only, so service goes on.
@@ -56,6 +56,7 @@ class StackPlan:
     manage_url: str
     fleet_file: Path
     redis: RedisServer | None = None
+    indexer: Command | None = None
     logs: Path | None = None
 
     @property
@@ -81,6 +82,7 @@ class Supervisor:
         self.units: list[EngineUnit] = []
         self.gateway: Keeper | None = None
         self.redis: Keeper | None = None
+        self.indexer: Keeper | None = None
         self._guard = guard
         self._clock = clock
         self._routes = routes
@@ -109,6 +111,8 @@ class Supervisor:
         if self.plan.redis is not None:
             server = self.plan.redis
             self.redis = self._keep("redis", lambda: _fresh(server), lambda _: _redis_ready(server))
+        if (indexer := self.plan.indexer) is not None:
+            self.indexer = self._keep("indexer", lambda: indexer, _says_ready)
         self._watch = asyncio.get_running_loop().create_task(self._watch_guard(), name="watch-guard")
 
     async def ready(self) -> None:
@@ -261,18 +265,20 @@ class Supervisor:
 
     async def _stop_in_order(self) -> None:
         engines = [unit.keeper for unit in self.units if unit.keeper]
-        for keeper in (*engines, *([self.redis] if self.redis else [])):
-            keeper.retire()
+        for helper in (*engines, self.redis, self.indexer):
+            if helper is not None:
+                helper.retire()
         if self.gateway is not None:
             await self.gateway.stop(FINISH_SECONDS)
-        await asyncio.gather(*(keeper.stop(ENGINE_STOP_SECONDS) for keeper in engines))
+        last = [*engines, *([self.indexer] if self.indexer else [])]
+        await asyncio.gather(*(keeper.stop(ENGINE_STOP_SECONDS) for keeper in last))
         if self.redis is not None:
             await self.redis.stop(REDIS_STOP_SECONDS)
 
     def keepers(self) -> list[Keeper]:
-        """Every kept process: gateway, Redis, engines."""
+        """Every kept process: gateway, Redis, indexer, engines."""
         engines = [unit.keeper for unit in self.units]
-        return [keeper for keeper in (self.gateway, self.redis, *engines) if keeper is not None]
+        return [keeper for keeper in (self.gateway, self.redis, self.indexer, *engines) if keeper is not None]
 
 
 async def _answers(url: str) -> bool:
@@ -292,6 +298,10 @@ async def _engine_ready(unit: EngineUnit, child: Child) -> None:
 
 async def _all_healthy(urls: Sequence[str]) -> bool:
     return all([await _healthy(url) for url in urls])
+
+
+async def _says_ready(child: Child) -> None:
+    await child.said_ready()
 
 
 def _fresh(server: RedisServer) -> Command:

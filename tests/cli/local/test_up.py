@@ -122,8 +122,10 @@ def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: UpProcess) -
     assert victim not in descendants(up.process.pid)
 
 
-@pytest.mark.parametrize("part", ["fairlead_gateway", "-server "], ids=["gateway", "redis"])
-def test_a_killed_gateway_or_redis_is_started_again(up: UpProcess, part: str) -> None:
+@pytest.mark.parametrize(
+    "part", ["fairlead_gateway", "-server ", "fairlead_kvstore"], ids=["gateway", "redis", "indexer"]
+)
+def test_a_killed_gateway_redis_or_indexer_is_started_again(up: UpProcess, part: str) -> None:
     os.kill(up.pid_of(part), SIGKILL)
     if part != "fairlead_gateway":
         assert ask(up, max_tokens=3).status_code == 200
