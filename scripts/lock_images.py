@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-IMAGES = ("gateway", "operator", "sim")
+IMAGES = ("gateway", "kvstore", "operator", "sim")
 _PLATFORM = {
     "os_name": "posix",
     "sys_platform": "linux",

@@ -42,6 +42,7 @@ ENVIRONMENT = {
 }
 COMPONENTS = {
     "gateway": ("python3", "-m", "fairlead_gateway"),
+    "kvstore": ("python3", "-m", "fairlead_kvstore"),
     "operator": ("python3", "-m", "fairlead_operator"),
     "sim": ("python3", "-m", "fairlead_sim"),
 }
