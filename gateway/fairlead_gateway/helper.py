@@ -317,6 +317,7 @@ class Helper:
             standings([state.standings for _, state in states]),
             Lag([state.lag for _, state in states]),
             self.index.look(),
+            None if self.beside.others is None else self.beside.others.heard(),
         )
 
     async def counted(self, *, windows: bool) -> Telemetry:

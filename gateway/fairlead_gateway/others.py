@@ -15,7 +15,6 @@ import msgspec
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
-from fairlead.units import duration
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.hot_counts import HotCounts
 from fairlead_gateway.routing.prefix import PrefixChain, block_ends
@@ -162,13 +161,9 @@ class Others:
         """What is missing or late, in words."""
         return [*self.exchange.notes(), *self.tables.notes()]
 
-    def words(self) -> str:
-        """Who is heard."""
-        heard = self.exchange.present()
-        if not heard:
-            return "no other gateway is heard"
-        ages = ", ".join(f"{one.name.rpartition('/')[0]} {duration(one.age_seconds)} ago" for one in heard[:8])
-        return f"{len(heard)} other gateways are heard: {ages}"
+    def heard(self) -> list[tuple[str, float]]:
+        """The gateways that are heard, and the seconds since."""
+        return [(one.name.rpartition("/")[0], one.age_seconds) for one in self.exchange.present()]
 
     def own(self) -> dict[str, float]:
         """Counters and gauges for the metrics page."""
@@ -176,6 +171,7 @@ class Others:
         heard = exchange.present()
         found: dict[str, float] = {
             "peers": len(heard),
+            "peer_in_flight": sum(load[0] for load in exchange.peers.loads().values()),
             "peer_sent_total": exchange.counts.told,
             "peer_heard_total": exchange.counts.heard,
             "peer_dropped_total": exchange.out.dropped,

@@ -14,7 +14,7 @@ def test_every_row_names_tests_and_every_named_test_exists() -> None:
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
-    assert [int(number) for number, _ in rows] == [1, 2, 3, 4, 5, 6, 7, 9, *range(23, 32)]
+    assert [int(number) for number, _ in rows] == [*range(1, 10), *range(23, 32)]
     for number, cell in rows:
         named = set(re.findall(r"`(test_\w+)`", cell))
         assert named, number

@@ -80,6 +80,9 @@ def _api(app: FastAPI, view: View) -> None:
             ready=look.ready,
             notes=look.notes,
             loop_lag_p99_seconds=look.lag.quantile(0.99),
+            gateways=None
+            if look.others is None
+            else [models.OtherGateway(name=name, age_seconds=age) for name, age in look.others],
             unknown_model_requests=unknown_model_requests(telemetry, now),
             models=found,
         )

@@ -161,6 +161,13 @@ class ModelStats(_Model):
     instances: dict[str, InstanceStats]
 
 
+class OtherGateway(_Model):
+    """Another gateway that is heard through Redis."""
+
+    name: str
+    age_seconds: float = Field(description="Since its last word.")
+
+
 class Stats(_Model):
     """The gateway in numbers."""
 
@@ -170,6 +177,7 @@ class Stats(_Model):
     ready: bool
     notes: list[str]
     loop_lag_p99_seconds: float | None
+    gateways: list[OtherGateway] | None = Field(description="Other gateways that are heard; null without a Redis.")
     unknown_model_requests: int = Field(description="Requests of the last minute that named no model of the fleet.")
     models: dict[str, ModelStats]
 

@@ -310,6 +310,7 @@ function show(fleet, stats, list) {
   mark(pill, "pill " + (stats.ready ? "good" : "bad"));
   document.title = (stats.ready ? "" : "not ready · ") + "Fairlead gateway";
   facts([["up", long(stats.uptime_seconds)], ["fleet", `version ${fleet.version}`], ["loop lag p99", seconds(stats.loop_lag_p99_seconds)], ["Fairlead", stats.version],
+    ...(stats.gateways ? [["other gateways", stats.gateways.length ? `${stats.gateways.length}, heard ${seconds(Math.max(...stats.gateways.map((one) => one.age_seconds)))} ago` : "none heard"]] : []),
     ...(stats.unknown_model_requests ? [["unknown model", times(stats.unknown_model_requests, "request", "requests")]] : [])]);
   const notes = byId("notes");
   notes.hidden = !stats.notes.length;

@@ -1,6 +1,6 @@
 """What the management port may see of a gateway: its workers, asked when somebody looks, and what the helper knows itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +15,8 @@ from fairlead_gateway.telemetry.index import Looks
 @dataclass(frozen=True, slots=True)
 class Look:
     """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
-    how late the latest of the event loops runs, ``index`` how far models are followed."""
+    how late the latest of the event loops runs, ``index`` how far models are followed; ``others`` are gateways that are heard and the
+    seconds since, None without a Redis."""
 
     ready: bool
     notes: list[str]
@@ -23,6 +24,7 @@ class Look:
     standing: Callable[[str], tuple[str, str]] | None
     lag: LoopLag
     index: Looks = field(default_factory=dict)
+    others: Sequence[tuple[str, float]] | None = None
 
 
 class View(Protocol):

@@ -442,6 +442,7 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "index_prompts_learned_total": _index_model(lambda look: look.learned),
     _P + "peers": _own("peers"),
     _P + "peer_age_seconds": _own("peer_age_seconds"),
+    _P + "peer_in_flight": _own("peer_in_flight"),
     _P + "peer_sent_total": _own("peer_sent_total"),
     _P + "peer_heard_total": _own("peer_heard_total"),
     _P + "peer_dropped_total": _own("peer_dropped_total"),

@@ -193,6 +193,7 @@ FAMILIES: Final = (
     Family(
         _P + "peer_age_seconds", "gauge", (), "Since the last word of the one that is silent longest; absent without."
     ),
+    Family(_P + "peer_in_flight", "gauge", (), "Requests that other gateways have in flight, as they last told."),
     Family(_P + "peer_sent_total", "counter", (), "Prompts of which other gateways were told where they were sent."),
     Family(_P + "peer_heard_total", "counter", (), "Prompts of which other gateways told where they were sent."),
     Family(

@@ -1,4 +1,4 @@
-"""The two tasks that tell the other gateways of ours and hear of theirs, over one stream a model.
+"""The tasks that tell the other gateways of ours and hear of theirs, over one stream a model.
 
 ``sent`` is called as the workers tell what they did: it appends to a bounded queue and returns. One task writes what is due, at
 most every fiftieth of a second per batch and model; another reads what was written since, every twentieth of a second, all models
@@ -108,6 +108,7 @@ class Exchange:
             self._tasks = [
                 asyncio.create_task(self._write(), name="exchange out"),
                 asyncio.create_task(self._read(), name="exchange in"),
+                asyncio.create_task(self._age(), name="exchange ages"),
             ]
 
     async def stop(self) -> None:
@@ -227,14 +228,10 @@ class Exchange:
 
     async def _read(self) -> None:
         while True:
-            await self._link.wait_connected() if self._waits() else None
+            await self._link.wait_connected()
             await self.look()
             alone = not len(self.peers) and self.caught_up
             await asyncio.sleep(self._limits.sent_alone_seconds if alone else self._limits.sent_look_seconds)
-
-    def _waits(self) -> bool:
-        """Whether nothing can happen before Redis is back: nobody is left who could become late."""
-        return not self._link.state.connected and not len(self.peers)
 
     async def look(self) -> None:
         """One round."""
@@ -251,6 +248,16 @@ class Exchange:
             else:
                 self.counts.unread.pop(model, None)
                 self._take(model, reply)
+        self.settle()
+
+    async def _age(self) -> None:
+        """Whoever falls silent is gone in time, also while a look waits for a Redis that says nothing."""
+        while True:
+            await asyncio.sleep(self._limits.beat_seconds / 2)
+            self.settle()
+
+    def settle(self) -> None:
+        """Tell what is in flight elsewhere, where that has changed."""
         self.peers.expire(self._clock.now())
         loads = self.peers.loads()
         if loads != self._shown:

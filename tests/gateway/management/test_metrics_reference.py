@@ -35,7 +35,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.own.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
     made_up.telemetry.own.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
     rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
-    made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1}
+    made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
     made_up.telemetry.peers |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
     one = InstanceIndex(Followed.INDEX, "", 90, 100, 3, 1, 0, 0.9)
     made_up.telemetry.index = {"chat/llama-70b": ModelLook({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")}

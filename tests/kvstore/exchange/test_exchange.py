@@ -106,10 +106,10 @@ def test_a_gateway_that_falls_silent_takes_its_load_along_even_while_redis_is_aw
         server.kill()
         await until(lambda: not two.link.state.connected)
         clock.advance(1.4)
-        await two.exchange.look()
+        two.exchange.settle()
         assert two.shown == {"e-0": ONE}
         clock.advance(0.2)
-        await two.exchange.look()
+        two.exchange.settle()
         assert two.shown == {}
 
     check(server.url, work)

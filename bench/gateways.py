@@ -1,0 +1,227 @@
+"""One gateway, three that share a Redis, and three that share nothing, on the same requests to simulated engines over HTTP.
+
+    python bench/gateways.py [--sessions 150] [--at-once 12] [--out out/bench/gateways.json]
+
+The traffic is that of agents: a dozen applications with long instructions of their own, sessions whose prompts grow, each turn at a
+gateway drawn by chance, as a load balancer would. Engines are small, so that every duplicate pushes something out. What is compared
+is the share of prompt tokens that engines found in their caches, as they report it.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from table import Row, comparing, goals, measuring, write
+
+from fairlead.fleet import Fleet
+from fairlead.fleetfile import write_atomic
+from fairlead.profile import preset
+from fairlead.testing.raw_http import ask
+from fairlead.testing.sim_engine import engine_processes
+from fairlead.testing.valkey import Valkey
+from fairlead.testing.waiting import until_async
+from fairlead_gateway.testing import KEY, fleet_of
+from fairlead_gateway.testing_process import GatewayProcess, gateway_process
+
+ENGINES = 4
+BLOCKS = 2_500
+PROFILE, SPEED = "l4-qwen8b", 2.0
+BLOCK_TOKENS = 16
+APPS = 12
+TURNS = 5
+SECRET = "the secret of all gateways of this benchmark"
+_NAME = "gateways"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one run: tokens of all prompts, those found in caches, requests and how many of them failed."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    requests: int
+    failures: int
+
+    @property
+    def share(self) -> float:
+        """Of prompt tokens, found in caches."""
+        return self.cached_tokens / max(1, self.prompt_tokens)
+
+
+def sessions(count: int, seed: int, *, apps: int = APPS, turns: int = TURNS) -> list[list[list[dict[str, str]]]]:
+    """``count`` sessions as lists of turns, each the messages of one request; the answers in them are made up, so that every
+    run asks the same."""
+    random = Random(seed)
+    instructions = [f"application {app}: " + _words(Random(f"{seed} {app}"), 700) for app in range(apps)]
+    weights = [1.0 / (1 + app) for app in range(apps)]
+    found = []
+    for _ in range(count):
+        (system,) = random.choices(instructions, weights)
+        messages = [{"role": "system", "content": system}]
+        session = []
+        for _ in range(turns):
+            messages = [*messages, {"role": "user", "content": _words(random, 120)}]
+            session.append(messages)
+            messages = [*messages, {"role": "assistant", "content": _words(random, 40)}]
+        found.append(session)
+    return found
+
+
+def _words(random: Random, count: int) -> str:
+    return " ".join(str(random.randrange(100_000)) for _ in range(count))
+
+
+async def drive(
+    urls: Sequence[str],
+    wanted: Sequence[Sequence[list[dict[str, str]]]],
+    *,
+    at_once: int,
+    seed: int,
+    between: Callable[[], Awaitable[None]] | None = None,
+) -> Figures:
+    """Send all sessions, so many at once, each turn to one of the gateways; ``between`` is awaited after every answer."""
+    room = asyncio.Semaphore(at_once)
+    draw = Random(seed)
+    ways = [[draw.random() for _ in session] for session in wanted]
+    totals = [0, 0, 0, 0]
+
+    async def one(session: Sequence[list[dict[str, str]]], way: list[float]) -> None:
+        async with room:
+            for messages, drawn in zip(session, way, strict=True):
+                body = {"model": "tiny", "messages": messages, "max_tokens": 8}
+                answer = await ask(urls[int(drawn * len(urls))], body)
+                totals[2] += 1
+                if answer.status != 200:
+                    totals[3] += 1
+                    continue
+                usage: dict[str, Any] = answer.json["usage"]
+                totals[0] += usage["prompt_tokens"]
+                totals[1] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                if between is not None:
+                    await between()
+
+    await asyncio.gather(*[one(session, way) for session, way in zip(wanted, ways, strict=True)])
+    return Figures(*totals)
+
+
+async def measured(
+    gateways: int,
+    wanted: Sequence[Sequence[list[dict[str, str]]]],
+    *,
+    redis: str | None,
+    folder: Path,
+    at_once: int,
+    seed: int,
+    blocks: int = BLOCKS,
+    speed: float = SPEED,
+    in_step: bool = False,
+) -> Figures:
+    """One run with engines and gateways of its own. ``in_step``: the next request waits until all have heard of the last one."""
+    os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
+    path = folder / f"fleet-{gateways}.yaml"
+    async with AsyncExitStack() as stack:
+        # fmt: off
+        engines = await stack.enter_async_context(engine_processes(
+            ENGINES, "--num-gpu-blocks-override", str(blocks), "--block-size", str(BLOCK_TOKENS),
+            "--max-model-len", "16384", "--profile", PROFILE, "--speed", str(speed),
+        ))
+        # fmt: on
+        write_atomic(path, _fleet([engine.url for engine in engines], blocks, speed))
+        sharing = ["--redis", redis] if redis is not None else []
+        running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
+        if redis is not None:
+            await _all_heard(running)
+        step = _Step(running) if in_step and redis is not None else None
+        urls = [one.url for one in running]
+        return await drive(urls, wanted, at_once=at_once, seed=seed, between=step.heard if step else None)
+
+
+def _fleet(urls: list[str], blocks: int, speed: float) -> Fleet:
+    fleet = fleet_of(urls)
+    profile = replace(preset(PROFILE).faster(speed), kv_tokens=blocks * BLOCK_TOKENS)
+    return replace(fleet, instances={KEY: tuple(replace(one, profile=profile) for one in fleet.instances[KEY])})
+
+
+async def _all_heard(gateways: Sequence[GatewayProcess]) -> None:
+    async def all_heard() -> bool:
+        return all([await one.metric("fairlead_gateway_peers") == len(gateways) - 1 for one in gateways])
+
+    await until_async(all_heard)
+
+
+class _Step:
+    """Waits until every gateway has heard of all that the others have sent, and that nothing of it is in flight."""
+
+    def __init__(self, gateways: Sequence[GatewayProcess]) -> None:
+        self._gateways = gateways
+        self._sent = 0
+
+    async def heard(self) -> None:
+        self._sent += 1
+
+        async def all_heard() -> bool:
+            for one in self._gateways:
+                told = await one.metric("fairlead_gateway_peer_sent_total")
+                if told + await one.metric("fairlead_gateway_peer_heard_total") < self._sent:
+                    return False
+                if await one.metric("fairlead_gateway_peer_in_flight"):
+                    return False
+            return True
+
+        await until_async(all_heard)
+
+
+def rows(one: Figures, shared: Figures, apart: Figures) -> list[Row]:
+    """The bar: three gateways that share are within three points of one."""
+    goal = goals(_NAME)
+    points = 100 * (one.share - shared.share)
+    lost = "cached tokens: one gateway − three that share, points"
+    failed = "requests that failed"
+    return [
+        measuring(lost, "points", points, goal[lost]),
+        measuring(failed, "requests", sum(each.failures for each in (one, shared, apart)), goal[failed]),
+        comparing("cached tokens: three that share ÷ one", "share", shared.share, "one gateway", one.share, None),
+        comparing(
+            "cached tokens: three that share nothing ÷ one", "share", apart.share, "one gateway", one.share, None
+        ),
+    ]
+
+
+async def _main(count: int, at_once: int, seed: int, out: Path) -> None:
+    wanted = sessions(count, seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = []
+        for gateways, shares in ((1, True), (3, True), (3, False)):
+            server = Valkey(folder)
+            server.start()
+            try:
+                redis = server.url if shares else None
+                figures.append(await measured(gateways, wanted, redis=redis, folder=folder, at_once=at_once, seed=seed))
+            finally:
+                server.kill()
+    write(_NAME, rows(*figures), seed=seed, file=out)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="Several gateways as one.")
+    parser.add_argument("--sessions", type=int, default=150)
+    parser.add_argument("--at-once", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/gateways.json"))
+    given = parser.parse_args(arguments)
+    asyncio.run(_main(given.sessions, given.at_once, given.seed, given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
