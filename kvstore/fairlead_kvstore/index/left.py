@@ -18,6 +18,7 @@ from fairlead_kvstore.index.layout import (
     header_instance,
 )
 from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.servers import Command
 from fairlead_kvstore.truth.kept import KeptSlice, Rows
 
 _PARTS_AT_ONCE: Final = 10
@@ -40,19 +41,23 @@ class Left(msgspec.Struct):
     unreadable: dict[str, str]
 
 
-async def fields(link: RedisLink, idx: str, names: Sequence[bytes]) -> list[Any] | None:
-    """The values of fields of the index, None for those that are not there; None when Redis is away or refuses."""
+async def fields(link: RedisLink, idx: str, names: Sequence[bytes], also: Sequence[Command] = ()) -> list[Any] | None:
+    """The values of fields of the index, None for those that are not there; None when Redis is away or refuses.
+
+    ``also`` is run with every few of them.
+    """
     found: list[Any] = []
     for start in range(0, len(names), _PARTS_AT_ONCE):
-        replies = await link.run([("HMGET", idx, *names[start : start + _PARTS_AT_ONCE])])
+        replies = await link.run([("HMGET", idx, *names[start : start + _PARTS_AT_ONCE]), *also])
         if replies is None or not isinstance(replies[0], list):
             return None
         found += replies[0]
     return found
 
 
-async def left(link: RedisLink, model_key: str, ahead: float, now: float) -> Left | None:
-    """All that is there; None when Redis is away. ``ahead``: Unix time less monotonic time. Nobody else may write meanwhile."""
+async def left(link: RedisLink, model_key: str, ahead: float, now: float, also: Sequence[Command] = ()) -> Left | None:
+    """All that is there; None when Redis is away. ``ahead``: Unix time less monotonic time. Nobody else may write meanwhile,
+    for which ``also`` renews a lease."""
     _, idx, _ = keys.index_keys(model_key)
     replies = await link.run([("HKEYS", idx)])
     if replies is None or not isinstance(replies[0], list):
@@ -61,14 +66,14 @@ async def left(link: RedisLink, model_key: str, ahead: float, now: float) -> Lef
     for field in replies[0]:
         instance = header_instance(field)
         name = "hints" if field == HINTS else instance
-        values = None if name is None else await fields(link, idx, [field])
+        values = None if name is None else await fields(link, idx, [field], also)
         if name is None or (values is not None and values[0] is None):
             continue
         if values is None:
             return None
         try:
             header: Any = decode(values[0], HintsHeader if instance is None else Header)
-            parts = await fields(link, idx, list(header.parts.values()))
+            parts = await fields(link, idx, list(header.parts.values()), also)
             if parts is None:
                 return None
             rows = _rows(header.parts, parts)

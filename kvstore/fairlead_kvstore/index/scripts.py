@@ -82,3 +82,15 @@ redis.call('PEXPIRE', own, ARGV[3])
 return {'ok'}
 """
 """(lease, at, ms of a lease, how many fields go, these fields, then field and value in turn) → ('ok' | 'fenced') or ('moved', at)."""
+
+RENEW: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+"""(lease, ms of a lease), with own as the only key → whether it is still ours."""
+
+RELEASE: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+"""(lease), with own as the only key."""

@@ -152,8 +152,7 @@ class IndexWriter:
         for book in self._books.values():
             if book.lease:
                 own, _, _ = keys.index_keys(book.model_key)
-                script = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
-                await self._link.run([("EVAL", script, 1, own, book.lease)])
+                await self._link.run([("EVAL", scripts.RELEASE, 1, own, book.lease)])
                 book.lease = b""
 
     async def step(self) -> None:
@@ -215,9 +214,9 @@ class IndexWriter:
                 book.landed()
         else:
             if not book.active:
-                found = await left(
-                    self._link, book.model_key, self._clock.wall() - self._clock.now(), self._clock.now()
-                )
+                wall, (own, _, _) = self._clock.wall(), keys.index_keys(book.model_key)
+                renew = ("EVAL", scripts.RENEW, 1, own, lease, self._lease)
+                found = await left(self._link, book.model_key, wall - now, now, [renew])
                 if found is None:
                     return
                 book.active = True

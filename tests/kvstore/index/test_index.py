@@ -372,6 +372,36 @@ def test_a_full_redis_is_said_and_made_good_when_there_is_room(server: Valkey) -
     played(server, work)
 
 
+def test_a_redis_that_went_back_in_time_with_the_lease_begins_a_new_epoch(server: Valkey) -> None:
+    """As a replica that was behind, made master: everything is there, the lease too, but not what was written last."""
+
+    async def work(world: World, redis: Any) -> None:
+        await world.write(10)
+        await world.settle()
+        await world.write(3)
+        await world.feed.step()
+        backup = {name: await redis.dump(name) for name in (OWN, IDX, EV)}
+        before = await redis.hget(IDX, "at")
+        for _ in range(3):
+            await world.write(3)
+            await world.feed.step()
+        loads = world.feed.loads(MODEL)
+        await redis.flushall()
+        for name, data in backup.items():
+            await redis.restore(name, 60_000, data)
+        world.clock.advance(1.0)
+        await world.feed.step()
+        assert "Redis has lost some of what it told" in world.feed.words(MODEL)
+        assert world.feed.loads(MODEL) == loads, "what it holds is newer than what is there"
+        await world.write(3)
+        assert await redis.hget(IDX, "at") == before, "nothing is written behind a hole"
+        await world.settle()
+        world.agrees()
+        assert (await redis.hget(IDX, "at")).partition(b":")[0] != before.partition(b":")[0]
+
+    played(server, work)
+
+
 POISON = [
     ("at", b"\xff"),
     ("at", b"999999999999999999999:1"),

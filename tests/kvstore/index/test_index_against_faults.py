@@ -114,6 +114,7 @@ class Faults(RuleBasedStateMachine):
         self.holders = 0
         self.alive: list[str] = []
         self.pairs = [self.another(), self.another()]
+        self.poisoned = False
         self.backup: dict[bytes, Any] = {}
 
     def engine(self, name: str) -> None:
@@ -232,6 +233,7 @@ class Faults(RuleBasedStateMachine):
         if self.link.redis.type(IDX) == b"hash":
             fields: Any = sorted(self.link.redis.hkeys(IDX))
             self.link.redis.hset(IDX, fields[which % len(fields)], value)
+            self.poisoned = True
 
     @rule(key=st.sampled_from([OWN, IDX, EV]), kind=st.sampled_from(["text", "list"]))
     def a_key_is_poisoned(self, key: str, kind: str) -> None:
@@ -282,6 +284,7 @@ class Faults(RuleBasedStateMachine):
         late.follow([MODEL])
         done(late.step())
         mirror = late.mirror(MODEL)
+        assert mirror is not None or self.poisoned, late.words(MODEL)
         if mirror is not None:
             for name, held in mirrored(mirror).items():
                 known = mirror.standing(name)
