@@ -32,10 +32,10 @@ lint: env ## style, types and the arrows of the house
 
 e2e: env ## local mode as a user drives it, and our images on a real cluster: KUBECONFIG's if it is kind's, else one of our own
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
-	@$(RUN) -m pytest e2e -n 4 --dist loadgroup
+	@$(RUN) -m pytest e2e -n 4
 
 e2e-load: env ## the story on the cluster once more, under 20 streams a second of 200 tokens, and rollouts of groups of nodes; bench/results/e2e.json
-	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py e2e/kube/test_rollouts.py -q -k "soon or moves or group"
+	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py e2e/kube/test_rollouts.py -q -k "soon or moves or group or alone"
 
 cluster-up: env ## a real Kubernetes on this machine; prints the line that puts it into a shell. Compiles it the first time
 	@$(RUN) e2e/cluster up --level $(LEVEL)

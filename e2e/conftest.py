@@ -1,7 +1,7 @@
 """Tests run side by side, in lanes (``make e2e``): one after the other within a lane, each lane in a process of its own.
 
-A lane is an ``xdist_group``; run without workers, all tests are one lane. They share one cluster, which the first that needs it
-brings up and the session takes down.
+Run without workers, all tests are one lane. They share one cluster, which the first that needs it brings up and the session takes
+down.
 """
 
 import sys
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,6 +20,28 @@ from cluster.record import Record
 from locks import MACHINE, held
 
 SESSION = pytest.StashKey[str]()
+LANES = {
+    "kube/test_story.py": "what installs and removes Fairlead",
+    "kube/test_examples.py": "models",
+    "kube/test_trouble.py": "models",
+    "kube/test_rollouts.py": "engines",
+    "kube/test_engines.py": "engines",
+    "kube/test_images.py": "engines",
+    "kube/test_node.py": "engines",
+}
+"""By file; each takes about as long as the others. All else is local, and ends with what needs the machine alone."""
+
+
+class Lanes(LoadScopeScheduling):
+    """A lane is done by one worker, in its order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return LANES.get(nodeid.partition("::")[0].removeprefix("e2e/"), "local")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    """Instead of what ``--dist`` names."""
+    return Lanes(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

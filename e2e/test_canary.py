@@ -31,7 +31,7 @@ from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until, until_async
 from fairlead_gateway.testing import fleet_of, run
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("local")]
+pytestmark = pytest.mark.timeout(300)
 
 CANARY = "canary7c1e55"
 KEY = "sk-canary-key-91aa"

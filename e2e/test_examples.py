@@ -8,7 +8,6 @@ import pytest
 
 from fairlead.testing.stack import UpProcess
 
-pytestmark = pytest.mark.xdist_group("local")
 ROOT = Path(__file__).parents[1] / "examples"
 INTENTS = [path for path in sorted(ROOT.glob("*/simulated*.yaml")) if path.parent.name != "external-engines"]
 """What somebody else would have to start first is tried on a cluster alone (``kube/test_examples.py``)."""

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from soak import hostile, kills, restarts, volume
 
-pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone, pytest.mark.xdist_group("local")]
+pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
 
 
 def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_path: Path) -> None:

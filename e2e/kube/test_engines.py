@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from kube.kubectl import Kubectl, eventually
 from kube.manifests import Manifest, image
 
@@ -11,7 +10,6 @@ from fairlead.api import EngineKind
 from fairlead_operator.render import Installation, render
 from fairlead_operator.testing import read_case, usual_facts
 
-pytestmark = pytest.mark.xdist_group("engines")
 CASES = Path(__file__).parents[2] / "tests" / "operator" / "render" / "cases"
 TOKENS = 600
 ASK = """
@@ -77,6 +75,8 @@ def test_a_group_whose_worker_goes_answers_to_the_end_and_comes_back(here: Kubec
     manifests = rendered(here, "sim-multi-node")
     (group,) = (one for one in manifests if one["kind"] == "LeaderWorkerSet")
     group["spec"]["replicas"] = 2
+    leader = group["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["containers"][0]
+    leader["args"].append("--speed=0.25")  # a stream is to be still under way when it has been looked for
     here.apply(*manifests)
     here.wait("condition=Available", "leaderworkerset/tiny-main")
     pods = running(here, "fairlead.io/model=tiny")

@@ -14,7 +14,6 @@ from kube.kubectl import Kubectl, Manifest
 from kube.models import Model
 from kube.release import Release
 
-pytestmark = pytest.mark.xdist_group("models")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIMULATED = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/simulated*.yaml"))
 _AT_ONCE = 6

@@ -1,10 +1,8 @@
 """Our images run in a real cluster as a strict platform team would have it: any user id, read-only root, no privileges."""
 
-import pytest
 from kube.kubectl import Kubectl, eventually
 from kube.manifests import PORT, config_map, deployment, pod_spec, service
 
-pytestmark = pytest.mark.xdist_group("engines")
 FLEET = "models:\n- name: tiny\n  instances:\n  - {url: 'http://engine:8000', engine: sim}\n"
 STREAM = f"""
 import json, urllib.request

@@ -1,10 +1,8 @@
 """What the cluster brings beside Kubernetes: names that resolve, accounts that may do what they may, groups of pods that are one."""
 
-import pytest
 from kube.kubectl import Kubectl, eventually
 from kube.manifests import PORT, Manifest, deployment, pod_spec
 
-pytestmark = pytest.mark.xdist_group("engines")
 WHO = """
 import ssl, urllib.error, urllib.request
 folder = "/var/run/secrets/kubernetes.io/serviceaccount/"

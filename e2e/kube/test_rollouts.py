@@ -17,7 +17,6 @@ from kube.models import Model
 from kube.release import Release
 from kube.report import FULL
 
-pytestmark = pytest.mark.xdist_group("engines")
 UNDO = "fairlead.io/run-revision"
 GROUPS = [("group", 2, 2), ("alone", 1, 2)] if FULL else []
 """Three rollouts of groups of nodes take minutes of waiting, so they belong to ``make e2e-load``."""

@@ -16,7 +16,6 @@ from kube.release import KINDS, Release
 
 from fairlead.testing.reports import Line
 
-pytestmark = pytest.mark.xdist_group("story")
 RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
 
 

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from kube.clients import Client
 from kube.kubectl import Kubectl
 from kube.manifests import image, model, paced
 from kube.models import Model
 from kube.release import Release
 
-pytestmark = pytest.mark.xdist_group("models")
 GPU = "nvidia.com/gpu"
 
 
