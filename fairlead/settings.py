@@ -56,9 +56,9 @@ class GatewaySettings:
     )
 
     links: str | None = _setting(
-        "how it is learned which tokens a prompt is, where engines tell what they hold: `engine` asks their `/tokenize`, `events` "
-        "fits what they store to what was sent, `auto` does the second where the first is refused, `off` routes without the index",
-        default="auto",
+        "how it is learned which tokens a prompt is, where engines tell what they hold: `engine` asks their `/tokenize`, beside the "
+        "request's way and 20 times a second at most; `off` routes without the index",
+        default="engine",
     )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",

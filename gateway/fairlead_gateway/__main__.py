@@ -91,6 +91,7 @@ def _run(
         token=settings.manage_token,
         hosts=options.manage_host,
         links=links_of(settings.links),
+        index_secret=(settings.hash_secret or "").encode(),
         environ=os.environ,
     )
 

@@ -37,7 +37,7 @@ class Beside:
     ) -> None:
         self._fleet = fleet
         self.scraper = Scraper(fleet, clock, limits, reach)
-        self._link: RedisLink | None = None
+        self.link: RedisLink | None = None
         self.decisions: Decisions | None = None
         self.others: Others | None = None
         if redis is not None:
@@ -45,7 +45,7 @@ class Beside:
             from fairlead_kvstore import decisions
             from fairlead_kvstore import redis as links
 
-            link = self._link = links.RedisLink(redis, clock, limits=limits, name=f"fairlead-{gateway_id}")
+            link = self.link = links.RedisLink(redis, clock, limits=limits, name=f"fairlead-{gateway_id}")
             self.decisions = decisions.Decisions(link, gateway_id, clock, limits=limits)
             self.others = others.Others(
                 link,
@@ -61,8 +61,8 @@ class Beside:
     def start(self) -> None:
         """Begin on the running loop; neither engines nor Redis are waited for."""
         self.scraper.start()
-        if self._link is not None:
-            self._link.start()
+        if self.link is not None:
+            self.link.start()
         if self.decisions is not None:
             self.decisions.start()
         if self.others is not None:
@@ -75,8 +75,8 @@ class Beside:
             await self.others.stop()
         if self.decisions is not None:
             await self.decisions.stop()
-        if self._link is not None:
-            await self._link.stop()
+        if self.link is not None:
+            await self.link.stop()
 
     def fleet(self) -> Fleet:
         """The present snapshot with the engines' last signals."""

@@ -50,7 +50,8 @@ _COUNT_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port."""
+    """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port.
+    ``index_secret`` keys the hashes of an index in Redis, as its indexer's does."""
 
     public: socket.socket
     private: socket.socket
@@ -64,7 +65,8 @@ class Plan:
     reach: Reach | None = None
     token: str | None = None
     hosts: Sequence[str] = ()
-    links: Links = Links.AUTO
+    links: Links = Links.ENGINE
+    index_secret: bytes = b""
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -110,7 +112,7 @@ class Helper:
             workers=lambda: [hand for hand in self.crew.hands if hand.is_ready],
             source=self._source_of_index,
             links=plan.links,
-            secret=plan.secret,
+            secret=plan.index_secret if plan.redis is not None else plan.secret,
             clock=clock,
             limits=limits,
             reach=plan.reach,
@@ -282,10 +284,11 @@ class Helper:
         self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
     ) -> "Source":
         """Made when an engine first tells what it holds: most of what it takes is loaded then."""
-        from fairlead_gateway.indexing.source import LocalSource
+        from fairlead_gateway.indexing.source import LocalSource, RedisSource
 
-        del on_reload  # a mirror of this process is never another one
-        plan = self._plan
+        plan, link = self._plan, self.beside.link
+        if link is not None:
+            return RedisSource(link, on_changes, on_reload, self._clock, self._limits)
         return LocalSource(on_changes, self._clock, self._limits, secret=plan.secret, environ=plan.environ)
 
     # The management port's view ------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class ModelIndex:
         drift = self._drifts.get(instance) or Drift()
         known = self.bridge.mirror.standing(instance)
         if known is None:
-            state, reason = Followed.GUESSED, "it does not tell what it holds"
+            state, reason = Followed.GUESSED, stale or "nothing was told of what it holds"
         elif drift.quarantined:
             state, reason = Followed.QUARANTINED, drift.words()
         elif stale is not None:

@@ -207,9 +207,8 @@ class IndexSide:
         if model is None and self._source is not None and key in self._fleet.models:
             mirror = self._source.mirror(key)
             model = self._models[key] = ModelIndex(key, mirror, secret=self._secret, limits=self._limits)
-            if self._how.asks:
-                learn = partial(self._learn, key)
-                self._asking[key] = Asking(self._post, learn, self._clock, self._limits)
+            learn = partial(self._learn, key)
+            self._asking[key] = Asking(self._post, learn, self._clock, self._limits)
         return model
 
     def _learned_how(self, key: str) -> str:

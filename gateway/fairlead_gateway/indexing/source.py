@@ -1,4 +1,4 @@
-"""Where the index of a gateway comes from when it is alone: an indexer of its own, in the helper."""
+"""Where the index of a gateway comes from: from Redis, where an indexer writes it; alone, from an indexer in the helper."""
 
 import asyncio
 import random
@@ -8,10 +8,13 @@ from typing import Protocol
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
+from fairlead_kvstore.index.feed import Feed
+from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer import Indexer
 from fairlead_kvstore.links.bridge import Mirror
 from fairlead_kvstore.reader.asking import Http
+from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.truth.changes import Change
 from fairlead_kvstore.truth.truth import Truth
 
@@ -38,6 +41,49 @@ class Source(Protocol):
     async def close(self) -> None:
         """End it."""
         ...
+
+
+class RedisSource:
+    """Follows the index in Redis. The link is somebody else's to start and stop. Make it on the running loop."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        on_changes: Callable[[str, Sequence[Change]], None],
+        on_reload: Callable[[str], None],
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self._empty = IndexMirror(limits=limits)
+        self._clock = clock
+        self._feed = Feed(link, clock, limits=limits, on_changes=on_changes, on_reload=lambda key, _: on_reload(key))
+        self._feed.start()
+        self._models: tuple[str, ...] = ()
+
+    def fleet(self, fleet: Fleet) -> None:
+        """Follow the models that have an engine that tells what it holds."""
+        telling = [key for key, ones in fleet.instances.items() if any(one.kv_events is not None for one in ones)]
+        self._models = tuple(telling)
+        self._feed.follow(telling)
+
+    def mirror(self, model_key: str) -> Mirror:
+        """Empty before the first load."""
+        return self._feed.mirror(model_key) or self._empty
+
+    def stale(self, model_key: str) -> str | None:
+        """Since when and why nothing new is heard."""
+        return None if self._feed.stale_since(model_key) is None else self._feed.words(model_key)
+
+    def notes(self) -> list[str]:
+        """Models whose index is not kept up."""
+        stale = [key for key in self._models if self._feed.stale_since(key) is not None]
+        if not stale:
+            return []
+        return [f"the index of {len(stale)} models is not kept up: {stale[0]}: {self._feed.words(stale[0])}"]
+
+    async def close(self) -> None:
+        """Follow no more."""
+        await self._feed.stop()
 
 
 class LocalSource:

@@ -1,7 +1,9 @@
 """The index end to end: real engines' events over ZeroMQ, a real gateway with its helper and workers, real requests."""
 
 import asyncio
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -10,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from fairlead.fleet import Fleet
 from fairlead.fleetfile import write_atomic
 from fairlead.testing.raw_http import post, send
 from fairlead.testing.sim_engine import EngineProcess, engine_process
+from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.testing import fleet_of, run
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
@@ -60,6 +64,19 @@ class Stage:
         self.gateway: GatewayProcess
         self.engines: list[EngineProcess] = []
 
+    def fleet(self, **wrong: str) -> Fleet:
+        """One instance an engine."""
+        fleet = fleet_of([f"http://127.0.0.1:{one.http}" for one in self.ports], version=2 if wrong else 1)
+        told = [
+            {"kv_events": f"tcp://127.0.0.1:{one.events}", "kv_replay": f"tcp://127.0.0.1:{one.replay}"} | wrong
+            for one in self.ports
+        ]
+        instances = fleet.instances[MODEL]
+        return replace(
+            fleet,
+            instances={MODEL: tuple(replace(one, **more) for one, more in zip(instances, told, strict=True))},  # type: ignore[arg-type]
+        )
+
     async def ask(self, text: str) -> dict[str, Any]:
         """One request; what became of it: where it went, cached tokens expected and reported."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
@@ -96,22 +113,27 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(tmp_path: Path, count: int = 1, *options: str) -> AsyncIterator[Stage]:
+async def indexer(fleet: Path, redis: str) -> AsyncIterator[None]:
+    """An indexer of its own until the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), "--redis", redis),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = ()) -> AsyncIterator[Stage]:
     """``count`` engines with room for ``BLOCKS`` blocks of 16 tokens each."""
     ports = [Ports.free() for _ in range(count)]
     found = Stage(tmp_path / "fleet.yaml", ports)
-    fleet = fleet_of([f"http://127.0.0.1:{one.http}" for one in ports])
-    instances = tuple(
-        replace(
-            instance,
-            kv_events=f"tcp://127.0.0.1:{one.events}",
-            kv_replay=f"tcp://127.0.0.1:{one.replay}",
-        )
-        for instance, one in zip(fleet.instances[MODEL], ports, strict=True)
-    )
-    write_atomic(found.path, replace(fleet, instances={MODEL: instances}))
+    write_atomic(found.path, found.fleet())
     async with AsyncExitStack() as stack:
-        found.engines = list(await asyncio.gather(*[stack.enter_async_context(one.engine()) for one in ports]))
+        found.engines = list(await asyncio.gather(*[stack.enter_async_context(one.engine(*engine)) for one in ports]))
         found.gateway = await stack.enter_async_context(gateway_process(found.path, *options))
         yield found
 
@@ -143,5 +165,116 @@ def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: s
             size, expected, cached = await place.cached(text_of("fifth"))
             assert cached > 0.9 * size
             assert expected > 0.8 * size
+
+    run(main())
+
+
+def test_an_engine_that_was_started_anew_holds_nothing_for_anybody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with stage(tmp_path, 1) as place:
+            names = [f"text {number}" for number in range(12)]
+            for name in names:
+                await place.ask(text_of(name, 300))
+            await place.until_state("index")
+            await place.until_linked(36)
+            place.engines[0].send(signal.SIGKILL)
+            await place.engines[0].process.wait()
+            await place.until_state("incomplete")
+            async with place.ports[0].engine():
+
+                async def read_again() -> bool:
+                    return bool((await place.index())["reason"] != "disconnected")
+
+                async def no_ghost() -> bool:
+                    size, expected, cached = await place.cached(
+                        text_of(names.pop(), 300)
+                    )  # once: then it is there again
+                    assert cached < 0.2 * size
+                    return expected < 0.2 * size
+
+                await until_async(read_again)
+                await until_async(no_ghost)  # workers are told a twentieth of a second later
+
+    run(main())
+
+
+def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: Path) -> None:
+    """The events of another engine, with a larger cache, are taken for those of this one."""
+
+    async def main() -> None:
+        async with stage(tmp_path, 1) as place, AsyncExitStack() as stack:
+            other = Ports.free()
+            await stack.enter_async_context(other.engine("--num-gpu-blocks-override", "4096"))
+            snapshot = place.fleet(
+                kv_events=f"tcp://127.0.0.1:{other.events}", kv_replay=f"tcp://127.0.0.1:{other.replay}"
+            )
+            write_atomic(place.path, snapshot)
+            texts = [text_of(f"text {number}") for number in range(8)]
+            for text in texts:
+                body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+                more = "content-type: application/json\r\n"
+                assert (await send(f"http://127.0.0.1:{other.http}", post(body, more=more)))[0].status == 200
+            await place.until_state("index")
+
+            async def out() -> bool:
+                for text in texts:
+                    await place.ask(text)
+                return bool((await place.index())["state"] == "quarantined")
+
+            await until_async(out)
+            found = await place.index()
+            assert found["reason"] == "the index credits what the engine does not find"
+            assert found["predicted_tokens"] > 4 * found["reported_tokens"]
+            assert "in quarantine: e-0/0/0: the index credits" in await place.gateway.notes()
+            assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1
+            await place.ask(texts[0])
+            assert await place.gateway.metric("fairlead_gateway_errors_total") == 0
+
+    run(main())
+
+
+def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with stage(tmp_path, 1, engine=("--no-enable-prompt-tokens-details",)) as place:
+            await place.ask(text_of("first"))
+            await place.until_state("index")
+            await place.until_linked(10)
+
+            async def silent() -> bool:
+                await place.ask(text_of("first"))
+                return bool((await place.index())["silent"] > 0)
+
+            await until_async(silent)
+            found = await place.index()
+            assert found["ratio"] is None
+            assert "does not report cached tokens" in found["reason"]
+            assert (await place.gateway.asked("/metrics")).body.count(
+                b"\nfairlead_gateway_index_prediction_ratio{"
+            ) == 0
+
+    run(main())
+
+
+def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        server = Valkey(tmp_path)
+        server.start()
+        try:
+            async with stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
+                await place.ask(text_of("first"))
+                await place.until_state("index")
+
+                async def known() -> bool:
+                    asked = await place.ask(text_of("first"))
+                    inputs = asked["choices"][0]["candidates"][0]["inputs"]
+                    return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
+
+                await until_async(known)
+                server.kill()
+                await place.until_state("stale")
+                size, expected, cached = await place.cached(text_of("first"))
+                assert min(expected, cached) > 0.9 * size
+        finally:
+            server.kill()
 
     run(main())
