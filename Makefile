@@ -9,7 +9,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-operator operator-soak bench-routing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -49,10 +49,13 @@ compile: env ## the data plane as machine code: half the processor time; once pe
 e2e-vllm: compile ## real vLLM engines on this machine's processors; 6 GB the first time; report in bench/results/vllm.json
 	@$(RUN) e2e/vllm/run.py
 
-bench: bench-routing bench-gateway
+bench: bench-routing bench-gateway bench-index
 
 bench-gateway: compile ## the gateway beside its peers, all in one run; out/bench/gateway.json
 	@$(RUN) bench/gateway/run.py
+
+bench-index: env ## the indexer's process, mirrors and Redis, beside a Redis hash for each block; out/bench/index.json
+	@$(RUN) bench/index/run.py
 
 bench-operator: env ## the operator and a thousand models before a real API server; bench/results/operator.json
 	@$(RUN) bench/operator/run.py

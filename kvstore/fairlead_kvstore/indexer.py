@@ -29,6 +29,7 @@ from fairlead.tasks import ended
 from fairlead_kvstore.errors import KeptError
 from fairlead_kvstore.follow import Followed
 from fairlead_kvstore.index.left import KeptInstance, Left
+from fairlead_kvstore.index.notes import Note
 from fairlead_kvstore.index.sink import Sink
 from fairlead_kvstore.member import Member, Seen
 from fairlead_kvstore.reader.asking import MODELS, SOURCES, Ask, places
@@ -178,6 +179,11 @@ class Indexer:
     def hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """What a shared store of the model probably holds, and until when."""
         return self.truth.hints(model_key)
+
+    def notes(self, model_key: str) -> dict[str, Note]:
+        """What is written beside the index for whoever looks at it."""
+        some = [member for member in self._members.values() if member.model_key == model_key]
+        return {one.instance.id: one.note(self.truth.state(one.instance.id)) for one in some}
 
     async def close(self) -> None:
         """Stop reading. What the truth knows stays."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fairlead.fleet import Instance
 from fairlead_kvstore.events.sequence import Position
+from fairlead_kvstore.index.notes import Note
 from fairlead_kvstore.reader.line import Counts, Line
 from fairlead_kvstore.truth.truth import State
 
@@ -44,6 +45,25 @@ class Member:
     names_due: float = 0.0
     names_pause: float = 1.0
     unplaced: frozenset[str] = frozenset()
+
+    def note(self, state: State) -> Note:
+        """What everybody may know of it, in Redis."""
+        seen, line, evicted = self.seen(state), self.line, state.evicted_age_seconds
+        lag = seen.counts.lag_seconds
+        return Note(
+            url=self.instance.url,
+            block_size=state.block_size,
+            events=seen.events,
+            replay=None if line is None else line.endpoints.replay,
+            connected=seen.connected,
+            replaying=seen.replaying,
+            trouble=seen.trouble,
+            blocks=state.blocks,
+            orphans=state.orphans,
+            following=None if line is None else line.following,
+            lag_seconds=None if lag is None else round(lag, 3),
+            evicted_age_seconds=None if evicted is None else round(evicted, 1),
+        )
 
     def seen(self, state: State) -> Seen:
         """With what the truth knows of it."""

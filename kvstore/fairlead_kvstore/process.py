@@ -19,6 +19,7 @@ from fairlead.fleet import Fleet, FleetSource
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.tasks import ended, failed
+from fairlead_kvstore.index.notes import secret_mark
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer import Indexer
 from fairlead_kvstore.metrics import Pulse, application
@@ -80,7 +81,15 @@ class Process:
             leased=True,
             limits=limits,
         )
-        self._writer = IndexWriter(self._link, self.indexer, clock, holder=plan.holder, limits=limits)
+        self._writer = IndexWriter(
+            self._link,
+            self.indexer,
+            clock,
+            holder=plan.holder,
+            notes=self.indexer.notes,
+            mark=secret_mark(plan.secret),
+            limits=limits,
+        )
 
     def offer(self, model_key: str, changes: Sequence[Change]) -> None:
         """To whoever writes."""

@@ -54,7 +54,6 @@ class Holding(msgspec.Struct, kw_only=True):
     orphans: int | None
     following: int | None
     lag_seconds: float | None
-    heard_seconds: float | None
     since_written: int | None
     trouble: str
 
@@ -128,7 +127,6 @@ def _holding(picture: Picture, name: str, held: Census) -> Holding:
         orphans=note.orphans if note is not None else None,
         following=note.following if note is not None else None,
         lag_seconds=note.lag_seconds if note is not None else None,
-        heard_seconds=None if note is None or note.heard is None else max(0.0, picture.wall - note.heard),
         since_written=None if header is None or sequence is None else max(0, sequence - header.sequence),
         trouble=note.trouble if note is not None else "",
     )

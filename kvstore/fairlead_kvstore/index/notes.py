@@ -1,8 +1,8 @@
 """What the indexer says of the instances that it reads, about once a second: who they are, and how well it hears them.
 
 An instance's header is written when its blocks are (``writer.py``), which may be minutes apart. What is looked at by people, and the
-size of an engine's blocks, without which nobody can ask for a prompt, is therefore in one small field beside them. Times are Unix
-seconds; None is what is not known.
+size of an engine's blocks, without which nobody can ask for a prompt, is therefore in one small field beside them. None is what is
+not known.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ NOTES: Final = b"n"
 
 class Note(msgspec.Struct, frozen=True):
     """One instance. ``events`` and ``replay`` are its ZMQ addresses, ``following`` the number of the batch that comes next,
-    ``lag_seconds`` how old the last batch was when it was read, by the engine's clock and ours; ``heard`` when that was.
+    ``lag_seconds`` how old the last batch was when it was read, by the engine's clock and ours.
     """
 
     url: str
@@ -30,12 +30,11 @@ class Note(msgspec.Struct, frozen=True):
     orphans: int = 0
     following: int | None = None
     lag_seconds: float | None = None
-    heard: float | None = None
     evicted_age_seconds: float | None = None
 
 
 class Notes(msgspec.Struct, frozen=True):
-    """All instances of a model as of ``wall``. ``mark``: see ``secret_mark``."""
+    """All instances of a model as of ``wall``, Unix seconds. ``mark``: see ``secret_mark``."""
 
     epoch: int
     wall: float

@@ -109,6 +109,11 @@ class Line:
         return self._stream.replaying
 
     @property
+    def following(self) -> int | None:
+        """The number of the batch that comes next; None before the first."""
+        return self._stream.expected
+
+    @property
     def position(self) -> Position | None:
         """Where the next indexer may go on."""
         return self._stream.position

@@ -1,0 +1,49 @@
+"""The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a million other blocks. Processor time, one core."""
+
+import random
+import time
+from typing import Final
+
+from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.truth.changes import Stored
+from fairlead_kvstore.truth.tiers import Tier
+
+BLOCKS: Final = 128
+INSTANCES: Final = 64
+_OTHERS: Final = 1_000_000
+_CALLS: Final = 2_000
+_ROUNDS: Final = 15
+
+
+def matches(seed: int) -> dict[str, float]:
+    """Microseconds of one answer by how the prompt is held: the best of 15 rounds of 2,000."""
+    draw = random.Random(seed)
+    mirror = IndexMirror()
+    names = [f"e-{number}/8000/0" for number in range(INSTANCES)]
+    for name in names:
+        mirror.apply([Stored(name, Tier.GPU, 0, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])])
+    chains = [[draw.getrandbits(64) for _ in range(BLOCKS)] for _ in range(4)]
+    everywhere, depths, nobody, slower = chains
+    for name in names:
+        mirror.apply([Stored(name, Tier.GPU, 0, everywhere)])
+        mirror.apply([Stored(name, Tier.GPU, 0, depths[: draw.randrange(1, BLOCKS + 1)])])
+    found = {
+        "all of it everywhere": _best(mirror, everywhere),
+        "a random depth on each": _best(mirror, depths),
+        "nobody": _best(mirror, nobody),
+    }
+    for name in names:
+        half = draw.randrange(1, BLOCKS)
+        mirror.apply([Stored(name, Tier.GPU, 0, slower[:half]), Stored(name, Tier.CPU, 0, slower[half:])])
+    found["in the GPU, then in CPU memory"] = _best(mirror, slower)
+    return found
+
+
+def _best(mirror: IndexMirror, chain: list[int]) -> float:
+    match, best = mirror.match, float("inf")
+    for _ in range(_ROUNDS):
+        begun = time.process_time()
+        for _ in range(_CALLS):
+            match(chain)
+        best = min(best, (time.process_time() - begun) / _CALLS)
+    return best * 1e6

