@@ -1,8 +1,8 @@
 """The index before real engines: everything that vLLM does with its cache, and after each of it the index must know what is there.
 
-Four engines, one after the other: a large one for what a cache does in peace, adapters, clears and a death; one of 40 blocks for
-eviction and preemption; two data-parallel ranks; one with a CPU tier (``tiered.py``). What is compared, and with what, is told in
-``watched.py``; the traffic of many at once is in ``traffic.py``.
+Four parts, an engine each: ``index-peace``, a large one for what a cache does in peace, adapters, clears and a death;
+``index-eviction``, 40 blocks, and preemption; ``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier
+(``tiered.py``). What is compared, and with what, is told in ``watched.py``; the traffic of many at once is in ``traffic.py``.
 """
 
 import asyncio
@@ -35,42 +35,45 @@ NOTICED_SECONDS = 60.0  # adapters that are known are looked at every thirty sec
 TOLD_SECONDS = 3.0
 TRIES = 5
 Story = list[tuple[str, Callable[[], Awaitable[Numbers]]]]
+INDEXES = ("index-peace", "index-eviction", "index-ranks", "index-tiers")
 _LORA = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
 
 
 class Index:
-    """All scenarios."""
+    """The scenarios of one of the parts."""
 
-    def __init__(self, stage: Stage, report: Report) -> None:
+    def __init__(self, stage: Stage, report: Report, part: str) -> None:
         self._stage = stage
         self._report = report
+        self._part = part
 
     def _made(self, name: str) -> dict[str, Known]:
         """Both forms of the index, which know nothing yet."""
         return {"in_process": Within(), "through_redis": Through(self._stage.folder / name)}
 
     async def run(self) -> None:
-        """Everything, in order; each engine is gone before the next one starts."""
+        """Everything, in order; the engine is gone afterwards."""
         self._adapters = await asyncio.to_thread(self._make_adapters)
-        for shape, story in self._stories():
-            async with Watched(self._stage, self._report, shape, self._made(shape.name)) as self.at:
-                for name, check in story():
-                    await self._report.check(name, check)
+        shape, story = self._stories()[self._part]
+        async with Watched(self._stage, self._report, shape, self._made(shape.name)) as self.at:
+            for name, check in story():
+                await self._report.check(name, check)
 
-    def _stories(self) -> list[tuple[Shape, Callable[[], Story]]]:
+    def _stories(self) -> dict[str, tuple[Shape, Callable[[], Story]]]:
         small = ("--num-gpu-blocks-override", str(SMALL_BLOCKS), "--max-model-len", "1024", "--max-num-seqs", "8")
         ranks = ("--num-gpu-blocks-override", "1024", "--data-parallel-size", "2", "--api-server-count", "1")
         tier = cpu_tier(self._stage.folder / "cpu-tier", TIER_BYTES)
         tiers = ("--num-gpu-blocks-override", "160", "--kv-transfer-config", tier.told("kv_both"))
-        return [
-            (Shape("index-large", ("--num-gpu-blocks-override", str(LARGE_BLOCKS), *_LORA)), self._large),
-            (Shape("index-small", small, buffer=SHORT_BUFFER), self._small),
-            (Shape("index-two-ranks", ranks, ranks=2, environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"}), self._ranks),
-            (
-                Shape("index-two-tiers", tiers, environment={"PYTHONPATH": str(tier.path)}, tier=Tier.CPU),
-                lambda: Tiered(self.at).story(),
-            ),
+        large = ("--num-gpu-blocks-override", str(LARGE_BLOCKS), *_LORA)
+        binding = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+        beside = {"PYTHONPATH": str(tier.path)}
+        stories: list[tuple[Shape, Callable[[], Story]]] = [
+            (Shape("index-peace", large), self._large),
+            (Shape("index-eviction", small, buffer=SHORT_BUFFER), self._small),
+            (Shape("index-ranks", ranks, ranks=2, environment=binding), self._ranks),
+            (Shape("index-tiers", tiers, environment=beside, tier=Tier.CPU), lambda: Tiered(self.at).story()),
         ]
+        return {shape.name: (shape, story) for shape, story in stories}
 
     def _make_adapters(self) -> list[str]:
         """Two folders with an adapter each."""

@@ -2,8 +2,8 @@
 
 Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and nothing else collects it. Exits 1 when
 something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``index`` (what engines hold in their
-caches, and what an index knows of it), ``nixl`` and ``mooncake`` (prefill and decode on two engines). The report keeps the parts
-that are in it already and were not asked for.
+caches, and what an index knows of it: four parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill and decode on
+two engines). The report keeps the parts that are in it already and were not asked for.
 """
 
 import argparse
@@ -21,12 +21,12 @@ sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 from connectors import mooncake, nixl  # noqa: E402
 from engines import Stage  # noqa: E402
 from handoff import Handoff  # noqa: E402
-from index import Index  # noqa: E402
+from index import INDEXES, Index  # noqa: E402
 from install import install  # noqa: E402
 from report import Report  # noqa: E402
 from surface import Surface  # noqa: E402
 
-PARTS = ("surface", "index", "nixl", "mooncake")
+PARTS = ("surface", *INDEXES, "nixl", "mooncake")
 
 
 async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
@@ -42,8 +42,8 @@ async def run(stage: Stage, report: Report, parts: Sequence[str]) -> None:
 def _room(part: str, stage: Stage, report: Report) -> Surface | Handoff | Index:
     if part == "surface":
         return Surface(stage, report)
-    if part == "index":
-        return Index(stage, report)
+    if part in INDEXES:
+        return Index(stage, report, part)
     return Handoff(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 
@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--report", type=Path, default=ROOT / "bench" / "results" / "vllm.json", help="where the report goes"
     )
     options = parser.parse_args(arguments)
-    parts = [part for part in options.only.split(",") if part]
-    unknown = sorted(set(parts) - set(PARTS))
+    asked = [part for part in options.only.split(",") if part]
+    parts = [part for part in PARTS if any(part == one or part.startswith(f"{one}-") for one in asked)]
+    unknown = [one for one in asked if not any(part == one or part.startswith(f"{one}-") for part in PARTS)]
     if unknown:
         parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
