@@ -25,6 +25,7 @@ from report import Numbers, Report, demand
 from fairlead_kvstore.truth.tiers import Tier
 
 HOST = "127.0.0.1"
+LATE_SECONDS = 3.0
 IDLE_SECONDS = 2.0  # the engine's server closes connections after five, just when the next request is on its way
 SWITCHES = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
@@ -90,6 +91,7 @@ class Watched:
         self.rows: list[Row] = []
         self.known: dict[Prompt, None] = {}
         self.happened: list[Any] = []
+        self.late: list[float] = []
         self._stage = stage
         self._report = report
         self._context = zmq.asyncio.Context()
@@ -149,8 +151,17 @@ class Watched:
         return Row(len(prompt.tokens), guesses, answer.cached, reference, excused), answer
 
     async def ask(self, prompt: Prompt, *, keep: bool = True, excused: frozenset[str] = frozenset()) -> Answer:
-        """Ask in quiescence; the row is kept, and the prompt among those that are known."""
+        """Ask in quiescence; the row is kept, and the prompt among those that are known.
+
+        Where an index says something else than the recorder although nothing was heard for a while, it is given some seconds more: on
+        a busy machine an event may be that late. How often, and how long, is reported.
+        """
         await self.quiet()
+        began, reference = time.monotonic(), self.reference(prompt)
+        judged = [index for name, index in self.indexes.items() if name not in excused]
+        if any(self.predict(prompt, index) != reference for index in judged):
+            await until(lambda: all(self.predict(prompt, index) == reference for index in judged), LATE_SECONDS)
+            self.late.append(round(time.monotonic() - began, 3))
         heard = [len(one.numbers) for one in self.recorders]
         row, answer = await self.now(prompt, excused)
         self.rows.append(row)
@@ -217,6 +228,7 @@ class Watched:
             **counted(self.rows[first:]),
             "of_these_asked_again": len(self.rows) - first - asked,
             **before,
+            **self._lateness(),
             "batches": sum(len(one.numbers) for one in self.recorders),
         }
         missed = sum(one.missed + one.orphans for one in self.recorders)
@@ -244,6 +256,10 @@ class Watched:
             )
             found[name] = round(time.monotonic() - since, 3) if empty else None
         return found
+
+    def _lateness(self) -> Numbers:
+        late, self.late = self.late, []
+        return {"waited_longer": len(late), "waited_seconds_most": max(late)} if late else {}
 
     def _keep(self) -> None:
         """What was published and what was asked when, for whoever looks into what did not hold."""
