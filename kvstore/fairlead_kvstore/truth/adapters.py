@@ -14,7 +14,7 @@ So each name has *contents*. A number that has not been seen is a new content, u
 
 Before the first event with a new number only ``/v1/models`` knows of the change, so whoever reads events asks for it, too. Its
 answer may already be about a later load than the number that was seen last, so it is believed of a number only when one more
-event with that number comes after it.
+event with that number comes after it, or when the answers before and after the number's first event are the same.
 
 The blocks of the content that is loaded count. Those of the others are *parked*: rows in a table of their own, in which copies
 and removals are counted on, so that they are exact when they return. Parked tables are bounded by number; the oldest is
@@ -41,6 +41,7 @@ class Adapters:
     __slots__ = (
         "_content",
         "_current",
+        "_hoped",
         "_instance",
         "_main",
         "_maybe",
@@ -49,6 +50,7 @@ class Adapters:
         "_newest",
         "_ordinal",
         "_place",
+        "_told",
         "parked",
     )
 
@@ -62,6 +64,10 @@ class Adapters:
         self._newest: dict[str, Number] = {}
         self._place: dict[int, tuple[str, str]] = {}  # content → its name and where it was loaded from
         self._maybe: dict[int, tuple[str, str]] = {}  # the same, to be confirmed by one more event
+        self._told: dict[str, str] = {}  # name → the place that was read last
+        self._hoped: dict[
+            str, tuple[int, str]
+        ] = {}  # name → its newest content, and what was read before its first block
         self._ordinal = 0
         self.parked: dict[int, tuple[str, Blocks]] = {}
 
@@ -155,6 +161,11 @@ class Adapters:
         current = self._current.get(name)
         if current is None:
             return
+        self._told[name] = place
+        if self._hoped.pop(name, None) == (current, place) and current not in self._place:
+            self._maybe[current] = (name, place)
+            self._confirm(name, current, out)
+            return
         known, maybe = self._place.get(current), self._maybe.get(current)
         if known is None and current not in self._content.values():
             known = maybe  # no block of it was seen yet, so it is what was read before
@@ -211,6 +222,8 @@ class Adapters:
             content = self._linked(name, handles)
         if content is None:
             content = self._new()
+        if content not in self._place and name in self._told:
+            self._hoped[name] = (content, self._told[name])
         self._content[name, number] = content
         if len(self._content) > _LOADS_PER_CONTENT * self._most:
             del self._content[next(iter(self._content))]

@@ -110,10 +110,41 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     one.ask(OTHER)
     assert one.truth.unplaced("i") == ["bot"]
     assert one.truth.adapter("i", "bot", "a") != []
-    # What came since the load may be of one that was before what was told of.
-    assert (one.predicted(), one.predicted(OTHER)) == (10, 0)
-    one.told("a")
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
+
+
+def test_a_load_is_known_when_the_same_place_was_read_before_and_after_its_first_block() -> None:
+    """A real engine: two prompts after the load, the second told of in between, and no event before the next load."""
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.truth.adapter("i", "bot", "b")
+    one.ask(OTHER)
+    one.truth.adapter("i", "bot", "b")
+    one.engine.load("bot", "a")
+    one.truth.adapter("i", "bot", "a")
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 0)
+    one.engine.load("bot", "b")
+    one.truth.adapter("i", "bot", "b")
+    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 10
+
+
+def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_by_one_more() -> None:
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.truth.adapter("i", "bot", "b")
+    one.engine.load("bot", "a")
+    one.truth.adapter("i", "bot", "a")
+    one.engine.load("bot", "b")
+    one.truth.adapter("i", "bot", "b")
+    assert one.predicted(OTHER) == 0  # a miss: nobody can tell that it was not loaded from a third place
+    assert one.predicted() == 0
 
 
 def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it() -> None:
