@@ -20,7 +20,12 @@ def index(
         str | None,
         Parameter(help="Its name, or namespace/name. Default: of stats all, else the only one."),
     ] = None,
-    redis: Annotated[str | None, Parameter(help="The Redis that has the index. Default: FAIRLEAD_REDIS_URL.")] = None,
+    redis: Annotated[
+        str | None,
+        Parameter(
+            help="The Redis that has the index. Default: FAIRLEAD_REDIS_URL, else that of the running `fairlead up`."
+        ),
+    ] = None,
     tokens: Annotated[
         Path | None, Parameter(help="Of match: a file with the prompt's token ids, a JSON list; - is standard input.")
     ] = None,

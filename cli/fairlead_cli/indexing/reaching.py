@@ -22,7 +22,7 @@ async def reached(url: str | None, clock: Clock, limits: Limits) -> AsyncIterato
     """A link that is connected. Raises BadInput without a URL, NoIndex when nobody answers."""
     if not url:
         hint = "give --redis redis://HOST:PORT/0, or set FAIRLEAD_REDIS_URL"
-        raise BadInput("no Redis is named", field="--redis", hint=hint)
+        raise BadInput("no Redis is named, and no `fairlead up` runs here with one", field="--redis", hint=hint)
     link = RedisLink(url, clock, limits=limits, name="fairlead-cli")
     link.start()
     try:

@@ -15,6 +15,7 @@ from fairlead_cli.errors import BadIndex, NoIndex
 from fairlead_cli.indexing.asked import Asked, token_ids
 from fairlead_cli.indexing.picture import Picture, look
 from fairlead_cli.indexing.reaching import chosen, models, reached
+from fairlead_cli.local.rundir import running_stacks
 from fairlead_kvstore.redis import RedisLink
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
@@ -35,9 +36,10 @@ def run(asked: Asked) -> int:
 
 
 async def _run(asked: Asked, settings: CliSettings, clock: Clock, limits: Limits) -> int:
-    secret = (settings.hash_secret or "").encode()
+    url, words = _place(asked, settings)
+    secret = words.encode()
     prompt = token_ids(asked.tokens, limits) if asked.tokens is not None else []
-    async with reached(asked.redis or settings.redis_url, clock, limits) as link:
+    async with reached(url, clock, limits) as link:
         known = await models(link, limits)
         if asked.action == "stats":
             return await _stats(asked, link, known, clock, limits)
@@ -48,6 +50,16 @@ async def _run(asked: Asked, settings: CliSettings, clock: Clock, limits: Limits
         if asked.action == "verify":
             return await _verify(asked, link, picture, secret, clock, limits)
         return await _match(asked, link, picture, prompt, secret, limits)
+
+
+def _place(asked: Asked, settings: CliSettings) -> tuple[str | None, str]:
+    """The Redis, and the secret of its hashes: as named, else those of the newest stack that `fairlead up` runs here."""
+    url, secret = asked.redis or settings.redis_url, settings.hash_secret or ""
+    if not url:
+        for stack in running_stacks():
+            if stack.redis:
+                return stack.redis, secret or stack.hash_secret
+    return url, secret
 
 
 async def _stats(asked: Asked, link: RedisLink, known: list[str], clock: Clock, limits: Limits) -> int:

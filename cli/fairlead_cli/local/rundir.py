@@ -24,7 +24,8 @@ STATE_FILE = "stack.json"
 class Stack:
     """What others need to know of a running stack.
 
-    ``engines`` says how many each model should have; ``simulated``: no engine of it is a real one.
+    ``engines`` says how many each model should have; ``simulated``: no engine of it is a real one. ``redis`` is the URL of its Redis,
+    and ``hash_secret`` what keys its hashes: the directory is closed to other users.
     """
 
     pid: int
@@ -34,6 +35,8 @@ class Stack:
     engines: Mapping[str, int] = field(default_factory=dict)
     fleet_file: str = ""
     simulated: bool = False
+    redis: str = ""
+    hash_secret: str = ""
 
 
 def base_directory() -> Path:

@@ -59,6 +59,7 @@ class Run:
         self._screen = screen
         self._clock = clock
         self._launched = clock.now()
+        self._redis_url = ""
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._events: list[tuple[float, str]] = []
@@ -89,6 +90,7 @@ class Run:
     def _supervisor(self, directory: Path, guard: Guard) -> Supervisor:
         setup = self._setup
         redis = self._redis(directory) if setup.redis else None
+        self._redis_url = redis.url if redis is not None else ""
         plan = StackPlan(
             pools=setup.plan.pools,
             gateway=gateway_command(directory / "fleet.yaml", setup, redis),
@@ -122,7 +124,9 @@ class Run:
         url, manage = self._setup.listen.url, self._setup.manage.url
         fleet_file = str(directory / "fleet.yaml")
         simulated = all(pool.template.engine == SIMULATED for pool in self._setup.plan.pools)
-        write_stack(directory, Stack(os.getpid(), url, manage, self._clock.wall(), engines, fleet_file, simulated))
+        hidden = (self._redis_url, self._setup.secret)
+        now = self._clock.wall()
+        write_stack(directory, Stack(os.getpid(), url, manage, now, engines, fleet_file, simulated, *hidden))
 
     # --- serving -----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fairlead.testing.valkey import Valkey
 from fairlead_cli.indexing.asked import Asked
 from fairlead_cli.indexing.running import run
 from fairlead_cli.indexing.testing import MODEL, Scene, played
+from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.layout import header_field
 from fairlead_kvstore.truth.changes import Removed, Stored
@@ -191,11 +193,30 @@ def test_a_redis_that_does_not_answer_is_exit_code_3(tmp_path: Path, capsys: pyt
     assert "no Redis answers" in capsys.readouterr().err
 
 
-def test_without_a_redis_the_way_to_name_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_redis_the_way_to_name_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(BadInput) as raised:
         run(Asked("stats"))
     assert "FAIRLEAD_REDIS_URL" in str(raised.value)
+
+
+def test_the_stack_that_runs_here_is_asked_when_nothing_else_is_named(
+    server: Valkey, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
+    monkeypatch.delenv("FAIRLEAD_HASH_SECRET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    stack = Stack(os.getpid(), "http://127.0.0.1:1", "http://127.0.0.1:2", 1.0, redis=server.url, hash_secret="drawn")
+
+    async def work(scene: Scene) -> None:
+        await scene.prompt("a", PROMPT)
+        write_stack(make_run_directory(), stack)
+        assert await asyncio.to_thread(run, Asked("stats")) == 0
+        assert "indexer-1 writes" in capsys.readouterr().out
+        assert await asyncio.to_thread(run, Asked("match", tokens=tokens)) == 1, "the scene's index has another secret"
+
+    played(server.url, work)
 
 
 def test_an_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
