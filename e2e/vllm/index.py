@@ -108,7 +108,6 @@ class Index:
             ("pause and clear", lambda: self._cleared("/pause?mode=wait&clear_cache=true", "/resume")),
             ("a reset that nobody told of", self._reset_by_others),
             ("SIGKILL, and a restart on the same port", self._killed),
-            ("SIGKILL with a quick restart, heard in its first batches", self._killed),
         ]
 
     async def _cold(self) -> Numbers:

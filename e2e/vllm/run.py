@@ -63,12 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
     installed = install()
     report = Report(installed.versions())
-    with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
-        with Stage(installed, Path(folder)) as stage:
-            asyncio.run(run(stage, report, parts))
-        if not report.held:
-            _keep_logs(Path(folder))
-    report.write(options.report)
+    try:
+        with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
+            try:
+                with Stage(installed, Path(folder)) as stage:
+                    asyncio.run(run(stage, report, parts))
+            finally:
+                if not report.held:
+                    _keep_logs(Path(folder))
+    finally:
+        report.write(options.report)  # also of a run that was ended: what was checked by then
     print(f"{'everything held' if report.held else 'NOT everything held'}; report in {options.report}")
     return 0 if report.held else 1
 
