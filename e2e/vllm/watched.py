@@ -208,6 +208,7 @@ class Watched:
         await self.quiet()
         numbers: Numbers = dict(more or {})
         for name, index in (indexes or self.indexes).items():
+            await until(lambda at=index: self.sure(at) and not _differs(self.compare(at)), LATE_SECONDS)
             found = self.compare(index)
             standings = [standing(index.mirror(), one.instance) for one in self.sources]
             unsure = [reason for complete, reason in standings if not complete]
