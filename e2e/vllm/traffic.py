@@ -94,8 +94,8 @@ async def _eager(at: Watched, workers: int, heads: list[tuple[int, ...]]) -> Num
 async def under_eviction(at: Watched, workers: int) -> Numbers:
     """A cache that is far too small: what is predicted may be gone, or just come, when the request is admitted.
 
-    An index in the process must be no worse than counting copies at the engine, which hears of everything at the same moment. One that
-    is read through Redis hears of it some 40 ms later, in which such a cache turns over: how good it is then is shown beside it.
+    An index in the process must be no worse than counting copies at the engine, which hears of everything at the same moment. One
+    that is read through Redis hears of it some 40 ms later, in which such a cache turns over: how good it is then is shown.
     """
     rows: list[Row] = []
     prompts = mixed(REQUESTS, "evicted", step=SHORT)
