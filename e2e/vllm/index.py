@@ -1,6 +1,6 @@
 """The index before real engines: everything that vLLM does with its cache, and after each of it the index must know what is there.
 
-Four parts, an engine each: ``index-peace``, a large one for what a cache does in peace, adapters, clears and a death;
+Five parts, an engine each: ``index-peace``, what a cache does in peace, and adapters; ``index-clears``, clears and a death;
 ``index-eviction``, 40 blocks, and preemption; ``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier
 (``tiered.py``). What is compared, and with what, is told in ``watched.py``; the traffic of many at once is in ``traffic.py``.
 """
@@ -34,8 +34,9 @@ TIER_BYTES = 256 * 32 * 1_024  # 256 blocks of the tiny model
 NOTICED_SECONDS = 60.0  # adapters that are known are looked at every thirty seconds
 TOLD_SECONDS = 3.0
 TRIES = 5
+MIXED = 150
 Story = list[tuple[str, Callable[[], Awaitable[Numbers]]]]
-INDEXES = ("index-peace", "index-eviction", "index-ranks", "index-tiers")
+INDEXES = ("index-peace", "index-clears", "index-eviction", "index-ranks", "index-tiers")
 _LORA = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
 
 
@@ -69,6 +70,7 @@ class Index:
         beside = {"PYTHONPATH": str(tier.path)}
         stories: list[tuple[Shape, Callable[[], Story]]] = [
             (Shape("index-peace", large), self._large),
+            (Shape("index-clears", large), self._clears),
             (Shape("index-eviction", small, buffer=SHORT_BUFFER), self._small),
             (Shape("index-ranks", ranks, ranks=2, environment=binding), self._ranks),
             (Shape("index-tiers", tiers, environment=beside, tier=Tier.CPU), lambda: Tiered(self.at).story()),
@@ -98,11 +100,16 @@ class Index:
             ("log-probabilities of a prompt store it again", self._stored_again),
             ("clients that leave", self._left),
             ("adapters", self._lora),
-            ("a name loaded from another path, and back", self._reloaded),
-            ("300 mixed prompts, one at a time", lambda: self._in_peace(300, "large")),
             ("8 at once without eviction", lambda: without_eviction(self.at, 8)),
             ("32 at once without eviction", lambda: without_eviction(self.at, 32)),
+            ("a name loaded from another path, and back", self._reloaded),
             ("who joins late is replayed everything", self._late),
+            (f"{MIXED} mixed prompts, one at a time", lambda: self._in_peace("large")),
+        ]
+
+    def _clears(self) -> Story:
+        return [
+            ("a cold prompt", self._cold),
             ("reset", lambda: self._cleared("/reset_prefix_cache")),
             ("sleep", lambda: self._cleared("/sleep?level=1", "/wake_up")),
             ("pause and clear", lambda: self._cleared("/pause?mode=wait&clear_cache=true", "/resume")),
@@ -227,11 +234,14 @@ class Index:
                     break
             seconds.append([noticed_seconds, number + 1])
             await self.at.ask(Prompt(tokens("lora", 161), adapter="one"))
+            await asyncio.sleep(
+                TOLD_SECONDS
+            )  # until it was read once more where the load is from: one that is gone by then is forgotten
         return await self.at.judged(first, {"noticed_after_seconds_and_cold_prompts": seconds})
 
-    async def _in_peace(self, count: int, seed: str) -> Numbers:
+    async def _in_peace(self, seed: str) -> Numbers:
         first = len(self.at.rows)
-        for prompt in mixed(count, seed, step=LONG if seed == "large" else SHORT):
+        for prompt in mixed(MIXED, seed, step=LONG if seed == "large" else SHORT):
             await self.at.ask(prompt, keep=False)
         return await self.at.judged(first, again=False)
 
@@ -313,7 +323,7 @@ class Index:
         return [
             ("eviction", self._evicted),
             ("preemption", self._preempted),
-            ("300 mixed prompts, one at a time, 40 blocks", lambda: self._in_peace(300, "small")),
+            (f"{MIXED} mixed prompts, one at a time, 40 blocks", lambda: self._in_peace("small")),
             ("8 at once with eviction", lambda: under_eviction(self.at, 8)),
             ("who joins later than the buffer reaches", self._too_late),
         ]

@@ -2,7 +2,7 @@
 
 Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and nothing else collects it. Exits 1 when
 something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``index`` (what engines hold in their
-caches, and what an index knows of it: four parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill and decode on
+caches, and what an index knows of it: five parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill and decode on
 two engines). The report keeps the parts that are in it already and were not asked for.
 """
 
