@@ -19,6 +19,9 @@ from fairlead_kvstore.truth.changes import Change, Expired, Gone, Hinted, Remove
 
 HINTS_NAME: Final = ""
 """Under this name the hints of the model are kept beside its instances, whose names are not empty."""
+_OF_THE_MODEL: Final = (Hinted, Expired)
+_OF_BLOCKS: Final = (Stored, Removed, *_OF_THE_MODEL)
+"""Tuples, since a union would be made anew for every change."""
 _CHANGED_LEAST: Final = 4_096
 
 
@@ -79,13 +82,14 @@ class Book:
         self._waiting.append(told)
         touched: dict[str, int] = {}
         for one in told:
+            blocks = _blocks(one)
             if isinstance(one, Gone):
                 touched.pop(one.instance, None)
                 self._forget(one.instance)
             else:
-                name = HINTS_NAME if isinstance(one, Hinted | Expired) else one.instance
-                touched[name] = touched.get(name, 0) + _blocks(one)
-            self.waiting_blocks += _blocks(one)
+                name = HINTS_NAME if isinstance(one, _OF_THE_MODEL) else one.instance
+                touched[name] = touched.get(name, 0) + blocks
+            self.waiting_blocks += blocks
         for name, blocks in touched.items():
             item = self.items.get(name)
             if item is None:
@@ -211,4 +215,4 @@ class Book:
 
 
 def _blocks(one: Change) -> int:
-    return len(one.hashes) if isinstance(one, Stored | Removed | Hinted | Expired) else 1
+    return len(one.hashes) if isinstance(one, _OF_BLOCKS) else 1
