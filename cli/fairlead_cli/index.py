@@ -27,7 +27,11 @@ def index(
         ),
     ] = None,
     tokens: Annotated[
-        Path | None, Parameter(help="Of match: a file with the prompt's token ids, a JSON list; - is standard input.")
+        Path | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="Of match: a file with the prompt's token ids, a JSON list; - is standard input.",
+        ),
     ] = None,
     adapter: Annotated[str | None, Parameter(help="Of match: the LoRA adapter that the request names.")] = None,
     salt: Annotated[str | None, Parameter(help="Of match: the request's cache_salt.")] = None,

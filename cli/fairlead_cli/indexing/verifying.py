@@ -288,6 +288,8 @@ def _compare(
     known = picture.mirror.standing(name)
     complete = known is not None and known.complete
     why = "" if told.whole else f"its replay begins at batch {told.first}, what it held before cannot be told"
+    if not told.batches:
+        why = "it can replay nothing: it has published nothing yet"
     if missing and not complete:
         why = "; ".join(filter(None, (why, "what is missing is not counted: the index does not claim to know all")))
     return Compared(

@@ -332,6 +332,15 @@ def test_verify_says_what_it_cannot_compare(server: Valkey, capsys: pytest.Captu
     played(server.url, work)
 
 
+def test_verify_says_that_an_engine_has_published_nothing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.prompt("a", PROMPT)
+        assert await scene.call("verify", instance="b") == 0
+        assert "√ b: 0 blocks compared, 0 ghosts, 0 missing (it can replay nothing" in capsys.readouterr().out
+
+    played(server.url, work, wired=True)
+
+
 def test_verify_finds_a_part_that_is_gone_and_one_too_many(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: Scene) -> None:
         await scene.prompt("a", PROMPT)

@@ -29,11 +29,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server.kill()
 
 
-async def fairlead(*words: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_cli", *words), stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
+async def fairlead(*words: str, stdin: str = "") -> tuple[int, str]:
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "fairlead_cli", *words, **pipes)
+    out, _ = await process.communicate(stdin.encode())
     return process.returncode or 0, out.decode()
 
 
@@ -67,6 +66,8 @@ def test_an_indexers_own_process_tells_all_that_the_commands_show(server: Valkey
                 (instance,) = model["instances"]
                 assert (instance["block_size"], instance["unique"], instance["connected"]) == (16, 4, True)
                 assert instance["following"] >= 1
+                code, text = await fairlead("index", "match", "--tokens", "-", *redis, stdin=json.dumps(PROMPT[:20]))
+                assert (code, json.loads(text)["instances"][0]["matched_tokens"]) == (0, 16)
                 code, text = await fairlead("index", "verify", *redis)
                 assert code == 0, text
                 assert "√ e0: 4 blocks compared, 0 ghosts, 0 missing" in text
