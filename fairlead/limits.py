@@ -289,6 +289,13 @@ class Limits:
     index_mirror_blocks: int = _limit(
         12_000_000, "different blocks of one model in a mirror, some 90 bytes each; further ones are not credited"
     )
+    index_census_seconds: float = _limit(
+        10.0, "what an instance holds and no other does is counted at most this often per million blocks (50 ms)"
+    )
+    index_recent_seconds: float = _limit(300.0, "blocks of prompts that were sent within this time were used lately")
+    index_recent_blocks: int = _limit(
+        262_144, "such blocks of one model, some 80 bytes each; beyond, the older half goes"
+    )
     link_blocks: int = _limit(
         131_072, "blocks of prompt text per model whose place in the index is known, some 300 bytes each; the oldest go"
     )

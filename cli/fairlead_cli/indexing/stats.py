@@ -1,10 +1,11 @@
 """``fairlead index stats``: who writes the index of a model, how far it is, and what each instance holds.
 
-``unique`` blocks are held by no other instance: what a scale-down would lose with it. ``since_written`` says how many batches of
+``unique`` blocks are held by no other instance: what a scale-down would lose with it. ``scale_down`` 1 is the instance that is
+cheapest to lose by that; a gateway's status knows besides what was used lately. ``since_written`` says how many batches of
 the stream a cold mirror must apply on top of what was written down of the instance.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from rich import box
@@ -16,11 +17,13 @@ from fairlead.units import duration
 from fairlead_cli.indexing.picture import Picture
 from fairlead_cli.local.words import UNKNOWN
 from fairlead_kvstore.index.census import Census, census
+from fairlead_kvstore.index.victims import Victim, victims
 
 _HEADS = (
     "INSTANCE",
     "BLOCKS",
     "UNIQUE",
+    "LOSE",
     "GPU",
     "CPU",
     "DISK",
@@ -46,6 +49,8 @@ class Holding(msgspec.Struct, kw_only=True):
     block_size: int | None
     blocks: int
     unique: int
+    scale_down: int | None
+    scale_down_reason: str
     gpu: int
     cpu: int
     disk: int
@@ -84,6 +89,7 @@ def stats(picture: Picture) -> Stats:
     """Of one model, from what was read."""
     mirror = picture.loaded.mirror if picture.loaded is not None else None
     counted = census(mirror) if mirror is not None else {}
+    ranked = {one.instance: one for one in victims(counted, _unknown(picture, counted), None)}
     lease, at, written = picture.lease, picture.at, picture.written
     blocks = 0 if mirror is None else sum(count for _, count in mirror.sets())
     return Stats(
@@ -98,11 +104,23 @@ def stats(picture: Picture) -> Stats:
         unreadable=picture.unreadable,
         blocks=blocks,
         hints=mirror.hints if mirror is not None else 0,
-        instances=[_holding(picture, name, counted.get(name, Census())) for name in picture.instances],
+        instances=[
+            _holding(picture, name, counted.get(name, Census()), ranked.get(name)) for name in picture.instances
+        ],
     )
 
 
-def _holding(picture: Picture, name: str, held: Census) -> Holding:
+def _unknown(picture: Picture, counted: Mapping[str, Census]) -> dict[str, str]:
+    """Which of these are not known completely, and why."""
+    found = {}
+    for name in counted:
+        known = picture.loaded.mirror.standing(name) if picture.loaded is not None else None
+        if known is None or not known.complete:
+            found[name] = "nothing was told of it" if known is None else known.reason
+    return found
+
+
+def _holding(picture: Picture, name: str, held: Census, victim: Victim | None) -> Holding:
     note, header = picture.note(name), picture.headers.get(name)
     known = picture.loaded.mirror.standing(name) if picture.loaded is not None else None
     kept = header.slice if header is not None else None
@@ -119,6 +137,8 @@ def _holding(picture: Picture, name: str, held: Census) -> Holding:
         block_size=picture.block_size(name),
         blocks=held.blocks,
         unique=held.unique,
+        scale_down=victim.rank if victim is not None else None,
+        scale_down_reason=victim.reason if victim is not None else "nothing was told of it",
         gpu=held.gpu,
         cpu=held.cpu,
         disk=held.disk,
@@ -165,7 +185,8 @@ def _table(instances: Sequence[Holding]) -> Table:
         complete = f"yes{since}: {one.reason}" if one.complete else f"no{since}: {one.reason}"
         if one.trouble:
             complete += f"; {one.trouble}"
-        row = [one.id, *(f"{count:,}" for count in (one.blocks, one.unique, one.gpu, one.cpu, one.disk))]
+        row = [one.id, *(f"{count:,}" for count in (one.blocks, one.unique)), _number(one.scale_down)]
+        row += [f"{count:,}" for count in (one.gpu, one.cpu, one.disk)]
         row += [_number(one.block_size), _duration(one.evicted_age_seconds), _number(one.orphans)]
         row += [_number(one.following), _duration(one.lag_seconds), complete]
         table.add_row(*row, style=None if one.complete else "yellow")

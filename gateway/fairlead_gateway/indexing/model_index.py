@@ -1,14 +1,17 @@
 """One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.index import Followed, InstanceIndex
+from fairlead_kvstore.index.census import Census, census
+from fairlead_kvstore.index.victims import Victim, victims
 from fairlead_kvstore.links.bridge import Bridge, Correction, Mirror
 from fairlead_kvstore.links.drift import Drift
 from fairlead_kvstore.truth.changes import Change, Cleared
 
 _HALF = 0.5
+_COUNT_LEAST_SECONDS = 0.5
 
 
 class _Flight:
@@ -27,6 +30,10 @@ class ModelIndex:
     def __init__(self, key: str, mirror: Mirror, *, secret: bytes, limits: Limits) -> None:
         self.bridge = Bridge(key, mirror, secret=secret, limits=limits)
         self._most = limits.link_flights
+        self._census_seconds = limits.index_census_seconds
+        self._count_due = float("-inf")
+        self._counted: Mapping[str, Census] = {}
+        self._victims: Mapping[str, Victim] = {}
         self._drifts: dict[str, Drift] = {}
         self._flights: dict[tuple[str, int], _Flight] = {}
         self._relearned = 0.0
@@ -95,8 +102,30 @@ class ModelIndex:
         for key in [key for key in self._flights if key[0] not in kept]:
             del self._flights[key]
 
+    def count(self, now: float, stale: str | None) -> None:
+        """Look anew at what each instance holds and nobody else does, where the last time is long enough ago."""
+        if now < self._count_due:
+            return
+        mirror = self.bridge.mirror
+        counted = census(mirror)
+        unknown = {}
+        for instance in counted:
+            known = mirror.standing(instance)
+            if known is None or not known.complete:
+                unknown[instance] = "nothing was told of it" if known is None else known.reason
+            elif instance in self._drifts and self._drifts[instance].quarantined:
+                unknown[instance] = self._drifts[instance].words()
+            elif stale is not None:
+                unknown[instance] = stale
+        ranked = victims(counted, unknown, mirror.alone(self.bridge.recent.blocks(now)))
+        blocks = sum(one.blocks for one in counted.values())
+        self._count_due = now + max(_COUNT_LEAST_SECONDS, self._census_seconds * blocks / 1e6)
+        self._counted = counted
+        self._victims = {one.instance: one for one in ranked}
+
     def look(self, instance: str, stale: str | None) -> InstanceIndex:
-        """How far an instance is followed; ``stale`` says why nothing is heard, None while something is."""
+        """How far an instance is followed; ``stale`` says why nothing is heard, None while something is. What it holds is of the last
+        ``count``."""
         drift = self._drifts.get(instance) or Drift()
         known = self.bridge.mirror.standing(instance)
         if known is None:
@@ -120,6 +149,8 @@ class ModelIndex:
             drift.silent,
             drift.quarantines,
             drift.ratio,
+            self._counted.get(instance),
+            self._victims.get(instance),
         )
 
     def quarantined(self) -> list[str]:

@@ -183,6 +183,7 @@ class IndexSide:
             model = self._model(key)
             if model is not None and any(one.kv_events is not None for one in self._fleet.instances.get(key, ())):
                 stale, table = self._source.stale(key), model.bridge.table
+                model.count(self._clock.now(), stale)
                 instances = {one.id: model.look(one.id, stale) for one in self._fleet.instances[key]}
                 found[key] = ModelLook(instances, len(table), table.lowered, table.learned, self._learned_how(key))
         return found

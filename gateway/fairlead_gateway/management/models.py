@@ -37,6 +37,18 @@ class Signals(_Model):
     sleeping: bool | None
 
 
+class ScaleDown(_Model):
+    """What would be lost with an instance, so that the cheapest one can be chosen."""
+
+    rank: int | None = Field(
+        description="1: the cheapest of the model to lose. Null where that cannot be told, since it is not known all that it holds."
+    )
+    blocks: int = Field(description="Different blocks that it holds, in whatever memory.")
+    unique_blocks: int = Field(description="Of these, how many no other instance holds.")
+    unique_used_blocks: int | None = Field(description="Of those, how many were in prompts of the last minutes.")
+    reason: str
+
+
 class Index(_Model):
     """What routing knows of an instance's cache, and how good that was. Tokens are sums since this gateway started."""
 
@@ -51,6 +63,7 @@ class Index(_Model):
     answers: int = Field(description="Answers that reported their cached tokens.")
     silent: int = Field(description="Answers that did not; they count for nothing.")
     quarantines: int
+    scale_down: ScaleDown | None = Field(description="Null where it does not tell what it holds.")
 
 
 class Links(_Model):

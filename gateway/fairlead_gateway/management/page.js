@@ -188,6 +188,8 @@ function instanceUpdate(row, instance, stats) {
   say(cells[6], whole(told.waiting));
   row.usage.show(told.kv_usage);
   say(cells[8], share(told.prefix_hit_share));
+  const lose = instance.index && instance.index.scale_down;
+  cells[8].title = lose ? (known(lose.rank) ? `To scale down: choice ${lose.rank}, ` : "To scale down: ") + lose.reason : "";
   const age = told.age_seconds, old = known(age) && age > 10;
   say(cells[9], known(age) ? `${age < 99.5 ? age.toFixed(1) + " s" : long(age)} ago` : "never");
   cells[9].classList.toggle("old", old || (!known(age) && instance.state === "Ready"));

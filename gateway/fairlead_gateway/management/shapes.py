@@ -65,6 +65,19 @@ def _index(one: InstanceIndex | None) -> models.Index | None:
         answers=one.answers,
         silent=one.silent,
         quarantines=one.quarantines,
+        scale_down=_scale_down(one),
+    )
+
+
+def _scale_down(one: InstanceIndex) -> models.ScaleDown | None:
+    if one.held is None or one.victim is None:
+        return None
+    return models.ScaleDown(
+        rank=one.victim.rank,
+        blocks=one.held.blocks,
+        unique_blocks=one.victim.unique,
+        unique_used_blocks=one.victim.used,
+        reason=one.victim.reason,
     )
 
 

@@ -186,6 +186,17 @@ FAMILIES: Final = (
     Family(
         _P + "index_quarantines_total", "counter", _INSTANCE, "Times that predictions drifted from what was reported."
     ),
+    Family(_P + "index_blocks", "gauge", _INSTANCE, "Different blocks that the instance holds, in whatever memory."),
+    Family(_P + "index_unique_blocks", "gauge", _INSTANCE, "Of these, how many no other instance holds."),
+    Family(
+        _P + "index_unique_used_blocks", "gauge", _INSTANCE, "Of those, how many were in prompts of the last minutes."
+    ),
+    Family(
+        _P + "index_scale_down_rank",
+        "gauge",
+        _INSTANCE,
+        "1: the cheapest instance of the model to lose; absent where that cannot be told.",
+    ),
     Family(_P + "index_links", "gauge", _MODEL, "Blocks of prompt text whose place in the index is known."),
     Family(_P + "index_links_lowered_total", "counter", _MODEL, "Links that another prompt contradicted."),
     Family(_P + "index_prompts_learned_total", "counter", _MODEL, "Prompts that were linked to the index."),

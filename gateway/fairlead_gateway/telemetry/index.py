@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fairlead_kvstore.index.census import Census
+from fairlead_kvstore.index.victims import Victim
+
 
 class Followed(StrEnum):
     """How far routing knows what an instance holds."""
@@ -18,7 +21,8 @@ class Followed(StrEnum):
 @dataclass(frozen=True, slots=True)
 class InstanceIndex:
     """One instance. Tokens are sums over answers whose cached tokens were reported; ``silent`` are those whose were not; ``ratio``
-    is predicted to reported, None until both are known."""
+    is predicted to reported, None until both are known. ``held`` and ``victim``: what it holds and what would be lost with it, None
+    where it does not tell."""
 
     state: Followed
     reason: str
@@ -28,6 +32,8 @@ class InstanceIndex:
     silent: int
     quarantines: int
     ratio: float | None
+    held: Census | None = None
+    victim: Victim | None = None
 
 
 @dataclass(frozen=True, slots=True)

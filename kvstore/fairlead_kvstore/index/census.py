@@ -4,9 +4,11 @@ The blocks that only one instance has are what is lost when it goes: whoever sca
 fewest of them, all else being equal. A block in two tiers of one instance counts once there.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
 import msgspec
 
-from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.truth.tiers import Tier
 
 
@@ -20,7 +22,19 @@ class Census(msgspec.Struct):
     unique: int = 0
 
 
-def census(mirror: IndexMirror) -> dict[str, Census]:
+class Counted(Protocol):
+    """What is asked of ``index.mirror.IndexMirror``."""
+
+    def instances(self) -> tuple[str, ...]:
+        """All that something was told of."""
+        ...
+
+    def sets(self) -> Iterator[tuple[Mapping[str, tuple[Tier, ...]], int]]:
+        """Every different set of holders, with how many blocks are held by just these."""
+        ...
+
+
+def census(mirror: Counted) -> dict[str, Census]:
     """Of every instance that the mirror was told of; one look at each block, some 50 ns."""
     found = {name: Census() for name in mirror.instances()}
     for holders, blocks in mirror.sets():

@@ -110,6 +110,16 @@ class IndexMirror:
             if alive := mask & ~self._dead:
                 yield self._who(alive), blocks
 
+    def alone(self, hashes: Iterable[int]) -> dict[str, int]:
+        """Of these blocks, how many are held by just one instance, by that instance; those without any are left out."""
+        found: dict[str, int] = {}
+        for mask, blocks in Counter(map(self._masks.get, hashes)).items():
+            holders = self._who(mask & ~self._dead) if mask is not None else {}
+            if len(holders) == 1:
+                (only,) = holders
+                found[only] = found.get(only, 0) + blocks
+        return found
+
     def content(self, instance: str) -> Iterator[tuple[int, Tier]]:
         """Every block of an instance with each tier it is in; takes a look at every block. Nothing may be applied meanwhile."""
         place = self._places.get(instance)

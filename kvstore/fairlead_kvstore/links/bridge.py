@@ -16,13 +16,14 @@ Blocks of stores that all instances share are hints for the whole model and no r
 
 import heapq
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, Protocol
 
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead_kvstore.index.victims import Recent
 from fairlead_kvstore.links.table import LinkTable
 from fairlead_kvstore.truth import identity
 from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Removed, Stored
@@ -64,6 +65,14 @@ class Mirror(Protocol):
 
     def instances(self) -> tuple[str, ...]:
         """All that something was told of."""
+        ...
+
+    def sets(self) -> Iterator[tuple[Mapping[str, tuple[Tier, ...]], int]]:
+        """Every different set of holders, with how many blocks are held by just these."""
+        ...
+
+    def alone(self, hashes: Iterable[int]) -> dict[str, int]:
+        """Of these blocks, how many are held by just one instance, by that instance."""
         ...
 
 
@@ -131,6 +140,8 @@ class Bridge:
     def __init__(self, model_key: str, mirror: Mirror, *, secret: bytes, limits: Limits = _LIMITS) -> None:
         self.mirror = mirror
         self.table = LinkTable(most=limits.link_blocks, most_owns=limits.link_own_blocks)
+        self.recent = Recent(most=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
+        self._latest = float("-inf")
         self.block_size: int | None = None
         self._root = identity.root(model_key, secret=secret)
         self._limits = limits
@@ -144,6 +155,7 @@ class Bridge:
     def sent(self, instance: str, tail: int, hashes: Sequence[int], now: float, *, ends_told: bool) -> bool:
         """A prompt was sent there; whether a part of it is not linked. ``ends_told``: ``ended`` will say when it is over."""
         self.table.touch(hashes)
+        self._latest = now
         key = (instance, tail)
         flight = self._flights.get(key)
         if flight is None:
@@ -159,7 +171,10 @@ class Bridge:
             self._look_at(key, flight, now + limits.link_flight_seconds)
         else:
             self._look_at(key, flight, max(flight.due, now + limits.link_provisional_seconds))
-        return self.table.linked(hashes) < len(hashes)
+        linked = self.table.linked(hashes)
+        if linked:
+            self.recent.add(self.table.owns_of(hashes[linked - 1]), now)
+        return linked < len(hashes)
 
     def ended(self, instance: str, tail: int, now: float) -> None:
         """One of those is over; what the engine then told of it comes within a moment."""
@@ -201,6 +216,7 @@ class Bridge:
         reaches: Sequence[int] | None = None,
     ) -> None:
         """The same from own hashes."""
+        self.recent.add(owns, self._latest)  # a prompt is learned a moment after it was sent
         changed = self.table.learn(hashes, ends, owns, size=size, tokens=tokens, block_size=block_size, reaches=reaches)
         if changed:
             for instance in self.mirror.instances():
@@ -209,6 +225,7 @@ class Bridge:
     def forget_links(self) -> None:
         """What was learned is wrong: begin anew."""
         self.table.clear()
+        self.recent.clear()
         for instance in self.mirror.instances():
             place = self._place(instance)
             place.forget = place.forget or Forget.TOLD

@@ -59,6 +59,11 @@ class Link:
         """The own hash at its depth; 0 when no token block lies wholly before its end."""
         return self._owns.hashes[self.depth - 1] if self.depth else 0
 
+    @property
+    def owns(self) -> "array[int]":
+        """The own hashes from the prompt's start up to its depth."""
+        return self._owns.hashes[: self.depth]
+
 
 class LinkTable:
     """The links of one model: byte blocks to own hashes and back. ``most`` links and ``most_owns`` own hashes in all chains."""
@@ -94,6 +99,11 @@ class LinkTable:
             else:
                 high = middle
         return low
+
+    def owns_of(self, digest: int) -> "array[int]":
+        """The own hashes of all token blocks up to this byte block's link; empty where it has none."""
+        link = self._links.get(digest)
+        return link.owns if link is not None else array("Q")
 
     def behind(self, own: int) -> tuple[int, ...]:
         """The byte blocks that are linked to an own hash."""

@@ -141,6 +141,8 @@ def test_stats_counts_what_each_holds_and_what_nobody_else_does(
         a, b = model["instances"]
         assert (a["id"], a["blocks"], a["unique"], a["gpu"], a["block_size"]) == ("a", 13, 8, 13, 4)
         assert (b["id"], b["blocks"], b["unique"], b["following"], b["complete"]) == ("b", 5, 0, 1, True)
+        assert (a["scale_down"], b["scale_down"]) == (2, 1)
+        assert b["scale_down_reason"] == "others hold all of its 5 blocks"
         assert await scene.call("stats") == 0
         assert "indexer-1 writes" in capsys.readouterr().out
 

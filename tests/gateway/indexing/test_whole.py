@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +103,16 @@ class Stage:
 
         await until_async(reached)
 
+    def alone_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
+        """Whether the instance is told to be the cheapest to lose, with so many blocks that only it holds, some of them just used."""
+
+        async def reached() -> bool:
+            found = (await self.index(instance))["scale_down"]
+            lost = 0 if found is None else found["unique_blocks"]
+            return bool(lost >= least and found["rank"] == 1 and 0 < found["unique_used_blocks"] <= lost)
+
+        return reached
+
     async def until_linked(self, least: int) -> None:
         """So many blocks of prompts are linked."""
 
@@ -152,6 +162,7 @@ def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: s
             size, expected, cached = await place.cached(text_of("first"))
             assert cached > 0.9 * size
             assert abs(expected - cached) < 0.1 * size
+            await until_async(place.alone_with(40))
 
             async def gone() -> bool:
                 for name in ("second", "third", "fourth", "fifth"):  # 4,000 tokens in a cache of 4,096

@@ -6,6 +6,8 @@ from typing import Any
 
 from fairlead_gateway.telemetry.families import FAMILIES
 from fairlead_gateway.telemetry.index import Followed, InstanceIndex, ModelLook
+from fairlead_kvstore.index.census import Census
+from fairlead_kvstore.index.victims import Victim
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
@@ -37,7 +39,9 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
     made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
     made_up.telemetry.peers |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
-    one = InstanceIndex(Followed.INDEX, "", 90, 100, 3, 1, 0, 0.9)
+    one = InstanceIndex(
+        Followed.INDEX, "", 90, 100, 3, 1, 0, 0.9, Census(blocks=3, unique=2), Victim("main-0/9001/0", 1, 2, 1, "")
+    )
     made_up.telemetry.index = {"chat/llama-70b": ModelLook({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")}
     made_up.serve(200)
     text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()
