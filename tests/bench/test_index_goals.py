@@ -1,5 +1,6 @@
 """The index benchmark's rows carry exactly the goals that are checked in, and what its streams say is what they are counted as."""
 
+import json
 import sys
 from itertools import islice
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_the_other_layout_stands_beside_ours() -> None:
     found = {row.metric: row for row in rows(figures())}
     row = found[f"memory of Redis per million blocks | beside {NAIVE}"]
     assert (row.value, row.versus_value, row.goal) == (46.0, 122.0, None)
+
+
+def test_the_committed_run_has_every_goal_and_both_layouts() -> None:
+    content = json.loads((BENCH / "results" / "index.json").read_text())
+    assert set(content) == {"machine", "versions", "seed", "rows", "load_average", "figures"}
+    assert {row["metric"]: row["goal"] for row in content["rows"] if row["goal"]} == BAR
+    assert content["figures"]["naive"]["blocks"] > 1_000_000
 
 
 @pytest.mark.parametrize("kind", KINDS)

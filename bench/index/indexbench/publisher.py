@@ -66,6 +66,8 @@ def main() -> None:
     left = [(one, payloads(kind, blocks // count, seed + number)) for number, one in enumerate(engines)]
     begun, sent = time.monotonic(), 0
     while left:
+        for engine in engines:
+            engine.answer()  # whoever was cut off asks while the others go on
         for pair in tuple(left):
             payload, some = next(pair[1], (b"", 0))
             if payload:
@@ -75,8 +77,6 @@ def main() -> None:
                 left.remove(pair)
         ahead = sent / rate - (time.monotonic() - begun)
         if ahead > 0.0:
-            for engine in engines:
-                engine.answer()
             time.sleep(ahead)
     print(json.dumps({"sent": sent}), flush=True)
     _wait(engines)
