@@ -91,9 +91,9 @@ async def ask(client: httpx.AsyncClient, model: str, prompt: Prompt) -> Answer:
     return Answer(cached, tuple(told["choices"][0].get("token_ids") or ()))
 
 
-def predicted(blocks: int, prompt: Prompt, size: int) -> int:
-    """Tokens that the engine will say it found, if it holds so many blocks."""
-    return cached_tokens(blocks, len(prompt.tokens), size)
+def predicted(blocks: int, prompt: Prompt, size: int, slower: int = 0) -> int:
+    """Tokens that the engine will say it found, if it holds so many blocks in the GPU, and ``slower`` with slower tiers."""
+    return cached_tokens(blocks, len(prompt.tokens), size, slower=slower)
 
 
 async def quiet(stamp: Callable[[], object], seconds: float = QUIET_SECONDS) -> None:

@@ -90,11 +90,11 @@ class Recorder:
         return found
 
     def held(self, tokens: Sequence[int], size: int, adapter: str | None = None, salt: str | None = None) -> int:
-        """Blocks of a prompt that are found: those on the GPU from its start, and from there on those of the CPU tier."""
+        """Blocks of a prompt that are found: on the GPU from its start, but never its last token's; from there on in the CPU tier."""
         names = self.names(tokens, size, adapter, salt)
         found = 0
-        for medium in (GPU, CPU):
-            while found < len(names) and self._there[medium][names[found]] > 0:
+        for medium, most in ((GPU, (len(tokens) - 1) // size), (CPU, len(names))):
+            while found < most and self._there[medium][names[found]] > 0:
                 found += 1
         return found
 

@@ -135,13 +135,14 @@ class Watched:
         """What an index says of a prompt now, in tokens; up to ``tier``, or all that the engine has."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
         instance = self.sources[prompt.rank or 0].instance
-        held = blocks(index.mirror(), instance, chain, self.shape.tier if tier is None else tier)
-        return predicted(held, prompt, BLOCK_TOKENS)
+        slowest = self.shape.tier if tier is None else tier
+        held, slower = (blocks(index.mirror(), instance, chain, one) for one in (Tier.GPU, slowest))
+        return predicted(held, prompt, BLOCK_TOKENS, 0 if slowest is Tier.GPU else slower)
 
     def reference(self, prompt: Prompt) -> int:
         """The same from counting copies at the engine."""
         recorder = self.recorders[prompt.rank or 0]
-        return predicted(recorder.held(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt), prompt, BLOCK_TOKENS)
+        return recorder.held(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt) * BLOCK_TOKENS
 
     async def now(self, prompt: Prompt, excused: frozenset[str] = frozenset()) -> tuple[Row, Answer]:
         """Ask without waiting for anything."""

@@ -108,6 +108,11 @@ def block_extras(
     return found
 
 
-def cached_tokens(blocks: int, prompt_tokens: int, block_size: int) -> int:
-    """What an engine that holds so many blocks of a prompt reports as cached: whole blocks, and never the last token."""
-    return max(0, min(blocks, (prompt_tokens - 1) // block_size)) * block_size
+def cached_tokens(blocks: int, prompt_tokens: int, block_size: int, *, slower: int = 0) -> int:
+    """What an engine reports as cached of a prompt, of which it holds so many blocks in the GPU, and ``slower`` with slower tiers.
+
+    Whole blocks. The last token must be computed, so a block that ends with it is no hit in the GPU's cache; but it is one of vLLM's
+    own CPU tier, which then brings the whole prompt. For an engine that has no slower tier ``slower`` is 0.
+    """
+    found = max(0, min(blocks, (prompt_tokens - 1) // block_size))
+    return max(found, min(slower, prompt_tokens // block_size)) * block_size

@@ -50,9 +50,9 @@ class Playing:
             for name, place in self.places.items():
                 self.truth.adapter(str(rank), name, place)
 
-    def predicted(self, rank: int, tokens: list[int], adapter: str | None, salt: str | None, tier: Tier) -> int:
+    def predicted(self, rank: int, tokens: list[int], adapter: str | None, salt: str | None) -> int:
         chain = own_hashes(root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
-        return cached_tokens(self.truth.held(str(rank), chain)[tier], len(tokens), SIZE)
+        return cached_tokens(self.truth.held(str(rank), chain)[Tier.GPU], len(tokens), SIZE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +63,7 @@ def test_every_answer_in_quiescence_was_predicted(name: str) -> None:
         playing.upto(rank, count)
         if what == "asked":
             tokens, adapter, salt, cached = more
-            assert playing.predicted(rank, tokens, adapter, salt, Tier.CPU) == cached, (
+            assert playing.predicted(rank, tokens, adapter, salt) == cached, (
                 asked,
                 len(tokens),
                 adapter,

@@ -58,6 +58,14 @@ def test_an_engine_never_reports_the_last_token_as_cached(blocks: int, prompt: i
     assert cached_tokens(blocks, prompt, 32) == cached
 
 
+@pytest.mark.parametrize(("blocks", "slower", "prompt", "cached"), [
+    (20, 46, 1500, 1472), (0, 25, 800, 800), (25, 25, 800, 800), (6, 7, 224, 224), (7, 0, 224, 192), (3, 2, 224, 96),
+])  # fmt: skip
+def test_a_slower_tier_brings_the_last_token_too(blocks: int, slower: int, prompt: int, cached: int) -> None:
+    """As a real engine with a CPU tier answered: 225 of 225 prompts."""
+    assert cached_tokens(blocks, prompt, 32, slower=slower) == cached
+
+
 @pytest.mark.parametrize("token", [-1, 2**32, None, "1"])
 def test_a_token_that_is_none_is_an_error_that_names_the_field(token: object) -> None:
     with pytest.raises(BadInput) as caught:
