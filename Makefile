@@ -32,7 +32,8 @@ lint: env ## style, types and the arrows of the house
 
 e2e: env ## local mode as a user drives it, and our images on a real cluster: KUBECONFIG's if it is kind's, else one of our own
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
-	@$(RUN) -m pytest e2e -n 4
+	@$(RUN) -m pytest e2e -n 4 -m "not alone"
+	@$(RUN) -m pytest e2e -m alone  # it loads the machine: what is slow beside it would be taken for its doing
 
 e2e-load: env ## the story on the cluster once more, under 20 streams a second of 200 tokens, and rollouts of groups of nodes; bench/results/e2e.json
 	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py e2e/kube/test_rollouts.py -q -k "soon or moves or group or alone"

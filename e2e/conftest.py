@@ -6,7 +6,6 @@ down.
 
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import levels, pins
 from cluster.record import Record
-from locks import MACHINE, held
 
 SESSION = pytest.StashKey[str]()
 LANES = {
@@ -29,7 +27,7 @@ LANES = {
     "kube/test_images.py": "engines",
     "kube/test_node.py": "engines",
 }
-"""By file; each takes about as long as the others. All else is local, and ends with what needs the machine alone."""
+"""By file; each takes about as long as the others. All else is local."""
 
 
 class Lanes(LoadScopeScheduling):
@@ -56,13 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def session(request: pytest.FixtureRequest) -> str:
     """The name of this run of the tests."""
     return request.config.stash[SESSION]
-
-
-@pytest.fixture(autouse=True)
-def machine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests that are marked ``alone`` have the machine for themselves."""
-    with held(MACHINE, alone=request.node.get_closest_marker("alone") is not None):
-        yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

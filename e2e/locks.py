@@ -10,8 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import pins
 
-MACHINE = "machine"
-"""Had alone by tests that load it: what is slow beside them would be taken for their doing."""
 FAIRLEAD = "fairlead"
 """The installation on the cluster. Had alone by tests that install, remove or stop it."""
 BEGINNING = "beginning"
