@@ -296,6 +296,10 @@ class Limits:
     index_recent_blocks: int = _limit(
         262_144, "such blocks of one model, some 80 bytes each; beyond, the older half goes"
     )
+    session_pins: int = _limit(65_536, "sessions of one model whose last instance is kept in mind; the oldest go")
+    session_pin_seconds: float = _limit(
+        60.0, "and for how long after a turn was sent: tools of agents take 1 to 8 s, people longer"
+    )
     link_blocks: int = _limit(
         131_072, "blocks of prompt text per model whose place in the index is known, some 300 bytes each; the oldest go"
     )

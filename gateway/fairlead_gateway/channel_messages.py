@@ -222,12 +222,14 @@ FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen 
 
 
 class Sent(msgspec.Struct, array_like=True):
-    """A prompt was sent to an instance: the hashes of its blocks (64-bit, native order) and of its end."""
+    """A prompt was sent to an instance: the hashes of its blocks (64-bit, native order), of its end and of its session (0: it has
+    none)."""
 
     model: str
     instance: str
     hashes: bytes
     tail: int
+    pin: int = 0
 
 
 class SentRow(msgspec.Struct, array_like=True):

@@ -170,10 +170,11 @@ class Gateway(Host):
         self._pool.keep_only(self._routes.addresses())
         self._loaded = True
 
-    def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
-        """A sibling or another gateway sent a prompt there."""
-        self._routes.heard(key, instance_id, chain)
-        self._prefill_routes.heard(key, instance_id, chain)
+    def heard(self, key: str, instance_id: str, chain: PrefixChain, pin: Hashable) -> None:
+        """A sibling or another gateway sent a prompt there, of the session ``pin`` where that is not None."""
+        now = self.clock.now()
+        self._routes.heard(key, instance_id, chain, now, pin)
+        self._prefill_routes.heard(key, instance_id, chain, now, pin)
 
     def hot(self, key: str, epoch: int, serving: frozenset[Hashable], prefilling: frozenset[Hashable]) -> None:
         """The hot prefixes of a model as all gateways see them; epoch 0: nobody tells them any more."""

@@ -104,7 +104,7 @@ class Others:
                 hashes = array("Q", item.hashes)
                 chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
                 self._counts.sent(item.model, item.instance, chain, now)
-                self.exchange.sent(item.model, item.instance, item.hashes, item.tail)
+                self.exchange.sent(item.model, item.instance, item.hashes, item.tail, item.pin)
         if message.loads is not None:
             self.exchange.loads_changed()
 
@@ -135,12 +135,12 @@ class Others:
     def _heard(self, model: str, items: Sequence[Sent]) -> None:
         now = self._clock.now()
         self._apply()
-        for instance, packed, tail in items:
+        for instance, packed, tail, _ in items:
             hashes = array("Q", packed)
             self._counts.sent(model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now)
             if self.elsewhere is not None:
                 self.elsewhere(model, instance, tail, hashes)
-        self._workers.hear(_encode([say.Sent(model, instance, hashes, tail) for instance, hashes, tail in items]))
+        self._workers.hear(_encode([say.Sent(model, *item) for item in items]))
 
     # Hot prefixes --------------------------------------------------------------------------------------------------------
 

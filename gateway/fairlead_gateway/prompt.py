@@ -26,7 +26,14 @@ def route_request(ask: Ask, head: Head, request_id: str, secret: bytes) -> Route
         text = _text(ask.parsed) if not ask.opaque else ask.body or (ask.target or "").encode()
         end = len(text)
     chain = prefix_chain(text, secret=secret, seed=_seed(ask), start=start, end=end)
-    return RouteRequest(request_id, chain, (end - start) / BYTES_PER_TOKEN, ask.max_tokens, _session(ask, head))
+    session = _session(ask, head)
+    pin = None if session is None or not _named(ask, head) else session_pin(session, ask.key, secret)
+    return RouteRequest(request_id, chain, (end - start) / BYTES_PER_TOKEN, ask.max_tokens, session, None, pin)
+
+
+def session_pin(session: str, key: str, secret: bytes) -> int:
+    """What stands for a conversation of the model ``key`` between gateways: without the secret it says nothing of it."""
+    return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret))
 
 
 def _text(parsed: Common) -> bytes:
@@ -63,3 +70,8 @@ def _session(ask: Ask, head: Head) -> str | None:
     given = head.get(b"x-session-id")
     text = given.decode("latin-1") if given else ask.session
     return text[:_SESSION_CHARACTERS] if text else None
+
+
+def _named(ask: Ask, head: Head) -> bool:
+    """Whether that is one conversation. A ``user`` has many, and some clients give the same one with every request."""
+    return bool(head.get(b"x-session-id") or ask.parsed.session_id)

@@ -120,11 +120,11 @@ class Routes:
         router = self._routers.get(key)
         return drained(router.least_backlog() if router is not None else 0.0, self._limits)
 
-    def heard(self, key: str, instance_id: str, chain: PrefixChain) -> None:
+    def heard(self, key: str, instance_id: str, chain: PrefixChain, now: float, pin: Hashable) -> None:
         """A sibling or another gateway sent a prompt there."""
         router = self._routers.get(key)
         if router is not None:
-            router.heard(instance_id, chain)
+            router.heard(instance_id, chain, now, pin)
 
     def hot(self, key: str, epoch: int, table: frozenset[Hashable]) -> None:
         """The hot prefixes of a model as all gateways see them; epoch 0: nobody tells them any more."""

@@ -50,7 +50,7 @@ class Teller:
         self._limits = limits
         self._publish = publish
         self._loads = loads
-        self._dispatched: deque[tuple[str, str, PrefixChain]] = deque()
+        self._dispatched: deque[tuple[str, str, PrefixChain, Hashable]] = deque()
         self._deaths: list[tuple[bytes, str, float, float]] = []
         self._cleared: list[tuple[bytes, float]] = []
         self._records: deque[DecisionRecord] = deque()
@@ -62,7 +62,7 @@ class Teller:
         """A prompt was sent to an instance."""
         if len(self._dispatched) >= self._limits.sibling_decisions:
             self._dispatched.popleft()
-        self._dispatched.append((model, instance, request.chain))
+        self._dispatched.append((model, instance, request.chain, request.pin))
         self._later(len(self._dispatched))
 
     def died(self, print_: bytes, instance: str, began: float, at: float) -> None:
@@ -130,11 +130,12 @@ class Teller:
 
 
 class Hearer:
-    """What siblings and other gateways have sent, given to ``heard`` (model, instance, chain) a bounded number of blocks a turn of
+    """What siblings and other gateways have sent, given to ``heard`` (model, instance, chain, the session's pin or None) a
+    bounded number of blocks a turn of
     the loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limits: Limits, heard: Callable[[str, str, PrefixChain], None]
+        self, loop: asyncio.AbstractEventLoop, limits: Limits, heard: Callable[[str, str, PrefixChain, Hashable], None]
     ) -> None:
         self._loop = loop
         self._most = limits.sibling_decisions
@@ -156,7 +157,8 @@ class Hearer:
             item = self._waiting.popleft()
             hashes = array("Q", item.hashes)
             blocks += len(hashes) + 1
-            self._heard(item.model, item.instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail))
+            chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
+            self._heard(item.model, item.instance, chain, item.pin or None)
         if self._waiting:
             self._loop.call_soon(self._turn)
 
@@ -166,5 +168,5 @@ def hashes_of(packed: bytes) -> frozenset[Hashable]:
     return frozenset(array("Q", packed))
 
 
-def _wire_sent(model: str, instance: str, chain: PrefixChain) -> Sent:
-    return Sent(model, instance, array("Q", chain.hashes).tobytes(), chain.tail)
+def _wire_sent(model: str, instance: str, chain: PrefixChain, pin: Hashable) -> Sent:
+    return Sent(model, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0)

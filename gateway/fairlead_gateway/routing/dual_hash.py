@@ -1,7 +1,8 @@
 """The default preset: two hashed homes, and leave them only for a reason that can be said in seconds.
 
-A prompt's key (``hotness``) hashes to two homes. Besides them two more candidates are looked at: the least busy of the
-instances that hold the longest prefix, and the least busy instance of all. Each is priced in seconds of engine time:
+A prompt's key (``hotness``) hashes to two homes. Besides them more candidates are looked at: the least busy of the
+instances that hold the longest prefix, the least busy instance of all, and who served the session last (``pins``), which is
+priced as a home. Each is priced in seconds of engine time:
 
     J = backlog + own · (1 + 16·min(1, mean backlog / 0.06·T) + 4·[not a home]) + 0.4·T · in-flight tokens / KV tokens
 
@@ -40,7 +41,8 @@ def choose(
     """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
     ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself.
 
-    A tie goes to the first of the candidates, and those come in order: home 1, home 2, the holder, the least busy.
+    A tie goes to the first of the candidates, and those come in order: who served the session last, home 1, home 2, the holder, the
+    least busy.
     """
     scale = OBJECTIVE_DEFAULT_SECONDS if objective_seconds is None else objective_seconds
     recompute = 1.0 + RECOMPUTE_PRICE * min(1.0, mean_backlog_seconds / (BUSY_SHARE * scale))
@@ -50,7 +52,7 @@ def choose(
     feasible = begun = False
     for item in candidates:
         own, backlog = item.own_seconds, item.backlog_seconds
-        price = recompute if item.home else recompute + AWAY_PRICE
+        price = recompute if item.home or item.pinned else recompute + AWAY_PRICE
         cost = backlog + own * price + decode * item.inflight_tokens / item.kv_tokens
         first = backlog + own
         item.cost_seconds = cost
@@ -79,7 +81,7 @@ def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objectiv
         return "only-one"
     if not feasible:
         return "slo-spill"
-    if best.home or best.holder:
+    if best.home or best.holder or best.pinned:
         return "affinity"
     homes = [item for item in candidates if item.home]
     return "slo-spill" if homes and all(item.ttft_seconds > objective for item in homes) else "load"
@@ -117,7 +119,13 @@ class _Account:
         if not self._feasible:
             return f"no candidate meets {duration(objective)}; soonest: {first}"
         if self._rule == "affinity":
-            place = "a home" if best.home else "the holder of the longest prefix"
+            place = (
+                "a home"
+                if best.home
+                else "the holder of the longest prefix"
+                if best.holder
+                else "it served the session last"
+            )
             held = f" with {best.matched_tokens:.0f} tokens cached" if best.matched_tokens else ""
             return f"{place}{held}; {first}"
         if self._rule == "slo-spill":
@@ -140,6 +148,8 @@ class _Account:
                 table[f"{item.id}/indexed_tokens"] = Input(item.indexed_tokens)
             table[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
             table[f"{item.id}/home"] = Input(float(item.home))
+            if item.pinned:
+                table[f"{item.id}/session_last"] = Input(1.0)
             table[f"{item.id}/cost_seconds"] = Input(item.cost_seconds)
         return table
 

@@ -1,13 +1,16 @@
 """The values that routing works on: the request as far as a route needs it, and one instance as it looks right now."""
 
+from collections.abc import Hashable
+
 from fairlead_gateway.routing.prefix import PrefixChain
 
 
 class RouteRequest:
     """``prompt_tokens`` may be an estimate; ``session`` is the client's conversation id where it
-    sends one. Like a candidate it is never changed."""
+    sends one, and ``pin`` a keyed hash of it (64-bit), by which gateways tell one another who served it last. Like a candidate it
+    is never changed."""
 
-    __slots__ = ("adapter", "chain", "id", "max_tokens", "prompt_tokens", "session")
+    __slots__ = ("adapter", "chain", "id", "max_tokens", "pin", "prompt_tokens", "session")
 
     def __init__(
         self,
@@ -17,7 +20,9 @@ class RouteRequest:
         max_tokens: float | None = None,
         session: str | None = None,
         adapter: str | None = None,
+        pin: Hashable = None,
     ) -> None:
+        self.pin = pin
         self.id = id
         self.chain = chain
         self.prompt_tokens = prompt_tokens
@@ -45,6 +50,7 @@ class Candidate:
         "kv_tokens",
         "matched_tokens",
         "own_seconds",
+        "pinned",
     )
 
     def __init__(
@@ -59,6 +65,7 @@ class Candidate:
         home: bool = False,
         holder: bool = False,
         indexed_tokens: float = -1.0,
+        pinned: bool = False,
     ) -> None:
         self.id = id
         self.backlog_seconds = backlog_seconds
@@ -71,6 +78,7 @@ class Candidate:
         self.holder = holder
         self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
         self.cost_seconds = 0.0
+        self.pinned = pinned  # it served the session last
 
     @property
     def ttft_seconds(self) -> float:

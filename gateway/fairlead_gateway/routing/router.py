@@ -19,6 +19,7 @@ from fairlead_gateway.routing import dual_hash, simple
 from fairlead_gateway.routing.hotness import HotPrefixes
 from fairlead_gateway.routing.index import Told
 from fairlead_gateway.routing.ledger import Flight, InstanceLoad, Ledger, Tally, backlog_of, least_busy
+from fairlead_gateway.routing.pins import Pins
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain, block_ends
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
@@ -78,6 +79,7 @@ class ModelRouter:
         self._ledger = Ledger(siblings.rows if siblings is not None else None)
         self._mirror = PrefixMirror(self._limits.mirror_blocks_per_instance)
         self._hot = HotPrefixes()
+        self._pins = Pins(self._limits)
         # What is asked for every request is read out of the model once: it is of a module that is not compiled.
         self._model_key = ""
         self._preset = ""
@@ -113,6 +115,9 @@ class ModelRouter:
         alive = (InstanceState.READY, InstanceState.DRAINING)
         living = [item.id for item in instances if item.state in alive]
         self._mirror.keep_only({*living, *[item + _INDEXED for item in living]})
+        gone = self._ready.keys() - living
+        if gone:
+            self._pins.forget(gone)
         self._told = self._hooks if any(item.kv_events is not None for item in instances) else None
         ready = [item for item in instances if item.state is InstanceState.READY]
         weights = {item.id: item.weight for item in ready}
@@ -135,7 +140,6 @@ class ModelRouter:
 
     def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
         """Choose an instance; ``excluded`` ones have just failed this request. ``chosen`` is None when none is left."""
-        del now  # the ledger holds no ages: everything in it is this gateway's own and exact
         places = [place for place in self._places if place.id not in excluded] if excluded else self._places
         if not places:
             return Decision(
@@ -147,7 +151,7 @@ class ModelRouter:
         key = hot.key(chain) if retried else hot.observe(chain, len(self._ready))
         preset = self._preset
         if preset == "dual-hash":
-            return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places)
+            return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places, now)
         if preset == "round-robin":
             decision = simple.round_robin([place.id for place in places], self._turn)
             self._turn += 1
@@ -162,7 +166,8 @@ class ModelRouter:
 
     def dispatched(self, request: RouteRequest, instance_id: str, now: float) -> None:
         """The request was sent there: its prefill is backlog, and its blocks count as held there from now on."""
-        del now
+        if request.pin is not None:
+            self._pins.put(request.pin, instance_id, now)
         place = self._ready.get(instance_id)
         profile = self._profile_default if place is None else place.profile
         bit = self._mirror.bit(instance_id) if place is None else place.bit
@@ -186,10 +191,13 @@ class ModelRouter:
         if place is not None:
             self._hold(place, request.chain)
 
-    def heard(self, instance_id: str, chain: PrefixChain) -> None:
-        """A sibling or another gateway sent a prompt there: its blocks are held there, and it counts for how hot prefixes are."""
+    def heard(self, instance_id: str, chain: PrefixChain, now: float, pin: Hashable = None) -> None:
+        """A sibling or another gateway sent a prompt there: its blocks are held there, and it counts for how hot prefixes are.
+        ``pin`` is of its session, None where it has none."""
         place = self._ready.get(instance_id)
         if place is not None:
+            if pin is not None:
+                self._pins.put(pin, instance_id, now)
             self._hot.observe(chain, len(self._ready))
             self._hold(place, chain)
 
@@ -315,7 +323,7 @@ class ModelRouter:
             self._asked = request
         return self._found
 
-    def _dual_hash(self, request: RouteRequest, homes: tuple[str, ...], places: list[_Place]) -> Decision:
+    def _dual_hash(self, request: RouteRequest, homes: tuple[str, ...], places: list[_Place], now: float) -> Decision:
         ready, ledger = self._ready, self._ledger
         prompt = request.prompt_tokens * self._scale
         rate = self._scale / _BYTES_PER_TOKEN
@@ -329,6 +337,11 @@ class ModelRouter:
             wanted.append(holder)
         if least not in wanted:
             wanted.append(least)
+        pinned = self._pinned(request, places, now) if request.pin is not None else None
+        if pinned is not None:
+            if pinned in wanted:
+                wanted.remove(pinned)
+            wanted.insert(0, pinned)  # a tie goes to the first
         candidates: list[Candidate] = []
         for place in wanted:
             load = ledger.seen(place.tally)
@@ -342,9 +355,10 @@ class ModelRouter:
                     load.inflight,
                     load.inflight_tokens,
                     place.kv_tokens,
-                    len(candidates) < len(homes),
+                    place.id in homes if pinned is not None else len(candidates) < len(homes),
                     place is holder,
                     min(prompt, found.size(place.indexed) * rate) if place.indexed else -1.0,
+                    place is pinned,
                 )
             )
         limit = self._ttft_limit
@@ -356,6 +370,12 @@ class ModelRouter:
             objective_seconds=limit,
             hot_epoch=self._hot.epoch,
         )
+
+    def _pinned(self, request: RouteRequest, places: list[_Place], now: float) -> _Place | None:
+        """Who served the session last, if it is among those that can be asked. An instance that is gone is in no table."""
+        name = self._pins.get(request.pin, now)
+        place = None if name is None else self._ready.get(name)
+        return place if place is not None and (places is self._places or place in places) else None
 
     def _holder(self, found: Matched, prompt: float, rate: float, places: list[_Place]) -> _Place | None:
         """The least busy of those among ``places`` that hold the longest prefix."""

@@ -93,9 +93,9 @@ class Exchange:
 
     # What others call ----------------------------------------------------------------------------------------------------
 
-    def sent(self, model: str, instance: str, hashes: bytes, tail: int) -> None:
+    def sent(self, model: str, instance: str, hashes: bytes, tail: int, pin: int = 0) -> None:
         """One of our workers sent a prompt there; the others are told at once, or with the next batch."""
-        self.out.sent(model, instance, hashes, tail)
+        self.out.sent(model, instance, hashes, tail, pin)
         self._due.set()
 
     def loads_changed(self) -> None:

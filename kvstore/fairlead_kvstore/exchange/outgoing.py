@@ -35,7 +35,7 @@ class Outgoing:
         self._busy: set[str] = set()
         self.dropped = 0
 
-    def sent(self, model: str, instance: str, hashes: bytes, tail: int) -> None:
+    def sent(self, model: str, instance: str, hashes: bytes, tail: int, pin: int = 0) -> None:
         """A prompt was sent to an instance; the oldest of the model that wait go when too many do. A long prompt's
         end is left out: what others know of its beginning decides well enough."""
         waiting = self._waiting.setdefault(model, deque())
@@ -45,7 +45,7 @@ class Outgoing:
                 return
             waiting.popleft()
             self._count -= 1
-        waiting.append((instance, hashes[: self._limits.sent_blocks * HASH_BYTES], tail))
+        waiting.append((instance, hashes[: self._limits.sent_blocks * HASH_BYTES], tail, pin))
         self._count += 1
 
     def __len__(self) -> int:

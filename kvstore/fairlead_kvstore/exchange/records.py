@@ -22,8 +22,9 @@ _Name = Annotated[str, msgspec.Meta(max_length=1_024)]
 _Hash = Annotated[int, msgspec.Meta(ge=0)]
 Load: TypeAlias = tuple[_Count, _Count, _Seconds, _Tokens]
 """Of one instance: requests in flight, those without a first token, seconds of prefill before them, tokens."""
-Sent: TypeAlias = tuple[_Name, bytes, _Hash]
-"""A prompt was sent to an instance: its id, the hashes of the prompt's blocks, the hash of its end."""
+Sent: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
+"""A prompt was sent to an instance: its id, the hashes of the prompt's blocks, the hash of its end, and that of the session (0:
+none), which has the instance as a candidate for its next turn."""
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,7 +66,7 @@ def decode_batch(data: bytes) -> Batch | None:
         batch = _batches.decode(data[1:])
     except (msgspec.DecodeError, RecursionError):
         return None
-    if any(len(hashes) % HASH_BYTES or tail >> 64 for _, hashes, tail in batch.sent):
+    if any(len(hashes) % HASH_BYTES or tail >> 64 or pin >> 64 for _, hashes, tail, pin in batch.sent):
         return None
     return batch
 

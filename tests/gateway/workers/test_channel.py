@@ -4,7 +4,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -148,13 +148,13 @@ def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
         teller = Teller(sink, loop, Limits(), publish=False, loads=dict)
         chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
         for number, chain in enumerate(chains):
-            teller.sent("d/m", RouteRequest(f"r-{number}", chain, 1.0), f"i-{number}")
+            teller.sent("d/m", RouteRequest(f"r-{number}", chain, 1.0, pin=number or None), f"i-{number}")
         await until(lambda: bool(sink.told))
         assert (len(sink.told), sink.told[0].records, sink.told[0].loads) == (1, [], None)
-        heard: list[tuple[str, str, PrefixChain]] = []
+        heard: list[tuple[str, str, PrefixChain, Hashable]] = []
         Hearer(loop, Limits(), lambda *item: heard.append(item)).take(sink.told[0].sent or b"")
         await until(lambda: len(heard) == len(chains))
-        assert heard == [("d/m", f"i-{number}", chain) for number, chain in enumerate(chains)]
+        assert heard == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
 
     run(main())
 

@@ -84,11 +84,11 @@ def check(url: str, work: Callable[..., Awaitable[None]], *, names: str = "ab", 
 def test_what_one_sends_the_others_hear_and_it_does_not_hear_itself(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         one.loads = {KEY: {"e-0": ONE}}
-        one.exchange.sent(KEY, "e-0", bytes(16), 7)
+        one.exchange.sent(KEY, "e-0", bytes(16), 7, 99)
         await one.exchange.flush()
         for each in (one, two):
             await each.exchange.look()
-        assert two.sent == [(KEY, ("e-0", bytes(16), 7))]
+        assert two.sent == [(KEY, ("e-0", bytes(16), 7, 99))]
         assert two.shown == {"e-0": ONE}
         assert (one.sent, one.shown) == ([], {})
         assert [each.name for each in two.exchange.present()] == ["a"]

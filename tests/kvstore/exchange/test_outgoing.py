@@ -14,12 +14,12 @@ def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
     out = Outgoing(b"s", Limits())
     out.sent(KEY, "e-0", bytes(16), 7)
     ((model, batch),) = out.batches([KEY], BUSY, 0.0, beats=False)
-    assert (model, batch.number, batch.sent, batch.loads) == (KEY, 1, (("e-0", bytes(16), 7),), BUSY[KEY])
+    assert (model, batch.number, batch.sent, batch.loads) == (KEY, 1, (("e-0", bytes(16), 7, 0),), BUSY[KEY])
     out.written(model, batch, 0.0)
     assert out.batches([KEY], BUSY, 0.1, beats=False) == []
     out.sent(KEY, "e-1", b"", 8)
     ((_, batch),) = out.batches([KEY], BUSY, 0.2, beats=False)
-    assert (batch.number, batch.sent, batch.loads) == (2, (("e-1", b"", 8),), None)
+    assert (batch.number, batch.sent, batch.loads) == (2, (("e-1", b"", 8, 0),), None)
     out.written(KEY, batch, 0.2)
     ((_, batch),) = out.batches([KEY], {}, 0.3, beats=False)
     assert (batch.number, batch.sent, batch.loads) == (3, (), {})
@@ -60,7 +60,7 @@ def test_what_redis_did_not_take_goes_out_later_with_the_same_number_and_the_new
     out.sent(KEY, "e-0", b"", 3)
     out.back(batches)
     ((_, batch),) = out.batches([KEY], {}, 1.0, beats=False)
-    assert (batch.number, [tail for _, _, tail in batch.sent]) == (1, [1, 2, 3])
+    assert (batch.number, [tail for _, _, tail, _ in batch.sent]) == (1, [1, 2, 3])
     assert out.dropped == 1
     assert len(out) == 0
 
@@ -71,7 +71,7 @@ def test_too_much_waits_for_nobody() -> None:
         out.sent(KEY, "e-0", b"", tail)
     assert (len(out), out.dropped) == (10, 15)
     ((_, batch),) = out.batches([KEY], {}, 0.0, beats=False)
-    assert [tail for _, _, tail in batch.sent] == list(range(15, 25))
+    assert [tail for _, _, tail, _ in batch.sent] == list(range(15, 25))
 
 
 def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
@@ -81,7 +81,7 @@ def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
         out.sent(KEY, "e-0", bytes(8 * 4_096), tail)
     batches = [batch for _, batch in out.batches([KEY], BUSY, 0.0, beats=False)]
     assert [batch.number for batch in batches] == [1, 2, 3, 4, 5]
-    assert {len(hashes) for batch in batches for _, hashes, _ in batch.sent} == {400}
+    assert {len(hashes) for batch in batches for _, hashes, _, _ in batch.sent} == {400}
     assert [batch.loads for batch in batches] == [BUSY[KEY], None, None, None, None]
 
 

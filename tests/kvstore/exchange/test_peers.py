@@ -8,7 +8,7 @@ from fairlead_kvstore.exchange.records import Batch, Load
 
 KEY = "ns/a"
 ONE: Load = (1, 1, 0.5, 10.0)
-SENT = (("e-0", bytes(8), 7),)
+SENT = (("e-0", bytes(8), 7, 0),)
 
 
 def batch(number: int, loads: dict[str, Load] | None = None, *, within: float = 0.5, leaves: bool = False) -> Batch:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fairlead_kvstore.exchange.records import Batch, HotTable, decode_batch, decode_table, secret_print
 from fairlead_kvstore.record import encode
 
-GOOD = Batch(3, 0.5, b"print", (("e-0", bytes(16), 2**64 - 1),), {"e-0": (1, 0, 0.5, 10.0)})
+GOOD = Batch(3, 0.5, b"print", (("e-0", bytes(16), 2**64 - 1, 2**64 - 2),), {"e-0": (1, 0, 0.5, 10.0)})
 
 
 def test_what_was_written_is_read() -> None:
@@ -26,9 +26,10 @@ def test_what_was_written_is_read() -> None:
         {"within": math.nan},
         {"within": math.inf},
         {"within": -1.0},
-        {"sent": [["e-0", b"1234567", 0]]},
-        {"sent": [["e-0", b"", 2**64]]},
-        {"sent": [["x" * 2_000, b"", 0]]},
+        {"sent": [["e-0", b"1234567", 0, 0]]},
+        {"sent": [["e-0", b"", 2**64, 0]]},
+        {"sent": [["x" * 2_000, b"", 0, 0]]},
+        {"sent": [["e-0", b"", 0, 2**64]]},
         {"sent": "prompts"},
         {"loads": {"e-0": [1, 1, math.inf, 0.0]}},
         {"loads": {"e-0": [-1, 0, 0.0, 0.0]}},
