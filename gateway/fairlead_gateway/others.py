@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from fairlead.clock import Clock
-from fairlead.fleet import Fleet
+from fairlead.fleet import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.hot_counts import HotCounts
@@ -21,6 +21,7 @@ from fairlead_gateway.routing.prefix import PrefixChain, block_ends
 from fairlead_gateway.telemetry import Load
 from fairlead_kvstore.exchange.exchange import Exchange, Hooks
 from fairlead_kvstore.exchange.hot import HotTables
+from fairlead_kvstore.exchange.peers import Groups
 from fairlead_kvstore.exchange.records import HotTable, Sent, secret_print
 from fairlead_kvstore.exchange.records import Load as Shared
 from fairlead_kvstore.redis import RedisLink
@@ -68,6 +69,7 @@ class Others:
         """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
         self._applied: Fleet | None = None
         self._model_of: dict[str, str] = {}
+        self._ready: dict[str, Groups] = {}
         self._counts = HotCounts(limits)
         name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another one
         hooks = Hooks(self._models, self._own_loads, self._heard, workers.show)
@@ -108,8 +110,9 @@ class Others:
         if message.loads is not None:
             self.exchange.loads_changed()
 
-    def _models(self) -> Mapping[str, object]:
-        return self._fleet().models
+    def _models(self) -> Mapping[str, Groups]:
+        self._apply()
+        return self._ready
 
     def _own_loads(self) -> dict[str, dict[str, Shared]]:
         self._apply()
@@ -127,6 +130,7 @@ class Others:
             return
         self._applied = fleet
         self._model_of = {one.id: key for key, instances in fleet.instances.items() for one in instances}
+        self._ready = {key: _by_role(fleet.instances.get(key, ())) for key in fleet.models}
         self._counts.apply(fleet)
         self.tables.keep_only(fleet.models)
 
@@ -185,3 +189,12 @@ class Others:
         if age is not None:
             found["hot_table_stale_seconds"] = round(age, 3)
         return found
+
+
+def _by_role(instances: Sequence[Instance]) -> Groups:
+    """Those that are ready; of one role, since no other takes their place."""
+    groups: dict[str, list[str]] = {}
+    for one in instances:
+        if one.state is InstanceState.READY:
+            groups.setdefault(one.role, []).append(one.id)
+    return list(groups.values())

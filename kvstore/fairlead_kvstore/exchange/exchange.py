@@ -24,7 +24,7 @@ from fairlead.tasks import ended
 from fairlead.units import duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.exchange.outgoing import Outgoing
-from fairlead_kvstore.exchange.peers import Heard, Peers
+from fairlead_kvstore.exchange.peers import Groups, Heard, Peers
 from fairlead_kvstore.exchange.records import DATA, GATEWAY, Batch, Load, Sent, decode_batch
 from fairlead_kvstore.exchange.rotation import Rotation
 from fairlead_kvstore.record import encode
@@ -46,10 +46,11 @@ class _Cursor:
 
 @dataclass(slots=True)
 class Hooks:
-    """``models`` are followed; ``loads`` are our own, of the models in which anything is in flight. ``heard`` gets what others sent
-    (model, prompts), ``changed`` all that they have in flight, by instance, whenever that has changed."""
+    """``models`` are followed, each with its instances that are ready; ``loads`` are our own, of the models in which anything is in
+    flight. ``heard`` gets what others sent (model, prompts), ``changed`` what of theirs is probably in flight now, by instance,
+    whenever that has changed."""
 
-    models: Callable[[], Collection[str]]
+    models: Callable[[], Mapping[str, Groups]]
     loads: Callable[[], Mapping[str, Mapping[str, Load]]]
     heard: Callable[[str, Sequence[Sent]], None]
     changed: Callable[[Mapping[str, Load]], None]
@@ -259,7 +260,7 @@ class Exchange:
     def settle(self) -> None:
         """Tell what is in flight elsewhere, where that has changed."""
         self.peers.expire(self._clock.now())
-        loads = self.peers.loads()
+        loads = self.peers.expected(self._hooks.models()) if len(self.peers) else {}
         if loads != self._shown:
             self._shown = loads
             self._hooks.changed(loads)

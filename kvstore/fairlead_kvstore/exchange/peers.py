@@ -6,13 +6,16 @@ sent stays in the mirrors as hints, since the engines may well go on with it. A 
 lost, by Redis or because it was trimmed before it was read; the loads come whole, so the next one mends that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from fairlead.limits import Limits
+from fairlead_kvstore.exchange.pace import Pace
 from fairlead_kvstore.exchange.records import Batch, Load, Sent
 
+Groups: TypeAlias = Sequence[Collection[str]]
+"""The instances of a model; those of one group take one another's place."""
 LATE: Final = 3.0
 """A gateway counts as gone when its next batch is this many times as late as it said."""
 
@@ -53,7 +56,9 @@ class Peers:
     def __init__(self, secret: bytes, limits: Limits) -> None:
         self._secret = secret
         self._limits = limits
+        self._age = limits.sent_seconds_gathered + limits.sent_look_seconds
         self._peers: dict[str, _Peer] = {}
+        self._paces: dict[str, Pace] = {}
         self.missed = 0
         self.refused = 0
 
@@ -83,6 +88,7 @@ class Peers:
                 self.missed += batch.number - known.number - 1
             if loads is None:
                 loads = known.loads
+            self._pace(model).told(now - known.at, known.loads, batch.sent, loads)
         peer.shares[model] = _Share(batch.number, now, batch.within, loads or {})
 
     def _leaves(self, model: str, name: str) -> None:
@@ -103,18 +109,39 @@ class Peers:
 
     def forget(self, model: str) -> None:
         """The model is not followed any more."""
+        self._paces.pop(model, None)
         for peer in self._peers.values():
             peer.shares.pop(model, None)
 
     def loads(self) -> dict[str, Load]:
-        """What the others have in flight, by instance; call ``expire`` before."""
+        """What the others said that they have in flight, by instance; call ``expire`` before."""
         found: dict[str, Load] = {}
+        for loads in self._by_model().values():
+            found.update(loads)
+        return found
+
+    def expected(self, models: Mapping[str, Groups]) -> dict[str, Load]:
+        """What of it is probably there now (``pace``); of models that are not named, nothing. Call ``expire`` before."""
+        found: dict[str, Load] = {}
+        for model, loads in self._by_model().items():
+            found.update(self._pace(model).expected(loads, models.get(model, ()), self._age))
+        return found
+
+    def _by_model(self) -> dict[str, dict[str, Load]]:
+        models: dict[str, dict[str, Load]] = {}
         for peer in self._peers.values():
-            for share in peer.shares.values():
+            for model, share in peer.shares.items():
+                found = models.setdefault(model, {})
                 for instance, load in share.loads.items():
                     known = found.get(instance)
                     found[instance] = load if known is None else _both(known, load)
-        return found
+        return models
+
+    def _pace(self, model: str) -> Pace:
+        pace = self._paces.get(model)
+        if pace is None:
+            pace = self._paces[model] = Pace()
+        return pace
 
     def present(self, now: float) -> list[Heard]:
         """The gateways that are heard."""

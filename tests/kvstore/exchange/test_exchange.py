@@ -19,6 +19,7 @@ from fairlead_kvstore.exchange.records import DATA, GATEWAY, Load, Sent
 from fairlead_kvstore.redis import RedisLink
 
 KEY = "ns/a"
+READY = ("e-0", "e-1")
 ONE: Load = (1, 1, 0.5, 10.0)
 LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
 
@@ -52,7 +53,7 @@ def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KE
     link = RedisLink(url, SystemClock(), limits=limits)
     made: list[Side] = []
     hooks = Hooks(
-        lambda: made[0].models,
+        lambda: {model: [READY] for model in made[0].models},
         lambda: made[0].loads,
         lambda model, items: made[0].hear(model, items),
         lambda loads: made[0].show(loads),

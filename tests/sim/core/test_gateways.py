@@ -1,0 +1,154 @@
+"""Several gateways in front of one simulated fleet: what they know of one another decides how much engines find in their caches."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from random import Random
+from typing import Any
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead.fleet import Objectives
+from fairlead.profile import EngineProfile, preset
+from fairlead_sim.course import Course, Served
+from fairlead_sim.gateways import NOTHING, PERFECT, Gateways, Knowledge, Restart
+from fairlead_sim.trace_prompts import trace_keys
+from fairlead_sim.traces import TraceRequest
+
+ENGINES = ("e-0", "e-1", "e-2", "e-3")
+SHORT = replace(preset("tiny-cpu"), kv_tokens=24_000)
+LONG = replace(preset("l4-qwen8b").faster(2.0), kv_tokens=40_000)
+
+
+def agents(sessions: int, seed: int, *, turns: int = 5) -> list[list[TraceRequest]]:
+    """Sessions over a dozen applications with 1,024 tokens of instructions each; prompts grow by 236 tokens a turn."""
+    random, fresh = Random(seed), count(1_000)
+    weights = [1 / (1 + app) for app in range(12)]
+    found = []
+    for number in range(sessions):
+        (app,) = random.choices(range(12), weights)
+        blocks, tokens, session = [2 * app, 2 * app + 1], 1_024, []
+        for turn in range(turns):
+            tokens += 176
+            blocks += [next(fresh) for _ in range(-(-tokens // 512) - len(blocks))]
+            session.append(TraceRequest(f"{number}.{turn}", 0.0, tokens, 8, tuple(blocks), f"s{number}"))
+            tokens += 60
+        found.append(session)
+    return found
+
+
+def gateways(
+    number: int,
+    knowledge: Knowledge,
+    *,
+    profile: EngineProfile = SHORT,
+    seed: int = 0,
+    by_session: bool = False,
+    restart: Restart | None = None,
+) -> Gateways:
+    return Gateways(
+        number,
+        ENGINES,
+        profile,
+        knowledge=knowledge,
+        objectives=Objectives(),
+        secret=f"secret {seed}".encode(),
+        seed=seed,
+        block_tokens=16,
+        by_session=by_session,
+        restart=restart,
+    )
+
+
+def served(
+    number: int,
+    knowledge: Knowledge,
+    *,
+    profile: EngineProfile = SHORT,
+    sessions: int = 20,
+    seed: int = 0,
+    **how: Any,
+) -> list[Served]:
+    front = gateways(number, knowledge, profile=profile, seed=seed, **how)
+    course = Course(front, ENGINES, profile, block_tokens=16, events=knowledge.index)
+    return course.converse(agents(sessions, seed), at_once=10, way_seconds=0.01, seed=seed)
+
+
+def held(course: Course, request: TraceRequest) -> int:
+    keys = trace_keys(request.blocks, request.prompt_tokens, 16)
+    return 16 * max(len(core.pool.match(keys, len(keys))) for core in course.cores.values())
+
+
+def cached(runs: Sequence[Sequence[Served]]) -> float:
+    every = [one for run in runs for one in run]
+    return sum(one.cached_tokens for one in every) / sum(one.prompt_tokens for one in every)
+
+
+def mean(number: int, knowledge: Knowledge, **how: Any) -> float:
+    return cached([served(number, knowledge, seed=seed, **how) for seed in range(4)])
+
+
+def test_equal_arguments_give_equal_results() -> None:
+    knowledge = Knowledge(index=True)
+    assert served(3, knowledge, restart=Restart(1, 50)) == served(3, knowledge, restart=Restart(1, 50))
+
+
+def test_one_gateway_is_the_same_whatever_it_would_tell() -> None:
+    assert served(1, Knowledge()) == served(1, NOTHING)
+
+
+def test_every_request_is_answered_while_a_gateway_is_restarted() -> None:
+    for knowledge in (NOTHING, Knowledge(), Knowledge(index=True), PERFECT):
+        assert all(one.error is None and one.finish is not None for one in served(3, knowledge, restart=Restart(0, 40)))
+
+
+def test_requests_as_short_as_the_delay_are_not_driven_from_their_caches_by_loads_that_are_past() -> None:
+    """With the others' load taken as it was said, this was 61 % with all shared and 69 % with nothing shared."""
+    shared, silent, apart = mean(3, Knowledge()), mean(3, Knowledge(loads=False)), mean(3, NOTHING)
+    assert shared > apart - 0.02
+    assert shared > silent - 0.03
+
+
+def test_three_gateways_that_share_find_what_one_finds() -> None:
+    one = mean(1, NOTHING, profile=LONG, sessions=40)
+    shared, apart = mean(3, Knowledge(), profile=LONG, sessions=40), mean(3, NOTHING, profile=LONG, sessions=40)
+    assert shared > one - 0.02
+    assert shared > apart + 0.015
+
+
+def test_a_restarted_gateway_goes_on_from_what_others_kept() -> None:
+    restart = Restart(0, 100)
+    one = mean(1, NOTHING, profile=LONG, sessions=40, restart=restart)
+    shared = mean(3, Knowledge(), profile=LONG, sessions=40, restart=restart)
+    assert shared > one
+
+
+def test_engines_that_tell_what_they_removed_are_not_believed_to_hold_it() -> None:
+    """Gateways that take the engines' memory for twenty times as large as it is."""
+    slow = preset("l4-qwen8b").faster(0.1)  # other gateways' prompts count as on their way for half a minute
+    wrong, real = replace(slow, kv_tokens=160_000), replace(slow, kv_tokens=8_000)
+    believed = {}
+    for knowledge in (Knowledge(), Knowledge(index=True)):
+        front = gateways(3, knowledge, profile=wrong)
+        course = Course(front, ENGINES, real, block_tokens=16, events=knowledge.index)
+        sessions = agents(40, 0)
+        course.converse(sessions, at_once=10, way_seconds=0.01, seed=0)
+        lasts = [session[-1] for session in sessions]
+        truth = [held(course, request) for request in lasts]
+        believed[knowledge.index] = sum(
+            max(0.0, front.believed(request) - there) for request, there in zip(lasts, truth, strict=True)
+        )
+    assert believed[False] > 20_000
+    assert believed[True] < 0.35 * believed[False], believed
+
+
+def test_sessions_that_stay_at_a_gateway_need_less_sharing() -> None:
+    assert mean(3, NOTHING, by_session=True) > mean(3, NOTHING) - 0.02
+    runs = [served(3, Knowledge(), by_session=True, seed=seed) for seed in range(2)]
+    assert all(one.error is None for run in runs for one in run)
+
+
+def test_no_gateways_cannot_answer() -> None:
+    with pytest.raises(BadInput, match="0 gateways"):
+        served(0, NOTHING)
