@@ -55,6 +55,10 @@ class GatewayImage(Image):
     repository: str = _value("its name there", "gateway")
 
 
+class IndexerImage(Image):
+    repository: str = _value("its name there", "kvstore")
+
+
 class RedisImage(Image):
     repository: str = _value("its name there", "valkey")
 
@@ -96,7 +100,7 @@ class Engines(Part):
         "names of pull secrets that every engine's pod gets; they lie in the models' namespaces", []
     )
     network_policies: bool = _value(
-        "let only pods of the same model, and this chart's gateways, speak with engines", True
+        "let only pods of the same model, and this chart's gateways and indexers, speak with engines", True
     )
 
 
@@ -150,6 +154,16 @@ class Gateway(Placement):
     access_log: bool = _value("write every request to the standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("with the addresses of clients", True)
     trace: Trace = _value("spans", Trace)
+
+
+class Indexer(Placement):
+    enabled: bool = _value("run it where gateways have a Redis; without one each gateway indexes by itself", True)
+    replicas: Count = _value("replicas, of which one reads each model", 2)
+    image: IndexerImage = _value("its image", IndexerImage)
+    resources: Free = _value(
+        "its resources; a million cached blocks are 64 MB", _resources("100m", "128Mi", "1Gi")
+    )
+    log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
 class Auth(Part):
@@ -229,13 +243,14 @@ class Values(Part):
     global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")
     fullname_override: str = _value("the beginning of all names instead of the release's", "")
     watch_namespaces: Names = _value(
-        "the only namespaces whose models are served; they must exist. Operator and gateway get a Role in each instead of "
-        "rights in all",
+        "the only namespaces whose models are served; they must exist. Operator, gateway and indexer get a Role in each "
+        "instead of rights in all",
         [],
     )
     operator: Operator = _value("the operator", Operator)
     engines: Engines = _value("what all engines are given", Engines)
     gateway: Gateway = _value("the gateway", Gateway)
+    indexer: Indexer = _value("who reads what engines have cached", Indexer)
     auth: Auth = _value("who may call", Auth)
     redis: Redis = _value("what gateways share", Redis)
     rbac: Rbac = _value("rights of people", Rbac)

@@ -53,13 +53,13 @@ def test_what_fires_though_it_should_not_is_told(rules: Rules) -> None:
 
 
 def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
-    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py."""
+    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; the indexer's in test_indexers.py."""
     known = {family.name: set(family.labels) for family in FAMILIES}
     for alert, expression in expressions(groups()):
         found = asked(expression)
         own = set()
         for metric, labels in found.metrics:
-            assert metric.startswith(("fairlead_gateway_", "fairlead_operator_")), f"{alert}: {metric}"
+            assert metric.startswith(("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_")), alert
             assert "namespace" in labels, f"{alert}: {metric} of every installation"
             if metric.startswith("fairlead_gateway_"):
                 assert labels <= known[metric] | TARGET, f"{alert}: {metric}"

@@ -60,9 +60,13 @@ def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> No
 
 def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
     budgets = of(rendered(program), "PodDisruptionBudget")
-    assert {one["metadata"]["name"] for one in budgets} == {"fairlead-operator", "fairlead-gateway"}
+    assert {one["metadata"]["name"] for one in budgets} == {
+        "fairlead-operator",
+        "fairlead-gateway",
+        "fairlead-indexer",
+    }
     assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets)
-    assert not of(rendered(program, "--set=operator.replicas=1,gateway.replicas=1"), "PodDisruptionBudget")
+    assert not of(rendered(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1"), "PodDisruptionBudget")
     scaled = rendered(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
     assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
 
@@ -73,8 +77,10 @@ def test_policies_let_in_who_must_and_redis_out_to_nobody(program: Path) -> None
     assert "from" not in public, "clients come from anywhere"
     assert manage["from"] == [{"podSelector": {}}]
     (redis,) = found["fairlead-redis"]["ingress"]
-    (peer,) = redis["from"]
-    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+    peers = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in redis["from"]]
+    assert peers == ["gateway", "indexer"]
+    (probes,) = found["fairlead-indexer"]["ingress"]
+    assert probes["from"] == [{"podSelector": {}}]
     assert found["fairlead-redis"]["egress"] == []
     assert not of(rendered(program, "--set=networkPolicies.enabled=false"), "NetworkPolicy")
 
@@ -95,7 +101,7 @@ def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
 def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
     found = rendered(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
     monitors = of(found, "ServiceMonitor")
-    assert len(monitors) == 2
+    assert len(monitors) == 3
     for one in monitors:
         assert one["metadata"]["labels"]["release"] == "prometheus"
         (endpoint,) = one["spec"]["endpoints"]
@@ -127,7 +133,7 @@ def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) 
         program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"
     )
     made = pods(found)
-    assert len(made) == 4, "operator, gateway, Redis and helm's test"
+    assert len(made) == 5, "operator, gateway, indexer, Redis and helm's test"
     for name, spec in made.items():
         assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}], name
         for container in spec["containers"]:

@@ -154,18 +154,22 @@ def test_the_lease_is_the_only_one_it_may_touch(program: Path) -> None:
     assert (touch["resourceNames"], touch["verbs"]) == ([LEASE], ["get", "patch"])
 
 
-def test_the_gateway_reads_models_pods_and_accelerators_and_nothing_else(program: Path) -> None:
+@pytest.mark.parametrize("component", ["gateway", "indexer"])
+def test_gateways_and_indexers_read_models_pods_and_accelerators_and_nothing_else(
+    program: Path, component: str
+) -> None:
     models = wanted(MODEL_DEPLOYMENTS, "list", "watch") | wanted(PODS, "list", "watch")
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
-    assert rights(rendered(program), "fairlead-gateway") == models | classes
+    assert rights(rendered(program), f"fairlead-{component}") == models | classes
     found = rendered(program, "--set=watchNamespaces={a,b}")
-    assert (rights(found, "fairlead-gateway"), rights(found, "gateway-fleet")) == (classes, models)
+    assert (rights(found, f"fairlead-{component}"), rights(found, f"{component}-fleet")) == (classes, models)
 
 
-def test_a_gateway_with_a_fleet_of_its_own_has_no_rights(program: Path) -> None:
+@pytest.mark.parametrize("component", ["gateway", "indexer"])
+def test_who_follows_a_fleet_file_has_no_rights(program: Path, component: str) -> None:
     found = rendered(program, "--set=gateway.fleet.models[0].name=tiny")
-    assert not any(one["kind"] in ROLES and "gateway" in one["metadata"]["name"] for one in found)
-    assert pods(found)["Deployment fairlead-gateway"]["automountServiceAccountToken"] is False
+    assert not any(one["kind"] in ROLES and component in one["metadata"]["name"] for one in found)
+    assert pods(found)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False
 
 
 def test_every_role_is_bound_to_its_own_component(program: Path) -> None:

@@ -94,9 +94,10 @@ def test_the_operator_takes_its_variables_and_options(program: Path, case: Path)
     assert environment.keys() <= known
     chosen = options(read(OperatorSettings, environment))
     assert operator_options(container["args"]).port == container["ports"][0]["containerPort"]
-    (peer,) = chosen.peers or (None,)
-    if peer is not None:
-        assert peer.labels["app.kubernetes.io/component"] == "gateway"
+    if chosen.peers is not None:
+        there = {next(iter(pod["containers"]))["name"] for pod in found.values()}
+        named = {peer.labels["app.kubernetes.io/component"] for peer in chosen.peers}
+        assert named == there & {"gateway", "indexer"}
     assert "sim" in chosen.installation.images
 
 
