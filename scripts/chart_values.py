@@ -160,9 +160,7 @@ class Indexer(Placement):
     enabled: bool = _value("run it where gateways have a Redis; without one each gateway indexes by itself", True)
     replicas: Count = _value("replicas, of which one reads each model", 2)
     image: IndexerImage = _value("its image", IndexerImage)
-    resources: Free = _value(
-        "its resources; a million cached blocks are 64 MB", _resources("100m", "128Mi", "1Gi")
-    )
+    resources: Free = _value("its resources; a million cached blocks are 64 MB", _resources("100m", "128Mi", "1Gi"))
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 

@@ -2,7 +2,8 @@
 
 from itertools import groupby
 
-from fairlead_cli.cluster.catalogue import FAULTS, Check, When, checks
+from fairlead_cli.cluster.catalogue import Check, When, checks
+from fairlead_cli.cluster.faults import FAULTS
 
 _HEAD = """# Checks
 

@@ -36,7 +36,7 @@ Firing = Callable[..., None]
 
 @pytest.fixture
 def fires(groups: Groups, tools: Tools, tmp_path: Path) -> Firing:
-    """That exactly these alerts fire on a recording. What it lacks of gateways (or operators), and indexers, is that of healthy ones."""
+    """That exactly these alerts fire on a recording. What it lacks is that of healthy ones: indexers, and gateways or operators."""
 
     def call(recording: Recording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
         rules = Rules(tools.promtool, groups(), tmp_path)

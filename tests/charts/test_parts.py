@@ -66,7 +66,9 @@ def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
         "fairlead-indexer",
     }
     assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets)
-    assert not of(rendered(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1"), "PodDisruptionBudget")
+    assert not of(
+        rendered(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1"), "PodDisruptionBudget"
+    )
     scaled = rendered(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
     assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
 

@@ -17,6 +17,7 @@ from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until, until_async
 from fairlead_kvstore.index.feed import Feed
 from fairlead_kvstore.redis import RedisLink
+from fairlead_kvstore.testing_process import Indexing, indexing
 from fairlead_kvstore.truth.identity import own_hashes, root
 
 MODEL = "default/tiny"
@@ -29,42 +30,6 @@ def fleet(path: Path, engines: Sequence[EngineProcess | str]) -> Path:
     instances = [{"url": url, "id": f"e{number}"} for number, url in enumerate(urls)]
     path.write_text(json.dumps({"models": [{"name": "tiny", "instances": instances}]}))
     return path
-
-
-class Indexing:
-    """A process that said ``ready``."""
-
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-
-    async def page(self, path: str) -> httpx.Response:
-        async with httpx.AsyncClient() as client:
-            return await client.get(self.url + path)
-
-    async def figure(self, name: str) -> float:
-        """A family of one model."""
-        for line in (await self.page("/metrics")).text.splitlines():
-            if line.startswith(f'fairlead_indexer_{name}{{model="{MODEL}"}} '):
-                return float(line.rpartition(" ")[2])
-        return float("nan")
-
-
-@asynccontextmanager
-async def indexing(*arguments: str) -> AsyncIterator[Indexing]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 60.0)).decode()
-        assert line.startswith("ready http://"), line
-        yield Indexing(process, line.split()[1])
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        process.stdout and process.stdout.feed_eof()
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from fairlead_cli.cluster.prometheus import Page, parse
 
 SECONDS: Final = 8.0
 PAGE_BYTES: Final = 8 * 1024 * 1024
-GATEWAY_PORT, OPERATOR_PORT = 8081, 8080
+GATEWAY_PORT, PLAIN_PORT = 8081, 8080
 _POLICY: Final = "; a NetworkPolicy may keep the API server out"
 _PRIVATE_HOST: Final = "gateway.localhost"
 """A Host that a management port takes, where the API server's own name is one that it refuses."""
@@ -64,9 +64,9 @@ async def gateway(api: KubeApi, pod: Manifest) -> Told:
     return Told(name_of(pod), _space(pod), readiness, await _metrics(api, pod, port, answer))
 
 
-async def operator(api: KubeApi, pod: Manifest) -> Told:
-    """The same of an operator's pod, whose readiness is a line of text."""
-    port = pod_port(pod, "http", OPERATOR_PORT)
+async def plain(api: KubeApi, pod: Manifest) -> Told:
+    """The same of an operator's or an indexer's pod, whose readiness is text."""
+    port = pod_port(pod, "http", PLAIN_PORT)
     answer = await page(api, pod, port, "/readyz")
     readiness: Readiness | Missing
     if isinstance(answer, Missing):

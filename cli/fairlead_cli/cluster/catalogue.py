@@ -21,6 +21,7 @@ class Section(StrEnum):
     CRDS = "crds"
     OPERATOR = "operator"
     GATEWAY = "gateway"
+    INDEXER = "indexer"
     MODELS = "models"
     SECURITY = "security"
     VERSIONS = "versions"
@@ -256,7 +257,7 @@ _GATEWAY = (
         "The API server was asked, for the gateways' service account, about each right of its chart. Without one "
         "the fleet is never read, or grows old.",
         "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
-        "`charts/fairlead/templates/gateway/_rules.tpl`.",
+        "`charts/fairlead/templates/_fleet.tpl`.",
     ),
     Check(
         "gateway-fleet",
@@ -293,6 +294,65 @@ _GATEWAY = (
         "the gateway's certificate is good for two weeks",
         "The certificate in the Secret of `gateway.tls.secret`. Clients refuse one that has run out.",
         "Renew it, or look at what should have done so (cert-manager).",
+    ),
+)
+_INDEXER = (
+    Check(
+        "indexer-installed",
+        Section.INDEXER,
+        When.POST,
+        "an indexer is installed where gateways have a Redis",
+        "Gateways with a Redis follow the index there. Without an indexer nobody writes it, and they go by what they "
+        "themselves have sent.",
+        "Leave `indexer.enabled` on, or run one of your own (`python -m fairlead_kvstore --kube`).",
+    ),
+    Check(
+        "indexer-ready",
+        Section.INDEXER,
+        When.POST,
+        "indexer pods are ready",
+        "An indexer is ready once it knows its fleet and has reached Redis. While none is, requests are answered, and "
+        "hit fewer caches.",
+        "`/readyz` says what it waits for; `kubectl describe pod` and `kubectl logs` of them say more.",
+    ),
+    Check(
+        "indexer-secrets",
+        Section.INDEXER,
+        When.POST,
+        "the indexers' Secrets are complete",
+        "Indexers take the gateways' secret of prefix hashes and the URL of Redis from Secrets. A pod that starts "
+        "needs both. Only the names of entries are looked at.",
+        "Bring the Secret back; `helm upgrade` makes it anew where it was the chart's own, and then gateways and "
+        "indexers have to be started anew, since both must have the same.",
+    ),
+    Check(
+        "indexer-rights",
+        Section.INDEXER,
+        When.POST,
+        "indexers may read the fleet",
+        "The API server was asked, for the indexers' service account, about each right of its chart. Without one "
+        "engines that come are never read.",
+        "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
+        "`charts/fairlead/templates/_fleet.tpl`.",
+    ),
+    Check(
+        "indexer-leads",
+        Section.INDEXER,
+        When.POST,
+        "an indexer writes the index of each model",
+        "Their own metrics say which models each knows, and which it reads, by a lease in Redis. What engines of the "
+        "others cache and throw out is not seen.",
+        "See [redis](#redis): an indexer without Redis gets no lease. Their logs say what else keeps them from it.",
+    ),
+    Check(
+        "indexer-hears",
+        Section.INDEXER,
+        When.POST,
+        "indexers hear engines and Redis",
+        "Their own metrics say how many engines are to be read, and how many are connected. Of one that is not, it is "
+        "unknown what it has cached; while Redis is away, changes wait.",
+        "`fairlead index stats` names the engines and says why. Let the indexer reach their HTTP, event and replay "
+        "ports, and engines publish events ([index](../guides/index.md)).",
     ),
 )
 _MODELS = (
@@ -400,7 +460,7 @@ _AROUND = (
         Section.VERSIONS,
         When.POST,
         "the control plane's images can be pulled",
-        "A pod of operator, gateway or Redis waits for its image.",
+        "A pod of operator, gateway, indexer or Redis waits for its image.",
         "Check `global.imageRegistry`, `global.imagePullSecrets` and the tag.",
     ),
     Check(
@@ -417,32 +477,4 @@ _AROUND = (
 
 def checks() -> tuple[Check, ...]:
     """All of them, in the order in which they are printed."""
-    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_MODELS, *_AROUND)
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One that happens in clusters, and the check that names it. Tests seed each; alert rules fire on the same."""
-
-    name: str
-    check: str
-    seeded: str
-
-
-FAULTS: Final = (
-    Fault("operator-down", "operator-ready", "no pod of the operator is ready"),
-    Fault(
-        "operator-not-leading",
-        "operator-leader",
-        "pods are ready, and nobody has renewed the lease for longer than it lasts",
-    ),
-    Fault("operator-right-removed", "operator-rights", "a rule is taken out of the operator's role"),
-    Fault("crd-outdated", "crd-schema", "the CRD of ModelDeployments is that of an older release"),
-    Fault("keys-missing", "gateway-keys", "the Secret with API keys is deleted"),
-    Fault("fleet-stale", "gateway-fleet", "a gateway can no longer list or watch"),
-    Fault("redis-unreachable", "redis", "Redis is gone while gateways run"),
-    Fault("image-unpullable", "model-image", "a model names an image that does not exist"),
-    Fault("accelerator-unschedulable", "model-capacity", "a model asks for more devices than any node has"),
-    Fault("credentials-missing", "model-references", "`model.credentials` names a Secret that does not exist"),
-)
-"""The ten."""
+    return (*_CLUSTER, *_OPERATOR, *_GATEWAY, *_INDEXER, *_MODELS, *_AROUND)

@@ -7,7 +7,7 @@ from typing import Final
 
 from fairlead_cli.cluster.catalogue import When, checks
 from fairlead_cli.cluster.facts import Facts
-from fairlead_cli.cluster.judging import around, gateway, models, operator, platform, workloads
+from fairlead_cli.cluster.judging import around, gateway, indexer, models, operator, platform, workloads
 from fairlead_cli.cluster.verdict import Judge, Mark, Result
 
 JUDGES: Final[Mapping[str, Judge]] = MappingProxyType(
@@ -38,6 +38,12 @@ JUDGES: Final[Mapping[str, Judge]] = MappingProxyType(
         "redis": gateway.redis,
         "gateway-notes": gateway.notes,
         "gateway-certificate": gateway.certificate,
+        "indexer-installed": indexer.installed,
+        "indexer-ready": indexer.ready,
+        "indexer-secrets": indexer.secrets,
+        "indexer-rights": indexer.rights,
+        "indexer-leads": indexer.leads,
+        "indexer-hears": indexer.hears,
         "model-observed": models.observed,
         "model-image": models.caused("model-image"),
         "model-capacity": models.caused("model-capacity"),

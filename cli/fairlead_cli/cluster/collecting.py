@@ -38,12 +38,13 @@ from fairlead.kube.resource import (
 )
 from fairlead_cli.cluster import asking
 from fairlead_cli.cluster.archive import Part
-from fairlead_cli.cluster.facts import COMPONENT, GATEWAY, OPERATOR, OURS, Facts, Some
+from fairlead_cli.cluster.facts import COMPONENT, GATEWAY, OURS, Facts, Some
 from fairlead_cli.cluster.gathering import items
 from fairlead_cli.cluster.judging.workloads import wanted_secrets
 from fairlead_cli.cluster.missing import Missing, had
 from fairlead_cli.cluster.reading import label, restarts, space, spec, status
 from fairlead_cli.cluster.redact import Scrubber, manifest
+from fairlead_cli.cluster.rights import COMPONENTS
 
 LOG_BYTES: Final = 512 * 1024
 LOG_LINES: Final = 2_000
@@ -199,11 +200,12 @@ def _json(path: str, value: object, missing: object = None) -> Part:
 
 
 async def _said(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[Part]:
-    """What a gateway or an operator says of itself."""
+    """What a gateway, an operator or an indexer says of itself."""
     component = label(pod, COMPONENT)
-    if component not in (GATEWAY, OPERATOR):
+    if component not in COMPONENTS:
         return []
-    port = asking.pod_port(pod, "manage", asking.GATEWAY_PORT) if component == GATEWAY else asking.OPERATOR_PORT
+    where = ("manage", asking.GATEWAY_PORT) if component == GATEWAY else ("http", asking.PLAIN_PORT)
+    port = asking.pod_port(pod, *where)
     parts: list[Part] = []
     for page in ("/readyz", "/metrics"):
         answer = await asking.page(api, pod, port, page)

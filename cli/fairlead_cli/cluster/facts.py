@@ -16,7 +16,7 @@ COMPONENT: Final = "app.kubernetes.io/component"
 RELEASE: Final = "app.kubernetes.io/instance"
 VERSION: Final = "app.kubernetes.io/version"
 OURS: Final = f"{NAME}=fairlead"
-OPERATOR, GATEWAY, REDIS = "operator", "gateway", "redis"
+OPERATOR, GATEWAY, INDEXER, REDIS = "operator", "gateway", "indexer", "redis"
 
 Some = Sequence[Manifest] | Missing
 

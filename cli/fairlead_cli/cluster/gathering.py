@@ -34,12 +34,12 @@ from fairlead.kube.resource import (
 )
 from fairlead_cli.cluster import asking
 from fairlead_cli.cluster.certificate import ends_at
-from fairlead_cli.cluster.facts import GATEWAY, OPERATOR, OURS, Facts, SecretFacts, Some, of_component
+from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR, OURS, Facts, SecretFacts, Some, of_component
 from fairlead_cli.cluster.judging.workloads import account, wanted_secrets, watched
 from fairlead_cli.cluster.missing import Missing, had
 from fairlead_cli.cluster.reading import arguments, space
 from fairlead_cli.cluster.reviews import Right, may_account, may_we
-from fairlead_cli.cluster.rights import of_account, to_check, to_install
+from fairlead_cli.cluster.rights import COMPONENTS, of_account, to_check, to_install
 from fairlead_cli.cluster.times import http_date
 from fairlead_operator.leading import LEASE
 
@@ -248,11 +248,11 @@ async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | M
 async def _account_rights(
     api: KubeApi, deployments: Sequence[Manifest]
 ) -> dict[tuple[str, str], Mapping[Right, bool | Missing]]:
-    """Of each operator, and of each gateway that follows the cluster. The first refusal to tell ends the asking."""
+    """Of each operator, and of gateways and indexers that follow the cluster. The first refusal to tell ends the asking."""
     found: dict[tuple[str, str], Mapping[Right, bool | Missing]] = {}
-    for component in (OPERATOR, GATEWAY):
+    for component in COMPONENTS:
         for one in of_component(deployments, component):
-            if component == GATEWAY and not any(word.startswith("--kube") for word in arguments(one)):
+            if component != OPERATOR and not any(word.startswith("--kube") for word in arguments(one)):
                 continue
             wanted = of_account(component, space(one), watched(one))
             first = await may_account(api, space(one), account(one), wanted[0])
@@ -282,11 +282,9 @@ async def _entries(api: KubeApi, namespace: str, name: str) -> SecretFacts:
 
 
 async def _told(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[asking.Told]]:
-    """What gateways and operators say, all asked at once."""
-    gateways, operators = (
-        [one for one in of_component(pods, name) if not leaving(one)][:_ASKED_PODS] for name in (GATEWAY, OPERATOR)
-    )
-    said = await asyncio.gather(
-        *(asking.gateway(api, one) for one in gateways), *(asking.operator(api, one) for one in operators)
-    )
-    return {GATEWAY: said[: len(gateways)], OPERATOR: said[len(gateways) :]}
+    """What our pods say, all asked at once."""
+    asked = {GATEWAY: asking.gateway, OPERATOR: asking.plain, INDEXER: asking.plain}
+    found = {name: [one for one in of_component(pods, name) if not leaving(one)][:_ASKED_PODS] for name in asked}
+    said = await asyncio.gather(*(ask(api, one) for name, ask in asked.items() for one in found[name]))
+    rest = iter(said)
+    return {name: [next(rest) for _ in found[name]] for name in asked}

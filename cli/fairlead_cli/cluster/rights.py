@@ -1,4 +1,4 @@
-"""Which rights the checks ask about: the operator's and the gateways' (those of the chart, which a test holds equal), and ours."""
+"""Which rights the checks ask about: our components' (those of the chart, which a test holds equal), and ours."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -27,7 +27,7 @@ from fairlead.kube.resource import (
     SERVICES,
     Resource,
 )
-from fairlead_cli.cluster.facts import GATEWAY, OPERATOR
+from fairlead_cli.cluster.facts import GATEWAY, INDEXER, OPERATOR
 from fairlead_cli.cluster.reviews import Right
 from fairlead_operator.leading import LEASE
 
@@ -40,7 +40,7 @@ def of_account(component: str, place: str, namespaces: Sequence[str]) -> list[Ri
     """What a component's service account must be allowed: installed in ``place``, for models of ``namespaces`` (none: all)."""
     found = [_right(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
     for namespace in namespaces or (None,):
-        found += _operator(namespace) if component == OPERATOR else _gateway(namespace)
+        found += _operator(namespace) if component == OPERATOR else _fleet(namespace)
     if component == OPERATOR:
         found.append(_right(LEASES, "create", place))
         found += [Right(LEASES.group, LEASES.plural, verb, place, LEASE) for verb in ("get", "patch")]
@@ -61,7 +61,7 @@ def _operator(namespace: str | None) -> Iterator[Right]:
         yield _right(EVENTS, verb, namespace)
 
 
-def _gateway(namespace: str | None) -> Iterator[Right]:
+def _fleet(namespace: str | None) -> Iterator[Right]:
     for resource in (MODEL_DEPLOYMENTS, PODS):
         for verb in ("list", "watch"):
             yield _right(resource, verb, namespace)
@@ -99,7 +99,7 @@ def to_check(place: str, *, before: bool) -> list[Right]:
     ]
 
 
-COMPONENTS: Final = (OPERATOR, GATEWAY)
+COMPONENTS: Final = (OPERATOR, GATEWAY, INDEXER)
 """Those that have rights at all."""
 
 

@@ -23,6 +23,12 @@ GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"
 NOW = 1_800_000_000.0
 OPERATOR_PAGE = 'fairlead_operator_leading 1.0\nfairlead_operator_watch_age_seconds{kind="Pod"} 12.0\n'
 GATEWAY_PAGE = 'fairlead_gateway_redis_connected 1\nfairlead_gateway_instances{model="chat/tiny",state="Ready"} 1\n'
+INDEXER_PAGE = (
+    "fairlead_indexer_redis_connected 1.0\n"
+    'fairlead_indexer_leads{model="chat/tiny"} 1.0\n'
+    'fairlead_indexer_instances{model="chat/tiny"} 2.0\nfairlead_indexer_connected{model="chat/tiny"} 2.0\n'
+)
+INDEXER_IDLE = 'fairlead_indexer_redis_connected 1.0\nfairlead_indexer_leads{model="chat/tiny"} 0.0\n'
 Change = Callable[..., Facts]
 
 
@@ -136,6 +142,9 @@ def healthy() -> Facts:
         told={
             "operator": [told(one, OPERATOR_PAGE, "leading") for one in by["operator"]],
             "gateway": [told(one, GATEWAY_PAGE) for one in by["gateway"]],
+            "indexer": [
+                told(one, INDEXER_IDLE if number else INDEXER_PAGE) for number, one in enumerate(by["indexer"])
+            ],
         },
         models=[a_model()],
         budgets=named("PodDisruptionBudget", found),

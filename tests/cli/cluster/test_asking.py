@@ -10,7 +10,7 @@ from fairlead.clock import SystemClock
 from fairlead.kube.access import Access
 from fairlead.kube.client import KubeApi
 from fairlead.testing.canned import Answer, CannedServer
-from fairlead_cli.cluster.asking import Readiness, Told, gateway, operator, pod_port
+from fairlead_cli.cluster.asking import Readiness, Told, gateway, plain, pod_port
 from fairlead_cli.cluster.missing import Missing
 from fairlead_cli.cluster.prometheus import Page
 from fairlead_cli.cluster.way import LIMITS
@@ -65,7 +65,7 @@ def test_an_operator_answers_in_a_line_of_text() -> None:
     where = AT.replace("8081", "8080")
     told, _ = asked(
         {f"{where}/readyz": said(503, b"not everything has been listed yet\n"), f"{where}/metrics": said(200, b"")},
-        ask=operator,
+        ask=plain,
     )
     assert told.readiness == Readiness(False, ["not everything has been listed yet"])
 

@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from fairlead.api.conditions import condition_types, reasons
-from fairlead_cli.cluster.catalogue import FAULTS, OLDEST_KUBERNETES, PAGE, Check, checks
-from fairlead_cli.cluster.facts import GATEWAY, OPERATOR
+from fairlead_cli.cluster.catalogue import OLDEST_KUBERNETES, PAGE, Check, checks
+from fairlead_cli.cluster.facts import OPERATOR
+from fairlead_cli.cluster.faults import FAULTS
 from fairlead_cli.cluster.gathering import trial_pod
 from fairlead_cli.cluster.judging.models import CAUSES
 from fairlead_cli.cluster.printing import lines
-from fairlead_cli.cluster.rights import of_account
+from fairlead_cli.cluster.rights import COMPONENTS, of_account
 from fairlead_cli.cluster.verdict import LINES, Mark, Result, Verdict
 from fairlead_operator.leading import LEASE
 
@@ -59,7 +60,7 @@ def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
     }
 
 
-@pytest.mark.parametrize("component", [OPERATOR, GATEWAY])
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_the_rights_that_are_asked_about_are_those_of_the_chart(builders: Build, component: str) -> None:
     asked = of_account(component, "fairlead", [])
     assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from fairlead_cli.cluster.catalogue import FAULTS, checks
+from fairlead_cli.cluster.catalogue import checks
 from fairlead_cli.cluster.checks import JUDGES, judge, problem
 from fairlead_cli.cluster.facts import Facts, SecretFacts
+from fairlead_cli.cluster.faults import FAULTS
 from fairlead_cli.cluster.missing import Missing
 from fairlead_cli.cluster.verdict import Mark
 

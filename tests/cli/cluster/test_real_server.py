@@ -35,9 +35,9 @@ from fairlead.kube.resource import (
 )
 from fairlead.testing.kube import ApiServer, assets, for_a_test
 from fairlead.testing.waiting import until_async
-from fairlead_cli.cluster.catalogue import FAULTS
 from fairlead_cli.cluster.checks import judge
 from fairlead_cli.cluster.facts import Facts
+from fairlead_cli.cluster.faults import FAULTS
 from fairlead_cli.cluster.gathering import gather
 from fairlead_cli.cluster.verdict import Mark, Result
 from fairlead_operator.failures import failure
@@ -52,6 +52,7 @@ Build = Mapping[str, Callable[..., Any]]
 WELL = {
     "operator": ("leading\n", 'fairlead_operator_leading 1.0\nfairlead_operator_watch_age_seconds{kind="Pod"} 3.0\n'),
     "gateway": ('{"ready":true,"notes":[]}', "fairlead_gateway_redis_connected 1\n"),
+    "indexer": ("ready\n", 'fairlead_indexer_redis_connected 1.0\nfairlead_indexer_leads{model="chat/tiny"} 1.0\n'),
 }
 
 
@@ -65,7 +66,7 @@ class Api(KubeApi):
     async def raw(self, path: str, *arguments: Any, **more: Any) -> Answered:
         if "/proxy/" not in path:
             return await super().raw(path, *arguments, **more)
-        component = "operator" if "-operator-" in path else "gateway"
+        component = next(name for name in WELL if f"-{name}-" in path)
         return Answered(200, self.said[component][path.endswith("/metrics")].encode())
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from fairlead.kube.resource import Manifest
-from fairlead_cli.cluster.facts import COMPONENT, GATEWAY, OPERATOR, RELEASE, VERSION, Facts
+from fairlead_cli.cluster.facts import COMPONENT, RELEASE, VERSION, Facts
 from fairlead_cli.cluster.judging.workloads import replicas
 from fairlead_cli.cluster.missing import Missing
 from fairlead_cli.cluster.reading import key, label, space, spec, status
+from fairlead_cli.cluster.rights import COMPONENTS
 from fairlead_cli.cluster.verdict import Mark, Verdict, judged, ok, unknown, warned
 
 
@@ -59,7 +60,7 @@ def version_skew(facts: Facts) -> Verdict | None:
     found = {
         f"{label(one, COMPONENT)} of {space(one)}": label(one, VERSION)
         for one in facts.deployments
-        if label(one, COMPONENT) in (OPERATOR, GATEWAY)
+        if label(one, COMPONENT) in COMPONENTS
     }
     if not found:
         return None

@@ -8,7 +8,7 @@ from fairlead_cli.cluster.asking import Readiness, Told
 from fairlead_cli.cluster.facts import GATEWAY, REDIS, Facts
 from fairlead_cli.cluster.judging import workloads
 from fairlead_cli.cluster.missing import Missing
-from fairlead_cli.cluster.reading import arguments, containers, key, pod_spec, space
+from fairlead_cli.cluster.reading import arguments, key, pod_spec, space
 from fairlead_cli.cluster.times import age
 from fairlead_cli.cluster.verdict import Mark, Verdict, failed, judged, ok, unknown, warned
 
@@ -67,7 +67,7 @@ def notes(facts: Facts) -> Verdict | None:
 @workloads.each(GATEWAY)
 def redis(facts: Facts, found: Sequence[Manifest]) -> Verdict | None:
     """As each gateway has it; a gateway that was given none decides alone."""
-    without = [one for one in found if not _has_redis(one)]
+    without = [one for one in found if not workloads.has_redis(one)]
     alone = [f"{key(one)} has several gateways and no Redis" for one in without if workloads.replicas(one) > 1]
     if len(without) == len(found):
         return warned(*alone) if alone else None
@@ -143,11 +143,3 @@ def _by_notes(facts: Facts, beginnings: tuple[str, ...], mark: Mark) -> Verdict 
 def _unreached(told: Sequence[Told]) -> list[str]:
     """Why some were not reached; the same reason once."""
     return list(dict.fromkeys(one.readiness.why for one in told if isinstance(one.readiness, Missing)))
-
-
-def _has_redis(deployment: Manifest) -> bool:
-    return any(
-        one.get("name") == "FAIRLEAD_REDIS_URL"
-        for container in containers(pod_spec(deployment))
-        for one in container.get("env") or []
-    )

@@ -1,4 +1,4 @@
-"""What operator, gateway and Redis have in common: Deployments with pods, Secrets that these take, rights of their accounts."""
+"""What our components have in common: Deployments with pods, Secrets that these take, rights of their accounts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
@@ -165,6 +165,15 @@ def _secrets_complete(facts: Facts, found: Sequence[Manifest]) -> Verdict:
         elif lacks := sorted(wanted.entries - there.entries):
             bad.append(f"the Secret {name} has no {', '.join(lacks)}")
     return judged(bad, unsure)
+
+
+def has_redis(deployment: Manifest) -> bool:
+    """Are its pods told where Redis is?"""
+    return any(
+        one.get("name") == "FAIRLEAD_REDIS_URL"
+        for container in containers(pod_spec(deployment))
+        for one in container.get("env") or []
+    )
 
 
 def account(deployment: Manifest) -> str:

@@ -1,0 +1,49 @@
+"""An indexer as a process inside a test: started, asked, and killed at the end."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+
+PATIENCE_SECONDS = 60.0
+
+
+class Indexing:
+    """A process that said ``ready``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+        self.process = process
+        self.url = url
+
+    async def page(self, path: str) -> httpx.Response:
+        """What its port answers."""
+        async with httpx.AsyncClient() as client:
+            return await client.get(self.url + path)
+
+    async def figure(self, name: str, model: str = "default/tiny") -> float:
+        """A family of one model; not a number while it is not told."""
+        for line in (await self.page("/metrics")).text.splitlines():
+            if line.startswith(f'fairlead_indexer_{name}{{model="{model}"}} '):
+                return float(line.rpartition(" ")[2])
+        return float("nan")
+
+
+@asynccontextmanager
+async def indexing(*arguments: str) -> AsyncIterator[Indexing]:
+    """``python -m fairlead_kvstore`` with these arguments, on a free port."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode()
+        assert line.startswith("ready http://"), line
+        yield Indexing(process, line.split()[1])
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if process.stdout is not None:
+            process.stdout.feed_eof()

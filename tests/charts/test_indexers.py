@@ -1,0 +1,227 @@
+"""The indexer of the chart: where there is one, what it is given, what it may do, and what its alerts are made of."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import yaml
+
+from fairlead.clock import SystemClock
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resource import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.settings import IndexerSettings, variable
+from fairlead.testing.chart import CHART, Tools, pods, rendered
+from fairlead.testing.installed import as_account, rights
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.prometheus import Recording, Rules, asked, scraped
+from fairlead.testing.sim_engine import EngineProcess, engine_process
+from fairlead.testing.valkey import Valkey
+from fairlead.testing.waiting import until_async
+from fairlead_kvstore.__main__ import _options
+from fairlead_kvstore.testing_process import Indexing, indexing
+
+CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+NAMES = [case.stem for case in CASES]
+HEALTHY: dict[str, str] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
+EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
+PROMPT = list(range(100, 165))
+SPACE = "indexed"
+SELDOM = ("unreadable_total", "strangers_total")
+"""What is told only where it has happened."""
+READY = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
+Groups = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("v"))
+    server.start()
+    yield server
+    server.kill()
+
+
+# --- what the chart makes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    ["redis.enabled=false", "indexer.enabled=false", "indexer.enabled=false,redis.enabled=false,redis.urlSecret=ours"],
+)
+def test_without_redis_or_by_choice_there_is_nothing_of_it(program: Path, values: str) -> None:
+    everything = "serviceMonitors.enabled=true,alerts.enabled=true,watchNamespaces={a,b}"
+    found = rendered(program, f"--set={values}", f"--set={everything}")
+    assert not [one for one in found if "indexer" in str(one).lower()]
+    assert "FairleadIndex" not in str(found)
+
+
+@pytest.mark.parametrize("values", ["redis.urlSecret=ours", "redis.url=redis://ours:6379/0"])
+def test_a_redis_of_ones_own_is_the_gateways_and_the_indexers(program: Path, values: str) -> None:
+    found = pods(rendered(program, f"--set=redis.enabled=false,{values}"))
+    both = [found[f"Deployment fairlead-{name}"]["containers"][0]["env"] for name in ("gateway", "indexer")]
+    told = [{one["name"]: one for one in env} for env in both]
+    for name in ("FAIRLEAD_REDIS_URL", "FAIRLEAD_HASH_SECRET"):
+        assert told[0][name] == told[1][name]
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_it_takes_its_variables_and_options(program: Path, case: Path) -> None:
+    found = pods(rendered(program, f"--values={case}"))
+    of = {name.rpartition("-")[2]: pod for name, pod in found.items()}
+    if "indexer" not in of:
+        assert case.stem == "smallest"
+        return
+    (container,) = of["indexer"]["containers"]
+    names = {one["name"] for one in container["env"]}
+    assert names == {variable(name) for name in IndexerSettings.__dataclass_fields__}
+    options, follows = _options(container["args"]), [word for word in container["args"] if "listen" not in word]
+    assert options.listen == f"0.0.0.0:{container['ports'][0]['containerPort']}"
+    gateways = of["gateway"]["containers"][0]["args"]
+    assert set(follows) <= set(gateways), "another fleet than the gateways'"
+    if options.fleet:
+        assert str(Path(options.fleet).parent) in [one["mountPath"] for one in container["volumeMounts"]]
+        (volume,) = (one for one in of["indexer"]["volumes"] if one["name"] == "fleet")
+        assert volume in of["gateway"]["volumes"]
+
+
+# --- on a real API server -----------------------------------------------------------------------------------------------
+
+
+def model() -> Manifest:
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": MODEL_DEPLOYMENTS.kind,
+        "metadata": {"name": "tiny", "namespace": SPACE},
+        "spec": {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}]},
+    }
+
+
+async def pod(engine: EngineProcess) -> Manifest:
+    """As the operator makes one; its ports are what the engine found free."""
+    async with httpx.AsyncClient() as client:
+        told = (await client.get(f"{engine.url}/kv_event_sources")).json()["0"]
+    ports = {"port": engine.url, "kv-events-port": told["endpoint"], "kv-replay-port": told["replay_endpoint"]}
+    marks = {f"fairlead.io/{name}": str(urlsplit(url).port or url.rpartition(":")[2]) for name, url in ports.items()}
+    labels = {"model": "tiny", "pool": "main", "role": "Serve", "endpoint": "true"}
+    metadata = {"labels": {f"fairlead.io/{name}": value for name, value in labels.items()}, "annotations": marks}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "namespace": SPACE, **metadata},
+        "spec": {"containers": [{"name": "engine", "image": "i"}]},
+    }
+
+
+async def complete(engine: EngineProcess) -> None:
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
+        (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
+
+
+async def says(indexer: Indexing, **figures: float) -> None:
+    """Wait until it tells these of the model."""
+
+    async def so() -> bool:
+        return [await indexer.figure(name, f"{SPACE}/tiny") for name in figures] == list(figures.values())
+
+    await until_async(so)
+
+
+@pytest.mark.api_server
+@pytest.mark.timeout(300)
+def test_it_finds_engines_with_exactly_its_rights_and_lets_them_go(
+    api_server: ApiServer, program: Path, redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rendered(program, f"--namespace={SPACE}")
+
+    async def main() -> None:
+        async with KubeApi(api_server.access(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
+            await rights(api, found, SPACE)
+            account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+            await api.apply({**account, "metadata": {"name": "default", "namespace": SPACE}}, "test")
+            (tmp_path / "kubeconfig").write_text(await as_account(api_server, SPACE, "fairlead-indexer"))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+            async with indexing("--kube", "--redis", redis.url) as indexer:
+                await api.create(model(), "test")
+                await api.create(await pod(engine), "test")
+                await api.patch_merge(PODS, SPACE, "p", {"status": READY}, "test", subresource="status")
+                await says(indexer, leads=1.0, instances=1.0, connected=1.0)
+                await complete(engine)
+                await says(indexer, blocks=4.0, incomplete=0.0)
+                ready = await indexer.page("/readyz")
+                assert (ready.status_code, ready.text) == (200, "ready\n")
+                await api.delete(PODS, SPACE, "p")
+
+                async def gone() -> bool:
+                    return not (await indexer.figure("blocks", f"{SPACE}/tiny") > 0)
+
+                await until_async(gone)
+                await api.delete(MODEL_DEPLOYMENTS, SPACE, "tiny")
+
+    asyncio.run(main())
+
+
+# --- what it tells, before its alerts -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[Indexing, EngineProcess]]:
+    """An indexer that has read all that its one engine has published."""
+    async with engine_process(*EVENTS) as engine:
+        await complete(engine)
+        instances = [{"url": engine.url, "id": "e"}]
+        (folder / "fleet.yaml").write_text(
+            json.dumps({"models": [{"name": "tiny", "namespace": SPACE, "instances": instances}]})
+        )
+        async with indexing("--fleet", str(folder / "fleet.yaml"), "--redis", redis.url) as indexer:
+            await says(indexer, leads=1.0, blocks=4.0, incomplete=0.0)
+            yield indexer, engine
+
+
+def test_an_engine_that_is_not_heard_fires_its_alert_alone(
+    program: Path, groups: Groups, tools: Tools, tmp_path: Path, redis: Valkey
+) -> None:
+    """As a real indexer tells of it, taken to go on for an hour."""
+
+    async def main() -> tuple[str, str]:
+        async with reading(tmp_path, redis) as (indexer, engine):
+            before = (await indexer.page("/metrics")).text
+            engine.process.kill()
+            await says(indexer, connected=0.0, incomplete=1.0)
+            return before, (await indexer.page("/metrics")).text
+
+    well, deaf = (scraped(text, namespace="fairlead", pod="i-1") for text in asyncio.run(main()))
+    rules = Rules(tools.promtool, groups(), tmp_path)
+    names = {name for rule in rules.alerts.values() for name, _ in asked(rule["expr"]).metrics}
+    ours = {name for name in names if name.startswith("fairlead_indexer_")}
+    told: dict[str, set[str]] = {}
+    for name, labels in well:
+        told.setdefault(name, set()).update(key for key, _ in labels)
+    assert ours
+    assert ours <= told.keys()
+    guide = (CHART.parents[1] / "docs" / "guides" / "index.md").read_text().partition("| metric (")[2]
+    rows = [row.split("|")[1] for row in guide.partition("\n\n")[0].splitlines()[2:]]
+    listed = {f"fairlead_indexer_{name}" for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert listed - {f"fairlead_indexer_{name}" for name in SELDOM} == told.keys()
+    for rule in rules.alerts.values():
+        found = asked(rule["expr"])
+        for metric, selected in found.metrics:
+            assert metric not in ours or selected | found.grouped <= told[metric], metric
+    others = {
+        key.replace("{", '{namespace="fairlead",'): value for key, value in HEALTHY.items() if "_indexer_" not in key
+    }
+    healthy, silent = Recording(), Recording()
+    healthy.steady(60, well)
+    silent.steady(60, deaf)
+    rules.fire(
+        {
+            "healthy": (healthy.series(names) | others, healthy.minutes, []),
+            "deaf": (silent.series(names) | others, silent.minutes, ["FairleadIndexIncomplete"]),
+        }
+    )
