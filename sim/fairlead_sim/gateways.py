@@ -53,13 +53,17 @@ _PRINT = b"one secret for all"
 @dataclass(frozen=True, slots=True)
 class Knowledge:
     """What gateways know of one another and of the engines: what others ``sent``, what they have in flight (``loads``), one table of
-    ``hot`` prefixes for all, and the ``index`` of what engines tell. ``perfect``: before each choice, what every engine holds at that
-    moment or is about to compute, instead of all beliefs; the load is then its own and what ``loads`` tells."""
+    ``hot`` prefixes for all, who served a session last (``pins``, where clients name it), and the ``index`` of what engines tell.
+    Loads are taken for what is to be expected of them (``exchange.pace``), or where ``as_said`` for what was said, which shows what
+    that is good for. ``perfect``: before each choice, what every engine holds at that moment or is about to compute, instead of all
+    beliefs; the load is then its own and what ``loads`` tells."""
 
     sent: bool = True
     loads: bool = True
     hot: bool = True
+    pins: bool = False
     index: bool = False
+    as_said: bool = False
     perfect: bool = False
     round_seconds: float = 0.05
     told_seconds: float = 0.05
@@ -269,7 +273,11 @@ class _Gateway:
 
     def arrive(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
         """Choose and send."""
-        asked = RouteRequest(request.id, chain, request.prompt_tokens, request.output_tokens, request.session)
+        pin = None
+        if self._all.knowledge.pins and request.session is not None:
+            pin = xxhash.xxh3_64_intdigest(request.session.encode())
+        tokens, output = request.prompt_tokens, request.output_tokens
+        asked = RouteRequest(request.id, chain, tokens, output, request.session, pin=pin)
         if self._all.knowledge.perfect:
             self._know(request, chain)
         decision = self.router.decide(asked, now)
@@ -316,11 +324,13 @@ class _Gateway:
     # --- telling and hearing --------------------------------------------------------------------------------------------
 
     def _sent(self, model: str, request: RouteRequest, instance: str) -> None:
-        knowledge, chain = self._all.knowledge, request.chain
+        knowledge, chain, pin = self._all.knowledge, request.chain, request.pin
         if knowledge.hot:
             self.count.observe(chain, len(self._slots))
         if knowledge.sent or knowledge.hot:
-            self.out.sent(MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail)
+            self.out.sent(
+                MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0
+            )
 
     def _tell(self, now: float) -> None:
         loads: dict[str, Load] = {}
@@ -352,19 +362,20 @@ class _Gateway:
 
     def _take(self, item: Sent, now: float) -> None:
         knowledge = self._all.knowledge
-        instance, packed, tail = item
+        instance, packed, tail, pin = item
         hashes = tuple(array("Q", packed))
         chain = PrefixChain(hashes, block_ends(len(hashes)), tail)
         if knowledge.hot:
             self.count.observe(chain, len(self._slots))
         if knowledge.sent:
-            self.router.heard(instance, chain)
+            self.router.heard(instance, chain, now, pin or None)
             if knowledge.index:
                 self.bridge.sent(instance, tail, hashes, now, ends_told=False)
 
     def _settle(self, now: float) -> None:
         self.peers.expire(now)
-        self._others.show(self.peers.expected({MODEL: (self._all.engines,)}))
+        as_said = self._all.knowledge.as_said
+        self._others.show(self.peers.loads() if as_said else self.peers.expected({MODEL: (self._all.engines,)}))
 
     def _correct(self, now: float) -> None:
         for one in self.bridge.corrections(now):

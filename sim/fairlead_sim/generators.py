@@ -87,6 +87,38 @@ def conversation(
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class AgentShape:
+    """Sessions over ``apps`` (Zipf 1), each with instructions of its own; prompts grow by what is asked and answered. In tokens."""
+
+    apps: int = 12
+    instructions: int = 1_024
+    turns: int = 5
+    asked: int = 176
+    answered: int = 60
+    output: int = 8
+
+
+def agent_sessions(sessions: int, *, seed: int = 0, shape: AgentShape | None = None) -> list[list[TraceRequest]]:
+    """Each session's turns; when they arrive is for the closed loop to say that runs them (all at 0)."""
+    shape = shape or AgentShape()
+    random_, fresh = random.Random(seed), count(1_000_000)
+    common = -(-shape.instructions // TRACE_BLOCK_TOKENS)
+    found = []
+    for number in range(sessions):
+        (app,) = random_.choices(range(shape.apps), [1 / (1 + app) for app in range(shape.apps)])
+        blocks, tokens = [app * common + index for index in range(common)], shape.instructions
+        session = []
+        for turn in range(shape.turns):
+            tokens += shape.asked
+            blocks += [next(fresh) for _ in range(_blocks(tokens) - len(blocks))]
+            name = f"a{number}"
+            session.append(TraceRequest(f"{name}.{turn}", 0.0, tokens, shape.output, tuple(blocks), session=name))
+            tokens += shape.answered
+        found.append(session)
+    return found
+
+
 def _grow(session: _Session, output: int, random_: random.Random, shape: ConversationShape) -> bool:
     """Make ``session`` the prompt of its next turn; False when it ends here."""
     if random_.random() >= shape.continue_share[min(session.turn, len(shape.continue_share)) - 1]:

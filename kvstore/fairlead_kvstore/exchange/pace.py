@@ -54,7 +54,7 @@ class Pace:
 
     def told(self, seconds: float, before: Mapping[str, Load], sent: Iterable[Sent], after: Mapping[str, Load]) -> None:
         """A gateway had ``before`` in flight for so many seconds, sent these prompts, and has ``after`` in flight now."""
-        begun = Counter([instance for instance, _, _ in sent])
+        begun = Counter([item[0] for item in sent])
         for name in {*before, *begun, *after}:
             seen = self._seen.get(name)
             if seen is None:

@@ -15,7 +15,7 @@ AGE = 0.1
 
 
 def sent(*instances: str) -> list[Sent]:
-    return [(name, b"", 1) for name in instances]
+    return [(name, b"", 1, 0) for name in instances]
 
 
 def load(flying: int, waiting: int = 0) -> Load:
@@ -88,7 +88,7 @@ def test_instances_that_nothing_is_sent_to_are_left_out_and_forgotten() -> None:
 def test_batches_of_other_gateways_teach_the_pace() -> None:
     peers = Peers(b"s", Limits())
     for number in range(1, 20):
-        batch = Batch(number, 0.5, b"s", (("e-0", b"", 1),), {"e-0": load(1, 1)} if number == 19 else {})
+        batch = Batch(number, 0.5, b"s", (("e-0", b"", 1, 0),), {"e-0": load(1, 1)} if number == 19 else {})
         peers.heard(KEY, "b", batch, 0.05 * number, live=True)
     assert peers.loads() == {"e-0": load(1, 1)}
     assert peers.expected({KEY: [GROUP]}) == dict.fromkeys(GROUP, (1, 0, 0.125, 25.0))
