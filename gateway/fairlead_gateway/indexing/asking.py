@@ -3,6 +3,10 @@
 A prompt is asked about when a part of it is not linked, at most so many times a second for each model, and by an engine that it was
 sent to itself. The worker that sent it still has its body; if it is gone by then, the next prompt like it is as good. An engine that
 does not tell tokens is asked again a minute later.
+
+What an engine is asked for may be a LoRA adapter: then its name is one of those with a parent in ``/v1/models``, and its blocks are
+those of the adapter. An engine that does not say so is not learned from: a prompt of an adapter that counted as one of the base
+model would be credited with what an engine will not find.
 """
 
 import asyncio
@@ -15,17 +19,17 @@ from fairlead.errors import Unavailable
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.channel_messages import Sample, SentRow
-from fairlead_gateway.indexing.tokens import answered, understood
+from fairlead_gateway.indexing.tokens import adapters, answered, understood
 
 _PENDING_MOST: Final = 4_096
 _REFUSALS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
 _LEARN_TRIES: Final = 4
 _LEARN_PAUSE_SECONDS: Final = 0.25
 
-Post = Callable[[Instance, bytes], Awaitable[bytes]]
-"""A question to an engine's ``/tokenize``. Raises Unavailable in a few words."""
-Learn = Callable[["SentRow", Sequence[int], str | None, bytes], bool]
-"""A prompt's row, tokens, salt, and text where its tokens are in it; False while no engine has told of its first block."""
+Post = Callable[[Instance, bytes | None], Awaitable[bytes]]
+"""A question to an engine's ``/tokenize``; None: what ``/v1/models`` lists. Raises Unavailable in a few words."""
+Learn = Callable[["SentRow", Sequence[int], str | None, str | None, bytes], bool]
+"""A prompt's row, tokens, salt, adapter, and text where its tokens are in it; False while no engine has told of its first block."""
 
 
 class Asking:
@@ -41,6 +45,7 @@ class Asking:
         self._pending: OrderedDict[int, tuple[float, SentRow]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused_until = 0.0
+        self._adapters: dict[tuple[str, str], tuple[float, bool]] = {}
         self.problem = ""
         self.learned = 0
         self.asked = 0
@@ -81,23 +86,36 @@ class Asking:
             task.cancel()
 
     async def _ask(self, sample: Sample, row: SentRow, instance: Instance) -> None:
-        asked = understood(sample.kind, sample.body, instance.served_name or instance.model)
+        name = instance.served_name or instance.model
+        asked = understood(sample.kind, sample.body, name)
         if asked is None:
             return
         tokens: Sequence[int] = asked.tokens
-        if asked.question is not None:
-            self.asked += 1
-            try:
+        try:
+            adapter = name if await self._is_adapter(instance, name) else None
+            if asked.question is not None:
+                self.asked += 1
                 tokens = answered(await self._post(instance, asked.question))
-            except Unavailable as error:
-                self.problem = f"{instance.id}: {error.message}"
-                lasting = error.message in _REFUSALS
-                pause = self._limits.link_refused_seconds if lasting else self._limits.link_asked_again_seconds
-                self._refused_until = self._clock.now() + pause
-                return
+        except Unavailable as error:
+            self.problem = f"{instance.id}: {error.message}"
+            lasting = error.message in _REFUSALS
+            pause = self._limits.link_refused_seconds if lasting else self._limits.link_asked_again_seconds
+            self._refused_until = self._clock.now() + pause
+            return
         for _ in range(_LEARN_TRIES):
-            if self._learn(row, tokens, asked.salt, asked.text):
+            if self._learn(row, tokens, asked.salt, adapter, asked.text):
                 self.problem = ""
                 self.learned += 1
                 return
             await asyncio.sleep(_LEARN_PAUSE_SECONDS)  # its events may come later than the answer
+
+    async def _is_adapter(self, instance: Instance, name: str) -> bool:
+        """Whether the engine serves an adapter under this name, as it said a moment ago."""
+        now, key = self._clock.now(), (instance.id, name)
+        known = self._adapters.get(key)
+        if known is None or now >= known[0]:
+            found = name in adapters(await self._post(instance, None))
+            while len(self._adapters) >= _PENDING_MOST:
+                del self._adapters[next(iter(self._adapters))]
+            known = self._adapters[key] = now + self._limits.kv_names_seconds, found
+        return known[1]

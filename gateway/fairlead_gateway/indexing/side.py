@@ -24,7 +24,7 @@ from fairlead_gateway.channel_messages import Corrected, Given, Seen, SentRow, W
 from fairlead_gateway.indexing.asking import Asking
 from fairlead_gateway.indexing.links import Links
 from fairlead_gateway.indexing.model_index import ModelIndex
-from fairlead_gateway.indexing.tokens import PATH, reaches
+from fairlead_gateway.indexing.tokens import MODELS_PATH, PATH, reaches
 from fairlead_gateway.management.fetch import get
 from fairlead_gateway.reach import Reach
 from fairlead_gateway.routing.prefix import block_ends
@@ -230,21 +230,24 @@ class IndexSide:
             self._busy.add(model_key)
             self._wake.set()
 
-    def _learn(self, key: str, row: SentRow, tokens: Sequence[int], salt: str | None, text: bytes) -> bool:
+    def _learn(
+        self, key: str, row: SentRow, tokens: Sequence[int], salt: str | None, adapter: str | None, text: bytes
+    ) -> bool:
         model = self._models.get(key)
         if model is None:
             return True
         hashes = array("Q", row.hashes)
         ends = block_ends(len(hashes))
         exact = reaches(text, ends) if text else None
-        done = model.bridge.learn(hashes, ends, tokens, size=row.size, salt=salt, reaches=exact)
+        bridge = model.bridge
+        done = bridge.learn(hashes, ends, tokens, size=row.size, salt=salt, adapter=adapter, reaches=exact)
         self._busy.add(key)
         self._wake.set()
         return done
 
-    async def _post(self, instance: Instance, question: bytes) -> bytes:
+    async def _post(self, instance: Instance, question: bytes | None) -> bytes:
         return await get(
-            instance.url.rstrip("/") + PATH,
+            instance.url.rstrip("/") + (MODELS_PATH if question is None else PATH),
             deadline_seconds=self._limits.link_answer_seconds,
             most_bytes=self._limits.link_answer_bytes,
             trust=partial(self._reach.context, instance.access),

@@ -16,6 +16,7 @@ from fairlead.errors import Unavailable
 from fairlead_gateway.samples import CHAT
 
 PATH: Final = "/tokenize"
+MODELS_PATH: Final = "/v1/models"
 _NOT_TEXT: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')
 
 
@@ -63,6 +64,15 @@ class _Answer(msgspec.Struct):
     tokens: list[int]
 
 
+class _Card(msgspec.Struct):
+    id: str
+    parent: str | None = None
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A prompt as far as it is understood: a ``question`` for an engine, or its ``tokens`` already, in which case ``text`` is what
@@ -78,6 +88,7 @@ _CHATS: Final = msgspec.json.Decoder(_Chat)
 _COMPLETIONS: Final = msgspec.json.Decoder(_Completion)
 _IDS: Final = msgspec.json.Decoder(list[int])
 _ANSWERS: Final = msgspec.json.Decoder(_Answer)
+_CARDS: Final = msgspec.json.Decoder(_Cards)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -95,6 +106,14 @@ def answered(answer: bytes) -> list[int]:
         return _ANSWERS.decode(answer).tokens
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Unavailable("its answer holds no tokens") from None
+
+
+def adapters(answer: bytes) -> frozenset[str]:
+    """The names in an engine's ``/v1/models`` that are LoRA adapters: those with a parent. Raises Unavailable."""
+    try:
+        return frozenset(one.id for one in _CARDS.decode(answer).data if one.parent is not None)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Unavailable("its list of models cannot be read") from None
 
 
 def reaches(text: bytes, ends: Sequence[int]) -> list[int]:

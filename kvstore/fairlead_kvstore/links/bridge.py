@@ -143,7 +143,8 @@ class Bridge:
         self.recent = Recent(most=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
         self._latest = float("-inf")
         self.block_size: int | None = None
-        self._root = identity.root(model_key, secret=secret)
+        self._key = model_key
+        self._secret = secret
         self._limits = limits
         self._places: dict[str, _Place] = {}
         self._flights: dict[tuple[str, int], _Flight] = {}
@@ -194,13 +195,18 @@ class Bridge:
         *,
         size: int,
         salt: str | None = None,
+        adapter: str | None = None,
         reaches: Sequence[int] | None = None,
     ) -> bool:
-        """A prompt's byte blocks and its tokens; False when no engine's block size is known yet."""
-        block_size = self._size_of(tokens, salt)
+        """A prompt's byte blocks and its tokens; False when no engine's block size is known yet.
+
+        Equal tokens under another cache salt or another LoRA adapter are other blocks: both are those that the engine computes with.
+        """
+        root = identity.root(self._key, adapter, secret=self._secret)
+        block_size = self._size_of(root, tokens, salt)
         if block_size is None:
             return False
-        owns = self._owns(tokens, block_size, salt)
+        owns = _owns(root, tokens, block_size, salt)
         self.link(hashes, ends, owns, size=size, tokens=len(tokens), block_size=block_size, reaches=reaches)
         return True
 
@@ -399,18 +405,19 @@ class Bridge:
             flight.aloft = False
             self._place(instance).land(flight.hashes)
 
-    def _owns(self, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
-        extras = identity.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
-        return identity.own_hashes(self._root, tokens, block_size, extras)
-
-    def _size_of(self, tokens: Sequence[int], salt: str | None) -> int | None:
+    def _size_of(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
         """The block size with which the prompt's first block is one that some engine holds; else the one known before."""
         sizes = BLOCK_SIZES if self.block_size is None else (self.block_size, *BLOCK_SIZES)
         for size in sizes:
-            if len(tokens) >= size and self.mirror.holders(self._owns(tokens[:size], size, salt)[0]):
+            if len(tokens) >= size and self.mirror.holders(_owns(root, tokens[:size], size, salt)[0]):
                 self.block_size = size
                 break
         return self.block_size
+
+
+def _owns(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
+    extras = identity.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
+    return identity.own_hashes(root, tokens, block_size, extras)
 
 
 def _rest(digests: set[int], room: int) -> set[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet import Fleet
+from fairlead.fleet import Fleet, Model
 from fairlead.fleetfile import write_atomic
 from fairlead.testing.raw_http import post, send
 from fairlead.testing.sim_engine import EngineProcess, engine_process
@@ -58,9 +58,10 @@ class Ports:
 class Stage:
     """Engines behind a gateway."""
 
-    def __init__(self, path: Path, ports: list[Ports]) -> None:
+    def __init__(self, path: Path, ports: list[Ports], adapters: tuple[str, ...] = ()) -> None:
         self.path = path
         self.ports = ports
+        self.adapters = adapters
         self.gateway: GatewayProcess
         self.engines: list[EngineProcess] = []
 
@@ -71,30 +72,34 @@ class Stage:
             {"kv_events": f"tcp://127.0.0.1:{one.events}", "kv_replay": f"tcp://127.0.0.1:{one.replay}"} | wrong
             for one in self.ports
         ]
-        instances = fleet.instances[MODEL]
-        return replace(
-            fleet,
-            instances={MODEL: tuple(replace(one, **more) for one, more in zip(instances, told, strict=True))},  # type: ignore[arg-type]
-        )
+        given = zip(fleet.instances[MODEL], told, strict=True)
+        instances = tuple(replace(one, **more) for one, more in given)  # type: ignore[arg-type]
+        models = {MODEL: fleet.models[MODEL], **{f"default/{name}": Model("default", name) for name in self.adapters}}
+        of_adapters = {
+            f"default/{name}": tuple(replace(one, id=f"{name}-{one.id}", model=name) for one in instances)
+            for name in self.adapters
+        }
+        return replace(fleet, models=models, instances={MODEL: instances, **of_adapters})
 
-    async def ask(self, text: str) -> dict[str, Any]:
+    async def ask(self, text: str, **fields: Any) -> dict[str, Any]:
         """One request; what became of it: where it went, cached tokens expected and reported."""
-        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2} | fields
         answer = (await send(self.gateway.url, post(body)))[0]
         assert answer.status == 200, answer.body
         name = answer.fields["x-fairlead-decision"]
         told: dict[str, Any] = await self.gateway.told(f"/api/decisions/{name}")
         return told
 
-    async def cached(self, text: str) -> tuple[int, int, int]:
+    async def cached(self, text: str, **fields: Any) -> tuple[int, int, int]:
         """Of one request: prompt tokens, those expected to be cached, those that were."""
-        outcome = (await self.ask(text))["outcome"]
+        outcome = (await self.ask(text, **fields))["outcome"]
         return outcome["prompt_tokens"], outcome["predicted_cached_tokens"], outcome["cached_tokens"]
 
     async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:
         """What is shown of one instance's index."""
         models = (await self.gateway.told("/api/fleet"))["models"]
-        found: dict[str, Any] = next(one for one in models[0]["instances"] if one["id"] == instance)["index"]
+        instances = [one for model in models for one in model["instances"]]
+        found: dict[str, Any] = next(one for one in instances if one["id"] == instance)["index"]
         return found
 
     async def until_state(self, state: str, instance: str = "e-0/0/0") -> None:
@@ -137,10 +142,13 @@ async def indexer(fleet: Path, redis: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def stage(tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = ()) -> AsyncIterator[Stage]:
-    """``count`` engines with room for ``BLOCKS`` blocks of 16 tokens each."""
+async def stage(
+    tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
+) -> AsyncIterator[Stage]:
+    """``count`` engines with room for ``BLOCKS`` blocks of 16 tokens each; each adapter is a model of its own."""
     ports = [Ports.free() for _ in range(count)]
-    found = Stage(tmp_path / "fleet.yaml", ports)
+    engine = (*engine, *(part for name in adapters for part in ("--lora", f"{name}=/adapters/{name}")))
+    found = Stage(tmp_path / "fleet.yaml", ports, adapters)
     write_atomic(found.path, found.fleet())
     async with AsyncExitStack() as stack:
         found.engines = list(await asyncio.gather(*[stack.enter_async_context(one.engine(*engine)) for one in ports]))
@@ -287,5 +295,42 @@ def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp
                 assert min(expected, cached) > 0.9 * size
         finally:
             server.kill()
+
+    run(main())
+
+
+def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_path: Path) -> None:
+    """One text for the base model, for two adapters of the same engine, and with two salts: five prompts to the engine, and here."""
+    apart: list[dict[str, str]] = [
+        {"model": "tiny"},
+        {"model": "french"},
+        {"model": "german"},
+        {"model": "tiny", "cache_salt": "one tenant"},
+        {"model": "french", "cache_salt": "one tenant"},
+    ]
+
+    async def main() -> None:
+        async with stage(tmp_path, 1, adapters=("french", "german")) as place:
+            await place.ask(text_of("first", 100))
+            for one in ("", "french-", "german-"):
+                await place.until_state("index", f"{one}e-0/0/0")
+            text = text_of("shared", 600)
+
+            async def credited(**fields: str) -> float:
+                inputs = (await place.ask(text, **fields))["choices"][0]["candidates"][0]["inputs"]
+                return float(inputs["indexed_tokens"]["value"]) if "indexed_tokens" in inputs else 0.0
+
+            for number, fields in enumerate(apart):
+                size, expected, cached = await place.cached(text, **fields)
+                assert cached < 32, "the engine keeps them apart"
+                assert expected < 32, (number, fields)
+
+                async def known(fields: dict[str, str] = fields) -> bool:
+                    return await credited(**fields) > 0.8 * size  # noqa: B023
+
+                await until_async(known)
+                size, expected, cached = await place.cached(text, **fields)
+                assert cached > 0.9 * size
+                assert abs(expected - cached) < 0.1 * size
 
     run(main())

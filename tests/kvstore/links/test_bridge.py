@@ -15,6 +15,7 @@ from fairlead_kvstore.follow import follow
 from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.links.bridge import Bridge, Correction, Forget
 from fairlead_kvstore.testing import Engine
+from fairlead_kvstore.truth import identity
 from fairlead_kvstore.truth.changes import Change, Removed, Stored
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
@@ -235,3 +236,31 @@ def test_after_everything_was_told_workers_know_what_engines_hold(served: list[t
             believed, held = place.credited(name, prompt) / prompt.size, place.share(name, prompt)
             assert believed <= held + slack
             assert held <= believed + slack
+
+
+KINDS: list[tuple[str | None, str | None]] = [
+    (None, None),
+    ("french", None),
+    ("german", None),
+    (None, "s"),
+    ("french", "s"),
+]
+
+
+@pytest.mark.parametrize("served", KINDS)
+def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
+    served: tuple[str | None, str | None],
+) -> None:
+    """One text in five kinds: gateways see five byte chains, since the salt and the model are in their seeds."""
+    place, prompt = Place("a"), prompt_of(1)
+    chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, one)).encode()) for one in prompt.hashes] for kind in KINDS}
+    for adapter, salt in (served, *KINDS):
+        extras = identity.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
+        root = identity.root(KEY, adapter, secret=SECRET)
+        if (adapter, salt) == served:
+            place.tell([Stored("a", Tier.GPU, root, identity.own_hashes(root, prompt.tokens, BLOCK, extras))])
+        assert place.bridge.learn(
+            chains[adapter, salt], prompt.ends, prompt.tokens, size=prompt.size, salt=salt, adapter=adapter
+        )
+    place.settle()
+    assert [kind for kind in KINDS if chains[kind][3] in place.worker["a"]] == [served]
