@@ -53,7 +53,8 @@ class Decision:
     ``cost_seconds`` is what the choice is expected to cost in engine time; ``inputs`` maps a name such as
     ``"pod-3/backlog_seconds"`` to the number used. Of the chosen candidate: whether it is a ``home`` of the prompt, the
     prompt's ``matched_tokens`` that it should hold, and the seconds to its first token (``ttft_seconds``); None where the
-    rule that decided did not look at them. Nobody changes a Decision; it is not frozen because that makes it dear to build.
+    rule that decided did not look at them. ``source`` is the instance whose cache it should get a part of the prompt from, None
+    where computing that is cheaper. Nobody changes a Decision; it is not frozen because that makes it dear to build.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Decision:
         "home",
         "matched_tokens",
         "rule",
+        "source",
         "ttft_seconds",
     )
 
@@ -81,6 +83,7 @@ class Decision:
         matched_tokens: float | None = None,
         ttft_seconds: float | None = None,
         account: Account | None = None,
+        source: str | None = None,
     ) -> None:
         self.chosen = chosen
         self.rule = rule
@@ -88,6 +91,7 @@ class Decision:
         self.home = home
         self.matched_tokens = matched_tokens
         self.ttft_seconds = ttft_seconds
+        self.source = source
         self._reason = reason
         self._rejected = rejected
         self._inputs = inputs
@@ -129,6 +133,7 @@ class Decision:
             self.matched_tokens,
             self.ttft_seconds,
             self._account,
+            self.source,
         )
 
     def __eq__(self, other: object) -> bool:

@@ -67,6 +67,21 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class Pull:
+    """Where other instances get blocks from this one's cache (``HOST:PORT`` of its peer-to-peer tier), and what that takes: bytes of
+    a token, bytes a second between two instances, and seconds before the first."""
+
+    address: str
+    bytes_per_token: float
+    bytes_per_second: float
+    latency_seconds: float = 0.0
+
+    def seconds(self, tokens: float) -> float:
+        """How long so many tokens travel."""
+        return self.latency_seconds + tokens * self.bytes_per_token / self.bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One routable engine endpoint; ``id`` is ``<pod-uid>/<port>/<rank>`` (locally ``<pool>-<n>/<port>/<rank>``).
 
@@ -74,7 +89,7 @@ class Instance:
     ``dp_rank`` is None for an engine without data parallelism; ``kv_events`` and ``kv_replay`` are ZMQ endpoints.
     ``transfer`` is how KV goes from a prefill to a decode instance (``TRANSFERS``); ``bootstrap`` the URL where Mooncake's
     and SGLang's engines meet, None for the engines' usual port on the same host. ``served_name`` is what its engine calls the
-    model, None where that is the model's name.
+    model, None where that is the model's name. ``pull``: others may get what it holds, and it gets what they hold.
     """
 
     id: str
@@ -97,6 +112,7 @@ class Instance:
     bootstrap: str | None = None
     access: Access = Access()
     served_name: str | None = None
+    pull: Pull | None = None
 
 
 def served_as(name: str | None, model: str) -> str | None:

@@ -62,12 +62,14 @@ ROUTING = (
     "hotness",
     "index",
     "ledger",
+    "pins",
     "prefix",
     "request",
     "ring",
     "router",
     "shared",
     "simple",
+    "sources",
 )
 TELEMETRY = (
     "telemetry",

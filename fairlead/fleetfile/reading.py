@@ -63,6 +63,7 @@ def _instances(item: FileModel) -> tuple[Instance, ...]:
             kv_replay=one.kv_replay,
             transfer=one.kv_transfer or item.kv_transfer,
             bootstrap=one.bootstrap,
+            pull=one.kv_pull.value() if one.kv_pull is not None else None,
             access=_access(item, one),
             served_name=served_as(one.served_model_name or item.served_model_name, item.name),
         )

@@ -10,12 +10,13 @@ from fairlead.documents import shown
 from fairlead.endpoints import engine_url
 from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput
-from fairlead.fleet import TRANSFERS, InstanceState, Role
+from fairlead.fleet import TRANSFERS, InstanceState, Pull, Role
 from fairlead.names import DNS_LABEL, model_name
 from fairlead.settings import PREFIX
 from fairlead.strict import Objectives, Profile, Routing, ServedName, Strict, wrong
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_PEER_PATTERN = r"^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$"
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"
 
 
@@ -99,6 +100,19 @@ class FileAuth(Strict):
         return self
 
 
+class FilePull(Strict):
+    """That instances get prefixes out of one another's caches, and what that takes."""
+
+    address: Annotated[str, Field(pattern=_PEER_PATTERN, examples=["10.0.0.1:5710"])]
+    bytes_per_token: Annotated[float, Field(gt=0, le=1e9, examples=["131072"])]
+    bytes_per_second: Annotated[float, Field(gt=0, le=1e15, examples=["1.25e9"])]
+    latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
+
+    def value(self) -> Pull:
+        """As routing has it."""
+        return Pull(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
+
+
 class FileProfile(Profile):
     """As in an AcceleratorClass, with a name of its own."""
 
@@ -123,6 +137,10 @@ class FileInstance(Strict):
     kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
     bootstrap: Annotated[
         str | None, AfterValidator(_optional(_checked_url)), Field(examples=["http://127.0.0.1:8998"])
+    ] = None
+    kv_pull: Annotated[
+        FilePull | None,
+        Field(examples=['{address: "10.0.0.1:5710", bytesPerToken: 131072, bytesPerSecond: 1.25e9}']),
     ] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.documents import resolve
-from fairlead.fleet import Fleet, Instance, Model
+from fairlead.fleet import Fleet, Instance, Model, Pull
 from fairlead.profile import EngineProfile, presets
 
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
@@ -78,6 +78,8 @@ def _dump_instance(one: Instance) -> dict[str, Any]:
         "bootstrap": one.bootstrap,
     }
     entry.update({name: value for name, value in optional.items() if value is not None})
+    if one.pull is not None:
+        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(Pull)}
     if one.access.ca_file is not None:
         entry["tls"] = {"caFile": one.access.ca_file}
     auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}

@@ -250,6 +250,8 @@ class Forward:
     def message(self, job: Job, instance: Instance) -> list[bytes]:
         """The request as this attempt's engine gets it."""
         head, body = job.request.head, job.ask.body if job.handoff is None else self._prefill.body(job)
+        if job.decision is not None and job.decision.source is not None:
+            body = self._prefill.with_source(job, body, job.decision.source)
         more = remaining(head, job.until, self._now()) if head.get(FIELD) is not None and job.until is not None else ""
         if job.trace is not None:
             more += job.trace.asked(instance, ATTEMPT, job.decision.rule if job.decision is not None else "")

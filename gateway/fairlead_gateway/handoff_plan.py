@@ -142,6 +142,14 @@ def sglang_fields(bootstrap: str, room: int) -> dict[str, bytes]:
     return {name: msgspec.json.encode(value) for name, value in meeting.items()}
 
 
+def source_fields(address: str, name: str) -> dict[str, bytes]:
+    """Has a vLLM engine look for the prompt's blocks in the cache of the peer whose tier listens at ``address`` (``HOST:PORT``),
+    under a ``name`` that no other request has."""
+    host, _, port = address.rpartition(":")
+    told = {"kv_request_id": name, "remote_host": host.strip("[]"), "remote_port": int(port)}
+    return {_PARAMS: msgspec.json.encode({"remote_kv_source": told})}
+
+
 def bootstrap_of(instance: Instance) -> str:
     """The bootstrap server of a prefill instance: as given, else the engines' default port on its host."""
     if instance.bootstrap is not None:

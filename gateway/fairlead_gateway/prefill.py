@@ -19,6 +19,7 @@ from fairlead.limits import Limits
 from fairlead_gateway import handoff_plan as plan
 from fairlead_gateway.answer import Answer
 from fairlead_gateway.errors import NoInstance, Quarantined
+from fairlead_gateway.fields import Generation
 from fairlead_gateway.handoff_plan import Handoff
 from fairlead_gateway.handoff_story import BYPASSED, DONE, FAILED, HandoffStory, PrefillLeg
 from fairlead_gateway.job import Job
@@ -27,7 +28,7 @@ from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.route import Routes
 from fairlead_gateway.served_name import body_for
-from fairlead_gateway.splice import splice
+from fairlead_gateway.splice import added, splice
 from fairlead_gateway.steps import PREFILL
 from fairlead_gateway.telemetry import OK, Telemetry
 from fairlead_gateway.upstream import Broken, Pool
@@ -157,6 +158,14 @@ class Prefill:
             self._give_up(job, *_EXPIRED)
             return job.ask.body
         return splice(job.ask.body, handoff.fields)
+
+    def with_source(self, job: Job, body: bytes, source: str) -> bytes:
+        """The body that also says whose cache a part of the prompt is in; as it is where that instance has left, or nothing is
+        generated. A peer that does not have it any more costs nothing: the engine then computes it."""
+        found = self._decoding.ready(job.ask.key, source)
+        if found is None or found.pull is None or job.handoff is not None or not isinstance(job.ask.parsed, Generation):
+            return body
+        return added(body, plan.source_fields(found.pull.address, f"{job.id}-{int(self._draw() * _ROOMS):x}"))
 
     @contextmanager
     def deadline(self, job: Job, instance: Instance, answer: Answer) -> Iterator[None]:

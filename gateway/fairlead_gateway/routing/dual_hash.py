@@ -70,9 +70,10 @@ def choose(
         rule,
         cost_seconds=best_cost,
         home=best.home,
-        matched_tokens=best.matched_tokens,
+        matched_tokens=best.matched_tokens + best.pull_tokens,
         ttft_seconds=best.backlog_seconds + best.own_seconds,
         account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch),
+        source=best.source,
     )
 
 
@@ -111,7 +112,14 @@ class _Account:
         self._hot_epoch = hot_epoch
 
     def reason(self) -> str:
-        """Why the best one was taken."""
+        """Why the best one was taken, and where what it lacks comes from."""
+        best = self._best
+        if best.source is None:
+            return self._why()
+        took, instead = duration(best.own_seconds), duration(best.recompute_seconds)
+        return f"{self._why()}; {best.pull_tokens:.0f} tokens from {best.source}: {took} instead of {instead} to compute them"
+
+    def _why(self) -> str:
         best, objective = self._best, self._objective
         if self._rule == "only-one":
             return "the only instance that can take it"
@@ -146,6 +154,9 @@ class _Account:
             table[f"{item.id}/matched_tokens"] = Input(item.matched_tokens)
             if item.indexed_tokens >= 0.0:
                 table[f"{item.id}/indexed_tokens"] = Input(item.indexed_tokens)
+            if item.source is not None:
+                table[f"{item.id}/pull_tokens"] = Input(item.pull_tokens)
+                table[f"{item.id}/recompute_seconds"] = Input(item.recompute_seconds)
             table[f"{item.id}/predicted_ttft_seconds"] = Input(item.ttft_seconds)
             table[f"{item.id}/home"] = Input(float(item.home))
             if item.pinned:

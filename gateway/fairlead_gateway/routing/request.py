@@ -35,7 +35,7 @@ class Candidate:
     """One instance with what a request would meet there. Seconds are engine time, tokens are tokens.
 
     Not frozen, for speed: a frozen one takes six times as long to make. Nobody changes it, but for ``cost_seconds``, which the
-    preset that compares candidates puts in.
+    preset that compares candidates puts in, and what ``pulls`` says.
     """
 
     __slots__ = (
@@ -51,6 +51,9 @@ class Candidate:
         "matched_tokens",
         "own_seconds",
         "pinned",
+        "pull_tokens",
+        "recompute_seconds",
+        "source",
     )
 
     def __init__(
@@ -79,6 +82,13 @@ class Candidate:
         self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
         self.cost_seconds = 0.0
         self.pinned = pinned  # it served the session last
+        self.source: str | None = None
+        self.pull_tokens = self.recompute_seconds = 0.0
+
+    def pulls(self, source: str, tokens: float, seconds: float) -> None:
+        """It gets so many tokens from the instance ``source``, and has prefilled the prompt after ``seconds``."""
+        self.source, self.pull_tokens = source, tokens
+        self.recompute_seconds, self.own_seconds = self.own_seconds, seconds
 
     @property
     def ttft_seconds(self) -> float:

@@ -12,7 +12,7 @@ import xxhash
 
 from fairlead.decision import Decision
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, InstanceState, Model, Objectives
+from fairlead.fleet import Instance, InstanceState, Model, Objectives, Pull
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
 from fairlead_gateway.routing import dual_hash, simple
@@ -24,6 +24,7 @@ from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain, block_
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
 from fairlead_gateway.routing.shared import Siblings
+from fairlead_gateway.routing.sources import pulled_seconds
 from fairlead_kvstore.mirror import Matched, PrefixMirror
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
@@ -47,9 +48,12 @@ class _Place:
     """A ready instance with what a decision asks about it. ``bit`` finds what it should hold by all that is known, ``indexed`` (0:
     the index says nothing of it) what it holds by the index."""
 
-    __slots__ = ("bit", "id", "indexed", "kv_tokens", "profile", "tally")
+    __slots__ = ("bit", "id", "indexed", "kv_tokens", "profile", "pull", "tally")
 
-    def __init__(self, id: str, profile: EngineProfile, tally: Tally, bit: int, indexed: int) -> None:
+    def __init__(
+        self, id: str, profile: EngineProfile, tally: Tally, bit: int, indexed: int, pull: Pull | None
+    ) -> None:
+        self.pull = pull
         self.id = id
         self.profile = profile
         self.kv_tokens = profile.kv_tokens
@@ -91,6 +95,8 @@ class ModelRouter:
         self._tallies: list[Tally] = []
         self._by_bit: dict[int, _Place] = {}
         self._bits = 0
+        self._pulling = False
+        self._pulled: tuple[RouteRequest, Candidate] | None = None  # what was last decided to be pulled
         self._weights: dict[str, float] = {}
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
@@ -131,11 +137,14 @@ class ModelRouter:
                 self._ledger.tally(item.id),
                 self._mirror.hold(item.id),
                 self._mirror.bit(item.id + _INDEXED),
+                item.pull if item.transfer is None else None,  # between prefill and decode KV goes another way
             )
             for item in ready
         }
         self._places = list(self._ready.values())
         self._tallies = [place.tally for place in self._places]
+        self._pulling = sum([place.pull is not None for place in self._places]) > 1
+        self._pulled = None
         self._find_by_bit()
 
     def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
@@ -184,7 +193,11 @@ class ModelRouter:
             if place.indexed:
                 indexed = min(1.0, found.size(place.indexed) / size)
             told.sent(self._model_key, request, instance_id)
+        pulled, self._pulled = self._pulled, None
         seconds = profile.prefill(prompt, matched)
+        if pulled is not None and pulled[0] is request and pulled[1].id == instance_id:
+            seconds = pulled[1].own_seconds
+            believed = max(believed, min(1.0, (pulled[1].matched_tokens + pulled[1].pull_tokens) / max(1.0, prompt)))
         self._ledger.dispatched(request, instance_id, seconds=seconds, tokens=tokens, indexed=indexed, matched=believed)
         if self._siblings is not None:
             self._siblings.sent(self._model_key, request, instance_id)
@@ -361,15 +374,37 @@ class ModelRouter:
                     place is pinned,
                 )
             )
+        if self._pulling and holder is not None and places is self._places:  # a retry computes what it lacks
+            self._offer_pulls(candidates, wanted, holder, prompt)
         limit = self._ttft_limit
         if self._ttft_grows:
             limit = self._objectives.ttft_limit(prompt)
-        return dual_hash.choose(
+        decision = dual_hash.choose(
             candidates,
             mean_backlog_seconds=total / len(places),
             objective_seconds=limit,
             hot_epoch=self._hot.epoch,
         )
+        if decision.source is not None:
+            for item in candidates:
+                if item.id == decision.chosen:
+                    self._pulled = (request, item)
+        return decision
+
+    def _offer_pulls(self, candidates: list[Candidate], wanted: list[_Place], holder: _Place, prompt: float) -> None:
+        """Those that lack what the holder has may get it from there, where that is cheaper than to compute it."""
+        if holder.pull is None:
+            return
+        there = 0.0
+        for item in candidates:
+            if item.holder:
+                there = item.matched_tokens
+        for item, place in zip(candidates, wanted, strict=True):
+            if place is holder or place.pull is None:
+                continue
+            seconds = pulled_seconds(place.profile, prompt, item.matched_tokens, there, holder.pull, item.own_seconds)
+            if seconds >= 0.0:
+                item.pulls(holder.id, there - item.matched_tokens, seconds)
 
     def _pinned(self, request: RouteRequest, places: list[_Place], now: float) -> _Place | None:
         """Who served the session last, if it is among those that can be asked. An instance that is gone is in no table."""

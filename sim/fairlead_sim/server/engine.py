@@ -133,8 +133,9 @@ class Engine:
         if self.transfer is None or not self.transfer.takes(answer):
             self.start(answer)
 
-    def start(self, answer: Answer, *, pulled: bool = False, wrong: bool = False) -> None:
-        """Let an answer's choices run. ``pulled``: the prompt's KV came from elsewhere; ``wrong``: it was another prompt's."""
+    def start(self, answer: Answer, *, pulled: int = 0, wrong: bool = False) -> None:
+        """Let an answer's choices run. ``pulled``: the KV of so many of the prompt's tokens came from elsewhere; ``wrong``: it was
+        another prompt's."""
         ask = answer.ask
         rank = self._rank(ask)
         answer.choices = [
@@ -144,7 +145,7 @@ class Engine:
         ]
         if pulled:
             for choice in answer.choices:
-                choice.sequence.pulled_tokens = choice.sequence.prompt_tokens
+                choice.sequence.pulled_tokens = min(pulled, choice.sequence.prompt_tokens)
         for choice in answer.choices:
             if answer in self.answers:  # it fails as a whole when one of its choices is refused
                 self._submit(choice)

@@ -9,7 +9,9 @@ from fairlead_sim.server.settings import KvTransferSettings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The switches of the hand-over."""
     default = KvTransferSettings()
-    parser.add_argument("--kv-connector", choices=("none", "nixl", "mooncake", "sglang"), default=default.connector)
+    parser.add_argument(
+        "--kv-connector", choices=("none", "nixl", "mooncake", "sglang", "p2p"), default=default.connector
+    )
     parser.add_argument("--kv-role", choices=("kv_producer", "kv_consumer", "kv_both"), default=default.role)
     parser.add_argument(
         "--kv-load-failure-policy",

@@ -72,6 +72,12 @@ def take(call: Call) -> None:
         reply.on_gone = gone
 
 
+def held(call: Call) -> None:
+    """How much of a prompt is in this engine's cache, for a peer that would get it from here."""
+    transfer, asked = _asked(call)
+    answer(call, {"blocks": transfer.held([int(key) for key in asked.get("keys") or ()])})
+
+
 def release(call: Call) -> None:
     """The blocks were pulled."""
     transfer, asked = _asked(call)

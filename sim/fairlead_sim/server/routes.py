@@ -66,6 +66,7 @@ def build() -> dict[str, Route]:
         "/query": _get(kv_side.query),
         "/sim/kv/read": _post(kv_side.read),
         "/sim/kv/take": _post(kv_side.take),
+        "/sim/kv/held": _post(kv_side.held),
         "/sim/kv/release": _post(kv_side.release),
         "/sim/state": _get(inside.state),
         "/sim/faults": Route(

@@ -35,7 +35,7 @@ class KvEventsSettings:
 
 @dataclass(frozen=True, slots=True)
 class KvTransferSettings:
-    """How KV goes from engine to engine: ``none``, ``nixl``, ``mooncake`` or ``sglang``, and what that takes.
+    """How KV goes from engine to engine: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``, and what that takes.
 
     ``recompute`` False = vLLM's default: a pull that fails is an error. Seconds are wall seconds, whatever the speed, except
     the transfer itself.

@@ -37,8 +37,8 @@ _NIXL_FIELDS: tuple[tuple[str, type], ...] = (
 class Starter(Protocol):
     """The engine, as the hand-over sees it."""
 
-    def start(self, answer: Answer, *, pulled: bool = False, wrong: bool = False) -> None:
-        """Let the answer run."""
+    def start(self, answer: Answer, *, pulled: int = 0, wrong: bool = False) -> None:
+        """Let the answer run; the KV of so many tokens of its prompt was pulled."""
         ...
 
     def kill_core(self) -> None:
@@ -145,6 +145,8 @@ class Transfer:
             return self._begin(answer, self._take_by_room(answer, asked))
         if connector == "mooncake":
             return self._mooncake(answer, asked)
+        if connector == "p2p":
+            return self._from_peer(answer, asked.get("remote_kv_source"))
         if not asked.get("do_remote_prefill"):
             return False
         numbers = asked.get("remote_block_ids")
@@ -185,6 +187,36 @@ class Transfer:
             self._hanging.add(answer)
             return True
         return self._begin(answer, self._take_by_id(answer, asked))
+
+    def _from_peer(self, answer: Answer, source: object) -> bool:
+        """The peer-to-peer tier: what is not wholly said is not looked for."""
+        if not isinstance(source, dict):
+            return False
+        host, port, name = (source.get(one) for one in ("remote_host", "remote_port", "kv_request_id"))
+        if not (host and port and name):
+            return False
+        return self._begin(answer, self._find(answer, f"{host}:{port}"))
+
+    def held(self, keys: Sequence[int]) -> int:
+        """How many of these blocks, from the first, some rank has."""
+        return max(len(core.pool.match(keys, len(keys))) for core in self._cores)
+
+    async def _find(self, answer: Answer, address: str) -> None:
+        """Ask a peer what it has of the prompt, and get what is not here; a peer that is gone or has nothing costs its answer."""
+        keys = self._starter.keys(answer.ask, answer.ask.prompts[0])
+        local = self.held(keys)
+        try:
+            found = int((await peer.ask(address, "/sim/kv/held", {"keys": list(keys)}))["blocks"])
+        except (peer.PeerRefused, peer.PeerGone):
+            self.failed_total += 1
+            found = 0
+        if found > local:
+            travelling = (found - local) * self._block_tokens
+            await asyncio.sleep(self.settings.seconds(travelling) / self._speed)
+            self.pulled_total += 1
+            answer.ask.reported_cached_tokens = found * self._block_tokens
+        self._pulls.pop(answer, None)
+        self._starter.start(answer, pulled=found * self._block_tokens if found > local else 0)
 
     def _begin(self, answer: Answer, pull: Any) -> bool:
         task = asyncio.get_running_loop().create_task(pull)
@@ -242,7 +274,7 @@ class Transfer:
             self.wrong_total += 1
             self._spoilt.update(keys[local:])
         self._pulls.pop(answer, None)
-        self._starter.start(answer, pulled=True, wrong=wrong)
+        self._starter.start(answer, pulled=len(prompt.tokens), wrong=wrong)
 
     def _failed(self, answer: Answer) -> None:
         """Nothing was pulled: compute the prompt here, or say so, as the policy wants."""
