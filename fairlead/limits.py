@@ -255,7 +255,8 @@ class Limits:
         1.5,
         "an indexer that does not renew its lease for this long may be followed by another; renewed three times as often",
     )
-    index_flush_seconds: float = _limit(0.02, "changes of the index wait this long for others before they are written")
+    index_flush_seconds: float = _limit(0.02, "changes of the index are written at most this often")
+    index_gather_seconds: float = _limit(0.002, "and after a pause wait this long for others of the same step")
     index_entry_blocks: int = _limit(32_768, "blocks of one entry of the stream of changes, some 300 kB; then the next")
     index_entry_bytes: int = _limit(8 * 1024 * 1024, "an entry of that stream that is read; more is damage")
     index_stream_entries: int = _limit(
@@ -272,6 +273,9 @@ class Limits:
         900.0, "an index that nobody writes any more is gone from Redis after this long"
     )
     index_poll_seconds: float = _limit(0.02, "a mirror asks for changes of the index this often")
+    index_poll_busy_seconds: float = _limit(
+        0.004, "and this often while some come: an engine's cache turns over quickly"
+    )
     index_status_seconds: float = _limit(0.5, "and whether somebody writes it, and where it is, this often")
     index_reload_seconds: float = _limit(
         1.0, "pause between two attempts to load an index that cannot be loaded just now"

@@ -94,8 +94,7 @@ async def _eager(at: Watched, workers: int, heads: list[tuple[int, ...]]) -> Num
 async def under_eviction(at: Watched, workers: int) -> Numbers:
     """A cache that is far too small: what is predicted may be gone, or just come, when the request is admitted.
 
-    An index in the process must be no worse than counting copies at the engine, which hears of everything at the same moment. One
-    that is read through Redis hears of it some 40 ms later, in which such a cache turns over: how good it is then is shown.
+    Neither form may be worse than counting copies at the engine, which hears of everything at the same moment.
     """
     rows: list[Row] = []
     prompts = mixed(REQUESTS, "evicted", step=SHORT)
@@ -110,5 +109,5 @@ async def under_eviction(at: Watched, workers: int) -> Numbers:
     best = max(LEAST_WITH_EVICTION, found["share_right_of_the_reference"])
     found["wanted"] = best
     found["below"] = [name for name, right in found["share_right"].items() if right < best]
-    demand("in_process" not in found["below"], f"fewer than {best} of the predictions were right", found)
+    demand(not found["below"], f"fewer than {best} of the predictions were right", found)
     return found

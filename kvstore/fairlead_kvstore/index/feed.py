@@ -28,6 +28,8 @@ from fairlead_kvstore.truth.changes import Change, Expired
 
 _LIMITS: Final = Limits()
 _SWEEP: Final = 10_000
+_LIVELY_SECONDS: Final = 0.2
+"""So long after changes have come others are expected soon."""
 _UNREADABLE_AGAIN: Final = 60
 """A mirror that lacks an instance which could not be read is loaded anew after so many pauses between attempts."""
 
@@ -71,6 +73,7 @@ class Feed:
         self._models: dict[str, _Model] = {}
         self._status_at = 0.0
         self._busy = False
+        self._came_at = clock.now() - _LIVELY_SECONDS
         self._task: asyncio.Task[None] | None = None
 
     def follow(self, model_keys: Iterable[str]) -> None:
@@ -160,7 +163,14 @@ class Feed:
                 self._status_at = 0.0
             await self.step()
             if not self._busy:
-                await asyncio.sleep(self._limits.index_poll_seconds)
+                await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Until the next look: short after changes have come, less so with many models, each of which is a command."""
+        limits, many = self._limits, max(1.0, len(self._models) / 4)
+        if self._clock.now() - self._came_at > _LIVELY_SECONDS:
+            return limits.index_poll_seconds
+        return min(limits.index_poll_seconds, limits.index_poll_busy_seconds * many)
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
@@ -186,6 +196,7 @@ class Feed:
             if behind and not some:
                 why = "entries are missing"
             self._busy |= len(some) >= ENTRIES_AT_ONCE
+            self._came_at = self._clock.now() if some else self._came_at
             if not some:
                 mirror.sweep(_SWEEP)
         except UnreadableError as error:

@@ -172,6 +172,7 @@ class IndexWriter:
     async def _run(self) -> None:
         while True:
             await self._link.wait_connected()
+            begun = self._clock.now()
             await self.step()
             self._offered.clear()
             until = min((book.renew_at for book in self._books.values()), default=self._clock.now() + 1.0)
@@ -180,7 +181,8 @@ class IndexWriter:
                     await self._offered.wait()
             except TimeoutError:
                 continue
-            await asyncio.sleep(self._limits.index_flush_seconds)
+            since = self._clock.now() - begun
+            await asyncio.sleep(max(self._limits.index_gather_seconds, self._limits.index_flush_seconds - since))
 
     # --- the lease ------------------------------------------------------------------------------------------------------
 
