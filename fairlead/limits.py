@@ -219,9 +219,15 @@ class Limits:
         16_384, "batches of one replay that wait to be read; engines throw away what does not fit, so it is more"
     )
     kv_replays: int = _limit(8, "replays at once, since each brings some 10,000 batches; the others wait")
-    kv_turn_bytes: int = _limit(65_536, "of one engine's events, read before it is the next engine's turn")
+    kv_turn_bytes: int = _limit(32_768, "of one engine's events, read before it is the next engine's turn")
     kv_loop_bytes: int = _limit(
         262_144, "of all engines' events, read before anything else of the indexer has its turn"
+    )
+    kv_loop_seconds: float = _limit(
+        0.004, "the same in seconds, since a write to Redis takes several turns of the loop"
+    )
+    kv_behind_pause_seconds: float = _limit(
+        0.002, "engines are not read for so long when the index's writer is behind; then it is asked again"
     )
     kv_connect_seconds: float = _limit(5.0, "from a connection to an engine's events until both sides have greeted")
     kv_reconnect_seconds: float = _limit(
@@ -265,6 +271,9 @@ class Limits:
     index_stream_bytes: int = _limit(64 * 1024 * 1024, "the same in bytes")
     index_waiting_blocks: int = _limit(
         262_144, "changed blocks kept for Redis while it is away; then all is written down anew when it is back"
+    )
+    index_behind_blocks: int = _limit(
+        65_536, "changed blocks that wait to be written while Redis answers; with more of them engines are not read"
     )
     index_kept_batches: int = _limit(
         4_096, "batches of an instance until it is written down again: an engine can replay its last 10,000"

@@ -52,8 +52,8 @@ _ASKED_AT_ONCE: Final = 16
 class Indexer:
     """Make it on the loop that it runs on; ``close`` ends it. ``listen``: addresses at which engines dial us.
 
-    ``leased``: a model is read from ``begin`` to ``end`` only, else all are. ``chance`` draws evenly from 0 to 1. Raises BadInput for
-    an address that cannot be bound.
+    ``leased``: a model is read from ``begin`` to ``end`` only, else all are. ``behind``: whether the sink cannot follow for now, so
+    that nothing is to be read. ``chance`` draws evenly from 0 to 1. Raises BadInput for an address that cannot be bound.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Indexer:
         chance: Callable[[], float],
         listen: Sequence[str] = (),
         leased: bool = False,
+        behind: Callable[[], bool] = lambda: False,
         limits: Limits = _LIMITS,
     ) -> None:
         self.truth = truth
@@ -84,7 +85,7 @@ class Indexer:
         self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
         self._closed = False
         sockets = Sockets(limits)
-        turns = Turns(loop, limits.kv_turn_bytes, limits.kv_loop_bytes)
+        turns = Turns(loop, clock, limits, behind=behind)
         self._kit = Kit(truth, self._deliver, sockets, turns, Places(limits.kv_replays), loop, clock, chance, limits)
         self.listening: list[Listening] = []
         try:

@@ -79,6 +79,7 @@ class Process:
             chance=chance,
             listen=plan.events,
             leased=True,
+            behind=self._behind,
             limits=limits,
         )
         self._writer = IndexWriter(
@@ -94,6 +95,9 @@ class Process:
     def offer(self, model_key: str, changes: Sequence[Change]) -> None:
         """To whoever writes."""
         self._writer.offer(model_key, changes)
+
+    def _behind(self) -> bool:
+        return self._writer.behind()
 
     def stop(self) -> None:
         """End in order."""
@@ -142,7 +146,11 @@ class Process:
             models=models,
             connected=connected,
             loop_lag=self._lag.quantile(0.99),
-            notes=[*self._plan.source.notes(), *([] if connected else ["Redis is away, changes wait"])],
+            notes=[
+                *self._plan.source.notes(),
+                *([] if connected else ["Redis is away, changes wait"]),
+                *(["what was read is not written yet, engines are read later"] if self._writer.behind() else []),
+            ],
         )
 
     async def _follow(self) -> None:

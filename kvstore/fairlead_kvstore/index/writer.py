@@ -5,8 +5,11 @@ lease and where the stream was left (``scripts.py``). So a writer that was pause
 something sees it at its next write. Then, and whenever more waits than may, everything is written down anew in a new epoch: what a
 mirror is made of is always one epoch's, unbroken.
 
-Nobody waits for Redis. While it is away changes wait, bounded; the truth goes on, and is what counts when it is back. An exchange
-whose answer was lost is sent again: ``at`` tells whether it had been written.
+Nobody waits for a Redis that is away: changes wait, bounded; the truth goes on, and is what counts when it is back. An exchange
+whose answer was lost is sent again: ``at`` tells whether it had been written. While Redis answers but more changes come than can
+be written, the writer says that it is ``behind``, and engines are not read until it is not: to overflow would cost everybody a new
+epoch. Whatever else is due (a lease, an instance that has to be written down) has its turn after what waited when the step began,
+since under load something waits always.
 
 Redis being full is no reason to stop either: the lease is let go after a while, since a writer that cannot write would look like a
 leader to mirrors that get nothing.
@@ -129,6 +132,17 @@ class IndexWriter:
             book.offer(changes)
             self._offered.set()
 
+    def behind(self) -> bool:
+        """Whether more waits than should while it could be written: whoever makes changes should make no more for a moment.
+
+        Never while Redis is away or refuses: what happens then does not wait for it.
+        """
+        most, connected = self._limits.index_behind_blocks, self._link.state.connected
+        return connected and any(
+            book.waiting_blocks > most and book.lease != b"" and book.refused_since is None
+            for book in self._books.values()
+        )
+
     def leads(self, model_key: str) -> bool:
         """Whether this process writes the model, as far as it knows."""
         book = self._books.get(model_key)
@@ -162,27 +176,27 @@ class IndexWriter:
                 await self._lead(book)
             if book.lease and book.again:
                 await self._write_all(book)
-            while book.lease and not book.again and book.waiting and await self._flush(book):
-                pass
-            if book.lease and not book.again and not book.waiting:
+            await self._write_waiting(book)
+            if book.lease and not book.again and book.flight is None:
                 await self._write_due(book)
-            if book.lease and not book.again and self._clock.now() >= book.note_at:
+            if book.lease and not book.again and book.flight is None and self._clock.now() >= book.note_at:
                 await self._write_notes(book)
 
     async def _run(self) -> None:
         while True:
             await self._link.wait_connected()
+            self._offered.clear()  # before the step: what is offered while it waits for Redis is not told again
             begun = self._clock.now()
             await self.step()
-            self._offered.clear()
             until = min((book.renew_at for book in self._books.values()), default=self._clock.now() + 1.0)
             try:
                 async with asyncio.timeout(max(self._limits.index_flush_seconds, until - self._clock.now())):
                     await self._offered.wait()
             except TimeoutError:
                 continue
-            since = self._clock.now() - begun
-            await asyncio.sleep(max(self._limits.index_gather_seconds, self._limits.index_flush_seconds - since))
+            if not self.behind():
+                since = self._clock.now() - begun
+                await asyncio.sleep(max(self._limits.index_gather_seconds, self._limits.index_flush_seconds - since))
 
     # --- the lease ------------------------------------------------------------------------------------------------------
 
@@ -238,6 +252,12 @@ class IndexWriter:
 
     # --- writing --------------------------------------------------------------------------------------------------------
 
+    async def _write_waiting(self, book: Book) -> None:
+        """What waits now, in as many entries as it takes. What comes meanwhile is the next step's."""
+        entries = 1 + book.waiting_blocks // self._limits.index_entry_blocks + (book.flight is not None)
+        while entries and book.lease and not book.again and book.waiting and await self._flush(book):
+            entries -= 1
+
     async def _flush(self, book: Book) -> bool:
         """One entry; whether it was written."""
         flight = book.flight
@@ -274,6 +294,10 @@ class IndexWriter:
         book.begin(epoch)
         for name in (*self._owner.instances(book.model_key), HINTS_NAME):
             if not await self._write_down(book, name):
+                book.anew()
+                return
+            await self._write_waiting(book)  # all of a large index takes seconds, in which engines go on
+            if book.again or book.flight is not None:
                 book.anew()
                 return
         if await self._ready(book, meta):

@@ -3,13 +3,20 @@
 This is deficit round robin (Shreedhar and Varghese, 1995), with bytes as the currency, since what a batch costs grows with its bytes.
 Whoever has something to read stands in a ring. At its turn it gets a quantum and may read until it is spent; a batch larger
 than what was left puts it into debt, which its next turns pay off first. So in the long run each gets the same number of
-bytes, whatever their sizes, and what is quiet owes nothing. After every turn's worth of bytes the event loop is given back:
-timers, HTTP and writes to Redis must not wait for the end of a flood either.
+bytes, whatever their sizes, and what is quiet owes nothing.
+
+After some milliseconds, or bytes, the event loop is given back: timers, HTTP and writes to Redis must not wait for the end of a
+flood either. A write to Redis takes several turns of the loop, so each of them has to be short. And whoever takes what was read may
+say that it cannot follow (``behind``). Then nothing is read until it can: what waits lies in ZMQ's queues, and what an engine
+drops meanwhile it can replay, which is cheaper than what a writer has to do that has lost its place.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
+from fairlead.clock import Clock
+from fairlead.limits import Limits
 from fairlead_kvstore.reader.timers import Loop
 
 MESSAGE_BYTES = 256
@@ -25,15 +32,23 @@ class Source(Protocol):
 
 
 class Turns:
-    """The ring. ``quantum``: bytes of one turn; ``whole``: bytes after which the loop is given back."""
+    """The ring. ``behind``: whether nothing is to be read for now; it is asked before every turn of the loop.
 
-    def __init__(self, loop: Loop, quantum: int, whole: int) -> None:
+    Of ``limits``: ``kv_turn_bytes`` of one source, ``kv_loop_bytes`` or ``kv_loop_seconds`` after which the loop is given back.
+    """
+
+    def __init__(self, loop: Loop, clock: Clock, limits: Limits, *, behind: Callable[[], bool] = lambda: False) -> None:
         self._loop = loop
-        self._quantum = quantum
-        self._whole = whole
+        self._clock = clock
+        self._quantum = limits.kv_turn_bytes
+        self._whole = limits.kv_loop_bytes
+        self._seconds = limits.kv_loop_seconds
+        self._pause = limits.kv_behind_pause_seconds
+        self._behind = behind
         self._ring: deque[Source] = deque()
         self._left: dict[Source, int] = {}
         self._due = False
+        self.pauses = 0
 
     def __len__(self) -> int:
         """How many have something to read."""
@@ -55,10 +70,20 @@ class Turns:
 
     def _turn(self) -> None:
         self._due = False
-        spent = 0
+        if not self._ring:
+            return
+        if self._behind():
+            self.pauses += 1
+            self._due = True
+            self._loop.call_later(self._pause, self._turn)
+            return
+        spent, now = 0, self._clock.now
+        until = now() + self._seconds
         try:
             while self._ring and spent < self._whole:
                 spent += self._one(self._ring.popleft())
+                if now() >= until:
+                    break
         finally:
             if self._ring and not self._due:
                 self._due = True

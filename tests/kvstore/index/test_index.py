@@ -1,7 +1,7 @@
 """An indexer, a real Redis and a mirror elsewhere: whatever happens between them, the mirror ends up with the truth and no ghost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
@@ -339,6 +339,95 @@ def test_a_long_absence_of_redis_is_bounded_and_made_good(server: Valkey) -> Non
         for _ in range(50):
             await world.write(2)
             assert world.writer._books[MODEL].waiting_blocks <= 50
+        server.start()
+        await world.link.wait_connected()
+        await world.settle()
+        world.agrees()
+
+    played(server, work, limits)
+
+
+class Busy:
+    """Redis, and engines that publish while it works: whenever the writer waits for it, more has come."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.run = world.link.run
+        self.busy = True
+        self.most = 0
+        world.link.run = self.answer  # type: ignore[method-assign]
+
+    async def answer(self, commands: Sequence[Any]) -> list[Any] | None:
+        found = await self.run(commands)
+        if self.busy and not self.world.writer.behind():
+            self.world.prompt(2)
+            self.world.indexer.read()
+        self.most = max(self.most, self.world.writer._books[MODEL].waiting_blocks)
+        return found
+
+
+def test_under_a_load_that_never_ends_every_step_ends_and_what_else_is_due_is_done(server: Valkey) -> None:
+    limits = replace(LIMITS, index_kept_batches=8, index_entry_blocks=16, index_stream_entries=64)
+
+    async def work(world: World, redis: Any) -> None:
+        await world.write(10)
+        busy = Busy(world)
+        book = world.writer._books[MODEL]
+        for _ in range(40):
+            world.clock.advance(1.0)
+            await world.writer.step()
+            await world.feed.step()
+        assert max(item.batches for item in book.items.values()) < 60, "every instance was written down now and then"
+        assert book.sequence - book.oldest() <= 40 < book.sequence, "so that the stream can be cut"
+        assert book.epochs == 1
+        busy.busy = False
+        await world.settle()
+        world.agrees()
+
+    played(server, work, limits)
+
+
+def test_a_writer_that_cannot_follow_says_so_and_does_not_begin_anew(server: Valkey) -> None:
+    limits = replace(LIMITS, index_waiting_blocks=120, index_behind_blocks=40, index_entry_blocks=16)
+
+    async def work(world: World, redis: Any) -> None:
+        world.prompt(30)
+        busy = Busy(world)
+        for _ in range(30):
+            world.clock.advance(1.0)
+            await world.writer.step()
+        book = world.writer._books[MODEL]
+        assert busy.most > 40, "more came than could be written at once"
+        assert (book.epochs, book.again) == (1, False)
+        busy.busy = False
+        await world.settle()
+        world.agrees()
+        assert not world.writer.behind()
+
+    played(server, work, limits)
+
+
+def test_nobody_waits_for_a_redis_that_is_away_or_refuses(server: Valkey) -> None:
+    limits = replace(LIMITS, index_behind_blocks=10)
+
+    async def work(world: World, redis: Any) -> None:
+        await world.write(10)
+        world.prompt(5)
+        world.indexer.read()
+        assert world.writer.behind()
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", "1")
+        await world.writer.step()
+        assert world.writer._books[MODEL].waiting_blocks > 0 or world.writer._books[MODEL].flight is not None
+        assert not world.writer.behind(), "it refuses"
+        await redis.config_set("maxmemory", "0")
+        await world.writer.step()
+        world.prompt(5)
+        world.indexer.read()
+        assert world.writer.behind()
+        server.kill()
+        await world.lost()
+        assert not world.writer.behind(), "it is away"
         server.start()
         await world.link.wait_connected()
         await world.settle()

@@ -1,7 +1,10 @@
 """Whose turn it is: equal shares in bytes, whatever the messages' sizes, and the loop is given back in between."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from fairlead.clock import ManualClock
+from fairlead.limits import Limits
 from fairlead_kvstore.reader.turns import Turns
 
 
@@ -10,13 +13,15 @@ class Soon:
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], object]] = []
+        self.later: list[tuple[float, Callable[[], object]]] = []
 
     def call_soon(self, callback: Callable[[], object], /) -> "Soon":
         self.waiting.append(callback)
         return self
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> "Soon":
-        raise AssertionError(delay, callback)
+        self.later.append((delay, callback))
+        return self
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
         raise AssertionError(fd, callback)
@@ -49,10 +54,17 @@ class Engine:
         return used, bool(self.sizes)
 
 
+def turns_of(
+    loop: Soon, quantum: int, whole: int, clock: ManualClock | None = None, behind: Callable[[], bool] = lambda: False
+) -> Turns:
+    limits = replace(Limits(), kv_turn_bytes=quantum, kv_loop_bytes=whole)
+    return Turns(loop, clock or ManualClock(), limits, behind=behind)
+
+
 def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
     log: list[str] = []
     loop = Soon()
-    turns = Turns(loop, 100, 1_000_000)
+    turns = turns_of(loop, 100, 1_000_000)
     for name in ("x", "y"):
         turns.ready(Engine(log, name, [10] * 10_000))
     turns.ready(Engine(log, "calm", [10]))
@@ -63,7 +75,7 @@ def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
 def test_shares_are_equal_in_bytes_and_a_large_message_is_paid_off() -> None:
     log: list[str] = []
     loop = Soon()
-    turns = Turns(loop, 100, 40_000)
+    turns = turns_of(loop, 100, 40_000)
     small, large = Engine(log, "small", [10] * 100_000), Engine(log, "large", [1_000] * 1_000)
     turns.ready(small)
     turns.ready(large)
@@ -75,7 +87,7 @@ def test_shares_are_equal_in_bytes_and_a_large_message_is_paid_off() -> None:
 def test_the_loop_is_given_back_after_so_many_bytes_and_what_is_left_goes_on() -> None:
     log: list[str] = []
     loop = Soon()
-    turns = Turns(loop, 100, 250)
+    turns = turns_of(loop, 100, 250)
     one = Engine(log, "x", [50] * 20)
     turns.ready(one)
     turns.ready(one)
@@ -89,7 +101,7 @@ def test_the_loop_is_given_back_after_so_many_bytes_and_what_is_left_goes_on() -
 def test_who_is_closed_while_it_reads_has_no_further_turn() -> None:
     log: list[str] = []
     loop = Soon()
-    turns = Turns(loop, 100, 1_000)
+    turns = turns_of(loop, 100, 1_000)
     one = Engine(log, "x", [200] * 5)
     one.then = lambda: turns.gone(one)
     turns.ready(one)
@@ -100,7 +112,7 @@ def test_who_is_closed_while_it_reads_has_no_further_turn() -> None:
 def test_one_that_breaks_does_not_stop_the_others() -> None:
     log: list[str] = []
     loop = Soon()
-    turns = Turns(loop, 100, 1_000)
+    turns = turns_of(loop, 100, 1_000)
 
     def broken() -> None:
         raise ZeroDivisionError
@@ -113,3 +125,43 @@ def test_one_that_breaks_does_not_stop_the_others() -> None:
         pass
     loop.turn()
     assert log == ["x", "y"]
+
+
+def test_the_loop_is_given_back_after_some_milliseconds_and_nobody_loses_a_turn_by_it() -> None:
+    log: list[str] = []
+    loop, clock = Soon(), ManualClock()
+    turns = turns_of(loop, 100, 1_000_000, clock)
+    for name in ("x", "y", "z"):
+        turns.ready(Engine(log, name, [50] * 200, lambda: clock.advance(0.0011)))
+    loop.turn()
+    assert log == ["x", "x", "y", "y"]
+    for _ in range(8):
+        loop.turn()
+    assert {log.count(name) for name in ("x", "y", "z")} == {12}
+
+
+def test_nothing_is_read_while_who_takes_it_is_behind_and_then_it_goes_on_where_it_was() -> None:
+    log: list[str] = []
+    behind: list[bool] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 200, behind=lambda: bool(behind))
+    for name in ("x", "y", "z"):
+        turns.ready(Engine(log, name, [100] * 4))
+    loop.turn()
+    assert log == ["x", "y"]
+    behind.append(True)
+    loop.turn()
+    turns.ready(Engine(log, "late", [100]))
+    for _ in range(3):
+        ((delay, again),) = loop.later
+        loop.later.clear()
+        assert (delay, loop.waiting) == (Limits().kv_behind_pause_seconds, [])
+        again()
+    assert (log, turns.pauses) == (["x", "y"], 4)
+    behind.clear()
+    ((_, again),) = loop.later
+    again()
+    while loop.waiting:
+        loop.turn()
+    assert log == ["x", "y", "z", "x", "y", "late", "z", "x", "y", "z", "x", "y", "z"]
+    assert len(loop.later) == 1, "who is not behind is not asked by a timer"
