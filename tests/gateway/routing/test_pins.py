@@ -7,9 +7,12 @@ import pytest
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.limits import Limits
 from fairlead.profile import preset
+from fairlead.testing.engine import honest
+from fairlead.testing.raw_http import post, send
 from fairlead_gateway.prompt import session_pin
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.pins import Pins
+from fairlead_gateway.testing import Running, run, with_engines
 
 MODEL = Model("default", "m", Objectives(ttft_seconds=5.0), "dual-hash")
 
@@ -111,3 +114,27 @@ def test_the_oldest_sessions_go_beyond_the_limit() -> None:
 def test_a_pin_says_nothing_without_the_secret_and_is_of_one_model() -> None:
     pins = {session_pin("s", key, secret) for key in ("a/m", "b/m") for secret in (b"one", b"two")}
     assert len(pins) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "header", "pinned"),
+    [
+        ({}, "", False),
+        ({"session_id": "s"}, "", True),
+        ({}, "x-session-id: s\r\n", True),
+        ({"user": "everybody"}, "", False),
+        ({"user": "everybody", "session_id": "s"}, "", True),
+    ],
+)
+def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str], header: str, pinned: bool) -> None:
+    async def use(running: Running) -> None:
+        for text in ("one", "two"):
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text * 100}], **more}
+            (answer,) = await send(running.url, post(body, more=header))
+            assert answer.status == 200
+        told = running.gateway.decisions.get(answer.fields["x-fairlead-decision"])
+        assert told is not None
+        inputs = told.records[0].decision.inputs
+        assert any(name.endswith("/session_last") for name in inputs) == pinned
+
+    run(with_engines([honest], use))
