@@ -8,6 +8,11 @@ ninety bytes, and a walk along a chain mostly meets the very number that it met 
 engines told, and they may lose a block in the middle (it went to another tier, or its neighbour was pushed out), so every block is
 looked at until nobody is left. Which is also cheap: a lookup in C for each block.
 
+**The same chains are asked for again and again**, by every turn of a conversation and every user of a long system prompt, and an
+answer follows from the numbers of its blocks alone. Where instances reach differently far, or hold blocks in slower tiers, an answer
+costs some hundred steps; it is kept under these very numbers, up to the first block that nobody holds. So it is found again as long
+as nobody stores or loses a block of it, with nothing to be invalidated, and prompts that go on differently behind it share it.
+
 **A slower tier goes on where the faster one ends**, as in ``Truth.held``: depths are cumulative, and what a tier adds is the
 difference. Hints of stores that all instances share come last, and only behind what somebody holds or from the start.
 
@@ -15,6 +20,7 @@ difference. Hints of stores that all instances share come last, and only behind 
 by little, with every batch that comes and whenever somebody calls ``sweep``. Then the bits are given to the next instance.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -30,6 +36,12 @@ _LIMITS: Final = Limits()
 _TIERS: Final = len(EXACT)
 _INTERNED_MOST: Final = 65_536
 _ANSWERS_MOST: Final = 4_096
+_CHAINS_MOST: Final = 256
+_CHAIN_BLOCKS: Final = 4_096
+_CHAIN_BITS: Final = 1_024
+"""Larger numbers, of some three hundred instances, cost more to be looked up than what is kept under them saves."""
+_CHAIN_STEPS: Final = 3
+"""An answer of so few depths is cheaper to make than to find."""
 _SWEEP_LEAST: Final = 2_048
 _SWEEP_PER_BLOCK: Final = 4
 _RETIRED_MOST: Final = 64
@@ -63,6 +75,7 @@ class IndexMirror:
         self._names: list[str] = []
         self._by_bit: dict[int, str] = {}
         self._answers: dict[tuple[int, int], tuple[Held, ...]] = {}
+        self._chains: dict[tuple[int | None, ...], tuple[Held, ...]] = {}
         self._free: list[int] = []
         self._retired: list[int] = []
         self._sweeping: list[int] = []
@@ -89,16 +102,14 @@ class IndexMirror:
         """Who holds the chain's first block, and how far on; those who hold it farthest in the GPU come first."""
         if not hashes:
             return ()
-        gpu = self._walk(hashes)
-        if self._slow or self._hints:
-            return self._tiered(hashes, gpu)
-        answers = self._answers
-        if len(gpu) == 1:
-            return answers.get(gpu[0]) or self._answer(gpu[0])
-        found: list[Held] = []
-        for reach in reversed(gpu):
-            found += answers.get(reach) or self._answer(reach)
-        return tuple(found)
+        if self._hints:
+            return self._tiered(hashes, self._walk(hashes))
+        if hashes[0] not in self._masks:
+            return ()
+        if self._slow:
+            return self._again(hashes)
+        gpu = self._walk(hashes, most=_CHAIN_STEPS)
+        return self._again(hashes) if len(gpu) > _CHAIN_STEPS else self._gathered(gpu)
 
     def holders(self, own: int) -> dict[str, tuple[Tier, ...]]:
         """Who holds one block, and where."""
@@ -237,8 +248,40 @@ class IndexMirror:
             mask ^= bits << place * _TIERS
         return found
 
-    def _walk(self, hashes: Sequence[int], fold: int = 0) -> list[tuple[int, int]]:
-        """(depth, GPU bits of those that reach just that depth), shallowest first; with ``fold`` slower tiers count as well."""
+    def _gathered(self, gpu: list[tuple[int, int]]) -> tuple[Held, ...]:
+        """The answer where there is nothing but the GPU."""
+        answers = self._answers
+        if len(gpu) == 1:
+            return answers.get(gpu[0]) or self._answer(gpu[0])
+        found: list[Held] = []
+        for reach in reversed(gpu):
+            found += answers.get(reach) or self._answer(reach)
+        return tuple(found)
+
+    def _again(self, hashes: Sequence[int]) -> tuple[Held, ...]:
+        """The answer that the same numbers had before, or a new one. Not with hints, which are not in the numbers."""
+        masks: list[int | None] = list(map(self._masks.get, hashes))
+        if masks[-1] is None:
+            del masks[masks.index(None) :]
+        if self._gpu.bit_length() > _CHAIN_BITS or len(masks) > _CHAIN_BLOCKS:
+            return self._made(hashes)
+        key = tuple(masks)
+        found = self._chains.get(key)
+        if found is None:
+            if len(self._chains) >= _CHAINS_MOST:
+                self._chains.clear()
+            found = self._chains[key] = self._made(hashes)
+        return found
+
+    def _made(self, hashes: Sequence[int]) -> tuple[Held, ...]:
+        gpu = self._walk(hashes)
+        return self._tiered(hashes, gpu) if self._slow else self._gathered(gpu)
+
+    def _walk(self, hashes: Sequence[int], fold: int = 0, most: int = sys.maxsize) -> list[tuple[int, int]]:
+        """(depth, GPU bits of those that reach just that depth), shallowest first; with ``fold`` slower tiers count as well.
+
+        Ends early, with what it has, when these are more than ``most``.
+        """
         found: list[tuple[int, int]] = []
         alive = self._gpu & ~self._dead
         if not alive:
@@ -258,7 +301,7 @@ class IndexMirror:
             if still != alive:
                 if depth:
                     found.append((depth, alive ^ still))
-                if not still:
+                if not still or len(found) > most:
                     return found
                 alive = still
         found.append((len(hashes), alive))
@@ -365,6 +408,7 @@ class IndexMirror:
                 place = self._free.pop()
                 self._names[place] = instance
                 self._answers.clear()
+                self._chains.clear()
             else:
                 place = len(self._names)
                 self._names.append(instance)
@@ -378,6 +422,7 @@ class IndexMirror:
         if place is None:
             return
         self._retired.append(place)
+        self._chains.clear()  # what is retired is in the numbers still
         self._dead |= (1 << _TIERS) - 1 << place * _TIERS
         while len(self._retired) + len(self._sweeping) > _RETIRED_MOST and self.sweep(len(self._masks)):
             pass

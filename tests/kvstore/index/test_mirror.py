@@ -175,6 +175,43 @@ def test_what_a_slice_keeps_can_be_loaded_as_it_is() -> None:
     assert {one.instance: one.blocks for one in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}
 
 
+@pytest.mark.parametrize("tier", [Tier.GPU, Tier.CPU])
+def test_an_answer_that_is_found_again_is_right_after_everything_that_may_happen(tier: Tier) -> None:
+    """Instances reach differently far, so that answers are kept; each answer is what a mirror that was never asked says."""
+    path = list(range(1, 13))
+    told: list[Change] = []
+    mirror = IndexMirror()
+
+    def agrees() -> None:
+        fresh = IndexMirror()
+        fresh.apply(told)
+        for some in (path, path[:6], [*path, 77, 78], [*path[:6], 99, *path[6:]], [99, *path]):
+            for _ in range(2):
+                mine = {held.instance: held.blocks for held in mirror.match(some)}
+                assert mine == {held.instance: held.blocks for held in fresh.match(some)}
+
+    def tell(*some: Change) -> None:
+        told.extend(some)
+        mirror.apply(some)
+        agrees()
+
+    for number in range(10):
+        name = f"i{number}"
+        tell(changes.Stored(name, Tier.GPU, 0, path[: number + 2]))
+        tell(changes.Stored(name, tier, 0, path[number + 1 : number + 4]))
+    assert mirror._chains, "these are kept"
+    tell(changes.Removed("i9", Tier.GPU, [path[4]]))
+    tell(changes.Stored("i9", Tier.GPU, 0, [path[4]]))
+    tell(changes.Cleared("i5", 2, "a test"))
+    tell(changes.Gone("i6"))
+    mirror.sweep(1_000)
+    agrees()
+    tell(changes.Stored("new", Tier.GPU, 0, path[:9]))
+    tell(changes.Stored("i5", Tier.GPU, 0, path[:3]))
+    tell(changes.Hinted(MODEL, [77], 5.0))
+    tell(changes.Expired(MODEL, [77]))
+
+
 def test_a_gone_instance_is_forgotten_at_once_and_gives_its_bit_to_the_next() -> None:
     mirror = IndexMirror()
     for number in range(1_000):
