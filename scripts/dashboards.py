@@ -1,7 +1,7 @@
 """The Grafana dashboards of the chart: what they show is written here, and what Grafana wants around it is put around it.
 
 Three, by who looks: how models serve (their owners), how engines and caches are (who runs them), how the control plane itself is.
-Every expression names a metric that gateways or operators tell; tests/charts compares them.
+Every expression names a metric that gateways, operators or indexers tell; tests/charts compares them.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WHERE = 'namespace="$namespace",model=~"$model"'
 _HERE = 'namespace="$namespace"'
-_G, _O = "fairlead_gateway_", "fairlead_operator_"
+_G, _O, _I = "fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_"
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ def engines() -> Dashboard:
 
 def control_plane() -> Dashboard:
     """How operator, gateways and Redis are."""
-    return Dashboard("control-plane", "Fairlead / Control plane", (*_operators(), *_gateways()), models=False)
+    return Dashboard(
+        "control-plane", "Fairlead / Control plane", (*_operators(), *_gateways(), *_indexers()), models=False
+    )
 
 
 def _operators() -> Rows:
@@ -191,6 +193,23 @@ def _operators() -> Rows:
         Panel("Events never written", [worked("events_dropped", "events")], "ops"),
     )
     return (("Operator", working), ("What it hears", hearing))
+
+
+def _indexers() -> Rows:
+    def indexer(metric: str, legend: str, of: str = "sum") -> tuple[str, str]:
+        return _sum(_I + metric, "model", where=_HERE, of=of), legend
+
+    engines = (
+        indexer("instances", "{{model}}"),
+        indexer("connected", "{{model}} connected"),
+        indexer("incomplete", "{{model}} known in part"),
+    )
+    index = (
+        Panel("Engines read", engines, says="By the indexer that has the model's lease."),
+        Panel("Blocks known", [indexer("blocks", "{{model}}")]),
+        Panel("Age of the last events", [indexer("lag_seconds", "{{model}}", of="max")], "s"),
+    )
+    return (("Index", index),)
 
 
 def _gateways() -> Rows:
