@@ -1,7 +1,10 @@
 """Both ways of making an image say the same, and the locks of the images are parts of the lock."""
 
+import importlib.metadata
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,42 @@ def test_a_layer_is_made_once_for_its_content(tmp_path: Path) -> None:
     assert len(made) == 1
     store.layer("one", "b", fill)
     assert len(made) == 2
+
+
+STARTED = {
+    "gateway": ("fairlead_gateway.__main__", "fairlead_gateway.indexing.source", "fairlead.kubefleet.opening"),
+    "kvstore": ("fairlead_kvstore.__main__", "fairlead_kvstore.process", "fairlead.kubefleet.opening"),
+}
+"""Component → modules that together load all it needs, those too that it loads only when it gets there."""
+
+
+_WITHOUT = """
+import importlib, sys
+away, wanted = set(sys.argv[1].split(",")), sys.argv[2].split(",")
+
+class Away:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in away:
+            raise ModuleNotFoundError(f"{name} is not in the image", name=name)
+
+sys.meta_path.insert(0, Away())
+for name in wanted:
+    importlib.import_module(name)
+"""
+
+
+@pytest.mark.parametrize("component", STARTED)
+def test_what_a_component_loads_is_in_its_image(component: str) -> None:
+    """It starts where nothing else is than what is locked for it."""
+    lock = ROOT / "requirements" / "images" / f"{component}.txt"
+    locked = {_plain(name) for name in rootfs.locked(lock)} | {"fairlead"}
+    there = importlib.metadata.packages_distributions()
+    away = [name for name, owners in there.items() if not locked & {_plain(one) for one in owners}]
+    assert "pytest" in away
+    command = [sys.executable, "-c", _WITHOUT, ",".join(away), ",".join(STARTED[component])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
