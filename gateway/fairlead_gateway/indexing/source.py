@@ -67,8 +67,9 @@ class RedisSource:
         self._feed.follow(telling)
 
     def mirror(self, model_key: str) -> Mirror:
-        """Empty before the first load."""
-        return self._feed.mirror(model_key) or self._empty
+        """Empty before the first load. One that is loaded and has no block yet is not that one: it is what blocks will come into."""
+        found = self._feed.mirror(model_key)
+        return self._empty if found is None else found
 
     def stale(self, model_key: str) -> str | None:
         """Since when and why nothing new is heard."""

@@ -283,6 +283,7 @@ def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp
         server.start()
         try:
             async with stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
+                await place.until_state("incomplete")  # the index was loaded when it had not a block yet
                 await place.ask(text_of("first"))
                 await place.until_state("index")
 
