@@ -76,8 +76,13 @@ class Limits:
     scrape_bytes: int = _limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")
     redis_names_seconds: float = _limit(10.0, "until a listing of a Redis' keys finds the next one")
     redis_deadline_seconds: float = _limit(1.0, "an exchange with Redis; nothing of a request waits for one")
+    redis_connect_seconds: float = _limit(
+        3.0, "the same where a connection has to be opened first, which takes several exchanges of its own"
+    )
     redis_ping_seconds: float = _limit(2.0, "a Redis that is not being used is asked this often whether it is there")
-    redis_pause_seconds: float = _limit(5.0, "longest pause between two attempts to reach Redis")
+    redis_pause_seconds: float = _limit(
+        1.5, "longest pause between two attempts to reach Redis: it is used again within 2 s of its return"
+    )
     redis_stale_seconds: float = _limit(60.0, "what Redis told counts as stale this long after it went, then as gone")
     published_decisions: int = _limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
     published_decision_seconds: float = _limit(900.0, "entries of the decision stream older than this are trimmed")

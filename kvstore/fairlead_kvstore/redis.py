@@ -3,6 +3,10 @@
 Redis holds hints and counters only. So whoever uses the link asks "run these commands" and gets replies, or None when Redis
 is away; connecting, failing and trying again happen in a task of the link's own, with growing pauses and some chance
 in them, so that a restarted Redis is not met by every gateway at once. What is known of the link is a value that can be shown.
+
+Whoever asks while all connections are in use opens one more, and a Redis that is far away takes several times as long for that as
+for an answer. So two deadlines hold: each reply has ``redis_deadline_seconds`` (``servers.py``), and all together, with a connection
+that may have to be opened before, have ``redis_connect_seconds``.
 """
 
 import asyncio
@@ -104,7 +108,7 @@ class RedisLink:
         if not self._up:
             return None
         try:
-            async with asyncio.timeout(self._limits.redis_deadline_seconds):
+            async with asyncio.timeout(self._limits.redis_connect_seconds):
                 return await self._server.run(commands)
         except (RedisError, OSError, TimeoutError) as error:
             self._lost(_why(error))
@@ -144,7 +148,7 @@ class RedisLink:
 
     async def _ping(self) -> bool:
         try:
-            async with asyncio.timeout(self._limits.redis_deadline_seconds):
+            async with asyncio.timeout(self._limits.redis_connect_seconds):
                 if not self._up:
                     # A connection that was open while the server went may be half dead: begin with fresh ones.
                     await self._server.fresh()

@@ -2,7 +2,8 @@
 
 redis-py knows them; here they are given deadlines, no retries of their own (the link has its own), and one kind of error. The
 deadline around each call is the caller's. Sentinels, and the nodes of a cluster, are asked one after the other, so each may take a
-part of it only: else one that hangs would keep the others from ever being asked.
+part of it only: else one that hangs would keep the others from ever being asked. A connection begins with as few exchanges as can
+be: its password, and its name for people who look at the server. Which library it is, is not told: one more to wait for.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -53,9 +54,11 @@ class Server(Protocol):
 def server(place: Place, limits: Limits, name: str | None) -> Server:
     """A client of that place; nothing is connected yet. Raises BadInput for a URL that redis-py cannot read."""
     common: dict[str, Any] = {
-        **_timeouts(limits.redis_deadline_seconds),
+        "socket_timeout": limits.redis_deadline_seconds,
+        "socket_connect_timeout": limits.redis_connect_seconds,
         "retry": Retry(NoBackoff(), 0),
         "client_name": name,
+        "driver_info": None,
         "protocol": 2,
         "decode_responses": False,
     }
@@ -69,22 +72,20 @@ def server(place: Place, limits: Limits, name: str | None) -> Server:
     if place.authority is not None:
         secure["ssl_ca_certs"] = place.authority
     common |= {**secure, "username": place.username, "password": place.password}
-    part = _timeouts(max(_SHORTEST_SECONDS, limits.redis_deadline_seconds / (len(place.hosts) + 1)))
+    each = max(_SHORTEST_SECONDS, limits.redis_connect_seconds / (len(place.hosts) + 1))
+    part = {"socket_timeout": min(limits.redis_deadline_seconds, each), "socket_connect_timeout": each}
     if place.kind == CLUSTER:
         return _Cluster(place, common | part)
     asking = {
         "username": place.sentinel_username,
         "password": place.sentinel_password,
         "retry": Retry(NoBackoff(), 0),
+        "driver_info": None,
         "protocol": 2,
     }
     made: Any = Sentinel  # its constructor has no types
     sentinels = made(place.hosts, sentinel_kwargs={**part, **secure, **asking})
     return _Sentinels(sentinels, place, sentinels.master_for(place.service, db=place.database, **common))
-
-
-def _timeouts(seconds: float) -> dict[str, float]:
-    return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
 
 
 class _One:

@@ -12,6 +12,8 @@ from redis.asyncio import Redis
 from fairlead.clock import ManualClock, SystemClock
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
+from fairlead.testing.slow import slow_way
+from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until
 from fairlead_kvstore.redis import RedisLink
 
@@ -153,6 +155,27 @@ def test_a_link_always_stops_even_while_it_is_about_to_ask(server: Any) -> None:
             async with asyncio.timeout(60):
                 await link.wait_connected()
                 await asyncio.sleep(0.001)  # the ping falls due in this very turn
+                await link.stop()
+
+    asyncio.run(run())
+
+
+def test_a_redis_that_is_200_ms_away_in_each_direction_answers_all_who_ask_at_once(server: Valkey) -> None:
+    """Each of them needs a connection of its own, and each of those begins with exchanges of its own."""
+
+    async def run() -> None:
+        async with slow_way(server.path, 0.2) as port:
+            link = RedisLink(f"redis://127.0.0.1:{port}/0", SystemClock(), name="far")
+            link.start()
+            try:
+                async with asyncio.timeout(60):
+                    await link.wait_connected()
+                    since = link.state.since
+                    several = await asyncio.gather(*[link.run([("ECHO", str(number))]) for number in range(8)])
+                assert several == [[b"%d" % number] for number in range(8)]
+                assert link.state.connected
+                assert link.state.since == since  # it was not lost in between
+            finally:
                 await link.stop()
 
     asyncio.run(run())

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
@@ -12,9 +11,6 @@ from fairlead.names import nearest
 from fairlead_cli.errors import NoIndex
 from fairlead_kvstore import keys
 from fairlead_kvstore.redis import RedisLink
-
-_PATIENCE: Final = 2.0
-"""Exchanges that Redis may take to answer for the first time, each of ``redis_deadline_seconds``."""
 
 
 @asynccontextmanager
@@ -27,7 +23,7 @@ async def reached(url: str | None, clock: Clock, limits: Limits) -> AsyncIterato
     link.start()
     try:
         try:
-            async with asyncio.timeout(_PATIENCE * limits.redis_deadline_seconds):
+            async with asyncio.timeout(limits.redis_connect_seconds):
                 await link.wait_connected()
         except TimeoutError:
             raise away(link) from None

@@ -1,0 +1,71 @@
+"""A long way to a server: everything arrives whole and in order, but so many seconds later, in either direction.
+
+Nothing is throttled: what is sent together arrives together, as over a long line, and not one reply after the other.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+_Piece = tuple[float, bytes]
+
+
+@asynccontextmanager
+async def slow_way(server: Path, seconds: float) -> AsyncIterator[int]:
+    """A port on loopback that leads to a server's unix socket, ``seconds`` away in each direction."""
+
+    open_ones: set[asyncio.Task[None]] = set()
+
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_lead(reader, writer, server, seconds))
+        open_ones.add(task)
+        task.add_done_callback(open_ones.discard)
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+        for task in list(open_ones):
+            task.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
+
+
+async def _lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Path, seconds: float) -> None:
+    """One connection, until either side ends it."""
+    try:
+        there_reader, there_writer = await asyncio.open_unix_connection(server)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_carry(reader, there_writer, seconds))
+                group.create_task(_carry(there_reader, writer, seconds))
+        finally:
+            there_writer.transport.abort()
+    except* OSError:
+        pass
+    finally:
+        writer.transport.abort()
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """One direction, until the side that sends ends it; then the whole connection ends."""
+    under_way: asyncio.Queue[_Piece] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    async def arrive() -> None:
+        while True:
+            at, data = await under_way.get()
+            await asyncio.sleep(max(0.0, at - loop.time()))
+            if not data:
+                raise ConnectionResetError
+            writer.write(data)
+            await writer.drain()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(arrive())
+        while True:
+            data = await reader.read(65_536)
+            under_way.put_nowait((loop.time() + seconds, data))
+            if not data:
+                return
