@@ -17,6 +17,7 @@ KINDS = ("modeldeployments", "acceleratorclasses")
 VALUES: dict[str, Any] = {
     # A node of two processors has everything on it: what is asked for is what is used there.
     "gateway": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}},
+    "indexer": {"resources": {"requests": {"cpu": "50m", "memory": "96Mi"}}},
     # Nobody brings another node: that there is no room is told at once.
     "operator": {"capacityGrace": "1s"},
 }

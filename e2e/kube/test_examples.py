@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from kube.clients import HOST, Client
+from kube.index import Index
 from kube.kubectl import Kubectl, Manifest
 from kube.models import Model
 from kube.release import Release
@@ -124,6 +125,7 @@ def test_a_model_serves_from_each_of_its_instances(here: Kubectl, installed: Rel
     assert len(example.pods) == 2
     assert example.stream().models == {example.model.name}
     assert {one.instance for one in example.streams(set(example.pods))} == set(example.pods)
+    Index(installed, example.name).followed(len(example.pods))
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "prefill-decode"])
