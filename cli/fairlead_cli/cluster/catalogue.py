@@ -279,6 +279,17 @@ _GATEWAY = (
         "password, TLS and NetworkPolicies.",
     ),
     Check(
+        "gateway-index",
+        Section.GATEWAY,
+        When.POST,
+        "gateways' indexes are true and kept up",
+        "Where engines tell what they hold, gateways hold it against what answers report. An index that does not agree is put "
+        "in quarantine, one that nobody keeps up is stale, and an engine that tells nothing is named: requests are answered, and "
+        "hit fewer caches.",
+        "A quarantine ends by itself; one that comes back means another engine's events, or a proxy before several engines. "
+        "For a stale index look at Redis and the indexer, for a silent engine at its `--kv-events-config` and NetworkPolicies.",
+    ),
+    Check(
         "gateway-notes",
         Section.GATEWAY,
         When.POST,

@@ -36,6 +36,7 @@ JUDGES: Final[Mapping[str, Judge]] = MappingProxyType(
         "gateway-rights": gateway.rights,
         "gateway-fleet": gateway.fleet,
         "redis": gateway.redis,
+        "gateway-index": gateway.index,
         "gateway-notes": gateway.notes,
         "gateway-certificate": gateway.certificate,
         "indexer-installed": indexer.installed,

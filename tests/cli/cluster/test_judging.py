@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
+from fairlead_cli.cluster.asking import Readiness
 from fairlead_cli.cluster.catalogue import checks
 from fairlead_cli.cluster.checks import JUDGES, judge, problem
 from fairlead_cli.cluster.facts import Facts, SecretFacts
@@ -365,7 +367,7 @@ def test_gateways_that_are_not_reached_are_told_with_the_reason(facts: Facts) ->
     away = Missing("pod g says nothing for 8 s; a NetworkPolicy may keep the API server out")
     said = {name: [replace(one, readiness=away, metrics=away) for one in found] for name, found in facts.told.items()}
     found = replace(facts, told=said)
-    for check in ("gateway-fleet", "redis", "gateway-notes", "operator-watches"):
+    for check in ("gateway-fleet", "redis", "gateway-index", "gateway-notes", "operator-watches"):
         assert marks(found)[check] is Mark.UNKNOWN
         assert "NetworkPolicy" in lines(found, check)
 
@@ -375,3 +377,22 @@ def test_a_cluster_without_fairlead_says_so_once_for_each_component(facts: Facts
         facts, deployments=[], pods=[], definitions=[], models=[], leases={}, account_rights={}, secrets={}, told={}
     )
     assert failing(bare) == {"crd-installed", "operator-installed", "gateway-installed"}
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "default/tiny: the index of 2 instances is in quarantine: e-0/0/0: the index credits what the engine does not find",
+        "the index of 1 models is not kept up: default/tiny: Redis is away for 3 s",
+        "1 engines do not tell what they hold: e-0/0/0: no answer within 3 s",
+    ],
+)
+def test_an_index_that_is_not_true_or_not_kept_up_is_named_once(facts: Facts, note: str) -> None:
+    first, *rest = facts.told["gateway"]
+    assert isinstance(first.readiness, Readiness)
+    degraded = replace(first, readiness=msgspec.structs.replace(first.readiness, notes=[note]))
+    found = replace(facts, told={**facts.told, "gateway": [degraded, *rest]})
+    assert marks(facts)["gateway-index"] is Mark.OK
+    assert marks(found)["gateway-index"] is Mark.WARNING
+    assert note in lines(found, "gateway-index")
+    assert marks(found)["gateway-notes"] is Mark.OK

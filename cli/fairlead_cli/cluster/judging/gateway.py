@@ -14,6 +14,8 @@ from fairlead_cli.cluster.verdict import Mark, Verdict, failed, judged, ok, unkn
 
 _STALE: Final = ("the cluster cannot be followed", "no fleet has been read yet")
 _REDIS: Final = ("Redis is away", "Redis refuses writes", "no Redis")
+_INDEX: Final = (" in quarantine: ", " not kept up: ", " do not tell what they hold: ")
+"""Within notes about the index; the models' names come before."""
 _SOON_SECONDS: Final = 14 * 86_400.0
 
 
@@ -49,6 +51,21 @@ def fleet(facts: Facts) -> Verdict | None:
     return _by_notes(facts, _STALE, Mark.FAILED)
 
 
+def index(facts: Facts) -> Verdict | None:
+    """By their own notes."""
+    told = facts.told.get(GATEWAY, ())
+    if not told or workloads.none_ready(facts, GATEWAY):
+        return None
+    found = [
+        f"{one.pod}: {note}"
+        for one in told
+        if isinstance(one.readiness, Readiness)
+        for note in one.readiness.notes
+        if _of_index(note)
+    ]
+    return judged(found, _unreached(told), mark=Mark.WARNING)
+
+
 def notes(facts: Facts) -> Verdict | None:
     """Whatever else they say."""
     told = facts.told.get(GATEWAY, ())
@@ -59,7 +76,7 @@ def notes(facts: Facts) -> Verdict | None:
         for one in told
         if isinstance(one.readiness, Readiness)
         for note in one.readiness.notes
-        if not note.startswith((*_STALE, *_REDIS, "draining"))
+        if not note.startswith((*_STALE, *_REDIS, "draining")) and not _of_index(note)
     ]
     return judged(found, _unreached(told), mark=Mark.WARNING)
 
@@ -118,6 +135,10 @@ def keys_asked(_: Facts, found: Sequence[Manifest]) -> Verdict:
     return judged(
         (f"{key(one)} asks nobody for a key" for one in found if "--insecure" in arguments(one)), mark=Mark.WARNING
     )
+
+
+def _of_index(note: str) -> bool:
+    return any(words in note for words in _INDEX)
 
 
 def _by_notes(facts: Facts, beginnings: tuple[str, ...], mark: Mark) -> Verdict | None:
