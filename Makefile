@@ -9,7 +9,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -50,7 +50,7 @@ compile: env ## the data plane as machine code: half the processor time; once pe
 e2e-vllm: compile ## real vLLM engines on this machine's processors; 6 GB the first time; report in bench/results/vllm.json
 	@$(RUN) e2e/vllm/run.py
 
-bench: bench-routing bench-gateway bench-index
+bench: bench-routing bench-sharing bench-gateway bench-index
 
 bench-gateway: compile ## the gateway beside its peers, all in one run; out/bench/gateway.json
 	@$(RUN) bench/gateway/run.py
@@ -66,6 +66,9 @@ operator-soak: env ## operators that hand over, lead at once, lose the API serve
 
 bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
 	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
+
+bench-sharing: env ## several gateways in the fleet simulator, by what they know of one another; out/bench/sharing.json
+	@$(RUN) bench/sharing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
 soak: compile ## engines killed, gateways restarted, hostile requests, a million more, as often as the bar says; bench/results/soak.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/test_soak.py -q

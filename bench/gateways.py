@@ -1,10 +1,11 @@
 """One gateway, three that share a Redis, and three that share nothing, on the same requests to simulated engines over HTTP.
 
-    python bench/gateways.py [--sessions 150] [--at-once 12] [--out out/bench/gateways.json]
+    python bench/gateways.py [--seeds 3] [--out out/bench/gateways.json]
 
 The traffic is that of agents: a dozen applications with long instructions of their own, sessions whose prompts grow, each turn at a
 gateway drawn by chance, as a load balancer would. Engines are small, so that every duplicate pushes something out. What is compared
-is the share of prompt tokens that engines found in their caches, as they report it.
+is the share of prompt tokens that engines found in their caches, as they report it. In the setting ``short`` a request takes less
+time than gateways need to tell of it, and there is little to cache it in.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +33,26 @@ from fairlead_gateway.testing import KEY, fleet_of
 from fairlead_gateway.testing_process import GatewayProcess, gateway_process
 
 ENGINES = 4
-BLOCKS = 2_500
-PROFILE, SPEED = "l4-qwen8b", 2.0
+AT_ONCE = 10
 BLOCK_TOKENS = 16
 APPS = 12
 TURNS = 5
 SECRET = "the secret of all gateways of this benchmark"
 _NAME = "gateways"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Engines of a profile so many times as fast, with so many blocks each, and how many sessions they get."""
+
+    profile: str
+    speed: float
+    blocks: int
+    sessions: int
+
+
+SETTINGS = {"short": Setting("tiny-cpu", 1.0, 1_500, 20), "agents": Setting("l4-qwen8b", 2.0, 2_500, 40)}
+FORMS = (("one gateway", 1, True), ("three that share", 3, True), ("three that share nothing", 3, False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +134,7 @@ async def measured(
     folder: Path,
     at_once: int,
     seed: int,
-    blocks: int = BLOCKS,
-    speed: float = SPEED,
+    setting: Setting,
     in_step: bool = False,
 ) -> Figures:
     """One run with engines and gateways of its own. ``in_step``: the next request waits until all have heard of the last one."""
@@ -130,11 +143,11 @@ async def measured(
     async with AsyncExitStack() as stack:
         # fmt: off
         engines = await stack.enter_async_context(engine_processes(
-            ENGINES, "--num-gpu-blocks-override", str(blocks), "--block-size", str(BLOCK_TOKENS),
-            "--max-model-len", "16384", "--profile", PROFILE, "--speed", str(speed),
+            ENGINES, "--num-gpu-blocks-override", str(setting.blocks), "--block-size", str(BLOCK_TOKENS),
+            "--max-model-len", "16384", "--profile", setting.profile, "--speed", str(setting.speed),
         ))
         # fmt: on
-        write_atomic(path, _fleet([engine.url for engine in engines], blocks, speed))
+        write_atomic(path, _fleet([engine.url for engine in engines], setting))
         sharing = ["--redis", redis] if redis is not None else []
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
         if redis is not None:
@@ -144,9 +157,9 @@ async def measured(
         return await drive(urls, wanted, at_once=at_once, seed=seed, between=step.heard if step else None)
 
 
-def _fleet(urls: list[str], blocks: int, speed: float) -> Fleet:
+def _fleet(urls: list[str], setting: Setting) -> Fleet:
     fleet = fleet_of(urls)
-    profile = replace(preset(PROFILE).faster(speed), kv_tokens=blocks * BLOCK_TOKENS)
+    profile = replace(preset(setting.profile).faster(setting.speed), kv_tokens=setting.blocks * BLOCK_TOKENS)
     return replace(fleet, instances={KEY: tuple(replace(one, profile=profile) for one in fleet.instances[KEY])})
 
 
@@ -179,47 +192,64 @@ class _Step:
         await until_async(all_heard)
 
 
-def rows(one: Figures, shared: Figures, apart: Figures) -> list[Row]:
-    """The bar: three gateways that share are within three points of one."""
+def rows(found: Mapping[str, Sequence[Sequence[Figures]]]) -> list[Row]:
+    """The bar: three gateways that share are within three points of one. By setting, for each seed the figures of each form."""
     goal = goals(_NAME)
-    points = 100 * (one.share - shared.share)
-    lost = "cached tokens: one gateway − three that share, points"
+    made: list[Row] = []
+    for name, seeds in found.items():
+        one, shared, apart = [sum(run[form].share for run in seeds) / len(seeds) for form in range(3)]
+        lost = f"{name}: cached tokens: one gateway − three that share, points"
+        made.append(measuring(lost, "points", 100 * (one - shared), goal[lost]))
+        for form, share in ((FORMS[1][0], shared), (FORMS[2][0], apart)):
+            made.append(comparing(f"{name}: cached tokens: {form} ÷ one", "share", share, FORMS[0][0], one, None))
+        for seed, run in enumerate(seeds):
+            for form, figures in zip(FORMS, run, strict=True):
+                made.append(measuring(f"{name}, seed {seed}: cached tokens: {form[0]}", "share", figures.share, None))
     failed = "requests that failed"
-    return [
-        measuring(lost, "points", points, goal[lost]),
-        measuring(failed, "requests", sum(each.failures for each in (one, shared, apart)), goal[failed]),
-        comparing("cached tokens: three that share ÷ one", "share", shared.share, "one gateway", one.share, None),
-        comparing(
-            "cached tokens: three that share nothing ÷ one", "share", apart.share, "one gateway", one.share, None
-        ),
-    ]
+    failures = sum(each.failures for seeds in found.values() for run in seeds for each in run)
+    return [*made, measuring(failed, "requests", failures, goal[failed])]
 
 
-async def _main(count: int, at_once: int, seed: int, out: Path) -> None:
-    wanted = sessions(count, seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        figures = []
-        for gateways, shares in ((1, True), (3, True), (3, False)):
-            server = Valkey(folder)
-            server.start()
-            try:
-                redis = server.url if shares else None
-                figures.append(await measured(gateways, wanted, redis=redis, folder=folder, at_once=at_once, seed=seed))
-            finally:
-                server.kill()
-    write(_NAME, rows(*figures), seed=seed, file=out)
+async def _runs(setting: Setting, seed: int, folder: Path) -> list[Figures]:
+    """One of each form."""
+    found = []
+    for _, gateways, shares in FORMS:
+        server = Valkey(folder)
+        server.start()
+        try:
+            found.append(
+                await measured(
+                    gateways,
+                    sessions(setting.sessions, seed),
+                    redis=server.url if shares else None,
+                    folder=folder,
+                    at_once=AT_ONCE,
+                    seed=seed,
+                    setting=setting,
+                )
+            )
+        finally:
+            server.kill()
+    return found
+
+
+async def _main(seeds: int, out: Path) -> None:
+    found: dict[str, list[list[Figures]]] = {name: [] for name in SETTINGS}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, setting in SETTINGS.items():
+            for seed in range(seeds):
+                found[name].append(await _runs(setting, seed, Path(folder)))
+                print(name, seed, *[f"{one.share:.4f}" for one in found[name][-1]], flush=True)
+    write(_NAME, rows(found), seed=0, file=out)
 
 
 def main(arguments: list[str]) -> int:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description="Several gateways as one.")
-    parser.add_argument("--sessions", type=int, default=150)
-    parser.add_argument("--at-once", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/bench/gateways.json"))
     given = parser.parse_args(arguments)
-    asyncio.run(_main(given.sessions, given.at_once, given.seed, given.out))
+    asyncio.run(_main(given.seeds, given.out))
     return 0
 
 

@@ -1,0 +1,186 @@
+"""What gateways that share find in engines' caches, in the fleet simulator: the same requests, and more or less knowledge.
+
+    python bench/sharing.py [--trace FILE] [--requests 10091] [--seeds 3] [--out out/bench/sharing.json]
+
+Two kinds of traffic. *Conversations* (the trace, or made up in its likeness) arrive at 8 requests/s at eight engines that hold 4 % of
+the traffic's different tokens together; in the middle one of the gateways is restarted. *Short requests* are answered in less time
+than gateways need to tell of them: sessions of agents, ten at once, at four engines of 24,000 tokens each. Nothing is sent and
+no time is read: equal arguments give equal rows. What is possible is a row too: gateways that know before each choice what every
+engine holds.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from table import Row, comparing, goals, measuring, write
+
+from fairlead.fleet import Objectives
+from fairlead.profile import preset
+from fairlead_cli.replaying.traffic import traffic
+from fairlead_sim.course import Course, Served
+from fairlead_sim.gateways import NOTHING, PERFECT, Gateways, Knowledge, Restart
+from fairlead_sim.generators import agent_sessions
+from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+
+_NAME = "sharing"
+REQUESTS = 10_091
+RATE, SCARCE, ENGINES = 8.0, 0.04, 8
+WARMING = 0.1
+"""Of the conversations' requests: they fill the caches and do not count."""
+SHARED = Knowledge(index=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """So many gateways with such knowledge, and whether one of them is restarted in the middle."""
+
+    gateways: int
+    knowledge: Knowledge
+    restarted: bool = False
+
+
+CONVERSATIONS = {
+    "one gateway": Form(1, NOTHING),
+    "one that knows everything, restarted": Form(1, PERFECT, True),
+    "three apart, one restarted": Form(3, NOTHING, True),
+    "three that share, one restarted": Form(3, SHARED, True),
+    "three that share without the index, one restarted": Form(3, Knowledge(), True),
+    "three that share": Form(3, SHARED),
+}
+SHORT = {
+    "one gateway": Form(1, NOTHING),
+    "three that know everything, and of load what was said": Form(3, replace(PERFECT, as_said=True)),
+    "three apart": Form(3, NOTHING),
+    "three that share": Form(3, SHARED),
+    "three that share, load as it was said": Form(3, replace(SHARED, as_said=True)),
+    "three that share, no load": Form(3, replace(SHARED, loads=False)),
+    "three that share, no prompts": Form(3, replace(SHARED, sent=False)),
+    "three that share, no table of hot prefixes": Form(3, replace(SHARED, hot=False)),
+}
+SHORT_SEEDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one run: the share of prompt tokens that engines found, mean seconds to the first token, requests that failed."""
+
+    cached: float
+    ttft_seconds: float
+    failures: int
+
+
+def conversations(requests: Sequence[TraceRequest], form: Form, seed: int, *, share: float = SCARCE) -> Figures:
+    """One run in the open loop; the engines hold such a ``share`` of the different tokens together."""
+    different = TRACE_BLOCK_TOKENS * len({block for request in requests for block in request.blocks})
+    blocks = int(different * share / ENGINES) // TRACE_BLOCK_TOKENS
+    profile = replace(preset("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
+    names = [f"e-{index}" for index in range(ENGINES)]
+    front = Gateways(
+        form.gateways,
+        names,
+        profile,
+        knowledge=form.knowledge,
+        objectives=Objectives(ttft_seconds=5.0),
+        secret=f"secret {seed}".encode(),
+        seed=seed,
+        block_tokens=TRACE_BLOCK_TOKENS,
+        restart=Restart(form.gateways - 1, len(requests) // 2) if form.restarted else None,
+    )
+    course = Course(front, names, profile, block_tokens=TRACE_BLOCK_TOKENS, events=form.knowledge.index)
+    return _figures(course.serve(requests)[int(WARMING * len(requests)) :])
+
+
+def short(form: Form, seed: int) -> Figures:
+    """One run in the closed loop."""
+    profile = replace(preset("tiny-cpu"), kv_tokens=24_000)
+    names = [f"e-{index}" for index in range(4)]
+    front = Gateways(
+        form.gateways,
+        names,
+        profile,
+        knowledge=form.knowledge,
+        objectives=Objectives(),
+        secret=f"secret {seed}".encode(),
+        seed=seed,
+        block_tokens=16,
+    )
+    course = Course(front, names, profile, block_tokens=16, events=form.knowledge.index)
+    return _figures(course.converse(agent_sessions(20, seed=seed), at_once=10, way_seconds=0.01, seed=seed))
+
+
+def _figures(served: Sequence[Served]) -> Figures:
+    firsts = [one.ttft_seconds for one in served if one.ttft_seconds is not None]
+    return Figures(
+        sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served),
+        fmean(firsts),
+        sum(one.error is not None for one in served),
+    )
+
+
+def rows(long: Mapping[str, Sequence[Figures]], brief: Mapping[str, Sequence[Figures]]) -> list[Row]:
+    """The goals first. By form, the figures of each seed."""
+    goal = goals(_NAME)
+    held = {name: fmean([one.cached for one in runs]) for name, runs in long.items()}
+    made: list[Row] = []
+    shared, apart, known = (
+        "three that share, one restarted",
+        "three apart, one restarted",
+        "one that knows everything, restarted",
+    )
+    for versus in (apart, known):
+        metric = f"conversations: cached tokens: {shared} ÷ {versus}"
+        made.append(comparing(metric, "share", held[shared], versus, held[versus], goal[metric]))
+    for kind, found in (("conversations", long), ("short requests", brief)):
+        metric = f"{kind}: cached tokens: one gateway − three that share, points"
+        lost = fmean([one.cached for one in found["one gateway"]])
+        lost -= fmean([one.cached for one in found["three that share"]])
+        made.append(measuring(metric, "points", 100 * lost, goal[metric]))
+    metric = "short requests: cached tokens: three apart − three that share, points"
+    lost = fmean([one.cached for one in brief["three apart"]]) - fmean(
+        [one.cached for one in brief["three that share"]]
+    )
+    made.append(measuring(metric, "points", 100 * lost, goal[metric]))
+    metric = "requests that failed"
+    failures = sum(one.failures for found in (long, brief) for runs in found.values() for one in runs)
+    made.append(measuring(metric, "requests", failures, goal[metric]))
+    for kind, found in (("conversations", long), ("short requests", brief)):
+        for name, runs in found.items():
+            made.append(measuring(f"{kind}: cached tokens: {name}", "share", fmean([one.cached for one in runs]), None))
+            worst = min(one.cached for one in runs)
+            made.append(measuring(f"{kind}: cached tokens, the worst seed: {name}", "share", worst, None))
+            seconds = fmean([one.ttft_seconds for one in runs])
+            made.append(measuring(f"{kind}: mean TTFT: {name}", "s", seconds, None))
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="Several gateways in the fleet simulator, and what they know.")
+    parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/sharing.json"))
+    given = parser.parse_args(arguments)
+    wanted = traffic(given.trace, limit=given.requests, rate=RATE)
+    print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        seeds = range(given.seeds)
+        long = {
+            name: pool.map(partial(conversations, wanted.requests, form), seeds) for name, form in CONVERSATIONS.items()
+        }
+        brief = {name: pool.map(partial(short, form), range(SHORT_SEEDS)) for name, form in SHORT.items()}
+        found = rows(
+            {name: list(runs) for name, runs in long.items()}, {name: list(runs) for name, runs in brief.items()}
+        )
+    write(_NAME, found, seed=0, file=given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
