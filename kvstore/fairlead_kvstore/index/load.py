@@ -1,5 +1,7 @@
-"""A mirror out of what is in Redis: the parts of every instance, then the changes since the oldest of them.
+"""A mirror out of what is in Redis: the parts of every instance, then all changes that are still in the stream.
 
+Not only those since the oldest part: an instance that is new is in the stream alone until it is written down for the first time,
+and the stream is never cut past that. Changes that are in a part already are told again, in their order, which does no harm.
 While it is read, the writer goes on: it may replace an instance's parts between their names and themselves. Then the instance is
 asked for once more. What cannot be read is not credited, and is said to be unknown.
 """
@@ -59,31 +61,39 @@ _AWAY: Final = NotLoaded("Redis is away")
 
 async def load(link: RedisLink, model_key: str, ahead: float, now: float, limits: Limits) -> Loaded | NotLoaded:
     """The model's index as it is now. ``ahead``: Unix time less monotonic time; ``now``: monotonic seconds."""
-    _, idx, _ = keys.index_keys(model_key)
-    replies = await link.run([("HMGET", idx, AT, META), ("HKEYS", idx)])
+    _, idx, ev = keys.index_keys(model_key)
+    replies = await link.run([("HMGET", idx, AT, META), ("HKEYS", idx), ("XRANGE", ev, "-", "+", "COUNT", 1)])
     if replies is None:
         return _AWAY
     if any(isinstance(reply, ResponseError) for reply in replies):
         return NotLoaded("the index in Redis is not what it should be")
-    (at_data, meta_data), names = replies
+    (at_data, meta_data), names, oldest = replies
     at = parse_at(at_data)
     found = ready(at, meta_data)
     if at is None or found is not None:
         return NotLoaded(found or "Redis holds no index")
-    loaded = Loaded(IndexMirror(limits=limits), at[0], at[1], {})
+    loaded = Loaded(IndexMirror(limits=limits), at[0], _begins(oldest, at), {})
     for field in sorted(names):
         instance = header_instance(field)
         if instance is None and field != HINTS:
             continue
-        sequence = await _part_of(link, idx, field, instance, loaded, model_key, ahead)
-        if isinstance(sequence, NotLoaded):
-            return sequence
-        loaded.sequence = min(loaded.sequence, sequence)
+        away = await _part_of(link, idx, field, instance, loaded, model_key, ahead)
+        if away is not None:
+            return away
     why = await _tail(link, model_key, at[1], loaded, ahead, limits)
     if why is not None:
         return why
     loaded.mirror.expire(now)
     return loaded
+
+
+def _begins(oldest: Any, at: tuple[int, int]) -> int:
+    """The sequence before the first entry that the stream still has; of an earlier epoch there is none."""
+    try:
+        epoch, _, sequence = bytes(oldest[0][0]).partition(b"-")
+        return int(sequence) - 1 if int(epoch) == at[0] else 0
+    except (TypeError, ValueError, IndexError):
+        return at[1]  # it is empty, or no stream, which shows as soon as it is read
 
 
 def ready(at: tuple[int, int] | None, meta_data: Any) -> str | None:
@@ -126,22 +136,22 @@ def changes_of(data: bytes, model_key: str, ahead: float, limits: Limits) -> lis
 
 async def _part_of(
     link: RedisLink, idx: str, field: bytes, instance: str | None, loaded: Loaded, model_key: str, ahead: float
-) -> int | NotLoaded:
-    """Load one instance, or the hints; the sequence that they are as of."""
+) -> NotLoaded | None:
+    """Load one instance, or the hints."""
     why = ""
     for _ in range(_ATTEMPTS):
         values = await fields(link, idx, [field])
         if values is None:
             return _AWAY
         if values[0] is None:
-            return loaded.sequence  # it is gone
+            return None  # it is gone
         try:
             header: Any = decode(values[0], HintsHeader if instance is None else Header)
         except UnreadableError as error:
             why = error.message
             break
         if header.epoch != loaded.epoch:
-            return loaded.sequence  # of an earlier indexer, to be taken away
+            return None  # of an earlier indexer, to be taken away
         wanted = [name for part, name in header.parts.items() if instance is None or ".m" in part]
         parts = await fields(link, idx, wanted)
         if parts is None:
@@ -154,12 +164,12 @@ async def _part_of(
         except (UnreadableError, KeptError) as error:
             why = error.message
             break
-        return int(header.sequence)
+        return None
     name = instance or "hints"
     loaded.unreadable[name] = why
     if instance is not None:
         loaded.mirror.apply([Marked(instance, False, f"what was written of it cannot be read: {why}", 0.0)])
-    return loaded.sequence
+    return None
 
 
 def _take(

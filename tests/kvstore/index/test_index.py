@@ -15,13 +15,14 @@ from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until
 from fairlead_kvstore import keys
+from fairlead_kvstore.index.book import HINTS_NAME
 from fairlead_kvstore.index.feed import Feed
 from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.index.testing import TinyIndexer
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.testing import Engine
-from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.changes import Change, Marked, Stored
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
 
@@ -174,6 +175,26 @@ def test_who_comes_late_gets_parts_and_the_stream_since_then(server: Valkey) -> 
         assert len(await redis.hkeys(IDX)) < 40, "parts that are over are taken away"
 
     played(server, work, limits)
+
+
+def test_an_instance_that_is_in_the_stream_alone_is_loaded_too(server: Valkey) -> None:
+    async def work(world: World, redis: Any) -> None:
+        await world.write(20)
+        book = world.writer._books[MODEL]
+        told = [Marked("new/8000/0", True, "", 1.0), Stored("new/8000/0", Tier.GPU, 1, [11, 12])]
+        world.writer.offer(MODEL, told)
+        await world.writer._write_waiting(book)
+        for name in (*world.indexer.instances(MODEL), HINTS_NAME):
+            assert await world.writer._write_down(book, name), "all others are written down before it"
+        late = Feed(world.link, world.clock, limits=world.limits)
+        late.follow([MODEL])
+        await late.step()
+        mirror = late.mirror(MODEL)
+        assert mirror is not None, late.words(MODEL)
+        assert [mirror.holders(own) for own in (11, 12)] == [{"new/8000/0": (Tier.GPU,)}] * 2
+        assert mirror.standing("new/8000/0") is not None
+
+    played(server, work)
 
 
 def test_a_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None:
