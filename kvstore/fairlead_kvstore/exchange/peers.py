@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from fairlead.limits import Limits
-from fairlead_kvstore.exchange.pace import Pace
+from fairlead_kvstore.exchange.pace import Pace, Steady
 from fairlead_kvstore.exchange.records import Batch, Load, Sent
 
 Groups: TypeAlias = Sequence[Collection[str]]
@@ -28,6 +28,7 @@ class _Share:
     at: float
     within: float
     loads: Mapping[str, Load]
+    steady: Steady
 
     def late(self, now: float) -> bool:
         return now - self.at > LATE * self.within
@@ -89,7 +90,9 @@ class Peers:
             if loads is None:
                 loads = known.loads
             self._pace(model).told(now - known.at, known.loads, batch.sent, loads)
-        peer.shares[model] = _Share(batch.number, now, batch.within, loads or {})
+        steady = Steady() if known is None else known.steady
+        steady.told(now, loads or {})
+        peer.shares[model] = _Share(batch.number, now, batch.within, loads or {}, steady)
 
     def _leaves(self, model: str, name: str) -> None:
         peer = self._peers.get(name)
@@ -124,7 +127,17 @@ class Peers:
         """What of it is probably there now (``pace``); of models that are not named, nothing. Call ``expire`` before."""
         found: dict[str, Load] = {}
         for model, loads in self._by_model().items():
-            found.update(self._pace(model).expected(loads, models.get(model, ()), self._age))
+            steady = self._steady(model)
+            found.update(self._pace(model).expected(loads, models.get(model, ()), self._age, steady))
+        return found
+
+    def _steady(self, model: str) -> dict[str, Load]:
+        found: dict[str, Load] = {}
+        for peer in self._peers.values():
+            share = peer.shares.get(model)
+            for instance, load in () if share is None else share.steady.loads(share.at).items():
+                known = found.get(instance)
+                found[instance] = load if known is None else _both(known, load)
         return found
 
     def _by_model(self) -> dict[str, dict[str, Load]]:

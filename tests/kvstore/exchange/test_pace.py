@@ -93,3 +93,19 @@ def test_batches_of_other_gateways_teach_the_pace() -> None:
     assert peers.loads() == {"e-0": load(1, 1)}
     assert peers.expected({KEY: [GROUP]}) == dict.fromkeys(GROUP, (1, 0, 0.125, 25.0))
     assert peers.expected({}) == {}
+
+
+def test_what_was_there_all_the_time_does_not_fade_beside_requests_that_are_soon_over() -> None:
+    peers = Peers(b"s", Limits())
+    for number in range(1, 41):
+        brief = tuple(sent("e-0", "e-1"))
+        peers.heard(KEY, "b", Batch(number, 0.5, b"s", brief, {"e-0": load(3 + number % 2)}), 0.05 * number, live=True)
+        if number == 15:
+            assert peers.expected({KEY: [GROUP]})["e-0"][3] < 250.0, (
+                "who is heard for less than a second may have come just now"
+            )
+    found = peers.expected({KEY: [GROUP]})
+    assert found["e-0"] == (3, 0, 0.0, 300.0)
+    assert found.keys() == {"e-0"}
+    peers.heard(KEY, "b", Batch(41, 0.5, b"s", (), {}), 2.05, live=True)
+    assert peers.expected({KEY: [GROUP]}) == {}
