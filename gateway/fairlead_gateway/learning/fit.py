@@ -1,0 +1,176 @@
+"""An engine's profile, learned from what its requests took.
+
+A span (``spans``) is an equation in the coefficients of the profile (``fairlead.profile``): so many steps of ``d``, so many that only
+read the weights (``w``), so many computed tokens (``p``), sequences (``s``), resident tokens (``c``), pairs (``q``) and hits
+(``h``) took so many seconds together. The coefficients are those that explain the spans of the last while best, by least squares
+of the *relative* error, none below zero.
+
+1. Unknowns are factors on the prior's coefficients (1 = as assumed), so all have one scale. What the prior has as zero stays zero.
+2. Each equation is divided by its seconds. One that is off by more than ``WILD`` of what was predicted counts for less in
+   proportion, so a stalled engine or a lost minute does not become its profile.
+3. What was seen is forgotten by a half-life in time and by count; nothing but the two sums of least squares is kept.
+4. Directions that traffic does not show (all prompts alike, say) are held by a pull to the last answer, worth ``PULL`` equations.
+5. A step of computing costs max(w, p·tokens): an equation counts its steps as bound by weights or by tokens by the
+   coefficients as they are at that moment, and settles as they do.
+6. No coefficient moves by more than a factor of two at a time, nor ever beyond ``FARTHEST`` of the prior: an engine that seems
+   to answer in no time is a broken clock, not a fast engine.
+
+Sources: recursive least squares with forgetting as in FlowPrefill's and LAPS' fitted coefficients (arXiv 2601.11589); ours are the
+runs, answers' spans beside prompts' (they tell decoding from computing), and the pull to the last answer instead of to nothing.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from fairlead.profile import EngineProfile
+from fairlead_gateway.learning.spans import Span
+
+HALF_LIFE_SECONDS: Final = 300.0
+HALF_LIFE_SPANS: Final = 400.0
+WILD: Final = 0.6
+PULL: Final = 0.002
+FARTHEST: Final = 64.0
+STEP_MOST: Final = 2.0
+FULL: Final = 0.8
+LEAST: Final = 0.02
+ENOUGH_SPANS: Final = 30.0
+"""Below so many spans, the prior stands."""
+
+_D, _W, _P, _S, _C, _Q, _H = range(7)
+_FIELDS: Final = (
+    "step_seconds",
+    "weights_seconds",
+    "prefill_token_seconds",
+    "sequence_seconds",
+    "resident_token_seconds",
+    "attention_seconds",
+    "hit_token_seconds",
+)
+_USUAL: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7)
+"""What a coefficient is counted in whose prior is zero."""
+_ROUNDS: Final = 60
+
+
+def _square() -> list[list[float]]:
+    return [[0.0] * len(_FIELDS) for _ in _FIELDS]
+
+
+@dataclass(slots=True)
+class ProfileFit:
+    """What is known of one kind of engine (a model on an accelerator). ``factors`` are on ``prior``'s coefficients."""
+
+    prior: EngineProfile
+    factors: list[float] = field(default_factory=list)
+    spans: float = 0.0  # how many still count
+    error: float | None = (
+        None  # mean relative error of predictions before they were learned from; None before the first
+    )
+    at: float | None = None
+    _products: list[list[float]] = field(default_factory=_square)
+    _targets: list[float] = field(default_factory=lambda: [0.0] * len(_FIELDS))
+    _scales: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = [float(getattr(self.prior, name)) for name in _FIELDS]
+        self._scales = [value or usual for value, usual in zip(given, _USUAL, strict=True)]
+        self.factors = [1.0 if value else 0.0 for value in given]
+
+    def learn(self, span: Span, now: float) -> None:
+        """Take one span in; ``now`` in seconds of any clock that does not go back."""
+        row = self._row(span)
+        if row is None:
+            return
+        predicted = sum(value * factor for value, factor in zip(row, self.factors, strict=True))
+        off = abs(1.0 - predicted)
+        weight = 1.0 if off <= WILD or self.spans < ENOUGH_SPANS else WILD / off
+        if span.assumed:
+            weight *= 0.5
+        passed = 0.0 if self.at is None else max(0.0, now - self.at)
+        kept = 0.5 ** (passed / HALF_LIFE_SECONDS + 1.0 / HALF_LIFE_SPANS)
+        self.at = now if self.at is None else max(self.at, now)
+        self.error = off if self.error is None else self.error + 0.05 * (min(off, 4.0) - self.error)
+        self.spans = self.spans * kept + weight
+        products, targets = self._products, self._targets
+        for one, value in enumerate(row):
+            line = products[one]
+            for other, second in enumerate(row):
+                line[other] = line[other] * kept + weight * value * second
+            targets[one] = targets[one] * kept + weight * value
+
+    def settle(self) -> EngineProfile:
+        """Solve for the factors, and the profile with them. Call it every few seconds; each call moves a factor by two at most."""
+        if self.spans < ENOUGH_SPANS:
+            return self.profile()
+        factors = list(self.factors)
+        for _ in range(_ROUNDS):
+            for one, line in enumerate(self._products):
+                rest = (
+                    sum(value * factor for value, factor in zip(line, factors, strict=True)) - line[one] * factors[one]
+                )
+                pull = PULL
+                factors[one] = max(0.0, (self._targets[one] - rest + pull * self.factors[one]) / (line[one] + pull))
+        self.factors = [
+            min(max(new, old / STEP_MOST if old > LEAST else 0.0), max(old * STEP_MOST, 1.0), FARTHEST)
+            for new, old in zip(factors, self.factors, strict=True)
+        ]
+        return self.profile()
+
+    def profile(self) -> EngineProfile:
+        """The profile as it is believed now."""
+        step, weights, token, sequence, resident, attention, hit = (
+            scale * factor for scale, factor in zip(self._scales, self.factors, strict=True)
+        )
+        return replace(
+            self.prior,
+            step_seconds=step,
+            weights_seconds=weights,
+            prefill_token_seconds=token,
+            sequence_seconds=sequence,
+            resident_token_seconds=resident,
+            attention_seconds=attention,
+            hit_token_seconds=hit,
+        )
+
+    def _full(self, span: Span) -> bool:
+        """Whether prompts waited for room rather than for their turn: their time says nothing of computing."""
+        prior = self.prior
+        return span.most_tokens > FULL * prior.kv_tokens or span.most_sequences > FULL * prior.max_sequences
+
+    def _row(self, span: Span) -> list[float] | None:
+        """The span's seconds by coefficient, for factors of one, as shares of its seconds; None where it says nothing."""
+        if span.seconds <= 0.0 or (span.steps is None and self._full(span)):
+            return None
+        factors, work = self.factors, span.work
+        token = self._scales[_P] * factors[_P]
+        bound = (
+            self._scales[_W] * factors[_W] / token if token > 0.0 else 0.0
+        )  # tokens that take as long as the weights
+        if span.steps is None:
+            computing = max(1.0, work.steps)
+            reading = (
+                0.5 if span.waited else 0.0
+            )  # steps that only decode; on average half of one is still to be waited for
+        else:
+            computing = min(max(1.0, span.steps), work.steps)
+            reading = max(1.0, span.steps) - computing
+        steps = computing + reading
+        tokens = work.computed + span.sequences * computing
+        by_tokens = by_weights = 0.0
+        if computing and tokens >= bound * computing:
+            by_tokens += tokens
+        else:
+            by_weights += computing
+        if span.sequences >= bound:
+            by_tokens += span.sequences * reading
+        else:
+            by_weights += reading
+        amounts = (
+            steps,
+            by_weights,
+            by_tokens,
+            steps * (span.sequences + (1.0 if span.steps is None else 0.0)),
+            span.resident * steps,
+            work.attention,
+            work.hits,
+        )
+        return [amount * scale / span.seconds for amount, scale in zip(amounts, self._scales, strict=True)]

@@ -1,0 +1,206 @@
+"""How long answers get: distributions, never points.
+
+Equal prompts give answers whose lengths differ by a factor (CASTILLO measured it over thirteen models), so what is asked here is a
+quantile: of the whole length, or of what is still to come where ``generated`` tokens are out already. Counted are tokens, in bins
+that grow by a fixed ratio, per model, class of request (whatever the caller tells apart: a tenant, a route) and size of the prompt.
+
+Counts fade with a half-life of an hour. That is too slow for a new release of an application, so the last ``RECENT`` answers are kept
+apart as well: where they contradict the picture (the largest distance of the cumulated shares is over what chance gives), they
+become the picture, and the hour begins anew.
+
+A class with few answers is completed by the next wider one: class and size of prompt, class, everything. Each level counts as
+``SHY`` answers of the level below, in its shares.
+
+Source: CASTILLO (arXiv 2505.16881) for the finding; histogram, fading, back-off and the test for change (Kolmogorov and Smirnov's)
+are ours.
+"""
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from typing import Final
+
+RATIO: Final = 2.0 ** (1 / 8)
+BINS: Final = 140
+"""Up to 2^17.5, some 185,000 tokens; longer ones count as that long."""
+HALF_LIFE_SECONDS: Final = 3_600.0
+SHY: Final = 20.0
+RECENT: Final = 128
+SURPRISE: Final = 2.2
+"""Bound on the distance times the root of the number of answers: passed by chance once in 8,000."""
+_CHECK_EVERY: Final = 32
+_MOST_WEIGHT: Final = 1e9
+_LOG_RATIO: Final = math.log(RATIO)
+
+
+class Histogram:
+    """Answers of one class, counted by length. Later ones weigh more instead of earlier ones fading: one addition for an answer."""
+
+    __slots__ = ("_recent", "_seen", "_since", "counts", "total")
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._recent: deque[int] = deque(maxlen=RECENT)
+        self._seen = 0
+        self.counts = [0.0] * BINS
+        self.total = 0.0
+
+    def add(self, bin_: int, now: float) -> None:
+        """One more answer."""
+        weight = self._weight(now)
+        self.counts[bin_] += weight
+        self.total += weight
+        self._recent.append(bin_)
+        self._seen += 1
+        if self._seen % _CHECK_EVERY == 0 and len(self._recent) == RECENT and self._surprising():
+            self.counts = [0.0] * BINS
+            for one in self._recent:
+                self.counts[one] += weight
+            self.total = RECENT * weight
+
+    def size(self, now: float) -> float:
+        """How many answers still count."""
+        return self.total / self._weight(now)
+
+    def _surprising(self) -> bool:
+        counts = [0] * BINS
+        for one in self._recent:
+            counts[one] += 1
+        before = latest = farthest = 0.0
+        for index in range(BINS):
+            before += self.counts[index] / self.total
+            latest += counts[index] / RECENT
+            farthest = max(farthest, abs(before - latest))
+        return farthest * math.sqrt(RECENT) > SURPRISE
+
+    def _weight(self, now: float) -> float:
+        if self._since is None:
+            self._since = now
+        weight = math.exp2((now - self._since) / HALF_LIFE_SECONDS)
+        if weight > _MOST_WEIGHT:  # begin the scale anew before numbers get large
+            self.counts = [count / weight for count in self.counts]
+            self.total /= weight
+            self._since, weight = now, 1.0
+        return max(weight, 1.0 / _MOST_WEIGHT)
+
+
+class Lengths:
+    """Of one model. ``most`` classes are kept, those longest unused go first."""
+
+    def __init__(self, *, most: int) -> None:
+        self._most = max(1, most)
+        self._classes: OrderedDict[Hashable, Histogram] = OrderedDict()
+        self._all = Histogram()
+
+    def learn(self, kind: Hashable, prompt_tokens: float, output_tokens: int, now: float) -> None:
+        """An answer of ``output_tokens`` is complete. Those that were cut off by their client are not to be told."""
+        if output_tokens < 1:
+            return
+        bin_ = bin_of(output_tokens)
+        self._all.add(bin_, now)
+        for key in _levels(kind, prompt_tokens):
+            found = self._classes.get(key)
+            if found is None:
+                found = self._classes[key] = Histogram()
+                if len(self._classes) > self._most:
+                    self._classes.popitem(last=False)
+            else:
+                self._classes.move_to_end(key)
+            found.add(bin_, now)
+
+    def quantile(
+        self, share: float, kind: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
+    ) -> float | None:
+        """The length (tokens, all of the answer) that ``share`` of the answers that reach more than ``generated`` stay within. None
+        where nothing was seen yet."""
+        counts = self._counts(kind, prompt_tokens, now)
+        if counts is None:
+            return None
+        return conditional_quantile(counts, share, generated)
+
+    def mean(self, kind: Hashable, prompt_tokens: float, now: float, *, generated: int = 0) -> float | None:
+        """The mean length of the answers that reach more than ``generated``; None where nothing was seen yet."""
+        counts = self._counts(kind, prompt_tokens, now)
+        if counts is None:
+            return None
+        first, part = _after(counts, generated)
+        total = part + sum(counts[first + 1 :])
+        if total <= 0.0:
+            return float(generated + 1)
+        lower = max(float(generated), lower_edge(first))
+        weighted = part * (lower + lower_edge(first + 1)) / 2
+        weighted += sum(
+            count * (lower_edge(index) + lower_edge(index + 1)) / 2
+            for index, count in enumerate(counts[first + 1 :], first + 1)
+        )
+        return weighted / total
+
+    @property
+    def classes(self) -> int:
+        """How many are kept."""
+        return len(self._classes)
+
+    def weight(self, kind: Hashable, prompt_tokens: float, now: float) -> float:
+        """How many answers of that class still count."""
+        found = self._classes.get(_levels(kind, prompt_tokens)[0])
+        return 0.0 if found is None else found.size(now)
+
+    def _counts(self, kind: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
+        """Shares by bin; what few answers leave open is filled in from wider classes."""
+        shares: list[float] | None = None
+        narrow, wide = _levels(kind, prompt_tokens)
+        for found in (self._all, self._classes.get(wide), self._classes.get(narrow)):
+            if found is None or found.total <= 0.0:
+                continue
+            size = found.size(now)
+            own = [count / found.total for count in found.counts]
+            if shares is None:
+                shares = own
+            else:
+                trust = size / (size + SHY)
+                shares = [trust * one + (1.0 - trust) * other for one, other in zip(own, shares, strict=True)]
+        return shares
+
+
+def bin_of(tokens: float) -> int:
+    """The bin of a length; bin 0 holds one token."""
+    return min(BINS - 1, max(0, math.floor(math.log(max(1.0, tokens)) / _LOG_RATIO + 1e-9)))
+
+
+def lower_edge(index: int) -> float:
+    """The shortest length of a bin."""
+    return math.exp(index * _LOG_RATIO)
+
+
+def conditional_quantile(counts: list[float], share: float, generated: int) -> float:
+    """The length that ``share`` of those longer than ``generated`` stay within; even within a bin. ``generated`` + 1 where no
+    answer was ever so long."""
+    if share <= 0.0:
+        return float(generated + 1)
+    first, part = _after(counts, generated)
+    wanted = share * (part + sum(counts[first + 1 :]))
+    if wanted <= 0.0:
+        return float(generated + 1)
+    lower = max(float(generated), lower_edge(first))
+    held = part
+    for index in range(first, BINS):
+        if index > first:
+            lower, held = lower_edge(index), counts[index]
+        if wanted <= held and held > 0.0:
+            return lower + (lower_edge(index + 1) - lower) * wanted / held
+        wanted -= held
+    return lower_edge(BINS)
+
+
+def _after(counts: list[float], generated: int) -> tuple[int, float]:
+    """The bin that ``generated`` lies in, and what of it is longer."""
+    if generated < 1:
+        return 0, counts[0]
+    first = bin_of(generated)
+    lower, upper = lower_edge(first), lower_edge(first + 1)
+    return first, counts[first] * max(0.0, upper - max(generated, lower)) / (upper - lower)
+
+
+def _levels(kind: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
+    """The narrow class and the wide one: prompts are told apart by powers of four."""
+    return (kind, int(math.log(max(1.0, prompt_tokens), 4))), (kind,)

@@ -1,0 +1,199 @@
+"""A profile is learned from traffic, from whatever prior, and is not led astray by what is no computing."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from fairlead.profile import EngineProfile, preset
+from fairlead_gateway.learning.fit import ENOUGH_SPANS, ProfileFit
+from fairlead_gateway.learning.spans import EngineWatch, Span, Work
+from fairlead_sim.blocks import KvEvent
+from fairlead_sim.course import Course
+from fairlead_sim.engine import Sequence as EngineSequence
+from fairlead_sim.trace_prompts import trace_keys
+from fairlead_sim.traces import TraceRequest
+
+BLOCK_TOKENS = 512
+SETTLE_SECONDS = 10.0
+
+
+def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
+    """Prompts around 900 tokens, up to 8,000; four of ten share one of seven texts; answers of 211 tokens on average."""
+    draw, at, fresh = random.Random(seed), 0.0, 0
+    made: list[TraceRequest] = []
+    while at < seconds:
+        at += draw.expovariate(rate)
+        tokens = min(8_000, max(20, int(draw.lognormvariate(6.8, 0.8))))
+        blocks = -(-tokens // BLOCK_TOKENS)
+        text = len(made) % 7 if draw.random() < 0.4 else None
+        keys = tuple(fresh + index if text is None else -100 * text - index - 1 for index in range(blocks))
+        fresh += blocks
+        made.append(TraceRequest(f"r{len(made)}", at, tokens, max(2, int(draw.expovariate(1 / 211))), keys))
+    return made
+
+
+class Watching:
+    """Requests in turn over ``engines`` engines. The gateway knows what an engine holds, but for every tenth prompt; nothing is
+    learned after ``until``."""
+
+    def __init__(self, prior: EngineProfile, *, engines: int, until: float) -> None:
+        self.fit = ProfileFit(prior)
+        self._watches = [EngineWatch(prior.step_tokens) for _ in range(engines)]
+        self._where: dict[str, int] = {}
+        self._until = until
+        self._settled = 0.0
+        self._course: Course | None = None
+
+    def begin(self, course: Course) -> None:
+        self._course = course
+
+    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        engine = self._where[request.id] = len(self._where) % len(self._watches)
+        known = 0 if len(self._where) % 10 == 0 else self._held(engine, request)
+        self._watches[engine].dispatched(request.id, now, request.prompt_tokens, known)
+        return f"e{engine}", ""
+
+    def refused(self, request: str, now: float) -> None:
+        self._watches[self._where[request]].ended(request, now)
+
+    def first_token(self, request: str, now: float) -> None:
+        self._watches[self._where[request]].first_token(request, now)
+
+    def finished(self, sequence: EngineSequence, now: float) -> None:
+        watch = self._watches[self._where[sequence.id]]
+        spans = watch.finished(sequence.id, now, cached_tokens=sequence.cached_tokens, output_tokens=sequence.generated)
+        if now > self._until:
+            return
+        for span in spans:
+            self.fit.learn(span, now)
+        if now - self._settled >= SETTLE_SECONDS:
+            self._settled = now
+            self.fit.settle()
+
+    def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+        """The index is asked directly."""
+
+    def _held(self, engine: int, request: TraceRequest) -> int:
+        assert self._course is not None
+        keys = list(trace_keys(request.blocks, request.prompt_tokens, BLOCK_TOKENS))
+        found = self._course.cores[f"e{engine}"].pool.match(keys, (request.prompt_tokens - 1) // BLOCK_TOKENS)
+        return BLOCK_TOKENS * len(found)
+
+
+def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: float = 300.0) -> ProfileFit:
+    """What five minutes of chat at that share of what four such engines can do teach of them."""
+    request = true.prefill(1_200) + 211 * (true.step_seconds + true.weights_seconds) / 30
+    watching = Watching(prior, engines=4, until=seconds)
+    course = Course(watching, [f"e{index}" for index in range(4)], true, block_tokens=BLOCK_TOKENS)
+    course.serve(chat(4 * load / request, seconds, seed=1))
+    watching.fit.settle()
+    return watching.fit
+
+
+H100 = preset("h100-llama8b")
+SEEN_PROMPTS = [(100, 0), (300, 0), (1_000, 0), (1_000, 512), (3_000, 0), (3_000, 1_536), (8_000, 0), (8_000, 4_096)]
+
+
+def of_engine(true: EngineProfile, prior: EngineProfile = H100) -> EngineProfile:
+    """A prior that knows what an engine's own metrics tell (sizes), and nothing else of it."""
+    return replace(prior, kv_tokens=true.kv_tokens, max_sequences=true.max_sequences, step_tokens=true.step_tokens)
+
+
+def worst_prefill(found: EngineProfile, true: EngineProfile) -> float:
+    """The largest relative error over prompts as traffic brings them."""
+    return max(abs(found.prefill(*prompt) / true.prefill(*prompt) - 1.0) for prompt in SEEN_PROMPTS)
+
+
+def worst_decode(found: EngineProfile, true: EngineProfile) -> float:
+    def step(profile: EngineProfile, batch: int) -> float:
+        return profile.step(computed=batch, sequences=batch, resident=batch * 1_200)
+
+    return max(abs(step(found, batch) / step(true, batch) - 1.0) for batch in (1, 8, 32))
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+@pytest.mark.parametrize("name", ["a100-qwen7b", "910b4", "h100-llama8b"])
+def test_five_minutes_of_traffic_teach_an_engine_that_nobody_profiled(name: str, load: float) -> None:
+    true = preset(name)
+    found = learned(true, of_engine(true), load=load).profile()
+    assert worst_prefill(found, true) <= 0.15
+    assert worst_decode(found, true) <= 0.15
+
+
+def test_a_slow_and_a_tiny_engine_are_learned_from_an_h100s_profile_and_an_h100_from_a_slow_one() -> None:
+    for name, prior in (("l4-qwen8b", H100), ("tiny-cpu", H100), ("h100-llama8b", preset("l4-qwen8b"))):
+        true = preset(name)
+        found = learned(true, of_engine(true, prior), load=0.3).profile()
+        assert worst_prefill(found, true) <= 0.15, name
+
+
+def test_an_overloaded_engine_does_not_become_a_slow_one() -> None:
+    true = preset("l4-qwen8b")  # 28,000 tokens of memory: prompts wait for room, not for their turn
+    found = learned(true, of_engine(true), load=0.7).profile()
+    assert worst_prefill(found, true) <= 0.25
+
+
+def span(seconds: float, tokens: float) -> Span:
+    work = Work.of_prompt(tokens, 0.0)
+    work.steps = -(-tokens // H100.step_tokens)
+    return Span(seconds, work, 0.0, 0.0)
+
+
+def taught(fit: ProfileFit, factor: float, spans: int, *, at: float = 0.0) -> float:
+    for number in range(spans):
+        tokens = 200.0 + 400.0 * (number % 20)
+        fit.learn(span(factor * H100.prefill(tokens), tokens), at + number)
+        if number % 20 == 19:
+            fit.settle()
+    fit.settle()
+    return at + spans
+
+
+def test_the_prior_stands_until_enough_was_seen() -> None:
+    fit = ProfileFit(H100)
+    taught(fit, 3.0, int(ENOUGH_SPANS) - 1)
+    assert fit.profile() == H100
+
+
+def test_a_change_of_pace_is_followed_and_the_old_one_forgotten() -> None:
+    fit = ProfileFit(H100)
+    at = taught(fit, 1.0, 400)
+    assert worst_prefill(fit.profile(), H100) < 0.02
+    taught(fit, 1.35, 2_400, at=at)
+    found = fit.profile().prefill(4_000) / H100.prefill(4_000)
+    assert math.isclose(found, 1.35, rel_tol=0.03)
+
+
+def test_one_answer_in_fifty_that_took_a_hundred_times_as_long_moves_nothing_much() -> None:
+    fit = ProfileFit(H100)
+    for number in range(1_000):
+        tokens = 200.0 + 400.0 * (number % 20)
+        factor = 100.0 if number % 50 == 49 else 1.0
+        fit.learn(span(factor * H100.prefill(tokens), tokens), float(number))
+        if number % 20 == 19:
+            fit.settle()
+    assert worst_prefill(fit.profile(), H100) < 0.1
+
+
+def test_no_coefficient_more_than_doubles_at_a_time_nor_leaves_its_bounds() -> None:
+    fit = ProfileFit(H100)
+    for number in range(100):
+        fit.learn(span(1_000.0, 1_000.0), float(number))
+    before = fit.profile()
+    after = fit.settle()
+    assert after.prefill_token_seconds <= 2 * before.prefill_token_seconds * (1 + 1e-9)
+    for _ in range(50):
+        after = fit.settle()
+    assert after.prefill_token_seconds <= 64 * H100.prefill_token_seconds * (1 + 1e-9)
+
+
+def test_nonsense_is_not_learned() -> None:
+    fit = ProfileFit(H100)
+    fit.learn(span(0.0, 1_000.0), 0.0)
+    fit.learn(span(-1.0, 1_000.0), 0.0)
+    fit.learn(replace(span(1.0, 1_000.0), most_tokens=H100.kv_tokens), 0.0)
+    assert fit.spans == 0.0
+    assert fit.error is None
