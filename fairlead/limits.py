@@ -266,7 +266,10 @@ class Limits:
         1.5,
         "an indexer that does not renew its lease for this long may be followed by another; renewed three times as often",
     )
-    index_flush_seconds: float = _limit(0.02, "changes of the index are written at most this often")
+    index_flush_seconds: float = _limit(
+        0.02,
+        "changes of the index wait at most this long for others to be written with; less while writing takes little",
+    )
     index_gather_seconds: float = _limit(0.002, "and after a pause wait this long for others of the same step")
     index_entry_blocks: int = _limit(32_768, "blocks of one entry of the stream of changes, some 300 kB; then the next")
     index_entry_bytes: int = _limit(8 * 1024 * 1024, "an entry of that stream that is read; more is damage")
@@ -286,7 +289,13 @@ class Limits:
     index_expire_seconds: float = _limit(
         900.0, "an index that nobody writes any more is gone from Redis after this long"
     )
-    index_poll_seconds: float = _limit(0.02, "a mirror asks for changes of the index this often")
+    index_wait_seconds: float = _limit(
+        0.1,
+        "a mirror waits at Redis for changes of the index this long at a time; a model that is new is seen after that",
+    )
+    index_poll_seconds: float = _limit(
+        0.02, "of a cluster, where one command cannot wait for all models, changes are asked for this often"
+    )
     index_poll_busy_seconds: float = _limit(
         0.004, "and this often while some come: an engine's cache turns over quickly"
     )

@@ -7,7 +7,7 @@ a while. Then the prediction must be what the engine reports as ``cached_tokens`
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -62,6 +62,8 @@ class Answer:
 class Row:
     """One request: predicted tokens by index, and reported ones; ``reference`` is what counting copies at the engine predicts.
 
+    A prediction counts what is on its way there as held, as a gateway does; ``told`` and ``reference`` are without that, from what
+    the engine told alone, and ``reference_flying`` is the reference with it. All are made at the same moment.
     ``excused``: indexes that could not know, since nobody had told them of a clear and the engine says so only now.
     """
 
@@ -70,6 +72,8 @@ class Row:
     reported: int
     reference: int
     excused: frozenset[str] = frozenset()
+    told: Mapping[str, int] = field(default_factory=dict)
+    reference_flying: int = 0
 
     def right(self, index: str) -> bool:
         """Whether it knew."""
@@ -154,6 +158,17 @@ def counted(rows: Sequence[Row]) -> dict[str, Any]:
     }
     excused = sum(bool(one.excused) for one in rows)
     return found | ({"excused": excused} if excused else {})
+
+
+def counted_apart(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many were right from what the engine told alone, and from counting copies together with what was on its way."""
+    names = sorted({name for one in rows for name in one.told})
+    alone = {name: share(sum(one.told[name] == one.reported for one in rows), len(rows)) for name in names}
+    reference = share(sum(one.reference_flying == one.reported for one in rows), len(rows))
+    return {
+        "share_right_from_what_is_told_alone": alone,
+        "share_right_of_the_reference_with_what_is_on_its_way": reference,
+    }
 
 
 def share(part: float, whole: float) -> float | None:

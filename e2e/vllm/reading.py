@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer import Indexer
 from fairlead_kvstore.reader.asking import Http
 from fairlead_kvstore.redis import RedisLink
-from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.changes import Change, Removed, Stored
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
 
@@ -55,6 +56,11 @@ class Known(Protocol):
         """End, and leave nothing behind."""
         ...
 
+    @property
+    def arrivals(self) -> Sequence[float]:
+        """Monotonic seconds at which each block that was stored or removed was heard of, in order."""
+        ...
+
     def stamp(self) -> object:
         """Something else whenever anything arrived."""
         ...
@@ -73,6 +79,7 @@ class Within:
 
     def __init__(self) -> None:
         self._heard = 0
+        self.arrivals: list[float] = []
         self._limits = Limits()
         self._http = Http({}, self._limits)
         self._sink = LocalSink(on_changes=self._changed)
@@ -109,6 +116,7 @@ class Within:
 
     def _changed(self, _: str, changes: Sequence[Change]) -> None:
         self._heard += len(changes)
+        self.arrivals += arrived(changes)
 
 
 class Through:
@@ -119,6 +127,7 @@ class Through:
         self._folder = folder
         self._redis = Valkey(folder)
         self._heard = 0
+        self.arrivals: list[float] = []
         self._process: subprocess.Popen[str] | None = None
 
     async def follow(self, sources: Sequence[Source]) -> None:
@@ -177,9 +186,15 @@ class Through:
 
     def _changed(self, _: str, changes: Sequence[Change]) -> None:
         self._heard += len(changes)
+        self.arrivals += arrived(changes)
 
     def _reloaded(self, _: str, __: IndexMirror) -> None:
         self._heard += 1
+
+
+def arrived(changes: Sequence[Change]) -> list[float]:
+    """Now, for every block that was stored or removed."""
+    return [time.monotonic()] * sum(len(one.hashes) for one in changes if isinstance(one, Stored | Removed))
 
 
 def blocks(mirror: IndexMirror | None, instance: str, chain: Sequence[int], tier: Tier) -> int:

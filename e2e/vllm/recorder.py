@@ -10,6 +10,7 @@ A block is named by a chain of BLAKE2b over tokens, extra keys, adapter and plac
 
 import asyncio
 import hashlib
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Recorder:
     def __init__(self, endpoint: str, context: "zmq.asyncio.Context", loaded: Mapping[str, str]) -> None:
         self.payloads: list[bytes] = []
         self.numbers: list[int] = []
+        self.heard_after: list[float] = []
         self.missed = 0
         self.orphans = 0
         self.clears = 0
@@ -98,6 +100,10 @@ class Recorder:
                 found += 1
         return found
 
+    def holds(self, tokens: Sequence[int], size: int, adapter: str | None, salt: str | None) -> list[bool]:
+        """Which blocks of a prompt lie on the GPU."""
+        return [self._there[GPU][name] > 0 for name in self.names(tokens, size, adapter, salt)]
+
     def own(self, model_key: str, secret: bytes, medium: str = GPU) -> set[int]:
         """What an index must hold: own hashes of all blocks that can be asked for now."""
         found: set[int] = set()
@@ -130,7 +136,9 @@ class Recorder:
                 self.missed += 1
             self.numbers.append(seq)
             self.payloads.append(payload)
-            for event in msgspec.msgpack.decode(payload)[1]:
+            stepped, events, *_ = msgspec.msgpack.decode(payload)
+            self.heard_after.append(time.time() - stepped)
+            for event in events:
                 self._apply(event)
 
     def _apply(self, event: Mapping[str, Any]) -> None:

@@ -80,6 +80,7 @@ class Report:
         except Exception as error:  # noqa: BLE001 - one broken check must not hide the others
             found = {"holds": False, "why": f"{type(error).__name__}: {error}"}
         found["seconds"] = round(time.monotonic() - began, 1)
+        found["load_average"] = round(os.getloadavg()[0], 1)
         self.add(name, found)
         return bool(found["holds"])
 
@@ -110,6 +111,12 @@ class Report:
 
 
 def spread(values: list[float]) -> Numbers:
-    """Median and largest, in seconds."""
+    """Median, 95th percentile and largest, in seconds."""
     known = sorted(values)
-    return {"p50": round(known[len(known) // 2], 3), "max": round(known[-1], 3)} if known else {}
+    if not known:
+        return {}
+    return {
+        "p50": round(known[len(known) // 2], 4),
+        "p95": round(known[int(len(known) * 0.95)], 4),
+        "max": round(known[-1], 4),
+    }

@@ -6,11 +6,11 @@ beside it, and is no demand.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 
-from prompted import Prompt, Row, at_once, counted, tokens
-from report import Numbers, demand
+from prompted import Prompt, Row, at_once, counted, counted_apart, tokens
+from report import Numbers, demand, spread
 from watched import Watched
 
 HEADS = 6
@@ -94,9 +94,11 @@ async def _eager(at: Watched, workers: int, heads: list[tuple[int, ...]]) -> Num
 async def under_eviction(at: Watched, workers: int) -> Numbers:
     """A cache that is far too small: what is predicted may be gone, or just come, when the request is admitted.
 
-    Neither form may be worse than counting copies at the engine, which hears of everything at the same moment.
+    Neither form may be worse than counting copies at the engine, which hears of everything at the same moment. How long after the
+    engine's step that is, and how much later the index in another process is here, is in the report, measured in this very traffic.
     """
     rows: list[Row] = []
+    heard, before = len(at.recorders[0].heard_after), {name: len(one.arrivals) for name, one in at.indexes.items()}
     prompts = mixed(REQUESTS, "evicted", step=SHORT)
 
     async def one(_: int) -> None:
@@ -105,9 +107,19 @@ async def under_eviction(at: Watched, workers: int) -> Numbers:
             rows.append(row)
 
     await at_once(workers, one)
-    found = await at.equal(counted(rows))
+    found = await at.equal(counted(rows) | counted_apart(rows))
+    found["reference_hears_of_a_step_after_seconds"] = spread(at.recorders[0].heard_after[heard:])
+    found |= _later(at, before)
     best = max(LEAST_WITH_EVICTION, found["share_right_of_the_reference"])
     found["wanted"] = best
     found["below"] = [name for name, right in found["share_right"].items() if right < best]
     demand(not found["below"], f"fewer than {best} of the predictions were right", found)
     return found
+
+
+def _later(at: Watched, before: Mapping[str, int]) -> Numbers:
+    """By how much each change was known later through Redis than in the process; nothing where they did not hear the same."""
+    here, there = (at.indexes[name].arrivals[before[name] :] for name in ("in_process", "through_redis"))
+    if len(here) != len(there):
+        return {}
+    return {"through_redis_later_seconds": spread([late - early for early, late in zip(here, there, strict=True)])}

@@ -8,7 +8,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from reading import MODEL, MODEL_KEY, SECRET, Known, Source, blocks, content, st
 from recorder import Recorder
 from report import Numbers, Report, demand
 
+from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.links.flying import Flying
 from fairlead_kvstore.truth.tiers import Tier
 
 HOST = "127.0.0.1"
@@ -95,6 +97,7 @@ class Watched:
         self._stage = stage
         self._report = report
         self._context = zmq.asyncio.Context()
+        self._flying = [Flying() for _ in self.sources]
 
     async def __aenter__(self) -> "Watched":
         self.recorders = [Recorder(one.events, self._context, self.loaded) for one in self.sources]
@@ -131,6 +134,14 @@ class Watched:
         """Wait until all is told."""
         await quiet(self.stamp)
 
+    def expect(self, prompt: Prompt, index: Known) -> int:
+        """What a gateway expects of a prompt that it sends now, in tokens: what the index says, and what is on its way there."""
+        chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
+        flying, mirror = self._flying[prompt.rank or 0], index.mirror()
+        instance = self.sources[prompt.rank or 0].instance
+        expected = reach(chain, lambda own: own in flying or (mirror is not None and _held(mirror, own, instance)))
+        return max(self.predict(prompt, index), predicted(expected, prompt, BLOCK_TOKENS))
+
     def predict(self, prompt: Prompt, index: Known, tier: Tier | None = None) -> int:
         """What an index says of a prompt now, in tokens; up to ``tier``, or all that the engine has."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
@@ -146,10 +157,19 @@ class Watched:
 
     async def now(self, prompt: Prompt, excused: frozenset[str] = frozenset()) -> tuple[Row, Answer]:
         """Ask without waiting for anything."""
-        guesses = {name: self.predict(prompt, index) for name, index in self.indexes.items()}
-        reference = self.reference(prompt)
-        answer = await ask(self.client, MODEL, prompt)
-        return Row(len(prompt.tokens), guesses, answer.cached, reference, excused), answer
+        told = {name: self.predict(prompt, index) for name, index in self.indexes.items()}
+        guesses = {name: self.expect(prompt, index) for name, index in self.indexes.items()}
+        reference, chain = self.reference(prompt), prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
+        rank, flying = prompt.rank or 0, self._flying[prompt.rank or 0]
+        there = self.recorders[rank].holds(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt)
+        both = reach(range(len(chain)), lambda number: there[number] or chain[number] in flying)
+        flying.take_off(chain)
+        try:
+            answer = await ask(self.client, MODEL, prompt)
+        finally:
+            flying.land(chain)
+        expected = max(reference, predicted(both, prompt, BLOCK_TOKENS))
+        return Row(len(prompt.tokens), guesses, answer.cached, reference, excused, told, expected), answer
 
     async def ask(self, prompt: Prompt, *, keep: bool = True, excused: frozenset[str] = frozenset()) -> Answer:
         """Ask in quiescence; the row is kept, and the prompt among those that are known.
@@ -268,6 +288,15 @@ class Watched:
         ranks = [[one.numbers, one.payloads] for one in self.recorders]
         whole = msgspec.msgpack.encode({"ranks": ranks, "happened": self.happened})
         (self._stage.folder / f"{self.shape.name}.recording").write_bytes(whole)
+
+
+def reach(chain: Sequence[int], held: Callable[[int], bool]) -> int:
+    """How many of these, from the start, are held."""
+    return next((number for number, one in enumerate(chain) if not held(one)), len(chain))
+
+
+def _held(mirror: IndexMirror, own: int, instance: str) -> bool:
+    return Tier.GPU in mirror.holders(own).get(instance, ())
 
 
 def _differs(numbers: Numbers) -> bool:

@@ -22,7 +22,7 @@ from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead.tasks import ended
 from fairlead.units import duration
-from fairlead_kvstore.places import place
+from fairlead_kvstore.places import CLUSTER, place
 from fairlead_kvstore.servers import Command, server
 
 FIRST_PAUSE_SECONDS: Final = 0.1
@@ -59,6 +59,8 @@ class RedisLink:
         self._random = random or Random()
         there = place(url)
         self.place = there.words
+        self.spread = there.kind == CLUSTER
+        """Whether models lie on different servers, so that no command may name keys of several."""
         self._server = server(there, self._limits, name)
         self._up = False
         self._ever = False

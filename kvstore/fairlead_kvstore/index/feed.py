@@ -1,9 +1,11 @@
 """A gateway's copy of the index: mirrors of the models it serves, fed from Redis.
 
-Every 20 ms the streams of all models are asked for what follows; twice a second also who leads and where the index is. A mirror
-is of one epoch and unbroken: whatever does not follow, another epoch, a number left out, an ``at`` that is ahead of a stream
-without entries, bytes that cannot be read, and the mirror is loaded anew. Until that works the old one serves on. It is right as
-of some time ago, so it is *stale*; since when, and why, is told. Nothing here is ever waited for.
+One command waits at Redis for whatever follows in the stream of any model, so a change is here as soon as it is written. Of a
+cluster, whose models lie on different servers, the streams are asked every 4 ms while changes come, else every 20. Twice a second
+it is also asked who leads and where the index is. A mirror is of one epoch and unbroken: whatever does not follow, another epoch,
+a number left out, an ``at`` that is ahead of a stream without entries, bytes that cannot be read, and the mirror is loaded anew.
+Until that works the old one serves on. It is right as of some time ago, so it is *stale*; since when, and why, is told. Nobody who
+asks a mirror ever waits.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ from fairlead.units import duration
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index.layout import AT, META, parse_at
-from fairlead_kvstore.index.load import ENTRIES_AT_ONCE, NotLoaded, changes_of, entries, load, reading, ready
+from fairlead_kvstore.index.load import ENTRIES_AT_ONCE, NotLoaded, awaiting, changes_of, entries, load, reading, ready
 from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
@@ -162,8 +164,32 @@ class Feed:
                 await self._link.wait_connected()
                 self._status_at = 0.0
             await self.step()
-            if not self._busy:
-                await asyncio.sleep(self._pause())
+            while not self._busy and await self._news():
+                pass
+
+    async def _news(self) -> bool:
+        """Wait until a stream goes on, and take what came; False when everything is to be looked at by itself."""
+        waiting = [model for model in self._models.values() if model.mirror is not None]
+        left = self._status_at - self._clock.now()
+        if not waiting or self._link.spread:
+            await asyncio.sleep(self._pause())
+            return False
+        if left <= 0.0:
+            return False
+        places = {model.key: (model.epoch, model.sequence) for model in waiting}
+        replies = await self._link.run([awaiting(places, min(left, self._limits.index_wait_seconds))])
+        if replies is None:
+            return False
+        follows = not isinstance(replies[0], ResponseError)  # where one of them is no stream, none is told
+        came = {bytes(name): some for name, some in replies[0]} if follows and replies[0] else {}
+        for model in waiting:
+            some = came.get(keys.index_keys(model.key)[2].encode())
+            if some is not None and not self._follow(model, [(b"", some)], behind=False):
+                follows = False
+                await self._load(model, self._clock.now())
+        if not follows:
+            await asyncio.sleep(self._limits.index_poll_seconds)
+        return follows and bool(came)
 
     def _pause(self) -> float:
         """Until the next look: short after changes have come, less so with many models, each of which is a command."""

@@ -6,7 +6,7 @@ While it is read, the writer goes on: it may replace an instance's parts between
 asked for once more. What cannot be read is not credited, and is said to be unknown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -125,6 +125,13 @@ def reading(model_key: str, epoch: int, sequence: int) -> Command:
     """Ask for the entries that follow."""
     _, _, ev = keys.index_keys(model_key)
     return ("XREAD", "COUNT", ENTRIES_AT_ONCE, "STREAMS", ev, f"{epoch}-{sequence}")
+
+
+def awaiting(places: Mapping[str, tuple[int, int]], seconds: float) -> Command:
+    """The same of several models (by key, where each is: epoch and sequence); wait so long, at least a millisecond, for the first."""
+    names = [keys.index_keys(model_key)[2] for model_key in places]
+    at = [f"{epoch}-{sequence}" for epoch, sequence in places.values()]
+    return ("XREAD", "COUNT", ENTRIES_AT_ONCE, "BLOCK", max(1, int(seconds * 1000)), "STREAMS", *names, *at)
 
 
 def changes_of(data: bytes, model_key: str, ahead: float, limits: Limits) -> list[Change]:

@@ -24,6 +24,7 @@ import msgspec
 
 from fairlead.limits import Limits
 from fairlead_kvstore.index.victims import Recent
+from fairlead_kvstore.links.flying import Flying
 from fairlead_kvstore.links.table import LinkTable
 from fairlead_kvstore.truth import identity
 from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Removed, Stored
@@ -116,22 +117,10 @@ class _Place:
         self.removed: set[int] = set()
         self.doubted: set[int] = set()  # linked anew, or no longer on their way
         self.forget = Forget.NOTHING
-        self.flying: dict[int, int] = {}
+        self.flying = Flying()
 
     def waits(self) -> bool:
         return bool(self.told or self.removed or self.doubted or self.forget)
-
-    def take_off(self, hashes: Sequence[int]) -> None:
-        for digest in hashes:
-            self.flying[digest] = self.flying.get(digest, 0) + 1
-
-    def land(self, hashes: Sequence[int]) -> None:
-        for digest in hashes:
-            left = self.flying.get(digest, 0) - 1
-            if left > 0:
-                self.flying[digest] = left
-            else:
-                self.flying.pop(digest, None)
 
 
 class Bridge:
@@ -165,7 +154,7 @@ class Bridge:
             flight = self._flights[key] = _Flight(hashes)
         if not flight.aloft:
             flight.aloft = True
-            self._place(instance).take_off(flight.hashes)
+            self._place(instance).flying.take_off(flight.hashes)
         limits = self._limits
         if ends_told:
             flight.count += 1
@@ -403,7 +392,7 @@ class Bridge:
     def _come_down(self, instance: str, flight: _Flight) -> None:
         if flight.aloft:
             flight.aloft = False
-            self._place(instance).land(flight.hashes)
+            self._place(instance).flying.land(flight.hashes)
 
     def _size_of(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
         """The block size with which the prompt's first block is one that some engine holds; else the one known before."""
