@@ -1,17 +1,40 @@
-"""An indexer without sockets, for tests and measurements: engines hand it their frames directly."""
+"""An indexer without sockets, for tests and measurements: engines hand it their frames directly. And a small world of three engines,
+an indexer and a mirror around one Redis."""
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any, Final
 
-from fairlead.clock import Clock
+from redis.asyncio import Redis
+
+from fairlead.clock import Clock, ManualClock
 from fairlead.limits import Limits
+from fairlead.testing.waiting import until
+from fairlead_kvstore import keys
 from fairlead_kvstore.errors import KeptError
 from fairlead_kvstore.events.sequence import Outcome, Stream
 from fairlead_kvstore.follow import follow
+from fairlead_kvstore.index.feed import Feed
 from fairlead_kvstore.index.left import KeptInstance, Left
+from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.index.sink import Sink
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.testing import Engine
 from fairlead_kvstore.truth.changes import Change
+from fairlead_kvstore.truth.tiers import Tier
 from fairlead_kvstore.truth.truth import Truth
+
+MODEL: Final = "default/tiny"
+OWN, IDX, EV = keys.index_keys(MODEL)
+LIMITS: Final = replace(
+    Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_deadline_seconds=5.0, index_lease_seconds=60.0
+)
+NAMES: Final = ("a/1/0", "b/1/0", "c/1/0")
 
 
 class TinyIndexer:
@@ -112,3 +135,113 @@ class TinyIndexer:
 
     def _ahead(self) -> float:
         return self._clock.wall() - self._clock.now()
+
+
+def content(truth: Truth) -> dict[str, set[tuple[int, Tier]]]:
+    """What each of the world's instances holds by the truth: (own hash, tier)."""
+    return {name: set(truth.content(name)) for name in NAMES if name in truth}
+
+
+def mirrored(mirror: IndexMirror) -> dict[str, set[tuple[int, Tier]]]:
+    """What each instance holds by a mirror."""
+    found: dict[str, set[tuple[int, Tier]]] = {name: set() for name in mirror.instances()}
+    for own in list(mirror._masks):
+        for name, tiers in mirror.holders(own).items():
+            found[name] |= {(own, tier) for tier in tiers}
+    return found
+
+
+class World:
+    """Engines, an indexer and a feed around one Redis; all of them move only when told to."""
+
+    def __init__(self, url: str, limits: Limits = LIMITS) -> None:
+        self.url, self.limits = url, limits
+        self.clock = ManualClock(1_000.0)
+        self.draw = Random(7)
+        self.engines = {
+            name: Engine(capacity=60, seed=number, maps=bool(number % 2)) for number, name in enumerate(NAMES)
+        }
+        self.link = RedisLink(url, self.clock, limits=limits)
+        self.changes: list[Change] = []
+        self.reloads: list[IndexMirror] = []
+        self.feed = Feed(
+            self.link,
+            self.clock,
+            limits=limits,
+            on_changes=lambda _, found: self.changes.extend(found),
+            on_reload=lambda _, mirror: self.reloads.append(mirror),
+        )
+        self.feed.follow([MODEL])
+        self.indexer, self.writer = self.another("one")
+
+    def another(self, holder: str) -> tuple[TinyIndexer, IndexWriter]:
+        """An indexer that knows nothing yet."""
+        indexer = TinyIndexer(MODEL, self.engines, self.clock, self.limits)
+        writer = IndexWriter(self.link, indexer, self.clock, holder=holder, limits=self.limits)
+        indexer.sink = writer
+        writer.serve([MODEL])
+        return indexer, writer
+
+    def prompt(self, count: int = 1) -> None:
+        """Prompts that share heads, at random engines."""
+        for _ in range(count):
+            name = self.draw.choice(list(self.engines))
+            head, tail, length = self.draw.randrange(4), self.draw.randrange(6), self.draw.randrange(4, 60)
+            tokens = [
+                head * 1_000 + index if index < 20 else tail * 10_000 + head * 1_000 + index for index in range(length)
+            ]
+            self.engines[name].prompt(tokens)
+            self.engines[name].publish()
+
+    async def write(self, count: int = 1) -> None:
+        """So many prompts, read and written."""
+        self.prompt(count)
+        self.indexer.read()
+        await self.writer.step()
+
+    async def settle(self) -> None:
+        """Time passes, and everybody does what there is to do."""
+        for _ in range(8):
+            self.clock.advance(25.0)
+            await self.link.wait_connected()
+            self.indexer.read()
+            await self.writer.step()
+            await self.feed.step()
+
+    def agrees(self) -> None:
+        """The mirror holds what the truth holds, as complete, and is not stale."""
+        mirror = self.feed.mirror(MODEL)
+        assert mirror is not None, self.feed.words(MODEL)
+        assert mirrored(mirror) == content(self.indexer.truth)
+        for name in content(self.indexer.truth):
+            state, known = self.indexer.truth.state(name), mirror.standing(name)
+            assert known is not None
+            assert (known.complete, known.reason) == (state.complete, state.reason)
+            assert math.isclose(known.since, state.since, abs_tol=0.01)
+        assert self.feed.stale_since(MODEL) is None, self.feed.words(MODEL)
+
+    async def lost(self) -> None:
+        """The link has noticed that Redis is gone."""
+        await until(lambda: not self.link.state.connected)
+
+
+@asynccontextmanager
+async def world_of(url: str, limits: Limits) -> AsyncIterator[World]:
+    """A world whose link is up."""
+    world = World(url, limits)
+    world.link.start()
+    await world.link.wait_connected()
+    try:
+        yield world
+    finally:
+        await world.link.stop()
+
+
+def played(url: str, work: Callable[[World, Any], Awaitable[None]], limits: Limits = LIMITS) -> None:
+    """``work`` on a fresh world and a client of its Redis."""
+
+    async def run() -> None:
+        async with world_of(url, limits) as world, Redis.from_url(url) as redis:
+            await work(world, redis)
+
+    asyncio.run(run())
