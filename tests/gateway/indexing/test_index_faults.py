@@ -229,3 +229,22 @@ def test_whatever_happens_to_redis_or_to_an_indexer_no_request_fails_and_nothing
             assert set(place.statuses) == {200}
 
     run(main())
+
+
+def test_a_full_redis_costs_no_request_is_said_and_made_good_when_there_is_room(tmp_path: Path, server: Valkey) -> None:
+    async def main() -> None:
+        async with stage(tmp_path, server.url, indexers=2) as place:
+            old = text_of("before it was full")
+            await place.until_credited(old)
+            async with traffic(place):
+                with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
+                    redis.config_set("maxmemory-policy", "noeviction")
+                    redis.config_set("maxmemory", "1")
+                    await place.until_state("stale")
+                    assert min([await place.credited(number, old) for number in range(2)]) > 700, "it serves on"
+                    redis.config_set("maxmemory", "0")
+                await place.until_state("index")
+                await place.until_credited(text_of("when there was room again"))
+            assert set(place.statuses) == {200}
+
+    run(main())
