@@ -17,7 +17,16 @@ from fairlead.clock import Clock
 from fairlead.kube.access import Access
 from fairlead.kube.changes import Change, Known, Lines, change_of
 from fairlead.kube.credentials import Credentials
-from fairlead.kube.errors import Conflict, Gone, Invalid, KubeError, NotFound, Unauthenticated, Unreachable, error_of
+from fairlead.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    Gone,
+    KubeError,
+    NotFound,
+    Unauthenticated,
+    Unreachable,
+    error_of,
+)
 from fairlead.kube.feed import BROKEN, Feed, Opened
 from fairlead.kube.resource import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
 from fairlead.kube.retry import again
@@ -26,9 +35,10 @@ from fairlead.limits import Limits
 
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
-_JSON_PATCH = "application/json-patch+json"
 _JSON = "application/json"
 _ERROR_BYTES = 65_536
+_NO_OBJECTS_VERSION = "1"
+"""etcd counts from 1, so that what is written first has 2."""
 _Query = tuple[tuple[str, str], ...]
 
 
@@ -208,27 +218,22 @@ class KubeApi:
         body = {"apiVersion": manifest.get("apiVersion"), "kind": manifest.get("kind"), "metadata": metadata}
         return await self._apply({**body, "status": manifest.get("status") or {}}, manager, "status", force, False)
 
+    async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
+        """The same for what is not there yet, in one request that never touches what is. Raises AlreadyExists.
+
+        It is asked for at a version that no object can have. The API server compares versions only where there is an object.
+        """
+        metadata = {**metadata_of(manifest), "resourceVersion": _NO_OBJECTS_VERSION}
+        try:
+            return await self._apply({**manifest, "metadata": metadata}, manager, None, True, False)
+        except Conflict as error:
+            raise AlreadyExists(error.message, status=error.status) from error
+
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         """A new object. Raises AlreadyExists. When the answer is lost it is not tried again: look, then decide."""
         path = resource_of(manifest).path(namespace_of(manifest))
         query = _query(fieldManager=manager, fieldValidation="Strict")
         return await self._ask(Ask("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
-
-    async def declare_applied(self, manifest: Manifest, manager: str, place: int) -> Manifest:
-        """Let what ``manager`` set with ``create`` count as applied, so that ``apply`` may take it away.
-
-        ``place`` is that of its entry in ``metadata.managedFields``. Raises Conflict when another one stands there now.
-        """
-        entry = f"/metadata/managedFields/{place}"
-        expected = {"manager": manager, "operation": "Update"}
-        patch = [{"op": "test", "path": f"{entry}/{name}", "value": value} for name, value in expected.items()]
-        patch.append({"op": "replace", "path": f"{entry}/operation", "value": "Apply"})
-        path = resource_of(manifest).path(namespace_of(manifest), name_of(manifest))
-        asked = Ask("PATCH", path, _query(fieldManager=manager), msgspec.json.encode(patch), _JSON_PATCH)
-        try:
-            return await self._ask(asked)
-        except Invalid as error:
-            raise Conflict(f"{asked}: who set which field has changed: {error.message}", status=409) from error
 
     async def patch_merge(
         self,

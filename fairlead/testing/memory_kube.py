@@ -17,7 +17,6 @@ from fairlead.kube.resource import Manifest, Resource, metadata_of, name_of, nam
 
 _Path = tuple[str, ...]
 _Key = tuple[str, str | None, str]
-_CREATED = "+create"
 _SERVER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "deletionTimestamp")
 
 
@@ -64,30 +63,12 @@ class MemoryKube:
             manifest, manager, "apply", {name: value for name, value in manifest.items() if name != "status"}
         )
 
-    async def create(self, manifest: Manifest, manager: str) -> Manifest:
-        """A new object, whose fields count as updated. Raises AlreadyExists."""
+    async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
+        """The same for what is not there yet. Raises AlreadyExists."""
         if _key(manifest) in self._objects:
             raise AlreadyExists(f"{manifest['kind']} {name_of(manifest)} is there", status=409)
         fields = {name: value for name, value in manifest.items() if name != "status"}
-        return self._write(manifest, f"{manager}{_CREATED}", "create", fields)
-
-    async def declare_applied(self, manifest: Manifest, manager: str, place: int) -> Manifest:
-        """What was created counts as applied. Raises Conflict when another entry is at ``place``."""
-        key = _key(manifest)
-        what = f"declare {key[0]} {key[2]}"
-        self.before_write(what)
-        self.writes.append(what)
-        found = self._objects.get(key)
-        if found is None:
-            raise NotFound(f"no {key[0]} {key[2]}", status=404)
-        entry = (found["metadata"]["managedFields"][place : place + 1] or [{}])[0]
-        if (entry.get("manager"), entry.get("operation")) != (manager, "Update"):
-            raise Conflict(f"{what}: another entry is at {place}", status=409)
-        owners = self._owners[key]
-        owners[manager] = owners.get(manager, set()) | owners.pop(f"{manager}{_CREATED}")
-        self._changed(key, {**found, "metadata": {**found["metadata"], "managedFields": _entries(owners)}})
-        self.after_write(what)
-        return copy.deepcopy(self._objects[key])
+        return self._write(manifest, manager, "create", fields)
 
     async def apply_status(self, manifest: Manifest, manager: str) -> Manifest:
         """The same for the status. Raises NotFound without the object."""
@@ -278,14 +259,13 @@ def _entries(owners: dict[str, set[_Path]]) -> list[Manifest]:
 
 
 def _entry(manager: str, paths: set[_Path]) -> Manifest:
-    """As ``managedFields`` says it: our managers apply what they did not create, everybody else updates."""
-    whole, _, subresource = manager.partition("/")
-    name = whole.removesuffix(_CREATED)
+    """As ``managedFields`` says it: our managers apply, everybody else updates."""
+    name, _, subresource = manager.partition("/")
     fields: Manifest = {}
     for path in sorted(paths):
         level = fields
         for step in path:
             level = level.setdefault(step if step.startswith("k:") else f"f:{step}", {})
-    operation = "Apply" if name.startswith("fairlead") and name == whole else "Update"
+    operation = "Apply" if name.startswith("fairlead") else "Update"
     entry: Manifest = {"manager": name, "operation": operation, "fieldsV1": fields}
     return {**entry, "subresource": subresource} if subresource else entry

@@ -30,14 +30,12 @@ from fairlead.kube.resource import (
     version_of,
 )
 from fairlead_operator.marks import parent_key
-from fairlead_operator.ownership import created
 from fairlead_operator.plan import ChildKey, child_key
 
 ALWAYS = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS)
 """The kinds of children that every cluster knows."""
 OPTIONAL = (LEADER_WORKER_SETS,)
 """Those that only some do; they are watched where they are served."""
-_WHO = ("manager", "operation", "subresource")
 _ENDS_MOST = 4_096
 """Deleted objects whose late news is known as such; a watch brings it within seconds."""
 _Key = TypeVar("_Key")
@@ -174,16 +172,13 @@ class Shelf:
 
 
 def compact(manifest: Manifest) -> Manifest:
-    """Without what says nothing in ``managedFields`` (half of an object): which fields are ours where nobody else wrote any."""
+    """Without ``managedFields`` (half of an object) where nobody else wrote any."""
     entries = metadata_of(manifest).get("managedFields") or []
     if not entries:
         return manifest
     metadata = dict(metadata_of(manifest))
     if all(entry.get("manager") == MANAGER or entry.get("subresource") == "status" for entry in entries):
-        if created(manifest, MANAGER) is None:
-            del metadata["managedFields"]
-        else:
-            metadata["managedFields"] = [{key: entry[key] for key in _WHO if key in entry} for entry in entries]
+        del metadata["managedFields"]
     return {**manifest, "metadata": metadata}
 
 

@@ -36,15 +36,6 @@ def scaler(live: Manifest, manager: str) -> str:
     return next((str(one.get("manager") or "somebody") for one in writes), "")
 
 
-def created(live: Manifest, manager: str) -> int | None:
-    """The place in ``managedFields`` of what ``manager`` created and never applied; None where there is nothing such."""
-    for place, entry in enumerate(metadata_of(live).get("managedFields") or []):
-        made = entry.get("manager") == manager and entry.get("operation") == "Update"
-        if made and not entry.get("subresource"):
-            return place
-    return None
-
-
 def lost(live: Any, wanted: Any) -> frozenset[Path]:
     """The fields of ``wanted`` that are not in ``live`` at all.
 

@@ -1,8 +1,7 @@
 """The writes of one look at a model, in the order of its plan: children created, applied, deleted.
 
-What is not known to be there is *created*, so that the API server itself says when a name is taken: it costs one request instead of
-two, and nobody else's object is ever touched. Fields that were created count as updated by us; before a child's first change they are
-declared to be applied, since server-side apply takes away only what was applied before.
+What is not known to be there is applied as something *new*, so that the API server itself says when a name is taken: it costs one
+request instead of two, and nobody else's object is ever touched.
 
 Before something is made or deleted the API server is asked once whether the model is still what we think: a watch may be behind, and
 what is deleted on an old read does not come back.
@@ -29,7 +28,7 @@ from fairlead.kube.resource import (
 from fairlead_operator.failures import Failure, of_write
 from fairlead_operator.marks import generation_of, owner_uid, parent_key
 from fairlead_operator.observe import Observed, Shelf
-from fairlead_operator.ownership import Path, created, lost
+from fairlead_operator.ownership import Path, lost
 from fairlead_operator.plan import Apply, ChildKey, Plan, child_key
 
 _UNKEPT_MOST = 4_096
@@ -47,12 +46,8 @@ class Kube(Protocol):
         """All objects with these labels."""
         ...
 
-    async def create(self, manifest: Manifest, manager: str) -> Manifest:
-        """A new object. Raises AlreadyExists."""
-        ...
-
-    async def declare_applied(self, manifest: Manifest, manager: str, place: int) -> Manifest:
-        """Let what ``manager`` created count as applied by it; ``place`` is that of its entry in ``managedFields``."""
+    async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
+        """Server-side apply of what is not there yet. Raises AlreadyExists."""
         ...
 
     async def apply(self, manifest: Manifest, manager: str) -> Manifest:
@@ -141,7 +136,7 @@ class Writer:
     async def _create(self, key: str, seen: Observed, step: Apply, found: Written) -> None:
         """Make it. What is there already and ours is taken up, and compared the next time round."""
         try:
-            made = await self._api.create(step.manifest, MANAGER)
+            made = await self._api.apply_new(step.manifest, MANAGER)
         except AlreadyExists:
             found.anew = True
             await self._met(key, seen, step, found)
@@ -167,9 +162,6 @@ class Writer:
 
     async def _apply(self, key: str, seen: Observed, step: Apply, found: Written) -> None:
         assert step.live is not None
-        place = created(step.live, MANAGER)
-        if place is not None:
-            self._wrote(key, await self._api.declare_applied(step.manifest, MANAGER, place))
         made = await self._api.apply(step.manifest, MANAGER)
         if step.restores:
             if len(self.unkept) > _UNKEPT_MOST:
@@ -179,13 +171,10 @@ class Writer:
         self._done(key, step, made, found)
 
     def _done(self, key: str, step: Apply, made: Manifest, found: Written) -> None:
-        self._wrote(key, made)
-        found.applied.append(step)
-
-    def _wrote(self, key: str, answer: Manifest) -> None:
-        if self._shelf.put(answer):
+        if self._shelf.put(made):
             self._echoed(key)
         self.counts.applied += 1
+        found.applied.append(step)
 
     async def _sure(self, model: Manifest) -> None:
         """Raise Moved unless the API server has this model with this spec."""

@@ -35,7 +35,10 @@ from fairlead.kube.resource import (
     LEASES,
     MODEL_DEPLOYMENTS,
     NAMESPACES,
+    NETWORK_POLICIES,
     PODS,
+    REVISIONS,
+    SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
     Resource,
@@ -116,29 +119,42 @@ def test_the_owner_of_a_field_is_named_when_it_is_another(
     run(api_server, check, request)
 
 
-def test_what_was_created_is_owned_by_update_until_it_is_declared_to_be_applied(
-    api_server: ApiServer, request: pytest.FixtureRequest
+NEW = {
+    "Service": {"spec": {"ports": [{"port": 80}]}},
+    "ServiceAccount": {},
+    "PodDisruptionBudget": {"spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}},
+    "NetworkPolicy": {"spec": {"podSelector": {}}},
+    "ControllerRevision": {"revision": 1, "data": {"a": "b"}},
+    "Deployment": {
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        }
+    },
+}
+KINDS = {
+    one.kind: one for one in (SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, REVISIONS, DEPLOYMENTS)
+}
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_what_is_applied_as_new_is_made_once_and_never_touches_what_is_there(
+    api_server: ApiServer, request: pytest.FixtureRequest, kind: str
 ) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
-        def of_managers(found: Manifest) -> list[tuple[str, str]]:
-            return [(one["manager"], one["operation"]) for one in found["metadata"]["managedFields"]]
-
-        two, one = (of(SERVICES, namespace, "s", spec={"ports": [{"port": 80}]}) for _ in range(2))
+        two, one = (of(KINDS[kind], namespace, "s", **NEW[kind]) for _ in range(2))
         two["metadata"]["labels"], one["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
-        made = await api.create(two, "me")
-        assert of_managers(made) == [("me", "Update")]
-        assert (await api.apply(one, "me", dry_run=True))["metadata"]["labels"] == {"a": "1", "b": "2"}
-        with pytest.raises(Conflict, match="who set which field has changed"):
-            await api.declare_applied(two, "somebody", 0)
-        with pytest.raises(Conflict):
-            await api.declare_applied(two, "me", 1)
-        declared = await api.declare_applied(two, "me", 0)
-        assert of_managers(declared) == [("me", "Apply")]
+        made = await api.apply_new(two, "me")
+        assert [(one["manager"], one["operation"]) for one in made["metadata"]["managedFields"]] == [("me", "Apply")]
+        with pytest.raises(AlreadyExists):
+            await api.apply_new(one, "me")
+        assert (await api.get(KINDS[kind], namespace, "s"))["metadata"] == made["metadata"]
         applied = await api.apply(one, "me")
         assert applied["metadata"]["labels"] == {"a": "1"}
-        assert applied["spec"] == made["spec"]
-        with pytest.raises(AlreadyExists):
-            await api.create(two, "me")
+        assert applied["metadata"]["uid"] == made["metadata"]["uid"]
 
     run(api_server, check, request)
 

@@ -132,15 +132,3 @@ def test_field_owners_are_kept_only_where_somebody_else_wrote() -> None:
     shared["metadata"]["managedFields"] = [ours, theirs, status]
     assert "managedFields" not in compact(alone)["metadata"]
     assert compact(shared)["metadata"]["managedFields"] == [ours, theirs, status]
-
-
-def test_where_what_was_created_stands_is_kept() -> None:
-    created = {"manager": "fairlead", "operation": "Update", "fieldsV1": {"f:spec": {}}}
-    status = {"manager": "kcm", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}}
-    one = child(1)
-    one["metadata"]["managedFields"] = [status, created]
-    kept = compact(one)["metadata"]["managedFields"]
-    assert kept == [
-        {"manager": "kcm", "operation": "Update", "subresource": "status"},
-        {"manager": "fairlead", "operation": "Update"},
-    ]

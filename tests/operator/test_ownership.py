@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_operator.ownership import REPLICAS, created, lost, scaler, taken, without
+from fairlead_operator.ownership import REPLICAS, lost, scaler, taken, without
 
 WANTED = {
     "spec": {
@@ -54,14 +54,6 @@ def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
 )
 def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], who: str) -> None:
     assert scaler(live(*entries), "fairlead") == who
-
-
-def test_what_was_created_and_never_applied_is_found_by_its_place() -> None:
-    status = {"manager": "fairlead", "subresource": "status"}
-    applied = {"manager": "fairlead", "operation": "Apply"}
-    assert created(live(status, {"manager": "fairlead"}), "fairlead") == 1
-    assert created(live(status, applied, {"manager": "kubectl"}), "fairlead") is None
-    assert created({"metadata": {}}, "fairlead") is None
 
 
 def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() -> None:
