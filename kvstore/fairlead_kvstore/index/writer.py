@@ -55,6 +55,8 @@ _BYTES_AT_ONCE: Final = 1024 * 1024
 _FIELDS_AT_ONCE: Final = 1_000
 _REFUSED_LEASES: Final = 2.0
 """A writer that is refused for so many leases lets its lease go."""
+_MODELS_AT_ONCE: Final = 64
+"""Each has a connection of its own while it waits for an answer."""
 _RESTS: Final = 8.0
 """So many times what a step took is rested behind it: at most a ninth of the time goes into writing little."""
 
@@ -173,17 +175,33 @@ class IndexWriter:
                 book.lease = b""
 
     async def step(self) -> None:
-        """Renew what is to be renewed, write what waits, and write down what is due."""
-        for book in list(self._books.values()):
-            if self._clock.now() >= book.renew_at:
-                await self._lead(book)
-            if book.lease and book.again:
-                await self._write_all(book)
-            await self._write_waiting(book)
-            if book.lease and not book.again and book.flight is None:
-                await self._write_due(book)
-            if book.lease and not book.again and book.flight is None and self._clock.now() >= book.note_at:
-                await self._write_notes(book)
+        """Renew what is to be renewed, write what waits, and write down what is due. Models do not wait for one another: a Redis that
+        is far away would outlast the leases of the last ones."""
+        books = list(self._books.values())
+        if len(books) == 1:
+            await self._turn(books[0])
+            return
+        free = asyncio.Semaphore(_MODELS_AT_ONCE)
+
+        async def turn(book: Book) -> None:
+            async with free:
+                await self._turn(book)
+
+        async with asyncio.TaskGroup() as group:
+            for book in books:
+                group.create_task(turn(book))
+
+    async def _turn(self, book: Book) -> None:
+        """What there is to do for one model."""
+        if self._clock.now() >= book.renew_at:
+            await self._lead(book)
+        if book.lease and book.again:
+            await self._write_all(book)
+        await self._write_waiting(book)
+        if book.lease and not book.again and book.flight is None:
+            await self._write_due(book)
+        if book.lease and not book.again and book.flight is None and self._clock.now() >= book.note_at:
+            await self._write_notes(book)
 
     async def _run(self) -> None:
         while True:

@@ -1,0 +1,91 @@
+"""Many models on a Redis that is far away: their writer does not go from one to the next."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from fairlead.clock import ManualClock
+from fairlead.limits import Limits
+from fairlead.testing.valkey import Valkey
+from fairlead_kvstore import keys
+from fairlead_kvstore.index.testing import TinyIndexer
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.servers import Command
+from fairlead_kvstore.testing import Engine
+
+MODELS = [f"default/model-{number}" for number in range(40)]
+
+
+class Far:
+    """A link on which everything that is asked before the next ``round`` is answered in it, as on a line that takes its time."""
+
+    def __init__(self, redis: "Redis[bytes]") -> None:
+        self._redis = redis
+        self._asked: list[asyncio.Future[None]] = []
+        self.rounds = 0
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.append(turn)
+        await turn
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            return list(await pipe.execute(raise_on_error=False))
+
+    async def carry(self, work: "asyncio.Task[None]") -> None:
+        """Rounds until the work is done."""
+        while not work.done():
+            for _ in range(200):
+                await asyncio.sleep(0)  # whoever can go on asks
+            asked, self._asked = self._asked, []
+            if asked:
+                self.rounds += 1
+            for turn in asked:
+                turn.set_result(None)
+            await asyncio.wait([work], timeout=0 if self._asked else 0.001)
+        await work
+
+
+def test_forty_models_take_as_many_rounds_as_one(server: Valkey) -> None:
+    async def rounds(names: list[str]) -> list[int]:
+        clock, limits, found = ManualClock(1_000.0), Limits(), []
+        async with Redis.from_url(server.url, protocol=2) as redis:
+            await redis.flushall()
+            far = Far(redis)
+            link: Any = far
+            owners: dict[str, TinyIndexer] = {}
+
+            class Owner:
+                def __getattr__(self, name: str) -> Any:
+                    return lambda key, *more: getattr(owners[key], name)(key, *more)
+
+                def keep(self, instance: str) -> Any:
+                    return owners[f"default/{instance.partition('/')[0]}"].keep(instance)
+
+            writer = IndexWriter(link, Owner(), clock, holder="one", limits=limits)
+            for key in names:
+                owners[key] = TinyIndexer(key, {f"{key.partition('/')[2]}/1/0": Engine(capacity=20)}, clock, limits)
+                owners[key].sink = writer
+            writer.serve(names)
+            for _ in range(6):
+                for owner in owners.values():
+                    for engine in owner.engines.values():
+                        engine.prompt(list(range(12)))
+                    owner.read()
+                before = far.rounds
+                await far.carry(asyncio.create_task(writer.step()))
+                found.append(far.rounds - before)
+                clock.advance(limits.index_lease_seconds / 2)
+            assert all(writer.leads(key) for key in names)
+            assert {await redis.exists(keys.index_keys(key)[1]) for key in names} == {1}
+        return found
+
+    async def main() -> None:
+        one, forty = await rounds(MODELS[:1]), await rounds(MODELS)
+        assert max(one) > 3, "to begin takes several exchanges"
+        assert sum(forty) <= 2 * sum(one)
+
+    asyncio.run(main())
