@@ -246,23 +246,49 @@ class Index:
         return await self.at.judged(first, again=False)
 
     async def _late(self) -> Numbers:
-        """Others that begin now must come to hold the same, and say that it is all."""
+        """Others that begin now hold nothing that is not there, and all of what the base model stored. Of an adapter's earlier loads
+        nobody can tell them where they came from: those they may miss, but then they say that they do not know all, until a clear.
+        """
         late = self._made("late")
-        began, seconds = time.monotonic(), {}
+        numbers: Numbers = {"replayed_batches": len(self.at.recorders[0].numbers), "known_prompts": len(self.at.known)}
         try:
             for name, index in late.items():
                 began = time.monotonic()
                 await index.follow(self.at.sources)
-                demand(await until(lambda at=index: self.at.sure(at)), f"{name} never says that it is complete")
-                seconds[name] = round(time.monotonic() - began, 3)
-            numbers = await self.at.equal({"complete_after_seconds": seconds}, late)
-            for index in late.values():
-                wrong = [one for one in self.at.known if self.at.predict(one, index) != self.at.reference(one)]
-                demand(not wrong, "it predicts something else", numbers)
+                demand(await until(lambda at=index: self._told(at)), f"{name}: {self._says(index)}", numbers)
+                numbers[name] = {"told_after_seconds": round(time.monotonic() - began, 3)}
+            await self.at.quiet()
+            for name, index in late.items():
+                await until(lambda at=index: not self._wrong(at), TOLD_SECONDS)
+                numbers[name] |= {**self.at.compare(index), "says": self._says(index), "wrong": self._wrong(index)}
+                demand(not numbers[name]["wrong"], f"{name} predicts something else", numbers)
+                demand(numbers[name]["ghosts"] == 0, f"{name} holds what is not there", numbers)
+                unsaid = numbers[name]["missing"] and self.at.sure(index)
+                demand(not unsaid, f"{name} misses blocks and says that it is complete", numbers)
+            await self.at.post("/reset_prefix_cache")
+            self.at.tell_cleared()
+            for count in (100, 196):
+                await ask(self.at.client, MODEL, Prompt(tokens("a", count)))
+            return await self.at.equal(numbers, {**late, **self.at.indexes})
         finally:
             for index in late.values():
                 await index.close()
-        return {**numbers, "replayed_batches": len(self.at.recorders[0].numbers), "known_prompts": len(self.at.known)}
+
+    def _says(self, index: Known) -> str:
+        return standing(index.mirror(), self.at.sources[0].instance)[1]
+
+    def _told(self, index: Known) -> bool:
+        """Whether it has heard everything; what was replayed to it may leave a doubt about adapters."""
+        return self.at.sure(index) or self._says(index).startswith("nobody told where an earlier load")
+
+    def _wrong(self, index: Known) -> list[list[object]]:
+        """Prompts of which it says something else than is there: of the base model anything, of adapters more than is there."""
+        found: list[list[object]] = []
+        for one in self.at.known:
+            said, there = self.at.predict(one, index), self.at.reference(one)
+            if said > there or (said != there and (one.adapter is None or self.at.sure(index))):
+                found.append([one.adapter, len(one.tokens), said, there])
+        return found
 
     # Clears and deaths -------------------------------------------------------------------------------------------------
 

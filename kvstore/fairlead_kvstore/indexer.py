@@ -355,7 +355,7 @@ class Indexer:
             return  # what is replayed is older than the answer: ask again
         changes: list[Change] = []
         for adapter, place in found.items():
-            changes += self.truth.adapter(name, adapter, place)
+            changes += self.truth.adapter(name, adapter, place, self._clock.now())
         self._offer(member.model_key, changes)
 
     # --- what it means --------------------------------------------------------------------------------------------------

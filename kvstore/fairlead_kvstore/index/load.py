@@ -190,7 +190,8 @@ def _take(
     for owns, counts in [mirrored(data) for data in columns]:
         mirror.load(instance, owns, counts)
     kept = header.slice
-    mirror.apply([Marked(instance, kept.complete, kept.reason, kept.since + kept.wall - ahead)])
+    complete, reason, since = kept.mark()
+    mirror.apply([Marked(instance, complete, reason, since + kept.wall - ahead)])
 
 
 async def _tail(

@@ -16,6 +16,9 @@ Before the first event with a new number only ``/v1/models`` knows of the change
 answer may already be about a later load than the number that was seen last, so it is believed of a number only when one more
 event with that number comes after it, or when the answers before and after the number's first event are the same.
 
+Who joins late and is replayed several loads learns where the last one is from, and of those before nobody can tell it any more.
+What is parked of them may be what is loaded now, so as long as it is there the slice is not complete (``doubt``).
+
 The blocks of the content that is loaded count. Those of the others are *parked*: rows in a table of their own, in which copies
 and removals are counted on, so that they are exact when they return. Parked tables are bounded by number; the oldest is
 forgotten.
@@ -33,6 +36,7 @@ Number = int | str
 """How an engine numbers a load: vLLM counts, SGLang draws a text."""
 
 _LOADS_PER_CONTENT: Final = 16
+_NAMED_MOST: Final = 4
 
 
 class Adapters:
@@ -41,6 +45,7 @@ class Adapters:
     __slots__ = (
         "_content",
         "_current",
+        "_forgot",
         "_hoped",
         "_instance",
         "_main",
@@ -69,6 +74,7 @@ class Adapters:
             str, tuple[int, str]
         ] = {}  # name → its newest content, and what was read before its first block
         self._ordinal = 0
+        self._forgot = False  # blocks of an earlier content, which may come back
         self.parked: dict[int, tuple[str, Blocks]] = {}
 
     def __iter__(self) -> Iterator[Blocks]:
@@ -77,6 +83,7 @@ class Adapters:
     def emptied(self, main: Blocks) -> None:
         """The cache was cleared: no block is left, but what is loaded stays loaded."""
         self._main = main
+        self._forgot = False
         self.parked.clear()
 
     def keep(self) -> KeptAdapters:
@@ -89,6 +96,7 @@ class Adapters:
             places=[(content, *there) for content, there in self._place.items()],
             maybe=[(content, *there) for content, there in self._maybe.items()],
             ordinal=self._ordinal,
+            forgot=self._forgot,
         )
 
     def restore(self, kept: KeptAdapters, parked: dict[int, tuple[str, Blocks]]) -> None:
@@ -98,7 +106,7 @@ class Adapters:
         self._current, self._newest = dict(kept.current), dict(kept.newest)
         self._place = {content: (name, place) for content, name, place in kept.places}
         self._maybe = {content: (name, place) for content, name, place in kept.maybe}
-        self._ordinal = kept.ordinal
+        self._ordinal, self._forgot = kept.ordinal, kept.forgot
         self.parked = parked
 
     def known(self, name: str, most: int) -> bool:
@@ -113,6 +121,21 @@ class Adapters:
         """Names whose content came from nobody told where."""
         told = self._place.keys() | self._maybe.keys()
         return [name for name, content in self._current.items() if content not in told]
+
+    def doubt(self) -> str:
+        """Why blocks may be missed: nobody can tell whether some that are parked are of what is loaded now. Empty: none are."""
+        if self._forgot:
+            return "adapters were loaded more often than earlier loads are kept"
+        names = {
+            name for content, (name, blocks) in self.parked.items() if len(blocks) and not self._other(name, content)
+        }
+        listed = ", ".join(sorted(names)[:_NAMED_MOST])
+        return f"nobody told where an earlier load of {listed} is from" if names else ""
+
+    def _other(self, name: str, content: int) -> bool:
+        """Whether a parked content certainly is not the one that is loaded."""
+        current = self._current.get(name)
+        return content in self._place and (current in self._place or current in self._maybe)
 
     def table(self, name: str, number: Number | None, handles: tuple[int, ...], out: list[Change]) -> Blocks:
         """Where blocks of this load belong: the main table or a parked one. ``handles`` are the parent and the first block."""
@@ -253,7 +276,7 @@ class Adapters:
             known = self.parked[content] = (name, Blocks())
             if len(self.parked) > self._most:
                 gone = next(iter(self.parked))
-                del self.parked[gone]
+                self._forgot |= len(self.parked.pop(gone)[1]) > 0
                 self._place.pop(gone, None)
                 self._maybe.pop(gone, None)
         return known[1]

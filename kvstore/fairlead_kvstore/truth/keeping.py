@@ -24,7 +24,7 @@ def keep(item: Slice, wall: float) -> tuple[KeptSlice, Rows]:
     numbered = enumerate((item.blocks, *item.adapters))
     rows = {name: data for number, blocks in numbered for name, data in parts(blocks, number)}
     vague = [int(tier) for tier in sorted(item.vague)]
-    kept = KeptSlice(wall, *item.standing.kept(), tables, item.adapters.keep(), vague)
+    kept = KeptSlice(wall, *item.standing.kept(), tables, item.adapters.keep(), vague, doubt=item.standing.doubt)
     for name in (*_AS_IT_IS, *_TIMES):
         setattr(kept, name, getattr(item, name))
     return kept, rows
@@ -52,4 +52,4 @@ def restore(item: Slice, kept: KeptSlice, rows: Rows, wall: float, now: float, o
     named = zip(kept.tables[1:], others, strict=True)
     item.adapters.restore(kept.adapters, {one.content: (one.name, blocks) for one, blocks in named})
     standing = (kept.complete, kept.reason, kept.since + later)
-    item.standing.restore(standing, "the indexer was restarted", now, out)
+    item.standing.restore(standing, item.adapters.doubt(), "the indexer was restarted", now, out)

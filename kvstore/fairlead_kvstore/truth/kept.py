@@ -25,6 +25,7 @@ import msgspec
 
 from fairlead_kvstore.errors import KeptError
 from fairlead_kvstore.truth.blocks import COLUMNS, Blocks
+from fairlead_kvstore.truth.standing import Mark, doubtful
 
 ROWS: Final = 4_096
 """Rows of one part."""
@@ -57,6 +58,7 @@ class KeptAdapters(msgspec.Struct, gc=False):
     places: list[tuple[int, str, str]] = []
     maybe: list[tuple[int, str, str]] = []
     ordinal: int = 0
+    forgot: bool = False
 
 
 class KeptSlice(msgspec.Struct, gc=False):
@@ -77,6 +79,11 @@ class KeptSlice(msgspec.Struct, gc=False):
     names_extras: bool = False
     awaited_until: float | None = None
     last_clear: float | None = None
+    doubt: str = ""
+
+    def mark(self) -> Mark:
+        """How sure it is, the doubt included."""
+        return doubtful((self.complete, self.reason, self.since), self.doubt)
 
 
 def kept_table(blocks: Blocks, content: int = 0, name: str = "") -> KeptTable:

@@ -128,6 +128,7 @@ class Slice:
                 self._removed(event, tick, out)
             else:
                 self._stored(event, tick, now, out)
+        self._doubt(now, out)
 
     def whole(self, reason: str, now: float, out: list[Change]) -> None:
         """From here on nothing is missing, and nothing that comes was published before."""
@@ -166,9 +167,10 @@ class Slice:
         self._drop("cleared by us", out)
         self.standing.mark(True, "cleared by us", now, out)
 
-    def adapter(self, name: str, place: str, out: list[Change]) -> None:
+    def adapter(self, name: str, place: str, now: float, out: list[Change]) -> None:
         """What the engine serves under this name was loaded from ``place``."""
         self.adapters.served(name, place, out)
+        self._doubt(now, out)
 
     def use(self, own: int, now: float) -> None:
         """A request was served from this block and those before it."""
@@ -398,6 +400,10 @@ class Slice:
 
     # --- the rest -------------------------------------------------------------------------------------------------------
 
+    def _doubt(self, now: float, out: list[Change]) -> None:
+        if self.adapters.parked or self.standing.doubt:
+            self.standing.doubted(self.adapters.doubt(), now, out)
+
     def _cleared(self, event: AllCleared, now: float, out: list[Change]) -> None:
         self.counts.clears += 1
         self.awaited_until, self.last_clear = None, now
@@ -417,6 +423,7 @@ class Slice:
             out.append(Cleared(self.instance, self.epoch, reason))
         self.blocks = Blocks()
         self.adapters.emptied(self.blocks)
+        self.standing.doubt = ""  # nothing is parked any more; whoever drops marks
         self._orphans = Orphans(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
 
     def _clear_tier(self, tier: Tier, out: list[Change]) -> None:

@@ -1,36 +1,49 @@
 """How sure a slice is: complete or not, why, and since when.
 
 While a stream is broken off nobody can tell what the engine holds, so the slice is not complete; what it was, and what becomes of
-it meanwhile, is kept for the moment when the stream goes on.
+it meanwhile, is kept for the moment when the stream goes on. Beside that there may be a *doubt* about what is held, which comes and
+goes by itself: a slice that would be complete is not, as long as there is one.
 """
 
 from fairlead_kvstore.truth.changes import Change, Marked
+
+Mark = tuple[bool, str, float]
+"""Complete, why, and since when (monotonic seconds)."""
 
 
 class Standing:
     """The mark of one slice. ``since`` is monotonic seconds; what changes is appended to ``out``."""
 
-    __slots__ = ("_before", "_instance", "complete", "reason", "since")
+    __slots__ = ("_before", "_instance", "_stream", "complete", "doubt", "reason", "since")
 
     def __init__(self, instance: str, now: float) -> None:
         self._instance = instance
         self.complete = False
         self.reason = "nothing was seen yet"
         self.since = now
-        self._before: tuple[bool, str, float] | None = None
+        self.doubt = ""
+        self._stream: Mark = (self.complete, self.reason, now)
+        self._before: Mark | None = None
 
     def mark(self, complete: bool, reason: str, now: float, out: list[Change]) -> None:
         """It is so from now on; while the stream is broken off, from when it goes on."""
         if self._before is not None:
             self._before = (complete, reason, now)
-        elif (complete, reason) != (self.complete, self.reason):
-            self.complete, self.reason, self.since = complete, reason, now
-            out.append(Marked(self._instance, complete, reason, now))
+        else:
+            if (complete, reason) != self._stream[:2]:
+                self._stream = (complete, reason, now)
+            self._tell(now, out)
+
+    def doubted(self, doubt: str, now: float, out: list[Change]) -> None:
+        """Why something may be missed although all was heard; empty for no reason."""
+        if doubt != self.doubt:
+            self.doubt = doubt
+            self._tell(now, out)
 
     def suspend(self, reason: str, now: float, out: list[Change]) -> None:
         """The stream broke off."""
         if self._before is None:
-            before = (self.complete, self.reason, self.since)
+            before = self._stream
             self.mark(False, reason, now, out)
             self._before = before
 
@@ -40,16 +53,29 @@ class Standing:
             (complete, reason, since), self._before = self._before, None
             self.mark(complete, reason, since, out)
 
-    def kept(self) -> tuple[bool, str, float]:
-        """What it is, or will be when the stream goes on."""
-        return self._before or (self.complete, self.reason, self.since)
+    def kept(self) -> Mark:
+        """What it is but for the doubt, or will be when the stream goes on."""
+        return self._before or self._stream
 
-    def restore(self, kept: tuple[bool, str, float], reason: str, now: float, out: list[Change]) -> None:
+    def restore(self, kept: Mark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
         """Be what was kept once the stream goes on; until then nobody can tell."""
         self.restart()
-        self.complete, self.reason, self.since = kept
+        self._stream, self.doubt = kept, doubt
+        self.complete, self.reason, self.since = doubtful(kept, doubt)
         self.suspend(reason, now, out)
 
     def restart(self) -> None:
         """Another stream: what this one would have gone on as is of no interest."""
         self._before = None
+
+    def _tell(self, now: float, out: list[Change]) -> None:
+        complete, reason, _ = doubtful(self._stream, self.doubt)
+        if (complete, reason) != (self.complete, self.reason):
+            self.complete, self.reason, self.since = complete, reason, now
+            out.append(Marked(self._instance, complete, reason, now))
+
+
+def doubtful(mark: Mark, doubt: str) -> Mark:
+    """What a mark is beside a doubt."""
+    complete, _, since = mark
+    return (False, doubt, since) if complete and doubt else mark

@@ -192,7 +192,7 @@ class Truth:
         """The engine answered a call that clears its cache (reset, sleep at level 1 or more, pause with clear)."""
         return self._emptied(instance, "", now, "ours")
 
-    def adapter(self, instance: str, name: str, place: str) -> list[Change]:
+    def adapter(self, instance: str, name: str, place: str, now: float) -> list[Change]:
         """Where the engine loaded what it now serves under this name from (``root`` in its ``/v1/models``).
 
         Tell it when ``unplaced`` names it and when it changed, but only while nothing is being replayed; again is free.
@@ -200,7 +200,7 @@ class Truth:
         out: list[Change] = []
         item = self._slices[instance]
         before = len(item)
-        item.adapter(name, place, out)
+        item.adapter(name, place, now, out)
         self._blocks += len(item) - before
         return out
 

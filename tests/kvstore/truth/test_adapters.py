@@ -35,7 +35,7 @@ class Loaded:
 
     def told(self, place: str) -> list[Change]:
         """Somebody reads where the adapter comes from; it counts with the next event."""
-        changes_now = self.truth.adapter("i", "bot", place)
+        changes_now = self.truth.adapter("i", "bot", place, 1.0)
         self.more += 10
         return [*changes_now, *self.ask(list(range(self.more, self.more + 4)))]
 
@@ -59,10 +59,10 @@ def test_who_tells_the_path_needs_no_event() -> None:
     one.told("a")
     assert one.truth.unplaced("i") == []
     one.engine.load("bot", "b")
-    assert [type(item) for item in one.truth.adapter("i", "bot", "b")] == [changes.Removed]
+    assert [type(item) for item in one.truth.adapter("i", "bot", "b", 1.0)] == [changes.Removed]
     assert one.predicted() == 0
     one.engine.load("bot", "a")
-    assert one.truth.adapter("i", "bot", "a") != []
+    assert one.truth.adapter("i", "bot", "a", 1.0) != []
     assert one.predicted() == one.engine.hit(PROMPT, "bot") == 10
 
 
@@ -71,7 +71,7 @@ def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_bef
     one.engine.load("bot", "a")
     one.ask(PROMPT)
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b")  # the last number that was seen is the first load's
+    one.truth.adapter("i", "bot", "b", 1.0)  # the last number that was seen is the first load's
     one.ask(OTHER)
     one.told("b")
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
@@ -109,7 +109,7 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     one.engine.load("bot", "a")
     one.ask(OTHER)
     assert one.truth.unplaced("i") == ["bot"]
-    assert one.truth.adapter("i", "bot", "a") != []
+    assert one.truth.adapter("i", "bot", "a", 1.0) != []
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
 
@@ -120,14 +120,14 @@ def test_a_load_is_known_when_the_same_place_was_read_before_and_after_its_first
     one.ask(PROMPT)
     one.told("a")
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b")
+    one.truth.adapter("i", "bot", "b", 1.0)
     one.ask(OTHER)
-    one.truth.adapter("i", "bot", "b")
+    one.truth.adapter("i", "bot", "b", 1.0)
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a")
+    one.truth.adapter("i", "bot", "a", 1.0)
     assert (one.predicted(), one.predicted(OTHER)) == (10, 0)
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b")
+    one.truth.adapter("i", "bot", "b", 1.0)
     assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 10
 
 
@@ -138,11 +138,11 @@ def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_b
     one.told("a")
     one.engine.load("bot", "b")
     one.ask(OTHER)
-    one.truth.adapter("i", "bot", "b")
+    one.truth.adapter("i", "bot", "b", 1.0)
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a")
+    one.truth.adapter("i", "bot", "a", 1.0)
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b")
+    one.truth.adapter("i", "bot", "b", 1.0)
     assert one.predicted(OTHER) == 0  # a miss: nobody can tell that it was not loaded from a third place
     assert one.predicted() == 0
 
@@ -158,13 +158,13 @@ def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it()
     one.ask(OTHER)
     one.told("b")
     one.engine.load("bot", "a")
-    one.truth.adapter("i", "bot", "a")
+    one.truth.adapter("i", "bot", "a", 1.0)
     one.ask(THIRD)
-    one.truth.adapter("i", "bot", "a")
+    one.truth.adapter("i", "bot", "a", 1.0)
     assert one.predicted() == one.engine.hit(PROMPT, "bot") == 10
     assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
     one.engine.load("bot", "b")
-    one.truth.adapter("i", "bot", "b")
+    one.truth.adapter("i", "bot", "b", 1.0)
     assert one.predicted(THIRD) == one.engine.hit(THIRD, "bot") == 0
     assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 10
     one.engine.load("bot", "a")
@@ -182,7 +182,7 @@ def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_w
     one.told("a")
     one.engine.load("bot", "a")
     one.ask(OTHER)
-    one.truth.adapter("i", "bot", "a")
+    one.truth.adapter("i", "bot", "a", 1.0)
     one.ask([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
@@ -247,3 +247,83 @@ def test_a_clear_forgets_the_blocks_and_keeps_what_is_loaded() -> None:
     one.ask(OTHER)
     assert one.truth.unplaced("i") == []
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
+
+
+def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> None:
+    """Loaded from b, from a and from b again; where the first two came from is not to be learned any more."""
+    one = Loaded()
+    one.truth.whole("i", "replayed", 1.0)
+    one.engine.load("bot", "b")
+    one.ask(PROMPT)
+    assert one.truth.state("i").complete
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    one.engine.load("bot", "b")
+    one.ask(THIRD)
+    one.told("b")
+    assert (one.predicted(), one.engine.hit(PROMPT, "bot")) == (0, 10)
+    state = one.truth.state("i")
+    assert (state.complete, state.reason) == (False, "nobody told where an earlier load of bot is from")
+    marked = one.ask([*PROMPT[:40], *range(900, 909)])  # it goes on from the first load's last block
+    assert one.predicted() == 10
+    assert not one.truth.state("i").complete, "the load from elsewhere may be of the same place, too"
+    assert not any(isinstance(change, changes.Marked) for change in marked)
+
+
+def test_a_doubt_ends_when_the_blocks_in_question_are_gone() -> None:
+    one = Loaded(capacity=20)
+    one.truth.whole("i", "replayed", 1.0)
+    one.engine.load("bot", "b")
+    one.ask(PROMPT)
+    one.engine.load("bot", "a")
+    one.ask(OTHER)
+    one.told("a")
+    assert not one.truth.state("i").complete
+    one.ask(THIRD)
+    assert one.truth.state("i").complete
+    assert one.predicted(THIRD) == one.engine.hit(THIRD, "bot") == 10
+
+
+def test_no_doubt_is_left_where_the_places_of_all_loads_were_told() -> None:
+    one = Loaded()
+    one.truth.whole("i", "replayed", 1.0)
+    for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
+        one.engine.load("bot", place)
+        one.ask(tokens)
+        one.told(place)
+        assert one.truth.state("i").complete
+    one.engine.load("bot", "c")
+    assert [type(item) for item in one.ask([1, 2, 3, 4])][-1] is changes.Marked
+    assert not one.truth.state("i").complete, "until it is told, it may be of any of those places"
+    one.told("c")
+    assert one.truth.state("i").complete
+
+
+def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
+    one = Loaded(Limits(kv_adapter_versions=2))
+    one.truth.whole("i", "replayed", 1.0)
+    for number in range(4):
+        one.engine.load("bot", f"place {number}")
+        one.ask([5_000 + number * 10 + index for index in range(8)])
+        one.told(f"place {number}")
+    assert one.truth.state("i").reason == "adapters were loaded more often than earlier loads are kept"
+    one.engine.clear()
+    one.ask(OTHER)
+    assert one.truth.state("i").complete
+
+
+def test_a_doubt_is_kept_for_the_next_indexer_and_for_mirrors() -> None:
+    one = Loaded()
+    one.truth.whole("i", "replayed", 1.0)
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    kept, rows = one.truth.keep("i", 0.0)
+    assert kept.mark()[0] is False
+    another = Truth()
+    another.attach("i", MODEL, 2.0)
+    another.restore("i", kept, rows, 0.0, 2.0)
+    another.resumed("i")
+    assert not another.state("i").complete
+    assert another.state("i").reason == one.truth.state("i").reason

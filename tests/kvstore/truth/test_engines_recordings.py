@@ -48,7 +48,7 @@ class Playing:
         """``/v1/models``."""
         for rank, _ in enumerate(self.streams):
             for name, place in self.places.items():
-                self.truth.adapter(str(rank), name, place)
+                self.truth.adapter(str(rank), name, place, 1.0)
 
     def predicted(self, rank: int, tokens: list[int], adapter: str | None, salt: str | None) -> int:
         chain = own_hashes(root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
