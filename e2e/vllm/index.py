@@ -208,6 +208,9 @@ class Index:
             for salt in (None, "tenant-8"):
                 for count in (100, 161):
                     await self.at.ask(Prompt(tokens("lora", count), adapter=adapter, salt=salt))
+        await asyncio.sleep(TOLD_SECONDS)  # until it was read where they are from; then one more event of each shows it
+        for adapter in ("one", "two"):
+            await self.at.ask(Prompt(tokens(("shown", adapter), 40), adapter=adapter))
         return await self.at.judged(first)
 
     async def _load(self, name: str, place: str) -> None:

@@ -18,6 +18,10 @@ batch under that number, or no answer, is another process, even when its numbers
 broken connection, where the stream is only *suspended* until it is known which of the two happened: a network that blinked costs
 nothing, and a restarted engine's blocks are gone at once.
 
+**A replay may have holes**: an engine sends it as fast as it can and drops what its socket has no room for (a real vLLM: 320 of 2,399
+batches). What comes behind a hole is left, and once the replay is over the rest is asked for anew, from the last batch before the
+hole; so is what is missing at its end. As long as each replay brings something new, nothing is lost.
+
 **Where numbers start**: vLLM and SGLang at 0, llm-d-inference-sim at 1. A replay asked from 0 that begins at 1 is therefore
 whole if it brings less than the engine's buffer holds (10,000 batches by default); one that begins later means that the buffer
 no longer reaches back.
@@ -166,6 +170,8 @@ class Stream:
         self._asked = False
         self._unproven = False  # the replay's first answer must be the last batch that was accepted
         self._suspended = False
+        self._gained = False  # the replay has brought something new
+        self._hole = False  # and then left something out
         self._asked_all = False  # a replay from the start was asked for, and is over
         self._stale_ends = 0  # replays whose answers nobody waits for any more
         if position is not None and position.known and position.following == position.known[-1][0] + 1:
@@ -259,18 +265,25 @@ class Stream:
             return self._prove(frame)
         expected = self._next
         if expected is None:
+            self._gained = True
             return [*self._first(frame.number, "the replay starts later than asked"), self._accept(frame, "replayed")]
         if frame.number < expected:
             return [Duplicate(frame.number, "replayed twice")]
         if frame.number > expected:
+            if self._gained:
+                self._hole = True
+                return [Duplicate(frame.number, "behind a hole, it will be replayed again")]
             self._from_start = False
             lost = Lost(expected, frame.number - 1, "the replay has a hole")
             return [lost, self._accept(frame, "replayed")]
+        self._gained = True
         return [self._accept(frame, "replayed")]
 
     def replay_failed(self, reason: str) -> list[Outcome]:
         """No replay came, or not to its end; answers that still come must not be handed in (open a new socket)."""
         self._stale_ends = 0
+        if self._asked and self._hole:  # what came is the engine's; its end may have been left out as well
+            return [self._ask_on()]
         return self._give_up(reason) if self._asked else []
 
     def never_asked(self) -> None:
@@ -332,7 +345,21 @@ class Stream:
         self._asked, self._replay_first, self._replayed = True, None, 0
         self._unproven = self._next is not None
         self._from_start = self._next is None
+        self._gained = self._hole = False
         return Gap(first, last, first - 1 if self._unproven else first, reason)
+
+    def _ask_on(self) -> Gap:
+        """For the rest of a replay that had a hole."""
+        assert self._next is not None
+        self._unproven, self._gained, self._hole = True, False, False
+        self._replayed -= 1  # the last batch before the hole will come once more
+        return Gap(self._next, None, self._next - 1, "the replay has a hole")
+
+    def _falls_short(self) -> bool:
+        """Whether what was held back does not go on where the replay ended."""
+        assert self._next is not None
+        later = [frame.number for frame, _ in self._held if frame.number >= self._next]
+        return bool(later) and min(later) > self._next
 
     def _prove(self, frame: Frame) -> list[Outcome]:
         """The first answer of a replay that was asked from the last batch accepted."""
@@ -361,6 +388,8 @@ class Stream:
         return [Resumed(reason)]
 
     def _end_of_replay(self) -> list[Outcome]:
+        if self._hole or (self._gained and self._falls_short()):
+            return [self._ask_on()]
         self._asked = False
         outcomes: list[Outcome] = []
         if self._unproven:

@@ -14,7 +14,8 @@ So each name has *contents*. A number that has not been seen is a new content, u
 
 Before the first event with a new number only ``/v1/models`` knows of the change, so whoever reads events asks for it, too. Its
 answer may already be about a later load than the number that was seen last, so it is believed of a number only when one more
-event with that number comes after it, or when the answers before and after the number's first event are the same.
+event with that number comes after it, or when the answers before and after the number's first event are the same and the first of
+them told of another place than what was loaded before.
 
 Who joins late and is replayed several loads learns where the last one is from, and of those before nobody can tell it any more.
 What is parked of them may be what is loaded now, so as long as it is there the slice is not complete (``doubt``).
@@ -241,12 +242,12 @@ class Adapters:
         if current is not None and current not in self._content.values():
             content: int | None = current
             self._maybe.pop(current, None)  # told before its number was known: it may be about an earlier load
+            if content not in self._place and name in self._told:
+                self._hoped[name] = (content, self._told[name])
         else:
             content = self._linked(name, handles)
         if content is None:
             content = self._new()
-        if content not in self._place and name in self._told:
-            self._hoped[name] = (content, self._told[name])
         self._content[name, number] = content
         if len(self._content) > _LOADS_PER_CONTENT * self._most:
             del self._content[next(iter(self._content))]

@@ -101,10 +101,12 @@ def test_a_hole_behind_a_replay_that_began_at_one_leaves_it_incomplete() -> None
     stream = Stream(replayable=True)
     stream.connected()
     assert live(stream, 5) == []
-    assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "C", "L3-4", "A5"]
+    assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "G3-?2"]
+    assert replay(stream, 2) == ["C", "L3-4", "A5"]
     stream = Stream(replayable=True)
     stream.connected()
-    assert replay(stream, 1, 3) == ["L0-0", "A1", "L2-2", "A3"]
+    assert replay(stream, 1, 3) == ["L0-0", "A1", "D3", "G2-?1"]
+    assert replay(stream, 1, 3) == ["L2-2", "A3"]
 
 
 def test_a_live_batch_that_is_older_than_the_replay_is_lost_with_the_others() -> None:
@@ -189,16 +191,45 @@ def test_a_replay_that_does_not_come_loses_the_gap_and_goes_on() -> None:
     assert stream.replay_failed("again") == []
 
 
-def test_a_hole_within_a_replay_is_lost() -> None:
+def test_a_replay_with_holes_is_asked_for_until_all_is_there() -> None:
+    """An engine drops what its socket has no room for: in the midst, and at the end."""
     stream = begun()
-    live(stream, 8)
-    assert replay(stream, 3, 4, 6, 7) == ["A4", "L5-5", "A6", "A7", "A8"]
+    live(stream, 12)
+    assert replay(stream, 3, 4, 6, 7) == ["A4", "D6", "D7", "G5-?4"]
+    assert stream.replaying
+    assert replay(stream, 4, 5, 6, 7, 9) == ["A5", "A6", "A7", "D9", "G8-?7"]
+    assert replay(stream, 7, 8, 9) == ["A8", "A9", "G10-?9"]
+    assert replay(stream, 9, 10, 11) == ["A10", "A11", "A12"]
+    assert (stream.replaying, stream.held) == (False, 0)
 
 
-def test_a_hole_behind_a_replay_is_lost() -> None:
+def test_a_hole_that_a_replay_has_again_is_lost() -> None:
     stream = begun()
     live(stream, 8)
-    assert replay(stream, 3, 4) == ["A4", "L5-7", "A8"]
+    assert replay(stream, 3, 4, 6, 7) == ["A4", "D6", "D7", "G5-?4"]
+    assert replay(stream, 4, 6, 7) == ["L5-5", "A6", "A7", "A8"]
+
+
+def test_what_is_missing_behind_a_replay_that_brings_nothing_more_is_lost() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4) == ["A4", "G5-?4"]
+    assert replay(stream, 4) == ["L5-7", "A8"]
+
+
+def test_a_replay_with_a_hole_whose_end_was_dropped_too_is_asked_for_again() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4, 6, end=False) == ["A4", "D6"]
+    assert short(stream.replay_failed("no end within 2 s")) == ["G5-?4"]
+    assert short(stream.replay_failed("no answer within 2 s")) == ["L5-7", "A8"]
+
+
+def test_another_process_that_answers_for_the_rest_of_a_replay_is_noticed() -> None:
+    stream = begun()
+    live(stream, 8)
+    assert replay(stream, 3, 4, 6) == ["A4", "D6", "G5-?4"]
+    assert replay(stream, 4, process="second") == ["R", "G0-?0"]
 
 
 def test_reordered_frames_are_sorted_by_the_replay() -> None:

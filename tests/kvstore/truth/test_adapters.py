@@ -110,10 +110,27 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     one.ask(OTHER)
     assert one.truth.unplaced("i") == ["bot"]
     assert one.truth.adapter("i", "bot", "a", 1.0) != []
+    assert (one.predicted(), one.predicted(OTHER)) == (10, 0), "two loads may have come since a was told first"
+    assert not one.truth.state("i").complete
+    one.told("a")
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
 
-def test_a_load_is_known_when_the_same_place_was_read_before_and_after_its_first_block() -> None:
+def test_a_place_that_was_read_for_the_load_before_does_not_show_where_the_next_one_is_from() -> None:
+    """Loaded from elsewhere and back between two readings, and only a block of the load from elsewhere was seen."""
+    one = Loaded()
+    one.engine.load("bot", "a")
+    one.ask(PROMPT)
+    one.told("a")
+    one.engine.load("bot", "b")
+    one.ask(OTHER)
+    one.engine.load("bot", "a")
+    one.truth.adapter("i", "bot", "a", 1.0)
+    assert (one.predicted(), one.engine.hit(PROMPT, "bot")) == (10, 10)
+    assert one.predicted(OTHER) == one.engine.hit(OTHER, "bot") == 0
+
+
+def test_a_load_is_known_when_another_place_was_read_before_its_first_block_and_again_after_it() -> None:
     """A real engine: two prompts after the load, the second told of in between, and no event before the next load."""
     one = Loaded()
     one.engine.load("bot", "a")
