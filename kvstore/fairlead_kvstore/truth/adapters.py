@@ -243,7 +243,7 @@ class Adapters:
             content: int | None = current
             self._maybe.pop(current, None)  # told before its number was known: it may be about an earlier load
             if content not in self._place and name in self._told:
-                self._hoped[name] = (content, self._told[name])
+                self._hoped[name] = (current, self._told[name])
         else:
             content = self._linked(name, handles)
         if content is None:
