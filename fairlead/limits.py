@@ -339,6 +339,16 @@ class Limits:
     link_settled_seconds: float = _limit(
         2.0, "from a prompt's end until what the engine did not tell of it counts as not held"
     )
+    link_taken_blocks: int = _limit(
+        65_536, "byte blocks of one instance that were lost lately: answers that missed them were late news, not ghosts"
+    )
+    link_late_seconds: float = _limit(
+        0.25,
+        "news of an engine's cache take this long at most to where requests are routed; older mistakes are mistakes",
+    )
+    link_judged_seconds: float = _limit(
+        0.5, "from an answer's end until it is judged, so that news about it has arrived"
+    )
     link_corrections: int = _limit(16_384, "blocks looked at for one batch of corrections; the rest is in the next")
     link_rows: int = _limit(4_096, "prompts sent, and ended, that a worker keeps until it tells the index of them")
     link_samples: int = _limit(256, "last prompts of a worker that the index may ask for")

@@ -1,6 +1,8 @@
 """One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.index import Followed, InstanceIndex
@@ -15,13 +17,29 @@ _COUNT_LEAST_SECONDS = 0.5
 
 
 class _Flight:
-    """How much of a prompt was linked when it was sent, as a share of its bytes."""
+    """A prompt at an instance: when it was sent last, and how much of it was linked then, as a share of its bytes."""
 
-    __slots__ = ("count", "linked")
+    __slots__ = ("at", "count", "hashes", "linked")
 
-    def __init__(self, linked: float) -> None:
+    def __init__(self, hashes: Sequence[int], linked: float, at: float) -> None:
+        self.hashes = hashes
         self.linked = linked
+        self.at = at
         self.count = 1
+
+
+class _Answer(NamedTuple):
+    """An answer that is to be judged when what its engine tells of that time has arrived. Tokens."""
+
+    due: float
+    instance: str
+    hashes: Sequence[int]
+    sent_at: float
+    credited: float
+    expected: float
+    reported: int | None
+    prompt: int
+    covered: float
 
 
 class ModelIndex:
@@ -36,7 +54,9 @@ class ModelIndex:
         self._victims: Mapping[str, Victim] = {}
         self._drifts: dict[str, Drift] = {}
         self._flights: dict[tuple[str, int], _Flight] = {}
-        self._relearned = 0.0
+        self._answers: deque[_Answer] = deque()
+        self._judged_seconds = limits.link_judged_seconds
+        self._late_seconds = limits.link_late_seconds
 
     def sent(self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float) -> bool:
         """A worker of this gateway sent a prompt there; whether a part of it is not linked."""
@@ -45,10 +65,11 @@ class ModelIndex:
         flight = self._flights.get(key)
         if flight is not None:
             flight.count += 1
+            flight.at = now
         else:
             if len(self._flights) >= self._most:
                 del self._flights[next(iter(self._flights))]
-            self._flights[key] = _Flight(ends[linked - 1] / size if linked and size else 0.0)
+            self._flights[key] = _Flight(hashes, ends[linked - 1] / size if linked and size else 0.0, now)
         return self.bridge.sent(instance, tail, hashes, now, ends_told=True)
 
     def ended(
@@ -73,11 +94,21 @@ class ModelIndex:
             del self._flights[key]
         if indexed is None or prompt_tokens is None or not self._complete(instance):
             return
-        drift = self._drift(instance)
-        credited, expected, covered = indexed * prompt_tokens, matched * prompt_tokens, flight.linked * prompt_tokens
-        if drift.seen(credited, expected, cached_tokens, prompt_tokens, now, covered=covered):
-            self.bridge.distrust(instance)
-            self._relearn()
+        if len(self._answers) >= self._most:
+            self._answers.popleft()
+        self._answers.append(
+            _Answer(
+                now + self._judged_seconds,
+                instance,
+                flight.hashes,
+                flight.at,
+                indexed * prompt_tokens,
+                matched * prompt_tokens,
+                cached_tokens,
+                prompt_tokens,
+                flight.linked * prompt_tokens,
+            )
+        )
 
     def changed(self, changes: Sequence[Change]) -> None:
         """The mirror has just taken these over."""
@@ -91,7 +122,20 @@ class ModelIndex:
         for instance, drift in self._drifts.items():
             if drift.over_by(now):
                 self.bridge.trust(instance)
+        while self._answers and self._answers[0].due <= now:
+            self._judge(self._answers.popleft(), now)
         return self.bridge.corrections(now)
+
+    def _judge(self, answer: _Answer, now: float) -> None:
+        """What came of an answer against what was said of it."""
+        instance, credited, reported = answer.instance, answer.credited, answer.reported
+        late = reported is not None and credited > reported
+        late = late and self.bridge.taken_since(instance, answer.hashes, answer.sent_at - self._late_seconds)
+        if self._drift(instance).seen(
+            credited, answer.expected, reported, answer.prompt, now, covered=answer.covered, late=late
+        ):
+            self.bridge.distrust(instance)
+            self._relearn()
 
     def keep_only(self, instances: Iterable[str]) -> None:
         """Instances that have left the fleet are forgotten."""
@@ -101,6 +145,7 @@ class ModelIndex:
             del self._drifts[gone]
         for key in [key for key in self._flights if key[0] not in kept]:
             del self._flights[key]
+        self._answers = deque(answer for answer in self._answers if answer.instance in kept)
 
     def count(self, now: float, stale: str | None) -> None:
         """Look anew at what each instance holds and nobody else does, where the last time is long enough ago."""
@@ -147,6 +192,7 @@ class ModelIndex:
             drift.reported,
             drift.answers,
             drift.silent,
+            drift.late,
             drift.quarantines,
             drift.ratio,
             self._counted.get(instance),

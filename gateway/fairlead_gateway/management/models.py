@@ -62,6 +62,9 @@ class Index(_Model):
     ratio: float | None = Field(description="Predicted to reported.")
     answers: int = Field(description="Answers that reported their cached tokens.")
     silent: int = Field(description="Answers that did not; they count for nothing.")
+    late: int = Field(
+        description="Answers that found less than was credited since the engine lost it meanwhile; no sign of drift."
+    )
     quarantines: int
     scale_down: ScaleDown | None = Field(description="Null where it does not tell what it holds.")
 

@@ -64,6 +64,7 @@ def _index(one: InstanceIndex | None) -> models.Index | None:
         ratio=one.ratio,
         answers=one.answers,
         silent=one.silent,
+        late=one.late,
         quarantines=one.quarantines,
         scale_down=_scale_down(one),
     )

@@ -435,6 +435,7 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "index_reported_tokens_total": _index(lambda one: one.reported if one.answers else None),
     _P + "index_prediction_ratio": _index(lambda one: one.ratio),
     _P + "index_unreported_total": _index(lambda one: one.silent),
+    _P + "index_late_total": _index(lambda one: one.late),
     _P + "index_quarantined": _index(lambda one: one.state is Followed.QUARANTINED),
     _P + "index_quarantines_total": _index(lambda one: one.quarantines),
     _P + "index_blocks": _index(lambda one: None if one.held is None else one.held.blocks),

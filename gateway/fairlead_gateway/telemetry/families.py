@@ -182,6 +182,9 @@ FAMILIES: Final = (
     Family(_P + "index_reported_tokens_total", "counter", _INSTANCE, "Cached tokens that those answers reported."),
     Family(_P + "index_prediction_ratio", "gauge", _INSTANCE, "The first of these to the second, since the start."),
     Family(_P + "index_unreported_total", "counter", _INSTANCE, "Answers that did not report their cached tokens."),
+    Family(
+        _P + "index_late_total", "counter", _INSTANCE, "Answers that missed what the engine had just lost; no drift."
+    ),
     Family(_P + "index_quarantined", "gauge", _INSTANCE, "1 while what the index tells of the instance is not used."),
     Family(
         _P + "index_quarantines_total", "counter", _INSTANCE, "Times that predictions drifted from what was reported."

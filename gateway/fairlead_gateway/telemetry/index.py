@@ -20,7 +20,8 @@ class Followed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstanceIndex:
-    """One instance. Tokens are sums over answers whose cached tokens were reported; ``silent`` are those whose were not; ``ratio``
+    """One instance. Tokens are sums over answers whose cached tokens were reported; ``silent`` are those whose were not, ``late``
+    those that found less since the engine had just lost it; ``ratio``
     is predicted to reported, None until both are known. ``held`` and ``victim``: what it holds and what would be lost with it, None
     where it does not tell."""
 
@@ -30,6 +31,7 @@ class InstanceIndex:
     reported: int
     answers: int
     silent: int
+    late: int
     quarantines: int
     ratio: float | None
     held: Census | None = None

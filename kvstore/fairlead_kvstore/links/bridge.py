@@ -15,7 +15,9 @@ Blocks of stores that all instances share are hints for the whole model and no r
 """
 
 import heapq
+import math
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, Protocol
@@ -110,9 +112,10 @@ class _Flight:
 class _Place:
     """What is to be told of one instance, and what is on its way there."""
 
-    __slots__ = ("doubted", "flying", "forget", "removed", "told")
+    __slots__ = ("doubted", "flying", "forget", "removed", "taken", "told")
 
     def __init__(self) -> None:
+        self.taken: OrderedDict[int, float] = OrderedDict()  # told to be removed, and when we heard of it
         self.told: set[int] = set()  # byte blocks whose own hash was stored there
         self.removed: set[int] = set()
         self.doubted: set[int] = set()  # linked anew, or no longer on their way
@@ -256,6 +259,11 @@ class Bridge:
         """A worker knows nothing yet."""
         self.reloaded(self.mirror)
 
+    def taken_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
+        """Whether the instance was heard to lose any of these byte blocks at or after that moment, though it may hold them again."""
+        place = self._places.get(instance)
+        return place is not None and any(place.taken.get(digest, -math.inf) >= since for digest in hashes)
+
     # --- trust ----------------------------------------------------------------------------------------------------------
 
     def distrust(self, instance: str) -> None:
@@ -293,6 +301,7 @@ class Bridge:
                 told, doubted = place.told, place.doubted
                 place.told, place.doubted = _rest(told, room), _rest(doubted, room)
                 room -= len(told) + len(doubted)
+                self._note_taken(place, now)
                 correction = self._correct(instance, place, told, doubted)
                 if correction is not None:
                     found.append(correction)
@@ -329,6 +338,14 @@ class Bridge:
         if not (forget or gone or held):
             return None
         return Correction(instance, forget, array("Q", gone).tobytes(), held)
+
+    def _note_taken(self, place: _Place, now: float) -> None:
+        taken = place.taken
+        for digest in place.removed:
+            taken[digest] = now
+            taken.move_to_end(digest)
+        while len(taken) > self._limits.link_taken_blocks:
+            taken.popitem(last=False)
 
     def _held(self, chain: Sequence[int], instance: str) -> int:
         """How many of these byte blocks, from the start, the instance holds; those that reach no token block count with the next."""

@@ -12,6 +12,10 @@ are careful guesses), decay to nothing however long it goes on; a prompt that is
 enough. An engine that never reports says nothing, which is stated and never taken for zero. A few numbers an instance are all the
 memory there is.
 
+What was right a moment ago is no ghost: where an instance was heard to lose blocks of the prompt about when it was sent there, the
+news were on their way, and the answer counts as ``late`` only. Prompts in a cycle that is just larger than the cache would end in
+quarantine otherwise, and without the index they fare worse.
+
 Drift puts the instance's index into quarantine: routing falls back to what gateways sent there. Afterwards the index counts again,
 on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever
 agrees for as many answers as ``SOUND`` is as new.
@@ -34,6 +38,7 @@ class Drift:
         "_pause",
         "_why",
         "answers",
+        "late",
         "over",
         "predicted",
         "quarantines",
@@ -48,6 +53,7 @@ class Drift:
         self.under = 0.0
         self.answers = 0
         self.silent = 0
+        self.late = 0
         self.predicted = 0
         self.reported = 0
         self.quarantines = 0
@@ -79,9 +85,11 @@ class Drift:
         now: float,
         *,
         covered: float | None = None,
+        late: bool = False,
     ) -> bool:
         """One answer: tokens that the index credited, that were expected, that the engine reported (None: it did not). True when
-        this was too much. ``covered``: the index knows nothing of what lies behind so many tokens; None: of all."""
+        this was too much. ``covered``: the index knows nothing of what lies behind so many tokens; None: of all. ``late``: it
+        lost blocks of the prompt while that was on its way."""
         if reported is None or not prompt_tokens:
             self.silent += 1
             return False
@@ -91,6 +99,9 @@ class Drift:
         if self.quarantined:
             return False
         ghosts = max(-1.0, min(1.0, (credited - reported) / prompt_tokens))
+        if late and ghosts > 0.0:
+            self.late += 1
+            ghosts = 0.0
         known = reported if covered is None else min(reported, covered)
         misses = max(-1.0, min(1.0, (known - expected) / prompt_tokens))
         self.over = max(0.0, self.over + ghosts - ALLOWED)

@@ -40,7 +40,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
     made_up.telemetry.peers |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
     one = InstanceIndex(
-        Followed.INDEX, "", 90, 100, 3, 1, 0, 0.9, Census(blocks=3, unique=2), Victim("main-0/9001/0", 1, 2, 1, "")
+        Followed.INDEX, "", 90, 100, 3, 1, 2, 0, 0.9, Census(blocks=3, unique=2), Victim("main-0/9001/0", 1, 2, 1, "")
     )
     made_up.telemetry.index = {"chat/llama-70b": ModelLook({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")}
     made_up.serve(200)

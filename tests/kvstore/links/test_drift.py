@@ -88,3 +88,11 @@ def test_what_is_reported_in_quarantine_is_counted_and_moves_nothing() -> None:
     before = (drift.over, drift.under, drift.answers)
     assert not drift.seen(0, 0, 1_000, 1_000, 1.0)
     assert (drift.over, drift.under, drift.answers - 1) == before
+
+
+def test_late_news_are_counted_and_no_drift_and_misses_still_are() -> None:
+    drift = Drift()
+    for _ in range(100):
+        assert not drift.seen(1_000, 1_000, 0, 1_000, 0.0, late=True)
+    assert (drift.late, drift.answers, drift.over) == (100, 100, 0.0)
+    assert any(drift.seen(0, 0, 1_000, 1_000, 0.0, late=True) for _ in range(10))

@@ -1,0 +1,99 @@
+"""An answer that missed what its engine had just lost is late news; one that missed what nobody saw go is a ghost."""
+
+from fairlead.limits import Limits
+from fairlead_gateway.indexing.model_index import ModelIndex
+from fairlead_gateway.telemetry.index import Followed
+from fairlead_kvstore.index.mirror import IndexMirror
+from fairlead_kvstore.links.drift import FIRST_SECONDS
+from fairlead_kvstore.truth.changes import Change, Marked, Removed, Stored
+from fairlead_kvstore.truth.tiers import Tier
+
+LIMITS = Limits()
+ENGINE = "pod/8000/0"
+HASHES, ENDS, OWNS = (11, 12, 13, 14), (256, 512, 768, 1_024), [1, 2, 3, 4]
+
+
+class Place:
+    """One engine's index at a gateway, with one prompt that is linked block by block."""
+
+    def __init__(self) -> None:
+        self.mirror = IndexMirror()
+        self.model = ModelIndex("default/tiny", self.mirror, secret=b"s", limits=LIMITS)
+        self.now = 100.0
+        self.told([Marked(ENGINE, True, "", self.now)])
+        self.model.bridge.link(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64)
+        self.told([Stored(ENGINE, Tier.GPU, 1, OWNS)])
+
+    def told(self, changes: list[Change]) -> None:
+        self.mirror.apply(changes)
+        self.model.changed(changes)
+        self.model.corrections(self.now)
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        self.model.corrections(self.now)
+
+    def answer(self, credited: float, reported: int, *, lost_after: float | None) -> None:
+        """A prompt that is credited with a share of its 256 tokens; the engine loses it so many seconds after it was sent."""
+        self.model.sent(ENGINE, 99, HASHES, ENDS, 1_024, self.now)
+        if lost_after is not None:
+            self.pass_(max(0.0, lost_after))
+            self.told([Removed(ENGINE, Tier.GPU, OWNS)])
+            self.pass_(max(0.0, -lost_after))
+        self.pass_(0.1)
+        self.told([Stored(ENGINE, Tier.GPU, 1, OWNS)])  # its own prefill
+        self.model.ended(
+            ENGINE, 99, self.now, prompt_tokens=256, cached_tokens=reported, indexed=credited, matched=credited
+        )
+
+    def state(self) -> Followed:
+        return self.model.look(ENGINE, None).state
+
+
+def test_what_was_lost_while_a_prompt_was_on_its_way_is_no_ghost() -> None:
+    place = Place()
+    for _ in range(50):
+        place.answer(1.0, 0, lost_after=0.05)
+        place.pass_(3.0)
+    look = place.model.look(ENGINE, None)
+    assert place.state() is Followed.INDEX
+    assert (look.late, look.answers, look.quarantines) == (50, 50, 0)
+
+
+def test_what_nobody_saw_go_is_a_ghost() -> None:
+    place = Place()
+    for _ in range(6):
+        place.answer(1.0, 0, lost_after=None)
+    assert place.state() is Followed.INDEX, "not yet judged"
+    place.pass_(LIMITS.link_judged_seconds)
+    assert place.state() is Followed.QUARANTINED
+    assert place.model.look(ENGINE, None).late == 0
+
+
+def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
+    place = Place()
+    place.told([Removed(ENGINE, Tier.GPU, OWNS)])
+    place.pass_(10.0)
+    place.told([Stored(ENGINE, Tier.GPU, 1, OWNS)])
+    for _ in range(6):
+        place.answer(1.0, 0, lost_after=None)
+    place.pass_(LIMITS.link_judged_seconds)
+    assert place.state() is Followed.QUARANTINED
+
+
+def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_trial() -> None:
+    place = Place()
+    for _ in range(6):
+        place.answer(1.0, 0, lost_after=None)
+    place.now += LIMITS.link_judged_seconds
+    (forgotten,) = place.model.corrections(place.now)
+    assert (forgotten.forget, forgotten.held) == ("told", [])
+    place.now += FIRST_SECONDS + 1.0
+    (again,) = place.model.corrections(place.now)
+    assert again.held, "it is credited again"
+    assert place.state() is Followed.INDEX
+    for _ in range(60):
+        place.answer(1.0, 256, lost_after=None)
+        place.pass_(3.0)
+    assert place.state() is Followed.INDEX
+    assert place.model.look(ENGINE, None).quarantines == 1
