@@ -73,7 +73,7 @@ def running_usage() -> dict[str, Any]:
     """Usage in every event for those who ask for that."""
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     stream = client.completions.create(
-        model=MODEL, prompt="import os", max_tokens=6, stream=True, stream_options=options
+        model=MODEL, prompt="import os", max_tokens=6, temperature=0, stream=True, stream_options=options
     )
     counted = [one.usage.completion_tokens for one in stream if one.usage]
     assert counted[-1] == 6, counted
@@ -118,7 +118,7 @@ def completions() -> dict[str, Any]:
 def a_namespaced_name() -> dict[str, Any]:
     """``namespace/name`` works as well, and an extension of the engine goes through."""
     found = client.completions.create(
-        model=f"default/{MODEL}", prompt="import os", max_tokens=3, extra_body={"return_token_ids": True}
+        model=f"default/{MODEL}", prompt="import os", max_tokens=3, temperature=0, extra_body={"return_token_ids": True}
     )
     assert len(found.choices[0].model_extra["token_ids"]) == 3
     return {}
