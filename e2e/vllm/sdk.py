@@ -72,8 +72,9 @@ def chat_streams() -> dict[str, Any]:
 def running_usage() -> dict[str, Any]:
     """Usage in every event for those who ask for that."""
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    whole = {"ignore_eos": True}
     stream = client.completions.create(
-        model=MODEL, prompt="import os", max_tokens=6, temperature=0, stream=True, stream_options=options
+        model=MODEL, prompt="import os", max_tokens=6, stream=True, stream_options=options, extra_body=whole
     )
     counted = [one.usage.completion_tokens for one in stream if one.usage]
     assert counted[-1] == 6, counted
