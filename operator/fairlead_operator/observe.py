@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fairlead.cluster_labels import MANAGER
+from fairlead.kube.cache import without_owners
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
@@ -149,7 +150,7 @@ class Shelf:
         return True
 
     def _take_model(self, model: Manifest, gone: bool) -> list[str]:
-        key, name = key_of(model), name_of(model)
+        key, name = key_of(model), name_of(without_owners(model))
         same = self._named.setdefault(name, set())
         concerned = [key, *sorted(same - {key})] if (key in same) == gone else [key]
         if not self._keep(self.models, key, model, gone):
