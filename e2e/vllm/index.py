@@ -233,6 +233,7 @@ class Index:
             noticed_seconds = round(time.monotonic() - began, 3)
             for number in range(TRIES):
                 await self.at.ask(Prompt(tokens(("lora", turn, number), 100), adapter="one"))
+                await self.at.quiet()  # nobody differs before it is told
                 if await until(lambda: not self.at.differs(), TOLD_SECONDS):
                     break
             seconds.append([noticed_seconds, number + 1])
