@@ -361,6 +361,14 @@ class Limits:
     link_refused_seconds: float = _limit(60.0, "until an engine that refused to tell tokens is asked again")
     link_correction_seconds: float = _limit(0.05, "corrections are gathered this long until the workers are told")
 
+    learn_rows: int = _limit(
+        16_384, "what a worker keeps of its requests between two words to the helper, which learns from it"
+    )
+    learn_tell_seconds: float = _limit(1.0, "they are told this often")
+    learn_rows_waiting: int = _limit(131_072, "of all workers, until they are in order")
+    learn_settle_seconds: float = _limit(2.5, "which takes this long: a worker may be late")
+    learn_flights: int = _limit(65_536, "requests under way that are watched; the oldest is not measured then")
+
     kube_connect_seconds: float = _limit(5.0, "TCP and TLS to the Kubernetes API server")
     kube_answer_seconds: float = _limit(30.0, "an answer of the API server, each page of a list; watches have no end")
     kube_answer_bytes: int = _limit(256 * 1024 * 1024, "an answer of the API server; a page of pods has some 5 MB")

@@ -5,6 +5,8 @@ from typing import TypeAlias
 import msgspec
 
 from fairlead.fleet import Fleet
+from fairlead.profile import EngineProfile
+from fairlead_gateway.learning.rows import Rows
 from fairlead_gateway.telemetry.parts import ModelPart
 from fairlead_kvstore.links.bridge import Correction
 
@@ -96,6 +98,12 @@ class Want(msgspec.Struct, tag=True):
     tails: list[int]
 
 
+class Profiles(msgspec.Struct, tag=True):
+    """What was learned of engines, by instance."""
+
+    profiles: dict[str, EngineProfile]
+
+
 class Drain(msgspec.Struct, tag=True):
     """Take no more, let what is under way finish, end."""
 
@@ -140,6 +148,7 @@ ToWorker: TypeAlias = (
     | Hot
     | Corrected
     | Want
+    | Profiles
     | Drain
     | AskState
     | AskCounters
@@ -216,7 +225,7 @@ class Piece(msgspec.Struct, tag=True):
     last: bool
 
 
-FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen | Given | Piece
+FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen | Given | Rows | Piece
 
 # Within them -------------------------------------------------------------------------------------------------------------
 

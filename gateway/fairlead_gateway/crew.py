@@ -25,6 +25,7 @@ from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import encoded
 from fairlead_gateway.early import ROWS_EACH, Early, Spawned, rows_of, spawn
 from fairlead_gateway.hand import Events, Hand
+from fairlead_gateway.learning.rows import Rows
 from fairlead_gateway.others_row import OthersRow
 from fairlead_gateway.routing import shared
 from fairlead_gateway.slots import Slots
@@ -48,7 +49,8 @@ class Death:
 
 class Crew:
     """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis,
-    ``indexed`` of what workers tell the index, ``joined`` that one of them knows nothing of it yet."""
+    ``indexed`` of what workers tell the index, ``learned`` of what engines are learned from, ``joined`` that one of them knows
+    nothing of either yet."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Crew:
         setup: Callable[[int, int, list[int], dict[str, int]], say.Setup],
         told: Callable[[say.Told], None],
         indexed: Callable[[Hand, say.Seen | say.Given], None],
+        learned: Callable[[Rows], None],
         joined: Callable[[], None],
         clock: Clock,
         limits: Limits,
@@ -65,6 +68,7 @@ class Crew:
         self._setup = setup
         self._told = told
         self._indexed = indexed
+        self._learned = learned
         self._joined = joined
         self._clock = clock
         self._limits = limits
@@ -139,7 +143,9 @@ class Crew:
             await asyncio.wait(living)
 
     def _hand(self, number: int, spawned: Spawned) -> Hand:
-        events = Events(self._ready, self._applied, self._leaving, self._heard, self._indexed, self._ended)
+        events = Events(
+            self._ready, self._applied, self._leaving, self._heard, self._indexed, self._learned, self._ended
+        )
         return Hand(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
 
     async def _open(self, hand: Hand) -> None:

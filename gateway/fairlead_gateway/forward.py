@@ -25,6 +25,7 @@ from fairlead_gateway.job import Job
 from fairlead_gateway.judge import is_error_object, judge, not_served
 from fairlead_gateway.keepalive import KeepAlive
 from fairlead_gateway.lateness import FIELD, allowed, remaining, too_late
+from fairlead_gateway.learning.rows import RowTeller
 from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.resume import Resume
@@ -83,8 +84,10 @@ class Forward:
         prefill: Prefill,
         budget: RetryBudget,
         samples: Samples | None = None,
+        rows: RowTeller | None = None,
     ) -> None:
         self._routes = routes
+        self._rows = rows
         self._samples = samples
         self._prefill = prefill
         self._health = health
@@ -228,6 +231,11 @@ class Forward:
         router.dispatched(job.route, job.instance_id, now)
         if self._samples is not None and router.followed:
             self._samples.offer(job.ask, job.route)
+        if self._rows is not None and job.handoff is None:
+            decision = job.decision
+            matched = decision.matched_tokens if decision is not None and decision.source is None else None
+            tokens = router.prompt_tokens(job.route)
+            self._rows.sent(job.route.id, job.instance_id, now, tokens, 0.0 if matched is None else matched)
         self._health.breaker.sent(job.instance_id)
         return router
 
@@ -243,8 +251,12 @@ class Forward:
                 cached_tokens=job.cached_tokens,
                 output_tokens=job.output_tokens,
             )
+            if self._rows is not None and job.handoff is None:
+                self._rows.done(job.route.id, now, job.cached_tokens, job.output_tokens)
         else:
             router.abandoned(job.route.id, now)
+            if self._rows is not None and job.handoff is None:
+                self._rows.gone(job.route.id, now)
         self._health.breaker.unknown(job.instance_id)
 
     def message(self, job: Job, instance: Instance) -> list[bytes]:
@@ -348,6 +360,8 @@ class Forward:
         if answer.stream:
             if job.router is not None:
                 job.router.first_token(job.route.id, self._now())
+            if self._rows is not None and job.handoff is None and answer.first_at is not None:
+                self._rows.first_token(job.route.id, answer.first_at)
             assert answer.first_at is not None
             telemetry.first_token(key, name, answer.first_at - job.request.received)
         renaming = _renaming(job, answer)

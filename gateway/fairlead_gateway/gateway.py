@@ -19,6 +19,7 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
+from fairlead.profile import EngineProfile
 from fairlead_gateway import quiet_log
 from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.decision_log import DecisionLog
@@ -28,6 +29,7 @@ from fairlead_gateway.head import Head
 from fairlead_gateway.health import Health
 from fairlead_gateway.job import Job
 from fairlead_gateway.keys import Keys
+from fairlead_gateway.learning.rows import RowTeller
 from fairlead_gateway.listen import Listener, Request
 from fairlead_gateway.memory import Memory, Share
 from fairlead_gateway.model import PATHS, Ask, find, shown_names, understand
@@ -61,7 +63,7 @@ class Gateway(Host):
     """One process's data plane. ``new_id`` makes request ids; ``secret`` keys all prompt hashes; no ``keys``: anyone may call;
     ``environ`` holds the tokens of engines; ``memory`` says how full it is; ``observing`` is told of every request;
     ``siblings`` are the other workers of this gateway; ``told`` hears what is sent where, for the index, which may ask for
-    ``samples`` of it."""
+    ``samples`` of it; ``rows`` hears when requests are sent, answered and over, to learn of engines."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class Gateway(Host):
         siblings: Siblings | None = None,
         told: Told | None = None,
         samples: Samples | None = None,
+        rows: RowTeller | None = None,
     ) -> None:
         self.clock = clock
         self._now = clock.now
@@ -94,6 +97,7 @@ class Gateway(Host):
         draw = random.Random(f"{clock.wall()}").random
         breaker = Breaker(limits, draw)
         self._samples = samples
+        self._rows = rows
         self._routes = Routes(secret=secret, limits=limits, breaker=breaker, siblings=siblings, told=told)
         self._prefill_routes = Routes(
             secret=secret, limits=limits, breaker=breaker, prefill=True, siblings=siblings, told=told
@@ -140,6 +144,7 @@ class Gateway(Host):
             prefill=self._prefill,
             budget=budget,
             samples=self._samples,
+            rows=self._rows,
         )
         self._short = ShortWay(
             self,
@@ -187,6 +192,10 @@ class Gateway(Host):
         """What the index says of an instance of a model."""
         self._routes.corrected(key, instance_id, forget, gone, held)
         self._prefill_routes.corrected(key, instance_id, forget, gone, held)
+
+    def profiled(self, profiles: Mapping[str, EngineProfile]) -> None:
+        """What was learned of engines, by instance: from now on they are routed by that."""
+        self._routes.profiled(profiles, self._now())
 
     def show_again(self) -> None:
         """The slots of the rows that siblings share have been given out anew."""

@@ -18,6 +18,7 @@ from fairlead.limits import Limits
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway.channel import Channel
 from fairlead_gateway.early import Spawned
+from fairlead_gateway.learning.rows import Rows
 from fairlead_gateway.telemetry.parts import ModelPart
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Events:
     leaving: Callable[["Hand"], None]
     told: Callable[["Hand", say.Told], None]
     indexed: Callable[["Hand", say.Seen | say.Given], None]
+    learned: Callable[[Rows], None]
     ended: Callable[["Hand"], None]
 
 
@@ -143,6 +145,8 @@ class Hand:
                 self._events.told(self, message)
             case say.Seen() | say.Given():
                 self._events.indexed(self, message)
+            case Rows():
+                self._events.learned(message)
             case say.Piece(ask, data, last):
                 self._piece(ask, data, last)
             case say.Applied(version, problem):

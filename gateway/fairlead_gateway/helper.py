@@ -28,6 +28,8 @@ from fairlead_gateway.hand import Hand
 from fairlead_gateway.indexing.links import Links
 from fairlead_gateway.indexing.side import IndexSide
 from fairlead_gateway.keys_file import KeysFile
+from fairlead_gateway.learning.rows import Rows
+from fairlead_gateway.learning.side import LearnSide
 from fairlead_gateway.management import Look
 from fairlead_gateway.management.serving import Management
 from fairlead_gateway.ports import url
@@ -104,6 +106,7 @@ class Helper:
             setup=self._setup,
             told=self._told,
             indexed=self._indexed,
+            learned=self._rows,
             joined=self._joined,
             clock=clock,
             limits=limits,
@@ -128,8 +131,9 @@ class Helper:
             redis=plan.redis,
             reach=plan.reach,
         )
+        self.learning = LearnSide(tell=self.crew.tell, clock=clock, limits=limits)
         if self.beside.others is not None:
-            self.beside.others.elsewhere = self.index.sent_elsewhere
+            self.beside.others.elsewhere = self._sent_elsewhere
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short, or a defect was the reason.
@@ -162,6 +166,7 @@ class Helper:
         if self._plan.reach is not None:
             self._plan.reach.apply(self._fleet)
         self.index.apply(self._fleet)
+        self.learning.apply(self._fleet)
         self._notes = self._present_notes()
         await self.crew.start(self._fleet)
         return snapshots
@@ -172,6 +177,7 @@ class Helper:
         await management.start()
         self.beside.start()
         self.index.start()
+        self.learning.start()
         work = [loop.create_task(one) for one in (self._follow(snapshots), self._tell_notes(), self._keep_counts())]
         try:
             system.settled()
@@ -188,6 +194,7 @@ class Helper:
             for task in work:
                 await ended(task)
             await management.stop()
+            await self.learning.stop()
             await self.index.stop()
             await self.beside.stop()
 
@@ -219,6 +226,7 @@ class Helper:
             if self._plan.reach is not None:
                 self._plan.reach.apply(fleet)
             self.index.apply(fleet)
+            self.learning.apply(fleet)
             self.crew.apply(fleet)
 
     def _setup(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Setup:
@@ -277,8 +285,16 @@ class Helper:
     def _indexed(self, hand: Hand, message: say.Seen | say.Given) -> None:
         self.index.heard(hand, message)
 
+    def _rows(self, rows: Rows) -> None:
+        self.learning.heard(rows)
+
     def _joined(self) -> None:
         self.index.joined()
+        self.learning.joined()
+
+    def _sent_elsewhere(self, model_key: str, instance: str, tail: int, hashes: Sequence[int]) -> None:
+        self.index.sent_elsewhere(model_key, instance, tail, hashes)
+        self.learning.elsewhere(instance, hashes)
 
     def _source_of_index(
         self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
@@ -321,6 +337,7 @@ class Helper:
             Lag([state.lag for _, state in states]),
             self.index.look(),
             None if self.beside.others is None else self.beside.others.heard(),
+            self.learning.look,
         )
 
     async def counted(self, *, windows: bool) -> Telemetry:

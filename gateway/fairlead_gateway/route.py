@@ -6,10 +6,12 @@ returns, no new request goes to an instance that the new fleet does not call rea
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from fairlead.decision import Decision, Rejected
 from fairlead.fleet import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
+from fairlead.profile import EngineProfile
 from fairlead_gateway.breaker import Breaker
 from fairlead_gateway.comeback import Starts, drained
 from fairlead_gateway.errors import NoInstance
@@ -41,6 +43,7 @@ class Routes:
         self._routers: dict[str, ModelRouter] = {}
         self._ready: dict[str, dict[str, Instance]] = {}
         self._any: dict[str, bool] = {}
+        self._learned: dict[str, EngineProfile] = {}
         self.fleet = Fleet()
 
     def apply(self, fleet: Fleet, now: float) -> None:
@@ -57,10 +60,20 @@ class Routes:
                 router = self._routers[key] = ModelRouter(
                     secret=self.secret, seed=number, limits=self._limits, siblings=self._siblings, told=self._told
                 )
-            router.update(model, instances, fleet.membership_epoch)
+            router.update(model, [self._as_learned(one) for one in instances], fleet.membership_epoch)
             self._ready[key] = {one.id: one for one in instances if one.state is InstanceState.READY}
         self._breaker.keep_only([one.id for ones in fleet.instances.values() for one in ones])
         self.fleet = fleet
+
+    def profiled(self, profiles: Mapping[str, EngineProfile], now: float) -> None:
+        """What was learned of engines, by instance; it holds in place of what the fleet says of them."""
+        present = {one.id for ones in self.fleet.instances.values() for one in ones}
+        self._learned = {name: one for name, one in (self._learned | dict(profiles)).items() if name in present}
+        self.apply(self.fleet, now)
+
+    def _as_learned(self, instance: Instance) -> Instance:
+        learned = self._learned.get(instance.id)
+        return instance if learned is None else replace(instance, profile=learned)
 
     def router(self, key: str) -> ModelRouter | None:
         """The router of a model; None when the model has left the fleet."""

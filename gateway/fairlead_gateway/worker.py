@@ -29,6 +29,7 @@ from fairlead_gateway.compiled import is_compiled
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.index_telling import IndexTeller, correct
 from fairlead_gateway.keys import Keys
+from fairlead_gateway.learning.rows import RowTeller
 from fairlead_gateway.ports import Address
 from fairlead_gateway.request_ids import RequestIds
 from fairlead_gateway.routing.shared import SharedRows, Siblings
@@ -146,6 +147,7 @@ class Worker:
             siblings=siblings,
             told=self._index.hooks if self._index is not None else None,
             samples=self._index.samples if self._index is not None else None,
+            rows=RowTeller(self._channel, self._loop, self._limits),
         )
         if setup.publish and self._teller is not None:
             gateway.decisions.told = self._teller.decided
@@ -191,6 +193,9 @@ class Worker:
             case say.Corrected():
                 if self._gateway is not None:
                     correct(self._gateway, message)
+            case say.Profiles(profiles):
+                if self._gateway is not None:
+                    self._gateway.profiled(profiles)
             case say.Want():
                 if self._index is not None:
                     self._index.wanted(message)

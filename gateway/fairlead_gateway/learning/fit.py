@@ -97,6 +97,11 @@ class ProfileFit:
                 line[other] = line[other] * kept + weight * value * second
             targets[one] = targets[one] * kept + weight * value
 
+    def share(self, span: Span) -> float | None:
+        """What the profile says that the span should have taken, as a share of what it took; None where it says nothing."""
+        row = self._row(span)
+        return None if row is None else sum(value * factor for value, factor in zip(row, self.factors, strict=True))
+
     def settle(self) -> EngineProfile:
         """Solve for the factors, and the profile with them. Call it every few seconds; each call moves a factor by two at most."""
         if self.spans < ENOUGH_SPANS:

@@ -9,10 +9,15 @@ from the start of the first to the first token of the last.
 Decoding is seen over the whole of an answer, from its first token to its last: so many steps took so many seconds, and meanwhile
 so many prompt tokens were computed for others.
 
+Not everything is seen. An answer that is not streamed has no first token: when a prompt that came later has its own, the earlier
+one's prefill must be over, and it counts as decoding from then on. Of other gateways' prompts only the sending is told: what they
+were beside is not measured.
+
 How many tokens a prompt really had to compute is told by the engine with the answer's end, so spans are given out then; where
 an engine tells nothing, what was expected at the dispatch stands, and the span says that it is an assumption.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,6 +93,8 @@ class _Prompt:
     area: float = 0.0  # the integrals of decoding sequences and resident tokens at that moment
     token_area: float = 0.0
     grown: float = 0.0
+    silent: bool = False  # nobody saw its first token
+    blurred: bool = False  # others' prompts were computed while it decoded
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +112,7 @@ class _Run:
     waited: bool = False
     most_tokens: float = 0.0
     most_sequences: int = 0
+    blurred: bool = False  # others' work was in it
     open: int = 0  # prompts whose cached tokens are still to be told
 
 
@@ -116,7 +124,8 @@ class EngineWatch:
         self._budget = max(1.0, float(step_tokens))
         self._room = 0.0  # what the step that gave the last first token had left for the next prompt
         self._flights: dict[str, _Prompt] = {}
-        self._waiting = 0
+        self._waiting: OrderedDict[str, _Prompt] = OrderedDict()  # waiting, in the order in which they were sent
+        self._busy_until = float("-inf")  # by others' prompts
         self._waiting_tokens = 0.0
         self._decoding = 0
         self._prompts = 0.0  # tokens of prompts whose answers are under way
@@ -134,8 +143,16 @@ class EngineWatch:
             self.ended(request, now)
         size = max(1.0, tokens)
         flight = self._flights[request] = _Prompt(now, size, min(max(0.0, cached), size))
-        self._waiting += 1
+        self._waiting[request] = flight
         self._waiting_tokens += flight.tokens
+
+    def elsewhere(self, now: float, seconds: float) -> None:
+        """Another gateway has sent a prompt here, whose prefill takes ``seconds`` at most; nothing that it is beside is measured."""
+        self._busy_until = max(self._busy_until, now) + seconds
+        if self._run is not None:
+            self._run.blurred = True
+        for flight in self._flights.values():
+            flight.blurred = True
 
     def first_token(self, request: str, now: float) -> None:
         """The prompt's prefill is over."""
@@ -143,6 +160,7 @@ class EngineWatch:
         if flight is None or flight.first is not None:
             return
         self._advance(now)
+        passed = self._pass_silent(flight, now)
         run = self._run
         start = max(flight.at, self._last_first)
         together = now - self._last_first <= TOGETHER_SECONDS
@@ -157,6 +175,7 @@ class EngineWatch:
                 run.token_area -= self._resident() * max(0.0, now - start)
                 run.waited = self._decoding > 0 and flight.at > self._last_first
             run.prompts.append(flight)
+        run.blurred = run.blurred or passed or run.start < self._busy_until
         steps = self._steps(flight)
         run.steps += steps
         run.end, run.area_end, run.token_area_end = now, self._area, self._token_area
@@ -167,27 +186,22 @@ class EngineWatch:
         flight.before = self._done.since(Work())
         flight.area, flight.token_area = self._area, self._token_area
         run.most_tokens = max(run.most_tokens, self._resident() + self._waiting_tokens)
-        run.most_sequences = max(run.most_sequences, self._decoding + self._waiting)
+        run.most_sequences = max(run.most_sequences, self._decoding + len(self._waiting))
         self._last_first = now
-        self._waiting -= 1
-        self._waiting_tokens -= flight.tokens
-        self._decoding += 1
-        self._prompts += flight.tokens
-        flight.grown = self._grown
-        self._grown_before += self._grown
+        self._begin_decoding(request, flight)
 
     def finished(
         self, request: str, now: float, *, cached_tokens: float | None = None, output_tokens: float | None = None
     ) -> list[Span]:
         """The answer is complete: the spans that are complete with it, none while others of its run are still to be told."""
         flight = self._flights.get(request)
-        if flight is None or flight.first is None:
+        if flight is None or flight.first is None or flight.silent:
             self.ended(request, now)
             return []
         self._advance(now)
         found: list[Span] = []
-        if output_tokens is not None and output_tokens >= 8 and now > flight.first and flight.before is not None:
-            seconds = now - flight.first
+        if flight.before is not None and not flight.blurred and output_tokens is not None and output_tokens >= 8:
+            seconds = max(1e-9, now - flight.first)
             step = seconds / (output_tokens - 1)
             self._step_seconds = step if self._step_seconds is None else 0.9 * self._step_seconds + 0.1 * step
             found.append(
@@ -216,7 +230,7 @@ class EngineWatch:
             return
         self._advance(now)
         if flight.first is None:
-            self._waiting -= 1
+            del self._waiting[request]
             self._waiting_tokens -= flight.tokens
             return
         self._decoding -= 1
@@ -227,6 +241,28 @@ class EngineWatch:
             run.open -= 1
             if not run.open and run is self._run:
                 self._run = None  # whoever comes next begins another
+
+    def _pass_silent(self, flight: _Prompt, now: float) -> bool:
+        """Prompts that were sent before this one have been computed by now, though nobody saw it; whether there were any."""
+        passed = False
+        while self._waiting:
+            request, other = next(iter(self._waiting.items()))
+            if other.at >= flight.at:
+                break
+            passed = other.silent = True
+            other.first = now
+            self._done.add(Work.of_prompt(other.tokens, other.cached))
+            self._done.steps += 1.0
+            self._begin_decoding(request, other)
+        return passed
+
+    def _begin_decoding(self, request: str, flight: _Prompt) -> None:
+        del self._waiting[request]
+        self._waiting_tokens -= flight.tokens
+        self._decoding += 1
+        self._prompts += flight.tokens
+        flight.grown = self._grown
+        self._grown_before += self._grown
 
     def _steps(self, flight: _Prompt) -> float:
         """How many more steps its prefill took: it begins with what room the step before had left, if it was there by then."""
@@ -271,7 +307,7 @@ class EngineWatch:
 def _span(run: _Run) -> Span | None:
     """The whole run as one observation; None where nothing can be said of it."""
     seconds = run.end - run.start
-    if seconds <= 0.0:
+    if seconds <= 0.0 or run.blurred:
         return None
     work = Work()
     for prompt in run.prompts:

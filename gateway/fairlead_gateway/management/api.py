@@ -60,7 +60,7 @@ def _api(app: FastAPI, view: View) -> None:
     @app.get("/api/fleet", summary="Models and instances with their load", responses=_ERRORS)
     async def fleet() -> models.Fleet:
         look = await view.look()
-        return fleet_json(view.fleet(), look.loads, view.clock.now(), look.standing, look.index)
+        return fleet_json(view.fleet(), look.loads, view.clock.now(), look.standing, look.index, look.learned)
 
     @app.get("/api/stats", summary="The last minute and the totals, per model", responses=_ERRORS)
     async def stats(

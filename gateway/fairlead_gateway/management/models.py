@@ -80,6 +80,18 @@ class Links(_Model):
     how: str = Field(description="How that is learned, in words.")
 
 
+class Profile(_Model):
+    """What an engine's work costs, as requests are routed by it."""
+
+    learned: bool = Field(description="From its requests; otherwise it is assumed, and nothing contradicts it yet.")
+    prefill_kilotoken_seconds: float = Field(description="To prefill 1,000 tokens, none of them cached.")
+    prefill_ten_kilotokens_seconds: float = Field(description="To prefill 10,000.")
+    decode_step_seconds: float = Field(description="A token of each of 16 answers that hold 1,000 tokens.")
+    pace: float = Field(description="How long it takes for what takes its pool a second.")
+    spans: float = Field(description="Observations that this rests on; older ones count for less.")
+    error: float | None = Field(description="How far single predictions were off lately, as a share.")
+
+
 class Instance(_Model):
     """One engine endpoint: its state, this gateway's own work on it, and the engine's signals."""
 
@@ -99,6 +111,7 @@ class Instance(_Model):
     standing_reason: str | None = Field(description="Why it is not Healthy, in words.")
     signals: Signals | None
     index: Index | None = Field(description="Null where no instance of the model tells what it holds.")
+    profile: Profile | None = Field(description="Null where nothing is learned: legs of hand-offs.")
 
 
 class Model(_Model):

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from fairlead import decision, fleet
 from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
 from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
+from fairlead_gateway.learning.pupil import Learned
 from fairlead_gateway.management import models
 from fairlead_gateway.telemetry import Load
 from fairlead_gateway.telemetry.index import InstanceIndex, Looks, ModelLook
@@ -19,6 +20,7 @@ def fleet_json(
     now: float,
     standing: Standings | None = None,
     index: Looks = MappingProxyType({}),
+    learned: Callable[[str], Learned | None] | None = None,
 ) -> models.Fleet:
     """The fleet with the gateway's own ledger and verdict beside each instance."""
     return models.Fleet(
@@ -38,7 +40,14 @@ def fleet_json(
                 ),
                 links=_links(index.get(key)),
                 instances=[
-                    _instance(instance, loads.get(instance.id), now, standing, index.get(key))
+                    _instance(
+                        instance,
+                        loads.get(instance.id),
+                        now,
+                        standing,
+                        index.get(key),
+                        learned(instance.id) if learned is not None else None,
+                    )
                     for instance in snapshot.instances.get(key, ())
                 ],
             )
@@ -83,7 +92,12 @@ def _scale_down(one: InstanceIndex) -> models.ScaleDown | None:
 
 
 def _instance(
-    instance: fleet.Instance, load: Load | None, now: float, standing: Standings | None, look: ModelLook | None
+    instance: fleet.Instance,
+    load: Load | None,
+    now: float,
+    standing: Standings | None,
+    look: ModelLook | None,
+    learned: Learned | None,
 ) -> models.Instance:
     stands, why = standing(instance.id) if standing is not None else (None, None)
     return models.Instance(
@@ -103,6 +117,22 @@ def _instance(
         standing_reason=why or None,
         index=_index(look.instances.get(instance.id) if look is not None else None),
         signals=_signals(instance, now),
+        profile=_profile(learned),
+    )
+
+
+def _profile(learned: Learned | None) -> models.Profile | None:
+    if learned is None:
+        return None
+    profile = learned.profile
+    return models.Profile(
+        learned=learned.stands,
+        prefill_kilotoken_seconds=profile.prefill(1_000),
+        prefill_ten_kilotokens_seconds=profile.prefill(10_000),
+        decode_step_seconds=profile.step(computed=16, sequences=16, resident=16_000),
+        pace=learned.pace,
+        spans=round(learned.spans, 1),
+        error=learned.error,
     )
 
 

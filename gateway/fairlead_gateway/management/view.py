@@ -8,6 +8,7 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead_gateway.decision_log import Logged
+from fairlead_gateway.learning.pupil import Learned
 from fairlead_gateway.telemetry import Load, Telemetry
 from fairlead_gateway.telemetry.index import Looks
 
@@ -16,7 +17,7 @@ from fairlead_gateway.telemetry.index import Looks
 class Look:
     """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
     how late the latest of the event loops runs, ``index`` how far models are followed; ``others`` are gateways that are heard and the
-    seconds since, None without a Redis."""
+    seconds since, None without a Redis; ``learned`` says what an instance's engine costs."""
 
     ready: bool
     notes: list[str]
@@ -25,6 +26,7 @@ class Look:
     lag: LoopLag
     index: Looks = field(default_factory=dict)
     others: Sequence[tuple[str, float]] | None = None
+    learned: Callable[[str], Learned | None] | None = None
 
 
 class View(Protocol):

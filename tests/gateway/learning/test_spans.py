@@ -110,3 +110,31 @@ def test_requests_that_fail_or_are_sent_again_leave_nothing_behind() -> None:
     assert span.seconds == 0.5
     assert span.most_sequences == 1
     assert watch.finished("nobody", 4.0) == []
+
+
+def test_an_answer_that_is_not_streamed_blurs_the_run_that_passed_it_and_decodes_from_then_on() -> None:
+    watch = EngineWatch(8_192)
+    watch.dispatched("whole", 0.0, 2_000, 0)
+    watch.dispatched("streamed", 0.1, 1_000, 0)
+    watch.first_token("streamed", 0.5)
+    assert ended(watch, "streamed", 1.0) == []
+    watch.dispatched("next", 1.5, 1_000, 0)
+    watch.first_token("next", 1.7)
+    (span,) = ended(watch, "next", 2.0)
+    assert span.sequences == 1.0
+    assert span.resident >= 2_000.0
+    assert watch.finished("whole", 3.0, cached_tokens=0, output_tokens=100) == []
+
+
+def test_what_another_gateways_prompt_was_beside_is_not_measured() -> None:
+    watch = EngineWatch(8_192)
+    watch.dispatched("a", 0.0, 1_000, 0)
+    watch.first_token("a", 0.1)
+    watch.elsewhere(1.0, 0.5)
+    watch.dispatched("b", 1.2, 1_000, 0)
+    watch.first_token("b", 1.8)
+    assert ended(watch, "b", 2.0) == []
+    assert [span.steps for span in watch.finished("a", 4.1, cached_tokens=0, output_tokens=101)] == [None]
+    watch.dispatched("c", 5.0, 1_000, 0)
+    watch.first_token("c", 5.2)
+    assert [span.steps for span in watch.finished("c", 6.0, cached_tokens=0, output_tokens=11)] == [10, None]
