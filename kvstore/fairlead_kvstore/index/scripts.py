@@ -9,7 +9,7 @@ from typing import Final
 
 LEAD: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
-local holder, mine, px, ttl, wall, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local holder, mine, px, ttl, least, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if redis.call('TYPE', own).ok ~= 'string' then redis.call('DEL', own) end
 if redis.call('TYPE', idx).ok ~= 'hash' then redis.call('DEL', idx) end
 local at = redis.call('HGET', idx, 'at') or ''
@@ -37,13 +37,13 @@ end
 local before = tonumber(string.match(at, '^(%d+):') or '0') or 0
 if before > 9e15 then before = 0 end
 local known = tonumber(string.match(mine, '^(%d+):') or '0') or 0
-local epoch = string.format('%.0f', math.max(before + 1, known + 1, tonumber(wall)))
+local epoch = string.format('%.0f', math.max(before + 1, known + 1, tonumber(least)))
 lease = epoch .. ':' .. holder
 redis.call('SET', own, lease, 'PX', px)
 return {'new', lease, at}
 """
-"""(holder, my lease or '', ms of a lease, ms that keys live, wall ms, '1' for a new epoch in any case, two values that ``at`` may
-have, what ``meta`` is to be or '') → ('held' | 'led' | 'new', lease, at)."""
+"""(holder, my lease or '', ms of a lease, ms that keys live, the least epoch that is new, '1' for a new epoch in any case, two values
+that ``at`` may have, what ``meta`` is to be or '') → ('held' | 'led' | 'new', lease, at)."""
 
 BEGIN: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]

@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 from redis.exceptions import ResponseError
+from xxhash import xxh3_64_intdigest
 
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
@@ -57,6 +58,8 @@ _REFUSED_LEASES: Final = 2.0
 """A writer that is refused for so many leases lets its lease go."""
 _MODELS_AT_ONCE: Final = 64
 """Each has a connection of its own while it waits for an answer."""
+_SALTS: Final = 1_024
+"""Epochs are milliseconds with the holder behind them: after Redis was emptied, nothing else tells apart what two holders begin."""
 _RESTS: Final = 8.0
 """So many times what a step took is rested behind it: at most a ninth of the time goes into writing little."""
 
@@ -112,6 +115,7 @@ class IndexWriter:
         self._clock = clock
         self.holder = holder
         self._limits = limits
+        self._salt = xxh3_64_intdigest(holder.encode()) % _SALTS
         self._lease = int(limits.index_lease_seconds * 1000)
         self._expire = int(limits.index_expire_seconds * 1000)
         self._books: dict[str, Book] = {}
@@ -236,7 +240,7 @@ class IndexWriter:
             book.lease,
             self._lease,
             self._expire,
-            int(self._clock.wall() * 1000),
+            int(self._clock.wall() * 1000) * _SALTS + self._salt,
             again,
             *book.ats(),
             book.meta,

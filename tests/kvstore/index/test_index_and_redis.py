@@ -215,6 +215,23 @@ def test_a_redis_that_went_back_in_time_with_the_lease_begins_a_new_epoch(server
     played(server.url, work)
 
 
+def test_two_holders_that_begin_in_one_millisecond_after_redis_was_emptied_begin_different_epochs(
+    server: Valkey,
+) -> None:
+    async def work(world: World, redis: Any) -> None:
+        await world.write(1)
+        await world.feed.step()
+        first = await redis.hget(IDX, "at")
+        await redis.flushall()
+        world.indexer, world.writer = world.another("two")
+        await world.write(1)
+        assert (await redis.hget(IDX, "at")).partition(b":")[0] != first.partition(b":")[0]
+        await world.settle()
+        world.agrees()
+
+    played(server.url, work)
+
+
 POISON = [
     ("at", b"\xff"),
     ("at", b"999999999999999999999:1"),
