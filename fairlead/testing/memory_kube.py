@@ -108,6 +108,12 @@ class MemoryKube:
         found["metadata"]["resourceVersion"] = str(self._version)
         self._tell(Change(ChangeKind.DELETED, found))
 
+    def retire(self, kind: str, namespace: str | None, name: str) -> None:
+        """Its deletion has begun."""
+        found = copy.deepcopy(self._objects[kind, namespace, name])
+        found["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
+        self._changed((kind, namespace, name), found)
+
     def strip(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
         """Somebody takes a field away, and all below it: it is nobody's then."""
         key = kind, namespace, name

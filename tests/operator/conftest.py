@@ -14,7 +14,7 @@ from fairlead.kube.resource import Manifest
 from fairlead.names import shorten
 from fairlead.testing.memory_kube import MemoryKube
 from fairlead_operator.happenings import Happening
-from fairlead_operator.observe import ALWAYS, Shelf
+from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf
 from fairlead_operator.reconcile import Reconciler
 from fairlead_operator.seam import Cluster
 
@@ -89,6 +89,7 @@ class Lab:
     deaf: bool = False
     stale: str = ""
     grace: float = 0.0
+    served: frozenset[tuple[str, str]] = frozenset()
     shelf: Shelf = field(init=False)
     reconciler: Reconciler = field(init=False)
 
@@ -99,7 +100,7 @@ class Lab:
     def fresh(self) -> None:
         """A new process: nothing is remembered but what the cluster holds."""
         self.shelf = Shelf()
-        for kind in (*(one.kind for one in ALWAYS), "Pod", "AcceleratorClass"):
+        for kind in (*(one.kind for one in (*ALWAYS, *OPTIONAL)), "Pod", "AcceleratorClass"):
             for one in self.kube.all(kind):
                 self.shelf.take(Change(ChangeKind.ADDED, one))
         self.keys = self.shelf.replace_models(self.kube.all("ModelDeployment"))
@@ -108,7 +109,7 @@ class Lab:
             self.shelf,
             lambda *given: self.render(*given),
             self.clock,
-            cluster=Cluster,
+            cluster=lambda: Cluster(self.served),
             stale=lambda: self.stale,
             tell=lambda _, happening: self.told.append(happening),
             capacity_grace_seconds=self.grace,

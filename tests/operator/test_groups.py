@@ -6,7 +6,6 @@ and what follows from it, line by line, with its blind spot (a group that drains
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from fairlead.api import Rollout
 from fairlead.kube.resource import Manifest
+from fairlead.testing.group_controllers import Controllers
 from fairlead_operator.groups import Pace, all_paced, pace, paced, surplus
 from fairlead_operator.render import render
 from fairlead_operator.testing import read_case, usual_facts
@@ -41,101 +41,6 @@ def wanted(asked: int, revision: str, rollout: Rollout) -> Manifest:
             "leaderWorkerTemplate": {"size": SIZE},
         },
     }
-
-
-@dataclass
-class Group:
-    revision: str
-    ready: bool = False
-    leaving: bool = False
-
-    def pods(self, place: int) -> list[Manifest]:
-        labels = {
-            "fairlead.io/pool": "main",
-            "fairlead.io/revision": self.revision,
-            "leaderworkerset.sigs.k8s.io/name": "m-main",
-            "leaderworkerset.sigs.k8s.io/group-index": str(place),
-        }
-        metadata = {"labels": labels, **({"deletionTimestamp": "2026-01-01T00:00:00Z"} if self.leaving else {})}
-        status = {"conditions": [{"type": "Ready", "status": "True" if self.ready else "False"}]}
-        return [{"metadata": metadata, "status": status} for _ in range(SIZE)]
-
-
-@dataclass
-class Controllers:
-    """Of LeaderWorkerSets and StatefulSets, over groups by place. ``live`` is what was applied last."""
-
-    live: Manifest
-    groups: dict[int, Group] = field(default_factory=dict)
-    replicas: int = 0
-    partition: int = 0
-    told: int = 0
-    before: str = ""
-    update: str = ""
-
-    def step(self) -> None:
-        """One look of each."""
-        self._leader_worker_set()
-        self._stateful_set()
-
-    def _leader_worker_set(self) -> None:
-        spec = self.live["spec"]
-        asked, revision = spec["replicas"], self.live["metadata"]["annotations"]["fairlead.io/revision"]
-        rolling = spec["rolloutStrategy"]["rollingUpdateConfiguration"]
-        surge, floor = min(rolling["maxSurge"], asked), rolling["partition"]
-        burst = asked + surge
-
-        def number(unready: int) -> int:
-            return asked + max(0, unready - 1) if unready <= surge else burst
-
-        states = [self.groups.get(place) for place in range(self.replicas)]
-        news = [one is not None and one.ready and one.revision == revision for one in states]
-        unready = sum(not (place < len(news) and news[place]) for place in range(asked))
-        if not self.update:
-            partition, replicas, self.before = 0, asked, revision
-        elif revision != self.update:
-            partition, replicas = min(asked, self.replicas), number(asked)
-        elif self.partition == 0 and self.replicas == asked:
-            partition, replicas = 0, asked
-        elif self.told != asked:
-            partition, replicas = min(self.partition, burst), number(unready)
-        else:
-            step = rolling["maxUnavailable"] + surge - (burst - self.replicas)
-            partition, replicas = self._rolled(news, step), number(unready)
-        self.update, self.told = revision, asked
-        self.partition, self.replicas = max(partition, floor), replicas
-
-    def _rolled(self, news: list[bool], step: int) -> int:
-        tail = next((count for count, new in enumerate(reversed(news)) if not new), len(news))
-        first = max(0, self.replicas - tail - step)
-        states = [self.groups.get(place) for place in range(self.replicas)]
-        partition = first + sum(one is None or not one.ready for one in states[:first])
-        for place in range(min(partition, self.replicas - 1), first - 1, -1):
-            one = states[place]
-            if one is not None and one.ready and one.revision != self.update:
-                break
-            partition = place
-        return min(partition, self.partition)
-
-    def _stateful_set(self) -> None:
-        """At the worst: it ends at once all that it may. What is made anew below the partition is as before."""
-        for place in range(self.replicas):
-            if place not in self.groups:
-                self.groups[place] = Group(self.update if place >= self.partition else self.before)
-        for place, one in self.groups.items():
-            old = one.revision != self.update and place >= self.partition
-            one.leaving |= place >= self.replicas or old
-        if {one.revision for one in self.groups.values()} == {self.update} and not self.partition:
-            self.before = self.update
-
-    @property
-    def pods(self) -> list[Manifest]:
-        return [pod for place, one in self.groups.items() for pod in one.pods(place)]
-
-    @property
-    def serving(self) -> int:
-        """Groups that are ready and stay."""
-        return sum(one.ready and not one.leaving for one in self.groups.values())
 
 
 class Story:
