@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=chosen.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # it tells of each event that it heard
+    logging.getLogger("kopf._core.reactor.running").setLevel(
+        logging.ERROR
+    )  # and that signals are not its own, as is meant
     for line in unknown(os.environ):
         _LOG.warning("%s", line)
     gc.freeze()  # what importing made stays, and need not be looked through again

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fairlead.cluster_labels import MANAGER
-from fairlead.kube.cache import without_owners
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
@@ -150,7 +149,7 @@ class Shelf:
         return True
 
     def _take_model(self, model: Manifest, gone: bool) -> list[str]:
-        key, name = key_of(model), name_of(without_owners(model))
+        key, name = key_of(model), name_of(model)
         same = self._named.setdefault(name, set())
         concerned = [key, *sorted(same - {key})] if (key in same) == gone else [key]
         if not self._keep(self.models, key, model, gone):

@@ -22,7 +22,7 @@ from fairlead_operator.queue import WorkQueue
 from fairlead_operator.reconcile import Reconciler
 from fairlead_operator.rendering import renderer
 from fairlead_operator.settings import Options
-from fairlead_operator.watching import Watching
+from fairlead_operator.watching import Kopf, Watching
 
 CONTROLLER = "fairlead.io/operator"
 _LOG = logging.getLogger("fairlead.operator")
@@ -41,13 +41,15 @@ class Operation:
         lease_namespace: str | None = None,
     ) -> None:
         self.stopped = False
+        self._access = access
         self._options = options
         self._clock = clock
+        self._me = me
         self._api = KubeApi(access, clock, chance, agent="fairlead-operator")
         self._stop = asyncio.Event()
         self._shelf = Shelf()
         self._queue = WorkQueue(clock, chance)
-        self._recorder = Recorder(self._api, CONTROLLER, me, clock)
+        self._recorder = Recorder(self._api, CONTROLLER, self._me, clock)
         self._watching = Watching(
             self._api,
             self._shelf,
@@ -57,6 +59,7 @@ class Operation:
             namespaces=options.namespaces,
             resync_seconds=options.resync_seconds,
         )
+        self._kopf = Kopf(self._watching, access, clock, me, options.namespaces)
         self._reconciler = Reconciler(
             self._api,
             self._shelf,
@@ -69,7 +72,7 @@ class Operation:
             echoed=self._queue.echo,
         )
         where = lease_namespace or access.namespace
-        self._election = Election(self._api, where, LEASE, me, clock, chance, terms=options.terms)
+        self._election = Election(self._api, where, LEASE, self._me, clock, chance, terms=options.terms)
 
     def stop(self) -> None:
         """Finish what is being written, give the lease back, and end."""
@@ -93,8 +96,9 @@ class Operation:
         await self._watching.begin()
         watching = asyncio.ensure_future(self._watching.run())
         telling = asyncio.ensure_future(self._recorder.run())
+        hearing = asyncio.ensure_future(self._kopf.run())
         serving = asyncio.ensure_future(self._serve())
-        parts = {watching, telling, serving}
+        parts = {watching, telling, hearing, serving}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
@@ -104,6 +108,7 @@ class Operation:
             await ended(telling)
             await self._recorder.flush()
             await ended(watching)
+            await ended(hearing)
 
     async def _serve(self) -> None:
         """Reconcile, once everything is known: before, every child would seem to be missing."""

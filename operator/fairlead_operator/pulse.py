@@ -14,15 +14,16 @@ ANSWERED_SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """Ages in seconds, None for never.
+    """Ages in seconds, None for never. ``watches``: since each was last heard of. ``answered``: since the API server answered a list.
 
-    ``watches``: since each was last heard of. ``answered``: since the API server answered a list.
+    ``overdue``: for how long a change that was listed has not come by the watch of models.
     """
 
     leading: bool = False
     synced: bool = False
     watches: Mapping[str, float | None] = field(default_factory=dict)
     answered: float | None = None
+    overdue: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ def alive(pulse: Pulse) -> Verdict:
         return Verdict(True, "another replica leads")
     if pulse.answered is None or pulse.answered > ANSWERED_SECONDS:
         return Verdict(True, "the API server does not answer; a restart would not help")
+    if pulse.overdue is not None and pulse.overdue > SILENT_SECONDS:
+        return Verdict(False, f"the watch of models has missed a change for {pulse.overdue:.0f} s")
     for kind, age in sorted(pulse.watches.items()):
         if age is not None and age > SILENT_SECONDS:
             return Verdict(False, f"the watch of {kind} has been silent for {age:.0f} s")

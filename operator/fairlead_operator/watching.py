@@ -1,18 +1,25 @@
-"""What the operator hears: models, their children, pods and accelerators by informers, and all models listed now and then.
+"""What the operator hears: models by kopf, everything else by informers, and all models listed now and then.
 
-Children and pods are watched by label. An ``Informer`` tells deletions after every gap. The list finds what a watch of models that
-is frozen has missed before that is noticed, and it shows that the API server answers.
+kopf is the watch engine of the models: ``on.event`` only, so no finalizer, no annotation, no write of its own. It tells neither
+bookmarks nor what was deleted while a watch was broken, hence the list: it finds what was missed and what is gone, and it shows
+that the API server answers. Children, pods and accelerators are watched by label through ``Informer``, which tells deletions after
+every gap.
 """
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 from urllib.parse import urlsplit
+
+import kopf
 
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError
+from fairlead.kube.access import Access
 from fairlead.kube.cache import without_owners
-from fairlead.kube.changes import Change
+from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound
 from fairlead.kube.informer import Informer, Next
@@ -23,16 +30,18 @@ from fairlead.kube.resource import (
     SERVICES,
     Manifest,
     Resource,
+    key_of,
+    version_of,
 )
+from fairlead.loops import loop_factory
+from fairlead_operator.login import connection
 from fairlead_operator.marks import CHILDREN
 from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf, compact
 from fairlead_operator.pulse import Pulse
 from fairlead_operator.seam import Cluster
 
-_UNWRITTEN = (PODS, ACCELERATOR_CLASSES)
-"""Whose events tell nothing that we know already, since we write none of them."""
-_OWNERLESS = (PODS, MODEL_DEPLOYMENTS)
-"""Of which it does not matter who set which field."""
+BACKOFFS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
+_STOP_SECONDS = 10.0
 _LOG = logging.getLogger("fairlead.operator")
 
 
@@ -65,6 +74,8 @@ class Watching:
         self._pause = pause
         self._informers: list[Informer] = []
         self._answered_at: float | None = None
+        self._heard: dict[str, int] = {}
+        self._overdue: dict[str, float] = {}
 
     async def begin(self) -> None:
         """See what the cluster knows, and list the models for the first time; tried until the API server answers."""
@@ -103,7 +114,18 @@ class Watching:
             synced=bool(self._informers) and all(one.synced for one in self._informers),
             watches=ages,
             answered=None if self._answered_at is None else now - self._answered_at,
+            overdue=now - min(self._overdue.values()) if self._overdue else None,
         )
+
+    def heard(self, type: str | None, model: Manifest) -> None:
+        """One event of the watch of models. ``type`` is None for what was listed."""
+        gone, key = type == "DELETED", key_of(model)
+        if gone:
+            self._heard.pop(key, None)
+        else:
+            self._heard[key] = max(self._heard.get(key, 0), version_of(model))
+        self._overdue.pop(key, None)
+        self._told(Change(ChangeKind.DELETED if gone else ChangeKind.MODIFIED, model))
 
     def _told(self, change: Change) -> None:
         for key in self._shelf.take(change):
@@ -115,7 +137,6 @@ class Watching:
         self.cluster = Cluster(served, ipv6_first(await self._entrance(), self._api.access.server))
         kinds: list[tuple[Resource, str | None]] = [(one, CHILDREN) for one in (*ALWAYS, *optional, PODS)]
         self._informers = [self._informer(kind, labels, place) for kind, labels in kinds for place in self._places]
-        self._informers += [self._informer(MODEL_DEPLOYMENTS, None, place) for place in self._places]
         self._informers.append(self._informer(ACCELERATOR_CLASSES, None, None))
 
     async def _entrance(self) -> Manifest | None:
@@ -143,8 +164,8 @@ class Watching:
             self._chance,
             namespace=place,
             labels=labels,
-            trim=without_owners if kind in _OWNERLESS else compact,
-            known=None if kind in _UNWRITTEN else self._shelf.same,
+            trim=without_owners if kind is PODS else compact,
+            known=self._shelf.same if labels == CHILDREN and kind is not PODS else None,
             on_change=self._told,
             report=report,
         )
@@ -160,7 +181,10 @@ class Watching:
 
     async def _list_models(self) -> None:
         listed = [one for place in self._places for one in (await self._api.list(MODEL_DEPLOYMENTS, place)).items]
-        self._answered_at = self._clock.now()
+        now = self._answered_at = self._clock.now()
+        versions = {key_of(one): version_of(one) for one in listed}
+        late = {key for key, version in versions.items() if version > self._heard.get(key, 0)}
+        self._overdue = {key: self._overdue.get(key, now) for key in late}
         for key in self._shelf.replace_models(listed):
             self._add(key)
 
@@ -173,3 +197,117 @@ def ipv6_first(entrance: Manifest | None, server: str) -> bool:
     if entrance is None:
         return ":" in (urlsplit(server).hostname or "")
     return list((entrance.get("spec") or {}).get("ipFamilies") or [])[:1] == ["IPv6"]
+
+
+class Kopf:
+    """kopf, in a thread and a loop of its own: it takes signals and cancels tasks that are not its own wherever it runs."""
+
+    def __init__(self, watching: Watching, access: Access, clock: Clock, me: str, namespaces: tuple[str, ...]) -> None:
+        self._watching = watching
+        self._access = access
+        self._clock = clock
+        self._me = me
+        self._namespaces = namespaces
+
+    async def run(self) -> None:
+        """Watch the models until cancelled. Raises what ends kopf; that it ends at all is an error."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        stop = threading.Event()
+
+        def heard(type: str | None, model: Manifest) -> None:
+            if not stop.is_set():
+                loop.call_soon_threadsafe(self._watching.heard, type, model)
+
+        def told(error: BaseException | None) -> None:
+            if not over.done():
+                over.set_exception(FairleadError(f"kopf has ended: {error or 'by itself'}"))
+
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                    runner.run(self._operator(heard, stop))
+            except Exception as found:  # noqa: BLE001  # told to the other thread
+                error = found
+            if not stop.is_set():
+                loop.call_soon_threadsafe(told, error)
+
+        thread = threading.Thread(target=run, name="kopf", daemon=True)
+        thread.start()
+        try:
+            await over
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join, _STOP_SECONDS)
+
+    async def _operator(self, heard: Callable[[str | None, Manifest], None], stop: threading.Event) -> None:
+        await kopf.operator(
+            registry=self._handlers(heard),
+            settings=kopf_settings(),
+            identity=cast(Any, self._me),  # else it asks for the name of our user, which need not have one
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=stop,
+        )
+
+    def _handlers(self, heard: Callable[[str | None, Manifest], None]) -> kopf.OperatorRegistry:
+        handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
+
+        @kopf.on.login(registry=handlers)
+        async def _login(**_: Any) -> kopf.ConnectionInfo:
+            return connection(self._access, self._clock.wall())
+
+        @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
+        async def _event(event: kopf.RawEvent, **_: Any) -> None:
+            heard(
+                event["type"], cast(Manifest, event["object"])
+            )  # as it came: `body` is a view of it, and slow to copy
+
+        return handlers
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """kopf without what is ours to do: peering, posting of events, looking for kinds and namespaces."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True  # the kinds are known; roles for CRDs and namespaces are not needed
+    settings.networking.error_backoffs = BACKOFFS
+    settings.process.ultimate_exiting_timeout = None
+    # What it would compare and keep for handlers of changes, of which there are none: a copy of every model at every event.
+    settings.persistence.diffbase_storage = _NoDifferences()
+    settings.persistence.progress_storage = _NoProgress()
+    return settings
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Nothing is compared."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nothing is under way."""
+
+    def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence

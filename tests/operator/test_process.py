@@ -1,4 +1,4 @@
-"""What is around the loop: settings, health, who leads, what is heard."""
+"""What is around the loop: settings, login, health, who leads, what is heard."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import SettingsError
+from fairlead.kube.access import Access, AccessError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.lease import Election, Terms
 from fairlead.kube.resource import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
@@ -19,6 +20,7 @@ from fairlead.testing.waiting import until
 from fairlead_operator.__main__ import main
 from fairlead_operator.leading import identity, while_leading
 from fairlead_operator.liveness import Figures, Metrics, application
+from fairlead_operator.login import TOKEN_SECONDS, connection
 from fairlead_operator.observe import Shelf
 from fairlead_operator.pulse import Pulse, alive, ready, stale
 from fairlead_operator.seam import Cluster
@@ -85,6 +87,31 @@ def test_a_process_that_cannot_start_says_why(
     assert "no kubeconfig" in capsys.readouterr().err
 
 
+# --- login --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rotating_token_is_read_each_time_and_asked_for_again_in_time(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    access = Access(server="https://[fd00::1]:443", found="a pod", token_file=token, authority_file=tmp_path / "ca.crt")
+    for text in ("one", "two"):
+        token.write_text(text + "\n")
+        found = connection(access, 1_000.0)
+        assert (found.token, found.scheme, found.server) == (text, "Bearer", "https://[fd00::1]:443")
+        assert found.expiration is not None
+        assert found.expiration.timestamp() == 1_000.0 + TOKEN_SECONDS
+    token.unlink()
+    with pytest.raises(AccessError, match="cannot read the token"):
+        connection(access, 0.0)
+
+
+def test_certificates_are_handed_over_and_what_kopf_cannot_do_is_named() -> None:
+    found = connection(Access(server="https://x", found="f", certificate=b"PEM", key=b"KEY", authority=b"CA"), 0.0)
+    assert (found.certificate_data, found.expiration, found.token) == ("UEVN", None, None)
+    for wrong in ({"server_name": "other"}, {"acting_as": "root"}):
+        with pytest.raises(AccessError):
+            connection(Access(server="https://x", found="f", **wrong), 0.0)  # type: ignore[arg-type]
+
+
 # --- health -------------------------------------------------------------------------------------------------------------
 
 WELL = Pulse(leading=True, synced=True, watches={"pods": 10.0, "services": 70.0}, answered=30.0)
@@ -95,6 +122,8 @@ WELL = Pulse(leading=True, synced=True, watches={"pods": 10.0, "services": 70.0}
     [
         ({}, True),
         ({"watches": {"pods": 181.0}}, False),
+        ({"overdue": 181.0}, False),
+        ({"overdue": 20.0}, True),
         ({"watches": {"pods": 999.0}, "answered": 999.0}, True),
         ({"watches": {"pods": 999.0}, "answered": None}, True),
         ({"watches": {"pods": 999.0}, "leading": False}, True),
@@ -252,17 +281,22 @@ def test_children_are_watched_by_label_and_found_by_model() -> None:
     watch(check)
 
 
-def test_the_list_finds_what_a_frozen_watch_of_models_has_missed() -> None:
+def test_the_list_finds_what_the_watch_of_models_missed_and_says_how_long() -> None:
     async def check(fake: FakeKube, watching: Watching, shelf: Shelf, keys: list[str], time: Timeline) -> None:
-        await until(lambda: fake.watching == len(watching.pulse(True).watches))
-        fake.frozen = True
+        model = shelf.models["chat/qwen"]
+        watching.heard("ADDED", model)
+        assert watching.pulse(True).overdue is None
         fake.put(MODEL_DEPLOYMENTS, "chat", "qwen", spec={"new": True})
         fake.put(MODEL_DEPLOYMENTS, "chat", "second")
-        time.advance(66.0)
-        await until(lambda: "chat/second" in shelf.models)
+        for _ in range(3):
+            time.advance(66.0)
+            await until(lambda: watching.pulse(True).answered == 0.0)
         assert shelf.models["chat/qwen"]["spec"] == {"new": True}
-        assert watching.pulse(True).answered == 0.0
-        assert watching.pulse(True).watches["modeldeployments"] == pytest.approx(66.0)
+        assert "chat/second" in shelf.models
+        assert watching.pulse(True).overdue == pytest.approx(132.0)
+        for one in list(shelf.models.values()):
+            watching.heard("MODIFIED", one)
+        assert watching.pulse(True).overdue is None
         fake.remove(MODEL_DEPLOYMENTS, "chat", "second")
         time.advance(66.0)
         await until(lambda: "chat/second" not in shelf.models)

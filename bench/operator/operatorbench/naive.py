@@ -4,9 +4,9 @@ It makes the same objects as Fairlead's, rendered by the same function and appli
 makes the difference: nothing sees a child that is deleted or edited, a model that is deleted while it is away, or two writers.
 """
 
-import base64
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import kopf
 from fairlead.api import EngineKind
 from fairlead.clock import SystemClock
 from fairlead.cluster_labels import MANAGER
-from fairlead.kube.access import Access, find_access
+from fairlead.kube.access import find_access
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resource import MODEL_DEPLOYMENTS
 from fairlead_operator import rollout
+from fairlead_operator.login import connection
 from fairlead_operator.marks import made_of, owned
 from fairlead_operator.reconcile import parsed
 from fairlead_operator.render import Facts, Installation, render
@@ -33,7 +34,7 @@ def main() -> None:
 
     @kopf.on.login(registry=handlers)
     async def _login(**_: Any) -> kopf.ConnectionInfo:
-        return _connection(access)
+        return connection(access, SystemClock().wall())
 
     @kopf.on.create(kind.group, kind.version, kind.plural, registry=handlers)
     @kopf.on.update(kind.group, kind.version, kind.plural, registry=handlers)
@@ -54,22 +55,5 @@ def main() -> None:
     kopf.run(registry=handlers, settings=settings, clusterwide=True, standalone=True)
 
 
-def _connection(access: Access) -> kopf.ConnectionInfo:
-    """The bench's kubeconfig, as kopf wants it."""
-    return kopf.ConnectionInfo(
-        server=access.server,
-        ca_path=access.authority_file,
-        ca_data=_text(access.authority),
-        certificate_path=access.certificate_file,
-        certificate_data=_text(access.certificate),
-        private_key_path=access.key_file,
-        private_key_data=_text(access.key),
-    )
-
-
-def _text(pem: bytes | None) -> str | None:
-    return None if pem is None else base64.b64encode(pem).decode()
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
