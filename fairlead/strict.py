@@ -146,6 +146,13 @@ class RoutingPreset(StrEnum):
     ROUND_ROBIN = "round-robin"
     LEAST_REQUEST = "least-request"
     SESSION = "session"
+    POWER_OF_TWO = "power-of-two"
+    CHWBL = "chwbl"
+    PREFIX_CACHE = "prefix-cache"
+    CACHE_AWARE = "cache-aware"
+    LLM_D = "llm-d"
+    LMETRIC = "lmetric"
+    MIN_TTFT = "min-ttft"
 
 
 class Routing(Strict):
@@ -156,7 +163,7 @@ class Routing(Strict):
         Field(
             strict=False,
             description="dual-hash follows cached prefixes while the objective holds; round-robin and least-request "
-            "ignore them; session keeps a conversation on one instance",
+            "ignore them; session keeps a conversation on one instance; the others are rules that other routers publish",
             examples=["dual-hash"],
         ),
     ] = RoutingPreset.DUAL_HASH

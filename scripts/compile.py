@@ -64,6 +64,7 @@ ROUTING = (
     "ledger",
     "pins",
     "prefix",
+    "published",
     "request",
     "ring",
     "router",

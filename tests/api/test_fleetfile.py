@@ -13,6 +13,7 @@ from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, InstanceState, Mo
 from fairlead.fleetfile import dump, parse, write_atomic
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset, presets
+from fairlead.strict import RoutingPreset
 
 SEAM = """\
 models:
@@ -147,7 +148,7 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
         ("name: tiny", "name: tiny\n    namespace: A_b", 3, "models[0].namespace", '"A_b" is not a namespace',
          "use lower-case letters, digits and -, at most 63"),
         ("dual-hash", "dualhash", 4, "models[0].routing.preset",
-         'must be one of dual-hash, round-robin, least-request, session, not "dualhash"', "did you mean dual-hash?"),
+         f'must be one of {", ".join(RoutingPreset)}, not "dualhash"', "did you mean dual-hash?"),
         ("engine: vllm", "engine: tgi", 6, "models[0].instances[0].engine",
          'must be one of vllm, sglang, sim, not "tgi"', "write the kind of the engine"),
         ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",

@@ -1,7 +1,7 @@
 """Where a request goes, and why: a pure core that gateway, simulator and seams share.
 
 In the order of a decision: ``prefix`` (what of the prompt counts), ``hotness`` (how deep its key reaches), ``ring``
-(its two homes), ``ledger`` (who is busy), the presets ``dual_hash`` and ``simple``, and ``router``, which holds the
+(its two homes), ``ledger`` (who is busy), the presets ``dual_hash``, ``simple`` and ``published``, and ``router``, which holds the
 state between them.
 """
 

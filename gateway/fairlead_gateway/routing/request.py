@@ -54,6 +54,7 @@ class Candidate:
         "pull_tokens",
         "recompute_seconds",
         "source",
+        "waiting",
     )
 
     def __init__(
@@ -69,6 +70,7 @@ class Candidate:
         holder: bool = False,
         indexed_tokens: float = -1.0,
         pinned: bool = False,
+        waiting: int = 0,
     ) -> None:
         self.id = id
         self.backlog_seconds = backlog_seconds
@@ -82,6 +84,7 @@ class Candidate:
         self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
         self.cost_seconds = 0.0
         self.pinned = pinned  # it served the session last
+        self.waiting = waiting  # of those in flight, without a first token yet; only presets of others ask
         self.source: str | None = None
         self.pull_tokens = self.recompute_seconds = 0.0
 

@@ -15,7 +15,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, InstanceState, Model, Objectives, Pull
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, presets
-from fairlead_gateway.routing import dual_hash, simple
+from fairlead_gateway.routing import dual_hash, published, simple
 from fairlead_gateway.routing.hotness import HotPrefixes
 from fairlead_gateway.routing.index import Told
 from fairlead_gateway.routing.ledger import Flight, InstanceLoad, Ledger, Tally, backlog_of, least_busy
@@ -27,7 +27,19 @@ from fairlead_gateway.routing.shared import Siblings
 from fairlead_gateway.routing.sources import pulled_seconds
 from fairlead_kvstore.mirror import Matched, PrefixMirror
 
-PRESETS = ("dual-hash", "round-robin", "least-request", "session")
+PRESETS = (
+    "dual-hash",
+    "round-robin",
+    "least-request",
+    "session",
+    "power-of-two",
+    "chwbl",
+    "prefix-cache",
+    "cache-aware",
+    "llm-d",
+    "lmetric",
+    "min-ttft",
+)
 OUTPUT_GUESS_TOKENS: Final = 256.0
 SCALE_PACE: Final = 0.05
 SCALE_MOST: Final = 4.0
@@ -169,6 +181,8 @@ class ModelRouter:
             return simple.least_request(
                 {place.id: self._ledger.seen(place.tally).inflight for place in places}, request.id
             )
+        if preset != "session":
+            return self._published(request, places, excluded)
         named = request.session is not None
         digest = xxhash.xxh3_64_intdigest((request.session or "").encode(), 7) if named else key
         return simple.session(self._homes.pair(digest, other_than=excluded), named)
@@ -390,6 +404,38 @@ class ModelRouter:
                 if item.id == decision.chosen:
                     self._pulled = (request, item)
         return decision
+
+    def _published(self, request: RouteRequest, places: list[_Place], excluded: frozenset[str]) -> Decision:
+        """By one of the rules of others, which look at every instance."""
+        prompt, rate = request.prompt_tokens * self._scale, self._scale / _BYTES_PER_TOKEN
+        found, seen = self._matched(request), self._ledger.seen
+        all_: list[Candidate] = []
+        for place in places:
+            load, hit = seen(place.tally), min(prompt, found.size(place.bit) * rate)
+            own = place.profile.prefill(prompt, hit)
+            one = Candidate(
+                place.id, load.backlog_seconds, own, hit, load.inflight, load.inflight_tokens, place.kv_tokens
+            )
+            one.waiting = load.waiting
+            all_.append(one)
+        preset, name = self._preset, request.id
+        if preset == "power-of-two":
+            return published.power_of_two(all_, name)
+        if preset == "chwbl":
+            chain = request.chain
+            homes = self._homes.pair(
+                chain.hashes[0] if chain.hashes else chain.tail, other_than=excluded | published.overloaded(all_)
+            )
+            return published.chwbl(all_, homes[0] if homes else None)
+        if preset == "prefix-cache":
+            return published.prefix_cache(all_, name)
+        if preset == "cache-aware":
+            return published.cache_aware(all_, name, prompt)
+        if preset == "llm-d":
+            return published.llm_d(all_, name, prompt)
+        if preset == "lmetric":
+            return published.lmetric(all_, name)
+        return published.min_ttft(all_, name)
 
     def _offer_pulls(self, candidates: list[Candidate], wanted: list[_Place], holder: _Place, prompt: float) -> None:
         """Those that lack what the holder has may get it from there, where that is cheaper than to compute it."""

@@ -1,0 +1,188 @@
+"""Golden decisions of the presets that are others' published rules; each table names where its rule was read."""
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+
+from fairlead.fleet import Instance, Model, Objectives
+from fairlead.profile import preset
+from fairlead.strict import RoutingPreset
+from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing import published as p
+from fairlead_gateway.routing.request import Candidate
+
+PROMPT = 1_000.0
+
+
+def one(
+    id: str,
+    inflight: int = 0,
+    matched: float = 0.0,
+    *,
+    backlog: float = 0.0,
+    own: float = 1.0,
+    tokens: float = 0.0,
+    waiting: int = 0,
+) -> Candidate:
+    return Candidate(id, backlog, own, matched, inflight, tokens, 10_000, waiting=waiting)
+
+
+def many(*inflight: int, **matched: float) -> list[Candidate]:
+    return [one(f"i{at}", count, matched.get(f"i{at}", 0.0)) for at, count in enumerate(inflight)]
+
+
+AIBRIX: list[tuple[str, list[Candidate], str]] = [
+    ("the longest match", many(3, 3, 3, i0=256.0, i1=512.0), "i1"),
+    ("of equal matches the fewest requests", many(5, 4, 0, i0=512.0, i1=512.0), "i1"),
+    (
+        "a shorter match where the longest is over mean + 2 sigma",
+        many(9, 0, 0, 0, 0, 0, 0, 0, i0=800.0, i3=128.0),
+        "i3",
+    ),
+    ("nobody matches: the fewest", many(2, 1, 3), "i1"),
+    ("only one over the bound matches: the fewest", many(9, 0, 1, 1, 1, 1, 1, 1, i0=800.0), "i1"),
+    ("loads 17 apart: the fewest, whatever is cached", many(18, 1, 5, i0=900.0), "i1"),
+    ("loads 16 apart are not out of balance", many(17, 1, 9, i2=900.0), "i2"),
+]
+SGLANG: list[tuple[str, list[Candidate], str]] = [
+    ("a match over one half", many(4, 0, 0, i0=501.0), "i0"),
+    (
+        "exactly one half is no match: who holds least",
+        [one("a", 1, 500.0, tokens=900.0), one("b", 1, tokens=100.0)],
+        "b",
+    ),
+    ("of two matches the longer", many(0, 0, 0, i0=600.0, i1=700.0), "i1"),
+    ("loads 33 apart and over 1.1 x: the fewest", many(40, 7, 20, i0=1_000.0), "i1"),
+    ("loads 32 apart are in balance", many(39, 7, 20, i0=1_000.0), "i0"),
+    ("33 apart but within 1.1 x is in balance", many(400, 367, 380, i0=1_000.0), "i0"),
+]
+LLMD: list[tuple[str, list[Candidate], str]] = [
+    ("a full match outweighs the longest queue", [one("a", matched=PROMPT, waiting=9), one("b")], "a"),
+    ("half a match does not", [one("a", matched=500.0, waiting=9), one("b")], "b"),
+    ("equal queues count alike, however long", [one("a", matched=10.0, waiting=50), one("b", waiting=50)], "a"),
+    ("memory in use weighs two", [one("a", tokens=9_000.0), one("b", tokens=1_000.0)], "b"),
+    ("full memory and a full match against neither", [one("a", matched=PROMPT, tokens=10_000.0), one("b")], "a"),
+    (
+        "full memory and the longest queue are too much for a match",
+        [one("a", matched=PROMPT, tokens=10_000.0, waiting=1), one("b")],
+        "b",
+    ),
+    ("more than all memory is all of it", [one("a", matched=PROMPT, tokens=50_000.0), one("b")], "a"),
+]
+LMETRIC: list[tuple[str, list[Candidate], str]] = [
+    ("less prefill", [one("a", own=2.0), one("b", own=1.0)], "b"),
+    ("a smaller batch", [one("a", 9, own=1.0), one("b", 1, own=1.0)], "b"),
+    ("the product, not the sum", [one("a", 9, own=0.1), one("b", 0, own=0.9)], "b"),
+    ("a cached prompt on a busy engine", [one("a", 9, own=0.05), one("b", 0, own=0.9)], "a"),
+    ("what waits counts as much as what is ours", [one("a", backlog=2.0, own=0.5), one("b", own=2.0)], "b"),
+    ("an idle engine is not free", [one("a", 0, own=5.0), one("b", 1, own=1.0)], "b"),
+]
+MOONCAKE: list[tuple[str, list[Candidate], str]] = [
+    ("the sooner", [one("a", backlog=1.0, own=1.0), one("b", backlog=0.5, own=1.0)], "b"),
+    ("a hit behind a queue", [one("a", backlog=0.5, own=0.1), one("b", own=1.0)], "a"),
+    ("a queue longer than what the hit saves", [one("a", backlog=1.0, own=0.1), one("b", own=1.0)], "b"),
+    ("decoding does not count", [one("a", 100, own=0.9), one("b", own=1.0)], "a"),
+    ("nor does memory", [one("a", tokens=10_000.0, own=0.9), one("b", own=1.0)], "a"),
+    ("one alone", [one("a", backlog=60.0)], "a"),
+]
+
+
+def cases(*tables: tuple[str, list[tuple[str, list[Candidate], str]]]) -> Any:
+    return [
+        pytest.param(name, all_, chosen, id=f"{name}: {what}") for name, table in tables for what, all_, chosen in table
+    ]
+
+
+RULES: dict[str, Any] = {
+    "prefix-cache": lambda all_, name: p.prefix_cache(all_, name),
+    "cache-aware": lambda all_, name: p.cache_aware(all_, name, PROMPT),
+    "llm-d": lambda all_, name: p.llm_d(all_, name, PROMPT),
+    "lmetric": lambda all_, name: p.lmetric(all_, name),
+    "min-ttft": lambda all_, name: p.min_ttft(all_, name),
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "all_", "chosen"),
+    cases(
+        ("prefix-cache", AIBRIX), ("cache-aware", SGLANG), ("llm-d", LLMD), ("lmetric", LMETRIC), ("min-ttft", MOONCAKE)
+    ),
+)
+def test_golden_decisions(rule: str, all_: list[Candidate], chosen: str) -> None:
+    for name in ("one request", "another"):
+        for order in (all_, all_[::-1]):
+            decision = RULES[rule](order, name)
+            assert (decision.chosen, decision.rule) == (chosen, rule)
+            assert {item.id for item in decision.rejected} == {item.id for item in all_} - {chosen}
+            assert decision.reason
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_instances_get_equal_shares(rule: str) -> None:
+    seen = Counter(RULES[rule](many(2, 2, 2, 2), f"r{number}").chosen for number in range(4_000))
+    assert min(seen.values()) > 850
+
+
+def test_of_two_drawn_the_one_with_fewer_requests() -> None:
+    """Mitzenmacher's rule: the fullest of four is chosen only if it is drawn against itself, which it never is."""
+    seen = Counter(p.power_of_two(many(0, 1, 2, 3), f"r{number}").chosen for number in range(6_000))
+    assert seen["i3"] == 0
+    assert [seen[f"i{at}"] / 6_000 for at in range(3)] == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.02)
+    assert p.power_of_two(many(7), "r").chosen == "i0"
+
+
+def test_chwbl_passes_by_who_carries_a_quarter_more_than_his_share() -> None:
+    """KubeAI: load, not load + 1, is compared with 1.25 x (total + 1) / n."""
+    assert p.overloaded(many(0, 0, 0, 0)) == frozenset()
+    assert p.overloaded(many(5, 5, 5, 5)) == frozenset()
+    assert p.overloaded(many(6, 4, 5, 5)) == frozenset()  # 6 <= 6.56
+    assert p.overloaded(many(7, 4, 4, 5)) == frozenset({"i0"})
+    assert p.chwbl(many(7, 4, 4, 5), "i2").chosen == "i2"
+    assert p.chwbl(many(7, 4, 3, 5), None).chosen == "i2"
+
+
+def router(name: str, count: int = 8) -> ModelRouter:
+    made = ModelRouter(secret=b"secret")
+    profile = preset("h100-llama8b")
+    instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=profile) for at in range(count)]
+    made.update(Model("default", "m", Objectives(ttft_seconds=5.0), name), instances, 1)
+    return made
+
+
+def prompt(name: str, session: int) -> RouteRequest:
+    text = Random(session).randbytes(8_192)
+    return RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), len(text) / 4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_serves_through_the_router_past_those_that_failed(name: str) -> None:
+    made = router(name)
+    for number in range(60):
+        request = prompt(f"r{number}", number % 9)
+        decision = made.decide(request, 0.0, excluded=frozenset({"pod-0", "pod-1"}))
+        assert decision.chosen not in (None, "pod-0", "pod-1")
+        made.dispatched(request, decision.chosen or "", 0.0)
+        if number % 3:
+            made.first_token(request.id, 0.0)
+            made.finished(request.id, 0.0, output_tokens=5)
+    assert router(name, 1).decide(prompt("alone", 1), 0.0).chosen == "pod-0"
+    assert router(name, 0).decide(prompt("nobody", 1), 0.0).chosen is None
+
+
+@pytest.mark.parametrize("name", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "chwbl"])
+def test_presets_that_look_at_prefixes_go_back_to_them(name: str) -> None:
+    made = router(name)
+    for session in range(12):
+        first = prompt(f"{session}-0", session)
+        at = made.decide(first, 0.0).chosen
+        assert at is not None
+        made.dispatched(first, at, 0.0)
+        made.first_token(first.id, 1.0)
+        made.finished(first.id, 2.0)
+        assert made.decide(prompt(f"{session}-1", session), 3.0).chosen == at
+
+
+def test_the_api_names_the_presets_that_there_are() -> None:
+    assert tuple(item.value for item in RoutingPreset) == PRESETS
