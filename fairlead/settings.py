@@ -141,6 +141,9 @@ class IndexerSettings:
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a token",
         default="info",
     )
+    compiled: str | None = _setting(
+        "`0` runs the sources even where a compiled copy of the data plane lies in the cache (`make compile`)"
+    )
 
     def __repr__(self) -> str:
         return masked(self)

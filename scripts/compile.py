@@ -1,6 +1,6 @@
 """Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--into FOLDER]``; once per state of the sources.
 
-Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead_gateway.compiled``);
+Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead.compiled``);
 with ``--into`` elsewhere, for an image. Needs a C compiler and Python's headers; without them it says so and exits 3, and
 gateways run interpreted. Takes about a minute of one core.
 """
@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from fairlead_gateway import compiled
+from fairlead import compiled
 
 ROOMS = (
     "listen",
@@ -78,15 +78,37 @@ TELEMETRY = (
     "series",
     "outcome",
 )
+INDEX = (
+    "follow",
+    "mirror",
+    "events/decode",
+    "events/sequence",
+    "index/book",
+    "index/mirror",
+    "reader/line",
+    "reader/link",
+    "reader/replay",
+    "reader/sockets",
+    "reader/turns",
+    "truth/adapters",
+    "truth/blocks",
+    "truth/identity",
+    "truth/orphans",
+    "truth/shared",
+    "truth/slice",
+    "truth/standing",
+    "truth/truth",
+)
 MODULES = [
     *(f"fairlead_gateway/{room}.py" for room in ROOMS),
     *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
     *(f"fairlead_gateway/telemetry/{part}.py" for part in TELEMETRY),
-    "fairlead_kvstore/mirror.py",
+    *(f"fairlead_kvstore/{part}.py" for part in INDEX),
     "fairlead/decision.py",
     "fairlead/profile.py",
 ]
-"""What a request passes through. Left out: modules with msgspec structs (mypyc cannot make them) and what runs once in a while."""
+"""What a request, and what an engine tells, passes through. Left out: modules with msgspec structs (mypyc cannot make them) and
+what runs once in a while."""
 
 _SETUP = """
 import sys

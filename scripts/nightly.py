@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 from fuzzing.campaign import Report, campaign  # noqa: E402 - found through the line above
 from fuzzing.targets import TARGETS  # noqa: E402
 
+from fairlead.compiled import is_compiled, worker_environment  # noqa: E402
 from fairlead.testing.reports import commit, machine  # noqa: E402
 from fairlead_gateway import head  # noqa: E402 - one of those that may be compiled
-from fairlead_gateway.compiled import is_compiled, worker_environment  # noqa: E402
 
 INPUTS = 10_000_000
 _PART = 250_000

@@ -47,6 +47,8 @@ COMPONENTS = {
     "sim": ("python3", "-m", "fairlead_sim"),
 }
 """Component → what its image runs."""
+COMPILED = ("gateway", "kvstore")
+"""Those whose images hold the data plane as machine code, where a compiler is at hand."""
 VALKEY = "valkey"
 NEXT = "next"
 """A second tag of everything: what tests upgrade to. The same layers, so it costs nothing."""
@@ -102,7 +104,7 @@ def components(tag: str | None = None) -> list[Image]:
         for name, entry in COMPONENTS.items():
             lock = pins.ROOT / "requirements" / "images" / f"{name}.txt"
             locked = store.layer(f"{name}-dependencies", _key(lock.read_bytes()), partial(_locked, base, lock=lock))
-            layers = (base, locked, machine if name == "gateway" else plain)
+            layers = (base, locked, machine if name in COMPILED else plain)
             made.append(Image(f"{PREFIX}/{name}:{tag}", layers, _config(*entry)))
         made.append(_valkey(store, base, tag))
         store.prune()

@@ -64,8 +64,9 @@ def _run(
     import asyncio
     import logging
 
+    from fairlead import system
     from fairlead.clock import SystemClock
-    from fairlead_gateway import quiet_log, system
+    from fairlead_gateway import quiet_log
     from fairlead_gateway.helper import Helper, Plan
     from fairlead_gateway.indexing.links import links_of
     from fairlead_gateway.reach import Reach

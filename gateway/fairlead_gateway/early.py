@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fairlead.compiled import worker_environment
 from fairlead.limits import Limits
-from fairlead_gateway.compiled import worker_environment
 
 _MODULE = "fairlead_gateway.worker"
 _LEAVE_SECONDS = 10.0

@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fairlead import system
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet, FleetSource
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.tasks import ended, failed
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway import quiet_log, system
+from fairlead_gateway import quiet_log
 from fairlead_gateway.beside import Beside
 from fairlead_gateway.crew import Crew, together
 from fairlead_gateway.decision_log import Logged

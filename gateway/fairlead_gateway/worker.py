@@ -15,17 +15,18 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairlead import system
 from fairlead.clock import SystemClock
+from fairlead.compiled import is_compiled
 from fairlead.errors import FairleadError
 from fairlead.fleet import Fleet
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.settings import GatewaySettings, read
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway import forward, memory, quiet_log, system
+from fairlead_gateway import forward, memory, quiet_log
 from fairlead_gateway.answers import Answers
 from fairlead_gateway.channel import Channel
-from fairlead_gateway.compiled import is_compiled
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.index_telling import IndexTeller, correct
 from fairlead_gateway.keys import Keys

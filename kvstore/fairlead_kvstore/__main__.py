@@ -1,148 +1,22 @@
-"""``python -m fairlead_kvstore --fleet FILE --redis URL``: an indexer. Clock, chance, connections and signals come from here.
+"""``python -m fairlead_kvstore --fleet FILE --redis URL``: an indexer, see ``command.py``.
 
-Several may run: for each model one of them reads and writes, by a lease in Redis.
+Kept light: where there is a compiled copy of these sources, the process goes on as that one.
 """
 
-import argparse
-import asyncio
-import logging
 import os
-import random
-import secrets
-import signal
-import socket
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from fairlead.clock import Clock, SystemClock
-from fairlead.errors import FairleadError, SettingsError
-from fairlead.fleet import FleetSource
-from fairlead.limits import Limits
-from fairlead.loops import loop_factory
-from fairlead.settings import IndexerSettings, read, unknown
-from fairlead_kvstore.places import place
-from fairlead_kvstore.process import Plan, Process, more_files
-
-_LOG = logging.getLogger("fairlead.indexer")
-_LEVELS = ("debug", "info", "warning", "error")
+from fairlead.compiled import worker_environment
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT (0); 2 when it cannot start, or the fleet cannot be followed."""
-    options = _options(arguments)
-    try:
-        settings = read(IndexerSettings, os.environ)
-        logging.basicConfig(
-            level=_level(settings.log_level),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each question
-        for line in unknown(os.environ):
-            _LOG.warning("%s", line)
-        more_files()
-        limits, clock = Limits(), SystemClock()
-        host, port = _address(options.listen)
-        plan = Plan(
-            source=_source(options, clock, limits),
-            redis=_redis(options.redis or settings.redis_url),
-            holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
-            secret=(settings.hash_secret or "").encode(),
-            host=host,
-            port=port,
-            events=options.events,
-        )
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(plan, clock, limits))
-    except (FairleadError, OSError) as error:
-        print(f"fairlead-indexer: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> int:
+    """Its exit code."""
+    environ = worker_environment(os.environ)
+    if environ != os.environ:
+        os.execve(sys.executable, [sys.executable, "-m", "fairlead_kvstore", *sys.argv[1:]], environ)
+    from fairlead_kvstore import command
 
-
-async def _run(plan: Plan, clock: Clock, limits: Limits) -> None:
-    process = Process(plan, os.environ, clock, random.random, announce=_say, limits=limits)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stop)
-    await process.run()
-
-
-def _source(options: argparse.Namespace, clock: Clock, limits: Limits) -> FleetSource:
-    """Where the fleet comes from. Raises BadInput when there is no way to a cluster."""
-    if options.kube is None:
-        from fairlead.fleetfile import FileFleetSource
-
-        return FileFleetSource(
-            Path(options.fleet),
-            clock,
-            limits=limits,
-            report=lambda error: _LOG.warning("the last fleet stays: %s", error),
-        )
-    from fairlead.kubefleet.opening import kube_source
-
-    return kube_source(options.kube, os.environ, clock, random.random, agent="fairlead-indexer", limits=limits)
-
-
-def _redis(url: str | None) -> str:
-    if url is None:
-        raise SettingsError(
-            "--redis: the index has to be written somewhere",
-            field="--redis",
-            hint="give the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis indexes by itself",
-        )
-    place(url)
-    return url
-
-
-def _level(text: str | None) -> str:
-    name = (text or "info").lower()
-    if name not in _LEVELS:
-        field = "FAIRLEAD_LOG_LEVEL"
-        raise SettingsError(f"{field} is not a level", field=field, hint=f"one of {', '.join(_LEVELS)}")
-    return name.upper()
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
-        raise SettingsError("--listen: HOST:PORT is expected", field="--listen", hint="for example 127.0.0.1:9090")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="fairlead-indexer", description="Reads which blocks engines have cached, and writes it to Redis."
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
-    source.add_argument(
-        "--kube",
-        nargs="?",
-        const="",
-        metavar="NAMESPACE,...",
-        help="the models of a cluster, of all its namespaces or of these; by KUBECONFIG, or the pod's service account",
-    )
-    parser.add_argument("--redis", metavar="URL", help="the gateways' Redis; else FAIRLEAD_REDIS_URL")
-    parser.add_argument(
-        "--listen",
-        default="127.0.0.1:0",
-        metavar="HOST:PORT",
-        help="where /healthz, /readyz and /metrics are (a free loopback port)",
-    )
-    parser.add_argument(
-        "--events",
-        action="append",
-        default=[],
-        metavar="tcp://ADDRESS:PORT",
-        help="where engines dial that publish to an indexer instead of being connected to; can be given again",
-    )
-    return parser.parse_args(arguments)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    return command.main()
 
 
 if __name__ == "__main__":

@@ -15,33 +15,32 @@ truth, and what comes back is written to Redis in one batch; ``ask`` is sent to 
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
-
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.decode import decode
-from fairlead_kvstore.events.sequence import Accept, Complete, Duplicate, Gap, Lost, Outcome, Restart, Suspended
+from fairlead_kvstore.events.outcomes import Accept, Complete, Duplicate, Gap, Lost, Outcome, Restart, Suspended
 from fairlead_kvstore.truth.changes import Change
 from fairlead_kvstore.truth.truth import Truth
 
 _LIMITS: Final = Limits()
 
 
-class Followed(msgspec.Struct):
+class Followed:
     """What came of some outcomes, in order. ``ask``: request a replay from here. ``unreadable``: reasons, for counters.
 
     ``wall``: what the engine's clock said at the last batch, Unix seconds. ``gaps`` are numbers that are known to be missing.
     """
 
-    changes: list[Change]
-    ask: int | None = None
-    wall: float | None = None
-    batches: int = 0
-    duplicates: int = 0
-    gaps: int = 0
-    lost: int = 0
-    restarts: int = 0
-    unreadable: tuple[str, ...] = ()
+    def __init__(self, changes: list[Change]) -> None:
+        self.changes = changes
+        self.ask: int | None = None
+        self.wall: float | None = None
+        self.batches = 0
+        self.duplicates = 0
+        self.gaps = 0
+        self.lost = 0
+        self.restarts = 0
+        self.unreadable: tuple[str, ...] = ()
 
 
 def follow(truth: Truth, instance: str, outcomes: Iterable[Outcome], now: float, limits: Limits = _LIMITS) -> Followed:

@@ -4,10 +4,10 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fairlead.fleet import Instance
-from fairlead_kvstore.events.sequence import Position
+from fairlead_kvstore.events.outcomes import Position
 from fairlead_kvstore.index.notes import Note
 from fairlead_kvstore.reader.line import Counts, Line
-from fairlead_kvstore.truth.truth import State
+from fairlead_kvstore.truth.state import State
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ indexer then begins at once and not when they run out), and only then Redis and 
 
 import asyncio
 import logging
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
+from fairlead import system
 from fairlead.clock import Clock
 from fairlead.errors import BadInput
 from fairlead.fleet import Fleet, FleetSource
@@ -108,6 +108,8 @@ class Process:
         runner = web.AppRunner(application(self.indexer, self.pulse), access_log=None)  # probes ask every few seconds
         await runner.setup()
         following: asyncio.Task[None] | None = None
+        system.settled()
+        system.collect_seldom()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
         stopped = asyncio.ensure_future(self._stop.wait())
         try:
             site = web.TCPSite(runner, self._plan.host or None, self._plan.port)
@@ -158,13 +160,6 @@ class Process:
             self._fleet = fleet
             self.indexer.fleet(fleet)
             self._writer.serve(_named(fleet))
-
-
-def more_files() -> None:
-    """Each engine takes a handful of descriptors; take as many as the system allows this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _named(fleet: Fleet) -> list[str]:

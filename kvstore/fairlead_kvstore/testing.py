@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from fairlead_kvstore.events.sequence import Frame
+from fairlead_kvstore.events.outcomes import Frame
 
 
 class Engine:

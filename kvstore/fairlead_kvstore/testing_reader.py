@@ -12,7 +12,7 @@ from fairlead.errors import Unavailable
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.testing.waiting import until
-from fairlead_kvstore.events.sequence import Frame
+from fairlead_kvstore.events.outcomes import Frame
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer import Indexer
 from fairlead_kvstore.member import Seen

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from fairlead.clock import ManualClock
-from fairlead_kvstore.events.sequence import Frame
+from fairlead_kvstore.events.outcomes import Frame
 from fairlead_kvstore.testing import Engine
 
 _ATTEMPTS = 30_000

@@ -25,7 +25,7 @@ def test_the_dockerfile_says_what_the_writer_does(component: str) -> None:
     entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", final, re.MULTILINE)[0])
     assert tuple(entry) == images.COMPONENTS[component]
     assert f"requirements/images/{component}.txt" in text
-    assert ("scripts/compile.py" in text) == (component == "gateway")
+    assert ("scripts/compile.py" in text) == (component in images.COMPILED)
     assert f"serving.fairlead.io/{component}:{images.version()}" in text
 
 
@@ -61,7 +61,7 @@ def test_a_layer_is_made_once_for_its_content(tmp_path: Path) -> None:
 
 STARTED = {
     "gateway": ("fairlead_gateway.__main__", "fairlead_gateway.indexing.source", "fairlead.kubefleet.opening"),
-    "kvstore": ("fairlead_kvstore.__main__", "fairlead_kvstore.process", "fairlead.kubefleet.opening"),
+    "kvstore": ("fairlead_kvstore.command", "fairlead_kvstore.process", "fairlead.kubefleet.opening"),
 }
 """Component → modules that together load all it needs, those too that it loads only when it gets there."""
 

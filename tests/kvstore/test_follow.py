@@ -2,7 +2,8 @@
 
 import msgspec
 
-from fairlead_kvstore.events.sequence import Frame, Outcome, Stream
+from fairlead_kvstore.events.outcomes import Frame, Outcome
+from fairlead_kvstore.events.sequence import Stream
 from fairlead_kvstore.follow import Followed, follow
 from fairlead_kvstore.testing import Engine
 from fairlead_kvstore.truth.changes import Cleared, Marked, Stored

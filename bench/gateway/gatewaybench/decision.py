@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fairlead.compiled import worker_environment
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.profile import presets
-from fairlead_gateway.compiled import worker_environment
 from fairlead_gateway.head import Head
 from fairlead_gateway.model import understand
 from fairlead_gateway.prompt import route_request

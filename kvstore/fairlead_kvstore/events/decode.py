@@ -10,7 +10,6 @@ event). Only when that fails are the events looked at one by one, so that a newe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +20,7 @@ from fairlead_kvstore.events.wire import (
     AllCleared,
     AllClearedArray,
     ArrayBatch,
+    Batch,
     Event,
     MapBatch,
     RawBatch,
@@ -43,20 +43,6 @@ _MAP_EVENT: Final = msgspec.msgpack.Decoder(Stored | Removed | AllCleared)
 _ARRAY_EVENT: Final = msgspec.msgpack.Decoder(StoredArray | RemovedArray | AllClearedArray)
 _MAP_TAG: Final = msgspec.msgpack.Decoder(Tagged)
 _ARRAY_TAG: Final = msgspec.msgpack.Decoder(TaggedArray)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one payload said, in its order. ``wall`` is the engine's clock, Unix seconds; ``rank`` its data-parallel rank.
-
-    ``unknown`` events are of a kind that this release does not know, ``refused`` stores did not hold together.
-    """
-
-    wall: float
-    events: Sequence[Event]
-    rank: int | None = None
-    unknown: int = 0
-    refused: int = 0
 
 
 def decode(payload: bytes, limits: Limits = _LIMITS) -> Batch:

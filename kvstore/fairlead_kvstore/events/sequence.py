@@ -34,11 +34,23 @@ ff × 8, b""]``; vLLM before 0.26 leaves the topic out. A REQ socket would only 
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
 import xxhash
 
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import Malformed
+from fairlead_kvstore.events.outcomes import (
+    Accept,
+    Complete,
+    Duplicate,
+    Frame,
+    Gap,
+    Lost,
+    Outcome,
+    Position,
+    Restart,
+    Resumed,
+    Suspended,
+)
 
 _LIMITS: Final = Limits()
 _NUMBER_BYTES: Final = 8
@@ -47,73 +59,6 @@ _FIRST_MOST: Final = 1
 """The highest number that a stream may begin with."""
 _BUFFER: Final = 10_000
 """What vLLM keeps by default."""
-
-
-class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One batch as it came: its topic, its number and its payload."""
-
-    topic: bytes
-    number: int
-    payload: bytes
-
-
-class Accept(msgspec.Struct, frozen=True, gc=False):
-    """Decode and apply this payload, now and in this order."""
-
-    number: int
-    payload: bytes
-    reason: str = "in order"
-
-
-class Duplicate(msgspec.Struct, frozen=True, gc=False):
-    """Leave it; it was applied already, or nobody waits for it any more."""
-
-    number: int
-    reason: str
-
-
-class Gap(msgspec.Struct, frozen=True, gc=False):
-    """``first`` to ``last`` are missing (``last`` None: who knows): ask for a replay from ``ask``."""
-
-    first: int
-    last: int | None
-    ask: int
-    reason: str
-
-
-class Lost(msgspec.Struct, frozen=True, gc=False):
-    """``first`` to ``last`` will not come. What is held of this engine may be gone: drop it and learn anew."""
-
-    first: int
-    last: int
-    reason: str
-
-
-class Restart(msgspec.Struct, frozen=True, gc=False):
-    """Another process speaks, or nobody can tell: the engine's epoch ends and with it all that it held."""
-
-    reason: str
-
-
-class Complete(msgspec.Struct, frozen=True, gc=False):
-    """Everything that this engine ever published was seen, or follows now."""
-
-    reason: str
-
-
-class Suspended(msgspec.Struct, frozen=True, gc=False):
-    """The connection broke; what is held may be the past. Either ``Resumed`` or ``Restart`` follows."""
-
-    reason: str
-
-
-class Resumed(msgspec.Struct, frozen=True, gc=False):
-    """It is the same process, and nothing was missed that will not follow."""
-
-    reason: str
-
-
-Outcome = Accept | Duplicate | Gap | Lost | Restart | Complete | Suspended | Resumed
 
 
 def parse_frame(parts: Sequence[bytes]) -> Frame:
@@ -137,13 +82,6 @@ def parse_replay(parts: Sequence[bytes]) -> Frame | None:
 def replay_request(start: int) -> list[bytes]:
     """What a DEALER sends to get everything from ``start`` on."""
     return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
-
-
-class Position(msgspec.Struct, frozen=True, gc=False):
-    """Where a stream stands: the number that comes next, and the digests of the last batches by number."""
-
-    following: int
-    known: list[tuple[int, int]]
 
 
 class Stream:

@@ -8,6 +8,7 @@ A hash is an unsigned 64-bit number, a signed one (SGLang), or the whole digest 
 vocabularies have 18, and llm-d-inference-sim sends 32-bit hashes of words.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -103,3 +104,16 @@ class TaggedArray(msgspec.Struct, array_like=True):
     """The kind of an event that is an array."""
 
     type: str
+
+
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """What one payload said, in its order. ``wall`` is the engine's clock, Unix seconds; ``rank`` its data-parallel rank.
+
+    ``unknown`` events are of a kind that this release does not know, ``refused`` stores did not hold together.
+    """
+
+    wall: float
+    events: Sequence[Event]
+    rank: int | None = None
+    unknown: int = 0
+    refused: int = 0

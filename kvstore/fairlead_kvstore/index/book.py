@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import msgspec
 import xxhash
 
 from fairlead.limits import Limits
@@ -25,23 +24,25 @@ _OF_BLOCKS: Final = (Stored, Removed, *_OF_THE_MODEL)
 _CHANGED_LEAST: Final = 4_096
 
 
-class Item(msgspec.Struct):
+class Item:
     """What is in Redis of an instance, or of the hints. ``sequence``: everything up to it is; ``blocks`` at that time."""
 
-    sequence: int
-    written: bool = False
-    blocks: int = 0
-    changed: int = 0
-    batches: int = 0
-    parts: dict[str, tuple[int, bytes]] = {}
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        self.written = False
+        self.blocks = 0
+        self.changed = 0
+        self.batches = 0
+        self.parts: dict[str, tuple[int, bytes]] = {}
 
 
-class Flight(msgspec.Struct, frozen=True):
+class Flight:
     """An entry on its way: sent, perhaps written. ``trim``: the sequence that the stream then begins at."""
 
-    sequence: int
-    data: bytes
-    trim: int | None
+    def __init__(self, sequence: int, data: bytes, trim: int | None) -> None:
+        self.sequence = sequence
+        self.data = data
+        self.trim = trim
 
 
 class Book:
@@ -93,7 +94,7 @@ class Book:
         for name, blocks in touched.items():
             item = self.items.get(name)
             if item is None:
-                item = self.items[name] = Item(self.sequence, parts={})
+                item = self.items[name] = Item(self.sequence)
             item.changed += blocks
             item.batches += 1
         if self.waiting_blocks > self._limits.index_waiting_blocks:
@@ -191,7 +192,7 @@ class Book:
         self, name: str, rows: dict[str, bytes], blocks: int
     ) -> tuple[dict[str, bytes], dict[bytes, bytes], list[bytes]]:
         """Where the parts of an instance are: all of them by name, those to be written, and fields that are over then."""
-        item = self.items.setdefault(name, Item(self.sequence, parts={}))
+        item = self.items.setdefault(name, Item(self.sequence))
         item.sequence, item.changed, item.batches, item.blocks, item.written = self.sequence, 0, 0, blocks, True
         fresh: dict[bytes, bytes] = {}
         parts: dict[str, tuple[int, bytes]] = {}

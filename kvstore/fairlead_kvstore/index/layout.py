@@ -27,7 +27,7 @@ import msgspec
 import xxhash
 
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.events.sequence import Position
+from fairlead_kvstore.events.outcomes import Position
 from fairlead_kvstore.index.notes import Notes
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.changes import Change

@@ -7,7 +7,7 @@ import msgspec
 
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.events.sequence import Position
+from fairlead_kvstore.events.outcomes import Position
 from fairlead_kvstore.index.layout import (
     HINTS,
     Header,

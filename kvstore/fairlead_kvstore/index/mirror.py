@@ -25,9 +25,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
 from fairlead.limits import Limits
+from fairlead_kvstore.index.held import Held, Known
 from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT
 from fairlead_kvstore.truth.changes import Change, Cleared, Expired, Gone, Hinted, Marked, Removed, Stored
 from fairlead_kvstore.truth.tiers import EXACT, Tier
@@ -46,21 +45,6 @@ _SWEEP_LEAST: Final = 2_048
 _SWEEP_PER_BLOCK: Final = 4
 _RETIRED_MOST: Final = 64
 """More than so many retired instances are swept at once: they flap, and bits must not grow without end."""
-
-
-class Held(msgspec.Struct, frozen=True, gc=False):
-    """``blocks`` from the chain's start that the instance holds, by ``Tier``: in the GPU, up to CPU, up to disk, and with hints."""
-
-    instance: str
-    blocks: tuple[int, int, int, int]
-
-
-class Known(msgspec.Struct, frozen=True, gc=False):
-    """Whether all of an instance is known, and if not, why and since when (monotonic seconds of this process)."""
-
-    complete: bool
-    reason: str
-    since: float
 
 
 class IndexMirror:

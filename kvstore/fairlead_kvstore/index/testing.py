@@ -16,7 +16,8 @@ from fairlead.limits import Limits
 from fairlead.testing.waiting import until
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import KeptError
-from fairlead_kvstore.events.sequence import Outcome, Stream
+from fairlead_kvstore.events.outcomes import Outcome
+from fairlead_kvstore.events.sequence import Stream
 from fairlead_kvstore.follow import follow
 from fairlead_kvstore.index.feed import Feed
 from fairlead_kvstore.index.left import KeptInstance, Left

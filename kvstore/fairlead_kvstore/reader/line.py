@@ -23,7 +23,8 @@ import zmq
 from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import Malformed
-from fairlead_kvstore.events.sequence import Outcome, Position, Stream, parse_frame, parse_replay
+from fairlead_kvstore.events.outcomes import Outcome, Position
+from fairlead_kvstore.events.sequence import Stream, parse_frame, parse_replay
 from fairlead_kvstore.follow import Followed, follow
 from fairlead_kvstore.reader.endpoints import Endpoints
 from fairlead_kvstore.reader.link import Link

@@ -78,31 +78,37 @@ class Index:
 
     def find(self, key: int) -> int:
         """The row, or 0."""
+        return self._cells[self.seek(key)]
+
+    def seek(self, key: int) -> int:
+        """The cell that leads to the key's row, or the empty one where it is to be entered."""
         cells, keys, size = self._cells, self._keys, self._size
         at = key % size
         while row := cells[at]:
             if keys[row] == key:
-                return row
+                break
             at += 1
             if at == size:
                 at = 0
-        return 0
+        return at
+
+    def row(self, at: int) -> int:
+        """What a cell leads to; 0 is nothing."""
+        return self._cells[at]
+
+    def enter(self, at: int, row: int) -> None:
+        """Enter a row at the empty cell that ``seek`` found for its key, with nothing done in between."""
+        self._cells[at] = row
+        self._used += 1
+        if self._used * 3 > self._size * 2:
+            self._grow()
 
     def put(self, row: int) -> int:
         """Enter a row, whose key is in ``keys``. If another row has that key, it stays, and is returned; else 0."""
-        cells, keys, size = self._cells, self._keys, self._size
-        key = keys[row]
-        at = key % size
-        while other := cells[at]:
-            if keys[other] == key:
-                return other
-            at += 1
-            if at == size:
-                at = 0
-        cells[at] = row
-        self._used += 1
-        if self._used * 3 > size * 2:
-            self._grow()
+        at = self.seek(self._keys[row])
+        if other := self._cells[at]:
+            return other
+        self.enter(at, row)
         return 0
 
     def change(self, old: int, new: int) -> None:
@@ -230,6 +236,12 @@ class Blocks:
 
     def add(self, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> bool:
         """A row for a handle that has none. Whether no other row has this own hash."""
+        return self.add_at(self.by_handle.seek(handle), handle, own, parent, depth, adapter, count, tick)
+
+    def add_at(
+        self, at: int, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int
+    ) -> bool:
+        """The same where ``by_handle.seek`` has just not found the handle: at ``at``."""
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle
@@ -248,11 +260,13 @@ class Blocks:
             self.ticks.append(tick)
             self.depths.append(depth)
             self.adapters.append(adapter)
-        self.by_handle.put(row)
-        first = self.by_own.put(row)
+        self.by_handle.enter(at, row)
+        there = self.by_own.seek(own)
+        first = self.by_own.row(there)
         if first:
             self.twins.setdefault(own, [first]).append(row)
             return False
+        self.by_own.enter(there, row)
         return True
 
     def release(self, row: int) -> None:

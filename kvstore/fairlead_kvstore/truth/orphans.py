@@ -8,30 +8,40 @@ they are linked, and what waits for them in turn. They are bounded: the oldest g
 A waiting block may be removed before its parent comes. Then it is noted, and taken back when the link is made.
 """
 
-from collections.abc import Iterator, Sequence
-
-import msgspec
+from collections.abc import Iterator
 
 from fairlead_kvstore.truth.tiers import Tier
 
 
-class Waiting(msgspec.Struct, eq=False):
+class Waiting:
     """One event's blocks, ``handles`` after ``parent`` (-1: a prompt's start). ``data`` are their token ids, ``width`` bytes for
     each; ``extras`` their extra keys as bytes, where there are any."""
 
-    parent: int
-    handles: list[int]
-    data: bytes
-    width: int
-    extras: Sequence[bytes | None] | None
-    tier: Tier
-    adapter: str | None
-    adapter_id: int | str | None
-    tick: int
+    def __init__(
+        self,
+        parent: int,
+        handles: list[int],
+        data: bytes,
+        width: int,
+        extras: list[bytes | None] | None,
+        tier: Tier,
+        adapter: str | None,
+        adapter_id: int | str | None,
+        tick: int,
+    ) -> None:
+        self.parent = parent
+        self.handles = handles
+        self.data = data
+        self.width = width
+        self.extras = extras
+        self.tier = tier
+        self.adapter = adapter
+        self.adapter_id = adapter_id
+        self.tick = tick
 
     @property
-    def bytes(self) -> int:
-        """Of tokens and extra keys."""
+    def size(self) -> int:
+        """Bytes of tokens and extra keys."""
         return len(self.data) + (sum(len(keys) for keys in self.extras if keys) if self.extras else 0)
 
 
@@ -65,7 +75,7 @@ class Orphans:
         self._waiting.setdefault(item.parent, []).append(item)
         self._order[id(item)] = item
         self.blocks += len(item.handles)
-        self.bytes += item.bytes
+        self.bytes += item.size
         for handle in item.handles:
             self._copies.setdefault((handle, item.tier), [0, 0])[0] += 1
         while self._order and (self.blocks > self._most or self.bytes > self._most_bytes):
@@ -110,7 +120,7 @@ class Orphans:
         if not others:
             del self._waiting[item.parent]
         self.blocks -= len(item.handles)
-        self.bytes -= item.bytes
+        self.bytes -= item.size
         for handle in item.handles:
             known = self._copies[handle, item.tier]
             known[0] -= 1

@@ -28,8 +28,7 @@ import xxhash
 
 from fairlead.limits import Limits
 from fairlead.names import NAME_BYTES
-from fairlead_kvstore.events.decode import Batch
-from fairlead_kvstore.events.wire import AllCleared, Hash, Removed, Stored
+from fairlead_kvstore.events.wire import AllCleared, Batch, Hash, Removed, Stored
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.adapters import Adapters
 from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, TICK_SECONDS, Blocks, tick_of
@@ -119,15 +118,15 @@ class Slice:
             self.awaited_until = None
             self.standing.mark(False, "the engine said yes to a clear and never told of it", now, out)
         for event in batch.events:
-            if isinstance(event, AllCleared):
-                awaiting = False
-                self._cleared(event, now, out)
-            elif awaiting:
+            if awaiting and not isinstance(event, AllCleared):
                 self.counts.before_clear += 1
+            elif isinstance(event, Stored):
+                self._stored(event, tick, now, out)
             elif isinstance(event, Removed):
                 self._removed(event, tick, out)
             else:
-                self._stored(event, tick, now, out)
+                awaiting = False
+                self._cleared(event, now, out)
         self._doubt(now, out)
 
     def whole(self, reason: str, now: float, out: list[Change]) -> None:
@@ -275,7 +274,7 @@ class Slice:
 
     def _add(self, item: Waiting, table: Blocks, own: int, depth: int, index: int, blind: bool) -> list[Change]:
         """One copy of each block, after the block ``own`` of this depth. The hot loop: some two microseconds a block."""
-        find, add, owns, counts, ticks = table.by_handle.find, table.add, table.owns, table.counts, table.ticks
+        by_handle, owns, counts, ticks = table.by_handle, table.owns, table.counts, table.ticks
         data, width, extras, tier, tick = item.data, item.width, item.extras, item.tier, item.tick
         shift = SHIFT[tier]
         unit = 1 << shift
@@ -285,7 +284,8 @@ class Slice:
         for number, value in enumerate(item.handles):
             depth += 1
             parent = own
-            row = find(value)
+            cell = by_handle.seek(value)
+            row = by_handle.row(cell)
             if row:
                 own = owns[row]
                 copies = counts[row] >> shift & COPIES_MOST
@@ -303,9 +303,9 @@ class Slice:
                 own = _HASH(data[at : at + width], own)
                 if extras is not None and (keys := extras[number]) is not None:
                     own = with_extras(own, keys)
-                new = add(value, own, parent, depth, index, unit, tick)
+                new = table.add_at(cell, value, own, parent, depth, index, unit, tick)
                 if not new:
-                    new = not table.elsewhere(table.by_handle.find(value), shift)
+                    new = not table.elsewhere(by_handle.find(value), shift)
             at += width
             if new:
                 if not run:

@@ -21,40 +21,19 @@ it is learned anew.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
 from fairlead.limits import Limits
-from fairlead_kvstore.events.decode import Batch
+from fairlead_kvstore.events.wire import Batch
 from fairlead_kvstore.truth import keeping
 from fairlead_kvstore.truth.blocks import COPIES_MOST, SHIFT, time_of
 from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Marked
-from fairlead_kvstore.truth.counts import Counts
 from fairlead_kvstore.truth.kept import KeptSlice, Rows
 from fairlead_kvstore.truth.shared import Shared
 from fairlead_kvstore.truth.slice import Slice
+from fairlead_kvstore.truth.state import State
 from fairlead_kvstore.truth.tiers import EXACT, Tier
 
 _LIMITS: Final = Limits()
 _SHARE: Final = 8
-
-
-class State(msgspec.Struct, frozen=True):
-    """One slice as status and metrics show it. Seconds are monotonic times (``since``) and durations."""
-
-    instance: str
-    model_key: str
-    epoch: int
-    complete: bool
-    reason: str
-    since: float
-    blocks: int
-    orphans: int
-    bytes: int
-    block_size: int | None
-    hybrid: bool
-    vague: tuple[Tier, ...]
-    evicted_age_seconds: float | None
-    counts: Counts
 
 
 class Truth:

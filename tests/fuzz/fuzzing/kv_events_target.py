@@ -10,7 +10,8 @@ import msgspec
 from fuzzing.target import Target
 
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.decode import Batch, decode
+from fairlead_kvstore.events.decode import decode
+from fairlead_kvstore.events.wire import Batch
 from fairlead_kvstore.truth.changes import Cleared, Removed, Stored
 from fairlead_kvstore.truth.truth import Truth
 

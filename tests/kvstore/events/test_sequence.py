@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import Malformed
-from fairlead_kvstore.events.sequence import (
+from fairlead_kvstore.events.outcomes import (
     Accept,
     Complete,
     Duplicate,
@@ -16,12 +16,9 @@ from fairlead_kvstore.events.sequence import (
     Outcome,
     Restart,
     Resumed,
-    Stream,
     Suspended,
-    parse_frame,
-    parse_replay,
-    replay_request,
 )
+from fairlead_kvstore.events.sequence import Stream, parse_frame, parse_replay, replay_request
 
 END = [b"", b"", b"\xff" * 8, b""]
 

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.decode import Batch
-from fairlead_kvstore.events.wire import AllCleared, Event, Removed, Stored
-from fairlead_kvstore.index.mirror import Held, IndexMirror, Known
+from fairlead_kvstore.events.wire import AllCleared, Batch, Event, Removed, Stored
+from fairlead_kvstore.index.held import Held, Known
+from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.changes import Change

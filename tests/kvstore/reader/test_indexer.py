@@ -11,7 +11,7 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.testing.waiting import until
-from fairlead_kvstore.events.sequence import Frame
+from fairlead_kvstore.events.outcomes import Frame
 from fairlead_kvstore.reader.asking import MODELS, SOURCES
 from fairlead_kvstore.testing import Engine
 from fairlead_kvstore.testing_reader import Stage, frames, staged

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fairlead_kvstore.events.sequence import Frame, Stream
+from fairlead_kvstore.events.outcomes import Frame
+from fairlead_kvstore.events.sequence import Stream
 from fairlead_kvstore.follow import follow
 from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root
 from fairlead_kvstore.truth.tiers import Tier

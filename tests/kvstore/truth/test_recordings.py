@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from fairlead_kvstore.events.decode import Batch, decode
-from fairlead_kvstore.events.sequence import Accept, Complete, Frame, Restart, Stream
-from fairlead_kvstore.events.wire import AllCleared, Removed, Stored
+from fairlead_kvstore.events.decode import decode
+from fairlead_kvstore.events.outcomes import Accept, Complete, Frame, Restart
+from fairlead_kvstore.events.sequence import Stream
+from fairlead_kvstore.events.wire import AllCleared, Batch, Removed, Stored
 from fairlead_kvstore.follow import follow
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.identity import block_extras, cached_tokens, own_hashes, root

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.decode import Batch
-from fairlead_kvstore.events.wire import AllCleared, Event, Removed, Stored
+from fairlead_kvstore.events.wire import AllCleared, Batch, Event, Removed, Stored
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.changes import Change
 from fairlead_kvstore.truth.identity import block_extras, own_hashes, root

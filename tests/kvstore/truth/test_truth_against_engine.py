@@ -15,7 +15,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.sequence import Frame, Outcome, Position, Stream
+from fairlead_kvstore.events.outcomes import Frame, Outcome, Position
+from fairlead_kvstore.events.sequence import Stream
 from fairlead_kvstore.follow import follow
 from fairlead_kvstore.testing import Engine
 from fairlead_kvstore.truth.changes import Cleared, Marked, Removed, Stored

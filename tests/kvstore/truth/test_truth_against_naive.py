@@ -14,8 +14,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.decode import Batch
-from fairlead_kvstore.events.wire import AllCleared, Event, Removed, Stored
+from fairlead_kvstore.events.wire import AllCleared, Batch, Event, Removed, Stored
 from fairlead_kvstore.truth import changes
 from fairlead_kvstore.truth.identity import own_hashes, root
 from fairlead_kvstore.truth.kept import KeptSlice

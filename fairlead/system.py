@@ -1,4 +1,4 @@
-"""What a process of the gateway asks of the system at its start."""
+"""What a process that serves or indexes asks of the system at its start."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ _KEPT_FREE_BYTES = 8 * 1024 * 1024
 
 
 def more_files() -> None:
-    """A connection is a file; take as many as the system allows this process."""
+    """A connection is a file, an engine that is read a handful; take as many as the system allows this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

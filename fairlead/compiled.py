@@ -1,9 +1,10 @@
 """The data plane compiled to machine code, where somebody has done so: the same sources, half the time on a processor.
 
-``scripts/compile.py`` runs mypyc over the modules that requests pass through and leaves a copy of the packages with their compiled
-modules in the cache, under a name made of the sources' very bytes. A worker is started from that copy when there is one for exactly
-the sources that run here; else from the sources themselves. So a compiled copy is never out of date, and an edit needs no
-rebuild to be seen. In an image the compiled modules lie in the packages themselves, and nothing is looked for.
+``scripts/compile.py`` runs mypyc over the modules that requests and engines' events pass through and leaves a copy of the packages
+with their compiled modules in the cache, under a name made of the sources' very bytes. A gateway's workers, and an indexer, run from
+that copy when there is one for exactly the sources that run here; else from the sources themselves. So a compiled copy is never out
+of date, and an edit needs no rebuild to be seen. In an image the compiled modules lie in the packages themselves, and nothing is
+looked for.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ def copy_of(folders: Iterable[Path], cache: Path) -> Path:
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker: with the compiled copy in front of everything else, if there is one and it is wanted."""
+    """The environment of a worker or an indexer: the compiled copy in front of everything else, if there is one and it is wanted."""
     made = dict(environ)
     if environ.get("FAIRLEAD_COMPILED") == "0":
         return made
@@ -58,6 +59,8 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         return made
     made["PYTHONSAFEPATH"] = "1"  # the folder that a worker is started in may hold the sources, and would come first
     before = environ.get("PYTHONPATH")
+    if before is not None and before.split(os.pathsep)[0] == str(copy):
+        return dict(environ)  # it runs from there already
     made["PYTHONPATH"] = f"{copy}{os.pathsep}{before}" if before else str(copy)
     return made
 

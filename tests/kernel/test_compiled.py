@@ -1,9 +1,13 @@
 """Workers are started from the compiled copy of exactly the sources that run here, and from nothing else."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from fairlead_gateway import compiled, forward
+from fairlead import compiled
+from fairlead_gateway import forward
 
 
 def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> None:
@@ -15,6 +19,32 @@ def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> No
     (copy / compiled.COMPLETE).touch()
     assert compiled.worker_environment(environ)["PYTHONPATH"] == f"{copy}{os.pathsep}elsewhere"
     assert compiled.worker_environment({**environ, "FAIRLEAD_COMPILED": "0"})["PYTHONPATH"] == "elsewhere"
+
+
+def test_what_runs_from_the_copy_stays_there(tmp_path: Path) -> None:
+    copy = compiled.copy_of(compiled.package_folders(), tmp_path)
+    copy.mkdir()
+    (copy / compiled.COMPLETE).touch()
+    once = compiled.worker_environment({"FAIRLEAD_CACHE": str(tmp_path), "PYTHONPATH": "elsewhere"})
+    assert compiled.worker_environment(once) == once
+
+
+def test_an_indexer_goes_on_as_its_copy(tmp_path: Path) -> None:
+    """The copy here is one that says so and leaves."""
+    copy = compiled.copy_of(compiled.package_folders(), tmp_path)
+    for folder in compiled.package_folders():
+        shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / compiled.COMPLETE).touch()
+    (copy / "fairlead_kvstore" / "command.py").write_text(
+        "import sys\ndef main() -> int:\n    print(sys.argv[1:])\n    return 7\n"
+    )
+    environ = {**os.environ, "FAIRLEAD_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", "none"]
+    for wanted, code, told in (("1", 7, "['--fleet', 'none']\n"), ("0", 2, "")):
+        ran = subprocess.run(
+            command, env={**environ, "FAIRLEAD_COMPILED": wanted}, capture_output=True, text=True, check=False
+        )
+        assert (ran.returncode, ran.stdout) == (code, told)
 
 
 def test_any_change_of_a_source_makes_another_copy(tmp_path: Path) -> None:
