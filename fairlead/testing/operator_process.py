@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -13,9 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairlead.testing.valkey_servers import free_port
 from fairlead.testing.waiting import until_async
 
 PATIENCE_SECONDS = 60.0
+_TAKEN = "address already in use"
 
 
 @dataclass(slots=True)
@@ -53,30 +54,47 @@ async def operator_process(
     kubeconfig: Path, log: Path, *options: str, **variables: str
 ) -> AsyncIterator[OperatorProcess]:
     """Run an operator until the block ends; with simulated engines, and ``FAIRLEAD_…`` variables of these names in lower case."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     others = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
     given = {f"FAIRLEAD_{name.upper()}": value for name, value in variables.items()}
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", str(port), *options),
-            env={**others, "KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=example.com/sim:1", **given},
-            stdout=out,
-            stderr=out,
-        )
-    operator = OperatorProcess(process, f"http://127.0.0.1:{port}", log)
-
-    async def answers() -> bool:
-        assert process.returncode is None, f"it ended: see {log}"
-        with contextlib.suppress(OSError):
-            return bool(await operator.asked("/healthz"))
-        return False
-
+    usual = {"KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=example.com/sim:1"}
+    environ = others | usual | given
+    operator = await _started(log, options, environ)
     try:
-        await until_async(answers)
+        while not await _answers(operator):
+            await operator.process.wait()
+            assert _TAKEN in await asyncio.to_thread(log.read_text), f"it ended: see {log}"
+            operator = await _started(log, options, environ)
         yield operator
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+            operator.process.kill()
+        await operator.process.wait()
+
+
+async def _started(log: Path, options: tuple[str, ...], environ: dict[str, str]) -> OperatorProcess:
+    """On a port that was free a moment ago: another test may take it first."""
+    port = free_port()
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fairlead_operator", "--host", "127.0.0.1", "--port", str(port), *options),
+            env=environ,
+            stdout=out,
+            stderr=out,
+        )
+    return OperatorProcess(process, f"http://127.0.0.1:{port}", log)
+
+
+async def _answers(operator: OperatorProcess) -> bool:
+    """True when it does; False when it ended before."""
+    found = False
+
+    async def decided() -> bool:
+        nonlocal found
+        if operator.process.returncode is not None:
+            return True
+        with contextlib.suppress(OSError):
+            found = bool(await operator.asked("/healthz"))
+        return found
+
+    await until_async(decided)
+    return found
