@@ -34,7 +34,11 @@ def machine() -> dict[str, Any]:
 
 
 def commit(folder: Path, mark: str = "-dirty") -> str:
-    """The commit that lies in a folder, with ``mark`` behind it when files differ from it."""
-    command = ["git", "describe", "--always", f"--dirty={mark}"]
-    asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
+    """The commit that lies in a folder, with ``mark`` behind it when files differ from it, but for results that were measured."""
+
+    def git(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+
+    named = git("describe", "--always").stdout.strip()
+    differs = git("diff", "--quiet", "HEAD", "--", ".", ":!bench/results").returncode
+    return f"{named}{mark if differs else ''}" if named else "unknown"

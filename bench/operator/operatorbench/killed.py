@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from operatorbench.subject import CHILDREN
 
 from fairlead.kube import client
+from fairlead.kube.resource import Manifest
+from fairlead.kube.wire import Ask
 from fairlead_operator.__main__ import main
 
 _KINDS = (*CHILDREN, "modeldeployments")
@@ -23,7 +25,7 @@ def arm(when: str, number: int) -> None:
     usual = client.KubeApi._once
     seen = 0
 
-    async def counted(self: client.KubeApi, asked: client._Asked) -> object:
+    async def counted(self: client.KubeApi, asked: Ask) -> Manifest:
         nonlocal seen
         writes = asked.method != "GET" and any(f"/{kind}" in asked.path for kind in _KINDS)
         seen += writes
@@ -34,7 +36,7 @@ def arm(when: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
 
-    client.KubeApi._once = counted  # type: ignore[method-assign,assignment]
+    client.KubeApi._once = counted  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """SIGKILL to the whole process around each of its writes before a real API server; the next one comes to the same end."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 from operatorbench.trials.common import Place, Verdict, place
@@ -64,6 +65,8 @@ async def _play(
             await here.until(over, "the operator has been killed, or is done")
             await asyncio.sleep(0.3)
         if not here.operators.alive(which):
+            died = here.operators.running[which].process.returncode
+            assert died == -signal.SIGKILL, f"it was to be killed, and ended with {died}:\n{here.operators.logs()}"
             killed = True
             which = here.operators.start()
         await here.until_settled()
