@@ -1,15 +1,19 @@
 """How property tests run: the same examples every time in ``make test``, many new ones in ``make nightly``.
 
-And the real API server that the tests of a session share.
+And the real API server that the tests of a session share, and a real Valkey for each test that asks for one.
 """
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from fairlead.testing.kube import ApiServer, for_a_test
+
+if TYPE_CHECKING:
+    from fairlead.testing.valkey import Valkey
 
 _EXAMPLES = os.environ.get("FAIRLEAD_EXAMPLES")
 
@@ -37,3 +41,14 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """etcd and kube-apiserver for this session; tests keep to namespaces of their own."""
     with for_a_test(tmp_path_factory.mktemp("cluster") / "run") as server:
         yield server
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Valkey"]:
+    """A Valkey of this test's own, on a unix socket."""
+    from fairlead.testing.valkey import Valkey  # most tests need none
+
+    server = Valkey(tmp_path_factory.mktemp("v"))
+    server.start()
+    yield server
+    server.kill()

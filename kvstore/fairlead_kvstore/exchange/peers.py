@@ -135,19 +135,15 @@ class Peers:
         found: dict[str, Load] = {}
         for peer in self._peers.values():
             share = peer.shares.get(model)
-            for instance, load in () if share is None else share.steady.loads(share.at).items():
-                known = found.get(instance)
-                found[instance] = load if known is None else _both(known, load)
+            if share is not None:
+                _add(found, share.steady.loads(share.at))
         return found
 
     def _by_model(self) -> dict[str, dict[str, Load]]:
         models: dict[str, dict[str, Load]] = {}
         for peer in self._peers.values():
             for model, share in peer.shares.items():
-                found = models.setdefault(model, {})
-                for instance, load in share.loads.items():
-                    known = found.get(instance)
-                    found[instance] = load if known is None else _both(known, load)
+                _add(models.setdefault(model, {}), share.loads)
         return models
 
     def _pace(self, model: str) -> Pace:
@@ -162,6 +158,13 @@ class Peers:
 
     def __len__(self) -> int:
         return len(self._peers)
+
+
+def _add(found: dict[str, Load], loads: Mapping[str, Load]) -> None:
+    """Count these in, by instance."""
+    for instance, load in loads.items():
+        known = found.get(instance)
+        found[instance] = load if known is None else _both(known, load)
 
 
 def _both(one: Load, other: Load) -> Load:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ from fairlead_kvstore.truth.tiers import Tier
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(40))
 OWN, IDX, EV = keys.index_keys(MODEL)
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from fairlead.testing.waiting import until_async
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(100, 165))
 EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
 
 
 async def fairlead(*words: str, stdin: str = "") -> tuple[int, str]:

@@ -126,14 +126,6 @@ async def whole(redis: str | None) -> AsyncIterator[Whole]:
             await beside.stop()
 
 
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
-
-
 def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_reaches_none(server: Valkey) -> None:
     async def check() -> None:
         async with whole(server.url) as gateway:

@@ -1,6 +1,6 @@
 """The gateways: are they there, have they what they need, is their fleet fresh, does Redis answer them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from fairlead.kube.resource import Manifest
@@ -53,32 +53,12 @@ def fleet(facts: Facts) -> Verdict | None:
 
 def index(facts: Facts) -> Verdict | None:
     """By their own notes."""
-    told = facts.told.get(GATEWAY, ())
-    if not told or workloads.none_ready(facts, GATEWAY):
-        return None
-    found = [
-        f"{one.pod}: {note}"
-        for one in told
-        if isinstance(one.readiness, Readiness)
-        for note in one.readiness.notes
-        if _of_index(note)
-    ]
-    return judged(found, _unreached(told), mark=Mark.WARNING)
+    return _warned_of(facts, _of_index)
 
 
 def notes(facts: Facts) -> Verdict | None:
     """Whatever else they say."""
-    told = facts.told.get(GATEWAY, ())
-    if not told or workloads.none_ready(facts, GATEWAY):
-        return None
-    found = [
-        f"{one.pod}: {note}"
-        for one in told
-        if isinstance(one.readiness, Readiness)
-        for note in one.readiness.notes
-        if not note.startswith((*_STALE, *_REDIS, "draining")) and not _of_index(note)
-    ]
-    return judged(found, _unreached(told), mark=Mark.WARNING)
+    return _warned_of(facts, lambda note: not note.startswith((*_STALE, *_REDIS, "draining")) and not _of_index(note))
 
 
 @workloads.each(GATEWAY)
@@ -141,6 +121,25 @@ def _of_index(note: str) -> bool:
     return any(words in note for words in _INDEX)
 
 
+def _warned_of(facts: Facts, wanted: Callable[[str], bool]) -> Verdict | None:
+    """A warning with those notes; nothing where no gateway can have any."""
+    told = facts.told.get(GATEWAY, ())
+    if not told or workloads.none_ready(facts, GATEWAY):
+        return None
+    return judged(_notes(told, wanted), _unreached(told), mark=Mark.WARNING)
+
+
+def _notes(told: Sequence[Told], wanted: Callable[[str], bool]) -> list[str]:
+    """Those notes of the gateways that were reached, each with its pod."""
+    return [
+        f"{one.pod}: {note}"
+        for one in told
+        if isinstance(one.readiness, Readiness)
+        for note in one.readiness.notes
+        if wanted(note)
+    ]
+
+
 def _by_notes(facts: Facts, beginnings: tuple[str, ...], mark: Mark) -> Verdict | None:
     told, there = facts.told.get(GATEWAY, ()), facts.component(GATEWAY)
     if isinstance(there, Missing):
@@ -151,13 +150,7 @@ def _by_notes(facts: Facts, beginnings: tuple[str, ...], mark: Mark) -> Verdict 
         return unknown("no pod of the gateway was found")
     if workloads.none_ready(facts, GATEWAY) and all(isinstance(one.readiness, Missing) for one in told):
         return unknown("no pod of the gateway is ready")
-    found = [
-        f"{one.pod}: {note}"
-        for one in told
-        if isinstance(one.readiness, Readiness)
-        for note in one.readiness.notes
-        if note.startswith(beginnings)
-    ]
+    found = _notes(told, lambda note: note.startswith(beginnings))
     return judged(found, _unreached(told), mark=mark)
 
 
