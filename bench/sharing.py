@@ -25,8 +25,8 @@ from fairlead.profile import preset
 from fairlead_cli.replaying.traffic import traffic
 from fairlead_sim.course import Course, Served
 from fairlead_sim.gateways import NOTHING, PERFECT, Gateways, Knowledge, Restart
-from fairlead_sim.generators import agent_sessions
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.traffic import agent_sessions
 
 _NAME = "sharing"
 REQUESTS = 10_091

@@ -1,8 +1,9 @@
-"""Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--into FOLDER]``; once per state of the sources.
+"""Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--sim] [--into FOLDER]``; once per state of the sources.
 
 Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it (``fairlead.compiled``);
-with ``--into`` elsewhere, for an image. Needs a C compiler and Python's headers; without them it says so and exits 3, and
-gateways run interpreted. Takes about a minute of one core.
+with ``--into`` elsewhere, for an image; with ``--sim`` another copy, of the fleet simulator and the router that it runs
+(``fairlead_sim.compiled``). Needs a C compiler and Python's headers; without them it says so and exits 3, and gateways run
+interpreted. Takes about a minute of one core.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from fairlead import compiled
+from fairlead_sim import compiled as compiled_sim
 
 ROOMS = (
     "listen",
@@ -109,6 +111,17 @@ MODULES = [
 ]
 """What a request, and what an engine tells, passes through. Left out: modules with msgspec structs (mypyc cannot make them) and
 what runs once in a while."""
+SIMULATOR = [
+    *(f"fairlead_gateway/routing/{part}.py" for part in ROUTING),
+    "fairlead_kvstore/mirror.py",
+    "fairlead/decision.py",
+    "fairlead/profile.py",
+    *(
+        f"fairlead_sim/{part}.py"
+        for part in ("blocks", "course", "engine", "fleet", "sequence", "served", "trace_prompts")
+    ),
+]
+"""What a simulated request passes through."""
 
 _SETUP = """
 import sys
@@ -138,9 +151,10 @@ def main() -> int:
     """0 when the copy is there afterwards."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", type=Path, help="put the copy here instead of into the cache")
+    parser.add_argument("--sim", action="store_true", help="the fleet simulator too, for benchmarks and nightly runs")
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
-    folders = compiled.package_folders()
+    folders = compiled_sim.package_folders() if options.sim else compiled.package_folders()
     target = options.into or compiled.copy_of(folders, compiled.cache_folder(os.environ))
     if options.print:
         if (target / compiled.COMPLETE).is_file():
@@ -154,10 +168,10 @@ def main() -> int:
         )
         return NO_COMPILER
     print("compiling the data plane (once per state of its sources, about a minute) ...", file=sys.stderr)
-    return _build(folders, target)
+    return _build(folders, target, SIMULATOR if options.sim else MODULES)
 
 
-def _build(folders: list[Path], target: Path) -> int:
+def _build(folders: list[Path], target: Path, modules: list[str]) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="compiling-") as name:
         work = Path(name) / "work"
@@ -170,7 +184,7 @@ def _build(folders: list[Path], target: Path) -> int:
         command = [
             sys.executable,
             "setup.py",
-            ",".join(MODULES),
+            ",".join(modules),
             " ".join(_known_flags(Path(name))),
             "build_ext",
             "--inplace",

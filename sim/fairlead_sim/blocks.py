@@ -77,12 +77,12 @@ def block_keys(
 
 
 class BlockPool:
-    """``blocks`` blocks of ``block_tokens`` tokens each. ``events`` collects what happened until it is drained."""
+    """``blocks`` blocks of ``block_tokens`` tokens each. ``recording``: what happens is collected until it is drained."""
 
     def __init__(self, blocks: int, block_tokens: int, *, events: bool = True) -> None:
         self.blocks = blocks
         self.block_tokens = block_tokens
-        self._recording = events
+        self.recording = events
         self._events: list[KvEvent] = []
         self._references = [0] * blocks
         self._key_of: list[int | None] = [None] * blocks
@@ -145,19 +145,18 @@ class BlockPool:
         self._references[block] = 1
         return block
 
-    def store(self, blocks: Sequence[int], event: Stored) -> None:
-        """Make freshly written blocks findable under ``event.keys``."""
-        for block, key in zip(blocks, event.keys, strict=True):
+    def store(self, blocks: Sequence[int], keys: Sequence[int], event: Stored | None) -> None:
+        """Make freshly written blocks findable under ``keys``; ``event`` tells of it, None where nobody listens."""
+        for block, key in zip(blocks, keys, strict=True):
             self._key_of[block] = key
             if self._found.setdefault(key, block) != block:
                 self._copies.setdefault(key, []).append(block)
-        if self._recording:
+        if event is not None:
             self._events.append(event)
 
     def announce(self, event: Stored) -> None:
         """Tell again of blocks that were found, for listeners that missed them."""
-        if self._recording:
-            self._events.append(event)
+        self._events.append(event)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let one reference of each go, the tail first."""
@@ -180,7 +179,7 @@ class BlockPool:
         self._kept.clear()
         self._found.clear()
         self._copies.clear()
-        if self._recording:
+        if self.recording:
             self._events.append(Cleared())
         return True
 
@@ -203,5 +202,5 @@ class BlockPool:
                 others.remove(block)
             if not others:
                 del self._copies[key]
-        if self._recording:
+        if self.recording:
             self._events.append(Removed(key))

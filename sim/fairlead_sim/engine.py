@@ -10,11 +10,15 @@ or a virtual clock, delivers the results and calls again. One step:
    nobody overtakes it. Whole blocks found in the cache are not computed, but at least one token always is.
 3. A prompt completed in this step yields its first token in it.
 
+Stretches in which sequences only decode need not be stepped through: ``steady`` says for how many steps nothing else happens,
+``foresee`` when each of them ends, to the last bit as ``step`` would have it, and ``advance`` takes them all at once.
+
 A block is findable from the moment its computation is planned: a sequence planned later in the same step reads what this very
 step writes, as real engines do. Block keys know nothing of text; they are the caller's, or chained from token ids.
 """
 
 import heapq
+from array import array
 from itertools import count
 
 from xxhash import xxh3_64_intdigest
@@ -192,6 +196,35 @@ class EngineCore:
         step.events = self.pool.drain()
         return step
 
+    def steady(self) -> int:
+        """For how many steps from now on every one is one more token for each decoding sequence and nothing else; often none."""
+        if self._paused or self._waiting or self._prefilling or self._growing or not self._decoding:
+            return 0
+        return min([sequence.due for sequence in self._decoding]) - 1
+
+    def foresee(self, now: float, steps: int, ends: "array[float]") -> float:
+        """When each of so many steady steps ends, the first beginning at ``now``, put behind ``ends``; the last of them is
+        returned. Nothing changes by it."""
+        profile, decoding, resident = self.profile, len(self._decoding), self._resident
+        fixed = profile.step(computed=decoding, sequences=decoding, resident=0)
+        each = profile.resident_token_seconds
+        for _ in range(steps):
+            now = now + (fixed + each * resident)
+            ends.append(now)
+            resident += decoding
+        return now
+
+    def advance(self, steps: int) -> None:
+        """Take so many steady steps at once."""
+        decoding = self._decoding
+        tokens = steps * len(decoding)
+        self._resident += tokens
+        self._generated_total += tokens
+        self._steps_total += steps
+        for sequence in decoding:
+            sequence.generated += steps
+            sequence.due -= steps
+
     # Prompts -------------------------------------------------------------------------------------------------------------
 
     def _prefill(self, step: Step, joined: list[Sequence], now: float) -> tuple[float, int]:
@@ -248,7 +281,7 @@ class EngineCore:
             if sequence.lookup:
                 self._queries_total += target
                 self._hits_total += sequence.computed
-            if sequence.announce_hits and hits:
+            if sequence.announce_hits and hits and self.pool.recording:
                 self.pool.announce(self._stored(sequence, 0, len(hits)))
         self._prefilling.append(sequence)
         if sequence.pulled_tokens and not self._write_pulled(sequence, step):
@@ -296,6 +329,7 @@ class EngineCore:
                 continue
             sequence.generated += 1
             step.tokens.append(sequence)
+            step.joined.append(sequence)
             if sequence.generated >= sequence.max_tokens:
                 self._complete(sequence, "length", step)
                 continue
@@ -370,7 +404,8 @@ class EngineCore:
                 break
             chain.append(key)
         if begin < end:
-            self.pool.store(sequence.blocks[begin:end], self._stored(sequence, begin, end))
+            event = self._stored(sequence, begin, end) if self.pool.recording else None
+            self.pool.store(sequence.blocks[begin:end], chain[begin:end], event)
 
     def _stored(self, sequence: Sequence, begin: int, end: int) -> Stored:
         size = self.block_tokens

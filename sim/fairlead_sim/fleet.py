@@ -5,19 +5,19 @@ the gateway would be told, when it would be told: dispatch at the arrival, the f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import Course, Served
+from fairlead_sim.course import Course
 from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.trace_prompts import trace_chain
+from fairlead_sim.served import Served
+from fairlead_sim.trace_prompts import Prompts, trace_chain
 from fairlead_sim.traces import TraceRequest
 
-__all__ = ["MODEL", "NAMESPACE", "Served", "instances_of", "made_up_chain", "simulate"]
+__all__ = ["MODEL", "NAMESPACE", "OneRouter", "Served", "instances_of", "made_up_chain", "simulate"]
 
 MODEL = "sim"
 NAMESPACE = "default"
@@ -47,13 +47,15 @@ def simulate(
     chain: Callable[[TraceRequest], PrefixChain] | None = None,
     choices: Mapping[str, str] | None = None,
     hearing_seconds: float = 0.0,
+    prompts: Prompts | None = None,
 ) -> list[Served]:
     """Every request served by ``engines`` equal engines under one routing preset, in the order given.
 
     ``instance_ids`` name the engines as the router sees them; homes depend on names. ``chain`` replaces the made-up prefix
     chain where the prompts' real text is known: with both, homes are the very ones that a live gateway computes.
     ``choices`` (request id → instance id) overrule the router: what the same engines make of decisions taken elsewhere.
-    The router hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does.
+    The router hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be
+    shared by simulations of the same requests.
     """
     names = [f"sim-{index}/0/0" for index in range(engines)] if instance_ids is None else list(instance_ids)
     if not names or len(names) != engines or len(set(names)) != engines:
@@ -61,18 +63,27 @@ def simulate(
     model = Model(NAMESPACE, MODEL, objectives, preset)
     router = ModelRouter(secret=secret, seed=seed)
     router.update(model, instances_of(names, profile), 1)
-    if chain is None:
-        chain = partial(made_up_chain, secret=secret, seed=model.key.encode())
-    front = _OneRouter(router, chain, choices or {})
-    return Course(front, names, profile, block_tokens=block_tokens, hearing_seconds=hearing_seconds).serve(requests)
+    if prompts is None:
+        prompts = Prompts(block_tokens, secret=secret, seed=model.key.encode())
+    front = OneRouter(router, chain or prompts.chain, choices or {}, model, profile)
+    course = Course(front, names, profile, block_tokens=block_tokens, hearing_seconds=hearing_seconds, prompts=prompts)
+    return course.serve(requests)
 
 
-class _OneRouter:
+class OneRouter:
     """One router that sees everything that is sent."""
 
     def __init__(
-        self, router: ModelRouter, chain: Callable[[TraceRequest], PrefixChain], choices: Mapping[str, str]
+        self,
+        router: ModelRouter,
+        chain: Callable[[TraceRequest], PrefixChain],
+        choices: Mapping[str, str],
+        model: Model,
+        profile: EngineProfile,
     ) -> None:
+        self._model = model
+        self._profile = profile
+        self._epoch = 1
         self._router = router
         self._chain = chain
         self._choices = choices
@@ -111,3 +122,12 @@ class _OneRouter:
 
     def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Nobody listens."""
+
+    def members(self, live: Sequence[str], now: float) -> None:
+        """As a watch tells it."""
+        self._epoch += 1
+        self._router.update(self._model, instances_of(live, self._profile), self._epoch)
+
+    def lost(self, request: str, now: float) -> None:
+        """Its load is gone at once."""
+        self._router.abandoned(request, now)

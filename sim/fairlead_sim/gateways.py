@@ -118,6 +118,7 @@ class Gateways:
         self._by_session = by_session
         self._restart = restart
         self._arrived = 0
+        self._epoch = 1
         self._chain = partial(made_up_chain, secret=secret, seed=self.model.key.encode())
         self._serving = [self._gateway() for _ in range(count)]
         self._all = list(self._serving)
@@ -161,6 +162,16 @@ class Gateways:
         """Every gateway hears of it a little later, in the order in which engines tell."""
         if self.knowledge.index:
             self._course().later(now + self.knowledge.index_seconds, partial(self._hear_engine, instance, events))
+
+    def members(self, live: Sequence[str], now: float) -> None:
+        """Every gateway's watch tells it."""
+        self._epoch += 1
+        for gateway in self._all:
+            gateway.router.update(self.model, instances_of(live, self.profile), self._epoch)
+
+    def lost(self, request: str, now: float) -> None:
+        """Its load is gone at once."""
+        self._flying.pop(request).router.abandoned(request, now)
 
     def believed(self, request: TraceRequest) -> float:
         """Tokens of a prompt that some instance holds, as the gateway believes that believes most."""

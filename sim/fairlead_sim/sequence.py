@@ -72,6 +72,9 @@ class Step:
     seconds: float = 0.0
     tokens: list[Sequence] = field(default_factory=list)  # each got exactly one token
     first: list[Sequence] = field(default_factory=list)  # of those, the ones whose first token it is
+    joined: list[Sequence] = field(
+        default_factory=list
+    )  # and those that begin to decode with it, for the first time or again
     finished: list[tuple[Sequence, str]] = field(
         default_factory=list
     )  # with the reason; the last token is in ``tokens``

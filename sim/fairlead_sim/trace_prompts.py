@@ -9,11 +9,40 @@ from collections.abc import Sequence
 from xxhash import xxh3_64_intdigest
 
 from fairlead.errors import BadInput
-from fairlead_gateway.routing import PrefixChain, prefix_chain
-from fairlead_sim.traces import TRACE_BLOCK_TOKENS
+from fairlead.limits import Limits
+from fairlead_gateway.routing import PrefixChain
+from fairlead_gateway.routing.prefix import block_ends, chain_seed, full_blocks
+from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 BYTES_PER_TOKEN = 4
 """What replay's prompts have, and what the gateway assumes."""
+_BLOCKS_MOST = Limits().prefix_blocks
+
+
+class Prompts:
+    """Chains and keys of requests by their ids, made once: courses over the same requests share them."""
+
+    def __init__(self, block_tokens: int, *, secret: bytes = b"", seed: bytes = b"") -> None:
+        self._block_tokens = block_tokens
+        self._secret = secret
+        self._seed = seed
+        self._chains: dict[str, PrefixChain] = {}
+        self._keys: dict[str, tuple[int, ...]] = {}
+
+    def chain(self, request: TraceRequest) -> PrefixChain:
+        """As the gateway would find it."""
+        found = self._chains.get(request.id)
+        if found is None:
+            found = trace_chain(request.blocks, request.prompt_tokens, secret=self._secret, seed=self._seed)
+            self._chains[request.id] = found
+        return found
+
+    def keys(self, request: TraceRequest) -> tuple[int, ...]:
+        """Of the engine's full blocks."""
+        found = self._keys.get(request.id)
+        if found is None:
+            found = self._keys[request.id] = trace_keys(request.blocks, request.prompt_tokens, self._block_tokens)
+        return found
 
 
 def trace_chain(
@@ -24,13 +53,22 @@ def trace_chain(
     seed: bytes,
     block_tokens: int = TRACE_BLOCK_TOKENS,
 ) -> PrefixChain:
-    """The chain that the gateway would find in a prompt of these blocks.
-
-    Any text does that is equal where ids are equal; here it is each id, 8 bytes of it, over and over.
-    """
+    """The chain that the gateway would find in a prompt of these blocks: hashes that are equal exactly where it would find equal
+    ones. Instead of the text between two ends, the ids of the blocks that it lies in are hashed."""
     size = block_tokens * BYTES_PER_TOKEN
-    text = b"".join([(_bytes(block) * (size // 8 + 1))[:size] for block in blocks])
-    return prefix_chain(text[: int(prompt_tokens * BYTES_PER_TOKEN)], secret=secret, seed=seed)
+    length = min(int(prompt_tokens * BYTES_PER_TOKEN), size * len(blocks))
+    ends = block_ends(min(full_blocks(length), _BLOCKS_MOST))
+    named = [_bytes(block) for block in blocks]
+    state, at = chain_seed(secret, seed), 0
+    hashes = []
+    for end in ends:
+        state = xxh3_64_intdigest(
+            named[at // size] if end <= at - at % size + size else _between(named, at, end, size), state
+        )
+        hashes.append(state)
+        at = end
+    rest = _between(named, at, length, size) + length.to_bytes(8, "little") if length > at else b""
+    return PrefixChain(tuple(hashes), ends, xxh3_64_intdigest(rest, state))
 
 
 def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> tuple[int, ...]:
@@ -43,6 +81,11 @@ def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> 
         key = xxh3_64_intdigest(_bytes(blocks[index // each]), key)
         keys.append(key)
     return tuple(keys)
+
+
+def _between(named: Sequence[bytes], at: int, end: int, size: int) -> bytes:
+    """The names of all blocks that the bytes from ``at`` to before ``end`` lie in."""
+    return b"".join(named[at // size : -(-end // size)])
 
 
 def _bytes(block: int) -> bytes:

@@ -11,8 +11,8 @@ from sharing import CONVERSATIONS, SHORT, Figures, Form, conversations, rows, sh
 from table import goals  # noqa: E402
 
 from fairlead_sim.gateways import NOTHING, Knowledge  # noqa: E402
-from fairlead_sim.generators import conversation  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
+from fairlead_sim.traffic import conversation  # noqa: E402
 
 BAR = {
     "conversations: cached tokens: three that share, one restarted ÷ three apart, one restarted": ">= 1.05",

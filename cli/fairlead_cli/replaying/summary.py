@@ -8,6 +8,7 @@ from typing import Any
 
 from fairlead.fleet import Objectives
 from fairlead_cli.replaying.outcome import Outcome
+from fairlead_sim.figures import quantile
 
 QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
 
@@ -95,14 +96,6 @@ def distribution(values: Iterable[float]) -> Distribution:
         return Distribution(None, None, None, None)
     found = {name: quantile(ordered, share) for name, share in QUANTILES}
     return Distribution(mean=math.fsum(ordered) / len(ordered), **found)
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of at least one value in rising order."""
-    position = share * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def on_clock(outcomes: Iterable[Outcome], speed: float) -> list[Outcome]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.errors import BadInput
-from fairlead_sim.generators import conversation
 from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, ideal_reuse, read_mooncake, spread_ties
+from fairlead_sim.traffic import conversation
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from fairlead_cli.replaying.files import COLUMNS, write
 from fairlead_cli.replaying.report import Policy, Report, Side
 from fairlead_cli.replaying.simulated import Simulation
 from fairlead_cli.replaying.tables import show
-from fairlead_sim.generators import conversation
 from fairlead_sim.traces import at_rate
+from fairlead_sim.traffic import conversation
 
 OBJECTIVES = Objectives(ttft_seconds=5.0, itl_seconds=0.3)
 

@@ -11,9 +11,9 @@ from fairlead.profile import preset
 from fairlead_cli.replaying.outcome import Outcome
 from fairlead_cli.replaying.prompts import PromptBuilder, live_chains
 from fairlead_cli.replaying.simulated import Simulation, jittered, timing_doubts, way_seconds
-from fairlead_sim.generators import conversation
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import at_rate
+from fairlead_sim.traffic import conversation
 
 REQUESTS = at_rate(conversation(120, seed=4), 6.0)
 OBJECTIVES = Objectives(ttft_seconds=5.0)

@@ -82,6 +82,12 @@ class Watching:
         found = self._course.cores[f"e{engine}"].pool.match(keys, (request.prompt_tokens - 1) // BLOCK_TOKENS)
         return BLOCK_TOKENS * len(found)
 
+    def members(self, live: Sequence[str], now: float) -> None:
+        raise AssertionError("no engine comes or goes")
+
+    def lost(self, request: str, now: float) -> None:
+        raise AssertionError("no engine is lost")
+
 
 def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: float = 300.0) -> ProfileFit:
     """What five minutes of chat at that share of what four such engines can do teach of them."""

@@ -9,7 +9,7 @@ def stored(*keys: int) -> Stored:
 
 def fill(pool: BlockPool, *keys: int) -> list[int]:
     blocks = [block for _ in keys if (block := pool.take()) is not None]
-    pool.store(blocks, stored(*keys))
+    pool.store(blocks, keys, stored(*keys))
     return blocks
 
 

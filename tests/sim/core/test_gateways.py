@@ -11,9 +11,9 @@ from fairlead.fleet import Objectives
 from fairlead.profile import EngineProfile, preset
 from fairlead_sim.course import Course, Served
 from fairlead_sim.gateways import NOTHING, PERFECT, Gateways, Knowledge, Restart
-from fairlead_sim.generators import agent_sessions
 from fairlead_sim.trace_prompts import trace_keys
 from fairlead_sim.traces import TraceRequest
+from fairlead_sim.traffic import agent_sessions
 
 ENGINES = ("e-0", "e-1", "e-2", "e-3")
 SHORT = replace(preset("tiny-cpu"), kv_tokens=24_000)

@@ -3,8 +3,8 @@
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_sim.generators import conversation
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, ideal_reuse
+from fairlead_sim.traffic import conversation
 
 
 def test_equal_seeds_give_equal_traffic_and_others_do_not() -> None:

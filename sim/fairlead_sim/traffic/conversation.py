@@ -1,6 +1,6 @@
-"""Traffic from a seed, for when no recorded trace is at hand.
+"""Conversations as in a recorded trace, for when that is not at hand.
 
-``conversation`` has the shape of the published Mooncake conversation trace, prompts over 20,480 tokens left out: block 0 is
+They have the shape of the published Mooncake conversation trace, prompts over 20,480 tokens left out: block 0 is
 common to all requests (the service's system prompt), a sixth of the first prompts is hardly longer than that, the rest runs up to
 the cut, sessions grow turn by turn and most of them have one turn only.
 
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from fairlead.errors import BadInput
 from fairlead_sim.traces import MAX_PROMPT_TOKENS, TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.traffic.prompt import blocks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def conversation(
         else:
             at, _, session = heapq.heappop(turns)
         output = _output(random_)
-        session.blocks += [next(fresh) for _ in range(_blocks(session.tokens) - len(session.blocks))]
+        session.blocks += [next(fresh) for _ in range(blocks_of(session.tokens) - len(session.blocks))]
         made.append(
             TraceRequest(f"g{len(made)}", at, session.tokens, output, tuple(session.blocks), session=session.name)
         )
@@ -85,38 +86,6 @@ def conversation(
             think = random_.lognormvariate(math.log(shape.think_median_seconds), shape.think_sigma)
             heapq.heappush(turns, _Turn(at + shape.think_floor_seconds + think, next(order), session))
     return made
-
-
-@dataclass(frozen=True, slots=True)
-class AgentShape:
-    """Sessions over ``apps`` (Zipf 1), each with instructions of its own; prompts grow by what is asked and answered. In tokens."""
-
-    apps: int = 12
-    instructions: int = 1_024
-    turns: int = 5
-    asked: int = 176
-    answered: int = 60
-    output: int = 8
-
-
-def agent_sessions(sessions: int, *, seed: int = 0, shape: AgentShape | None = None) -> list[list[TraceRequest]]:
-    """Each session's turns; when they arrive is for the closed loop to say that runs them (all at 0)."""
-    shape = shape or AgentShape()
-    random_, fresh = random.Random(seed), count(1_000_000)
-    common = -(-shape.instructions // TRACE_BLOCK_TOKENS)
-    found = []
-    for number in range(sessions):
-        (app,) = random_.choices(range(shape.apps), [1 / (1 + app) for app in range(shape.apps)])
-        blocks, tokens = [app * common + index for index in range(common)], shape.instructions
-        session = []
-        for turn in range(shape.turns):
-            tokens += shape.asked
-            blocks += [next(fresh) for _ in range(_blocks(tokens) - len(blocks))]
-            name = f"a{number}"
-            session.append(TraceRequest(f"{name}.{turn}", 0.0, tokens, shape.output, tuple(blocks), session=name))
-            tokens += shape.answered
-        found.append(session)
-    return found
 
 
 def _grow(session: _Session, output: int, random_: random.Random, shape: ConversationShape) -> bool:
@@ -153,7 +122,3 @@ def _output(random_: random.Random) -> int:
     if random_.random() < 0.22:
         return min(2_000, 1 + int(random_.expovariate(1 / 60)))
     return max(1, min(2_000, int(random_.gammavariate(6.2, 66))))
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // TRACE_BLOCK_TOKENS)

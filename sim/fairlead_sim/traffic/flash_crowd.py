@@ -1,0 +1,28 @@
+"""A flash crowd: chat over 8 prefixes, and three times a new prefix of 20 blocks that takes half of the traffic for 150 s."""
+
+import random
+from typing import Final
+
+from fairlead_sim.traces import TraceRequest
+from fairlead_sim.traffic.chat import TURNS, chat
+from fairlead_sim.traffic.prompt import HOUR_REQUESTS, HOUR_SECONDS, Blocks, Collected, Prompt, arrivals
+
+PREFIXES: Final = 8
+PREFIX_BLOCKS: Final = (0, 3)
+CROWDS: Final = 3
+CROWD_BLOCKS: Final = 20
+CROWD_SECONDS: Final = 150.0
+
+
+def flash_crowd(requests: int, *, seed: int) -> list[TraceRequest]:
+    """The first so many requests; equal arguments give equal traffic."""
+    random_, fresh, into = random.Random(f"flash crowd {seed}"), Blocks(), Collected(requests)
+    prefixes = [fresh.run(random_.randint(*PREFIX_BLOCKS)) for _ in range(PREFIXES)]
+    crowds = [(into.seconds * (1 + number) / (CROWDS + 1), fresh.run(CROWD_BLOCKS)) for number in range(CROWDS)]
+    rate = HOUR_REQUESTS / HOUR_SECONDS / TURNS / (1 + CROWDS * CROWD_SECONDS / HOUR_SECONDS)
+    for number, at in enumerate(arrivals(random_, lambda _: rate, rate, into.until)):
+        chat(into, random_, at, Prompt(fresh, random_.choice(prefixes)), f"c{number}")
+    for begin, crowd in crowds:
+        for at in arrivals(random_, lambda _: rate, rate, CROWD_SECONDS):
+            chat(into, random_, begin + at, Prompt(fresh, crowd), f"crowd {begin + at}")
+    return into.first()
