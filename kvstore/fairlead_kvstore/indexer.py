@@ -362,7 +362,8 @@ class Indexer:
 
     def _deliver(self, line: Line, found: Followed) -> None:
         member = self._members[line.instance]
-        self._offer(member.model_key, found.changes)
+        if found.changes:
+            self._sink.offer(member.model_key, found.changes, max(1, found.batches))
         if not line.connected and member.looking is not None:
             member.wake.set()
 

@@ -92,9 +92,9 @@ class Process:
             limits=limits,
         )
 
-    def offer(self, model_key: str, changes: Sequence[Change]) -> None:
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """To whoever writes."""
-        self._writer.offer(model_key, changes)
+        self._writer.offer(model_key, changes, batches)
 
     def _behind(self) -> bool:
         return self._writer.behind()

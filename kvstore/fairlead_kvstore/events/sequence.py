@@ -173,6 +173,13 @@ class Stream:
         self._forget_replay()
         return self._restart(reason)
 
+    def in_order(self, frame: Frame) -> Accept | None:
+        """``live`` for the usual frame, which is just the one that comes next; None for any other, which is still to be handed in."""
+        if frame.number != self._next or self._asked or self._suspended:
+            return None
+        self._last_live = frame.number
+        return self._accept(frame, "in order")
+
     def live(self, frame: Frame) -> list[Outcome]:
         """A frame of the subscription."""
         outcomes: list[Outcome] = self.connected() if self._suspended else []

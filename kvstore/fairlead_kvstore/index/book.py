@@ -76,8 +76,8 @@ class Book:
 
     # --- changes --------------------------------------------------------------------------------------------------------
 
-    def offer(self, told: Sequence[Change]) -> None:
-        """Keep them until they are written; what is written down as a whole anyway need not wait."""
+    def offer(self, told: Sequence[Change], batches: int = 1) -> None:
+        """Keep them, which are of so many batches, until they are written; what is written down as a whole anyway need not wait."""
         if self.again or not told:
             return
         self._waiting.append(told)
@@ -96,7 +96,7 @@ class Book:
             if item is None:
                 item = self.items[name] = Item(self.sequence)
             item.changed += blocks
-            item.batches += 1
+            item.batches += batches
         if self.waiting_blocks > self._limits.index_waiting_blocks:
             self.anew()
 

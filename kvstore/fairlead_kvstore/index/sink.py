@@ -18,8 +18,8 @@ _LIMITS: Final = Limits()
 class Sink(Protocol):
     """Takes the changes of one model, in order."""
 
-    def offer(self, model_key: str, changes: Sequence[Change]) -> None:
-        """Keep them for whoever follows this model (``namespace/name``). Returns at once and never raises."""
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        """Keep them, of so many batches, for whoever follows this model (``namespace/name``). Returns at once and never raises."""
         ...
 
 
@@ -40,7 +40,7 @@ class LocalSink:
             known = self._mirrors[model_key] = IndexMirror(limits=self._limits)
         return known
 
-    def offer(self, model_key: str, changes: Sequence[Change]) -> None:
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Apply them."""
         if changes:
             self.mirror(model_key).apply(changes)

@@ -134,11 +134,11 @@ class IndexWriter:
             if book.active:
                 self._owner.end(key)
 
-    def offer(self, model_key: str, changes: Sequence[Change]) -> None:
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Write them some time soon. Changes of a model that this writer does not lead are not kept."""
         book = self._books.get(model_key)
         if book is not None and book.active:
-            book.offer(changes)
+            book.offer(changes, batches)
             self._offered.set()
 
     def behind(self) -> bool:

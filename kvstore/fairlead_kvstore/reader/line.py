@@ -23,7 +23,7 @@ import zmq
 from fairlead.clock import Clock
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import Malformed
-from fairlead_kvstore.events.outcomes import Outcome, Position
+from fairlead_kvstore.events.outcomes import Frame, Outcome, Position
 from fairlead_kvstore.events.sequence import Stream, parse_frame, parse_replay
 from fairlead_kvstore.follow import Followed, follow
 from fairlead_kvstore.reader.endpoints import Endpoints
@@ -184,15 +184,32 @@ class Line:
             self._failures = min(self._failures + 1, 16)
             self._again.set(pause * (0.5 + 0.5 * self._kit.chance()), self.start)
 
-    def heard(self, parts: list[bytes]) -> None:
-        """One message of the subscription."""
+    def heard(self, messages: list[list[bytes]]) -> None:
+        """Messages of the subscription. Those that simply follow are followed together: while an engine decodes a batch is a block or
+        two, and what is done once for each batch costs as much as the blocks."""
         self._heard = True
-        self.counts.bytes += size(parts)
-        try:
-            frame = parse_frame(parts)
-        except Malformed as error:
-            self.counts.unreadable[error.reason] += 1
-            return
+        counts = self.counts
+        following: list[Outcome] = []
+        for parts in messages:
+            counts.bytes += size(parts)
+            try:
+                frame = parse_frame(parts)
+            except Malformed as error:
+                counts.unreadable[error.reason] += 1
+                continue
+            accepted = self._stream.in_order(frame)
+            if accepted is not None:
+                following.append(accepted)
+                continue
+            if following:
+                self._do(following)
+                following = []
+            self._live(frame)
+        if following:
+            self._do(following)
+
+    def _live(self, frame: Frame) -> None:
+        """One that does not simply follow."""
         self._guarded(lambda: self._stream.live(frame))
 
     def _stays_away(self) -> None:

@@ -26,8 +26,8 @@ class Listener(Protocol):
         """It is over, or never came to be. The link is closed."""
         ...
 
-    def heard(self, parts: list[bytes]) -> None:
-        """One message."""
+    def heard(self, messages: list[list[bytes]]) -> None:
+        """What was read in one turn, in order; each message in its parts."""
         ...
 
 
@@ -61,16 +61,16 @@ class Link:
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
         self._news()
-        used = 0
-        while self._open:
+        used, found = 0, list[list[bytes]]()
+        while self._open and used < most:
             parts = message(self._socket, self._limits.kv_frames)
             if parts is None:
-                return used, False
+                break
             used += size(parts) + MESSAGE_BYTES
-            self._listener.heard(parts)
-            if used >= most:
-                return used, self._open
-        return used, False
+            found.append(parts)
+        if found:
+            self._listener.heard(found)
+        return used, self._open and used >= most
 
     def close(self) -> None:
         """End it; the listener is not told."""

@@ -44,8 +44,8 @@ class Dialer(Protocol):
         """It is not."""
         ...
 
-    def heard(self, parts: list[bytes]) -> None:
-        """One message."""
+    def heard(self, messages: list[list[bytes]]) -> None:
+        """Messages in order, each in its parts."""
         ...
 
 
@@ -157,7 +157,7 @@ class Listening:
                 return
             self._by[line] = descriptor
             line.up()
-        line.heard(parts)
+        line.heard([parts])
 
     def _readable(self) -> None:
         self._turns.ready(self)

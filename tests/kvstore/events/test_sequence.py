@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import event, given
 
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import Malformed
@@ -413,3 +415,36 @@ def test_a_restarted_engine_that_answers_from_one_is_asked_from_its_beginning() 
     assert replay(stream, 1, process="second", end=False) == ["R", "G0-?0"]
     assert replay(stream, end=True) == []
     assert replay(stream, 0, 1, process="second") == ["C", "A0", "A1"]
+
+
+NUMBERS = st.lists(
+    st.tuples(
+        st.integers(0, 8),
+        st.sampled_from(["first", "second"]),
+        st.sampled_from(["live", "live", "replayed", "end", "cut"]),
+    ),
+    max_size=40,
+)
+
+
+@given(NUMBERS, st.booleans())
+def test_the_short_way_of_what_simply_follows_gives_what_the_long_way_gives(
+    steps: list[tuple[int, str, str]], replayable: bool
+) -> None:
+    """Counting up, with numbers left out, repeated and from another process, replays in between and connections that break."""
+    long, quick = Stream(replayable=replayable), Stream(replayable=replayable)
+    taken, following = 0, 0
+    for step, process, how in steps:
+        if how == "live":
+            following = following + 1 if step < 6 else step
+            one = frame(following, process if step > 4 else "first")
+            accepted = quick.in_order(one)
+            taken += accepted is not None
+            assert long.live(one) == ([accepted] if accepted is not None else quick.live(one))
+        elif how == "cut":
+            assert long.disconnected() == quick.disconnected()
+        else:
+            one_or_end = None if how == "end" else frame(step, process)
+            assert long.replayed(one_or_end) == quick.replayed(one_or_end)
+        assert (long.expected, long.replaying, long.held) == (quick.expected, quick.replaying, quick.held)
+    event(f"{min(taken, 3)} by the short way")

@@ -278,3 +278,25 @@ def test_too_much_while_a_replay_is_waited_for_gives_it_up() -> None:
             assert stage.seen("a").counts.lost == 1
 
     asyncio.run(scenario())
+
+
+def test_messages_that_were_read_together_are_worth_what_they_are_one_by_one() -> None:
+    """What simply follows is followed at once, up to where something does not; counters and positions know each batch."""
+
+    async def scenario() -> None:
+        async with staged() as stage:
+            engine = stage.engine("a")
+            stage.reads("a")
+            await stage.connected("a")
+            for prompt in (A, B):
+                engine.prompt(*prompt)
+            engine.prompt(*C, lose=True)
+            for number in range(40):
+                engine.prompt(*range(1_000 + 20 * number, 1_009 + 20 * number))
+            await stage.complete("a")
+            await until(lambda: stage.believed("a", [*range(1_780, 1_789)]) == 2)
+            seen = stage.seen("a")
+            assert [stage.believed("a", prompt) for prompt in (A, B, C)] == [2, 4, 2]
+            assert (seen.counts.batches, seen.counts.gaps, seen.counts.lost) == (43, 1, 0)
+
+    asyncio.run(scenario())
