@@ -149,7 +149,7 @@ class EngineWatch:
     def elsewhere(self, now: float, seconds: float) -> None:
         """Another gateway has sent a prompt here, whose prefill takes ``seconds`` at most; nothing that it is beside is measured."""
         self._busy_until = max(self._busy_until, now) + seconds
-        if self._run is not None:
+        if self._run is not None and self._waiting:  # else nobody goes on with it
             self._run.blurred = True
         for flight in self._flights.values():
             flight.blurred = True
