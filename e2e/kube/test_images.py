@@ -54,7 +54,7 @@ def test_the_gateway_of_the_image_is_the_compiled_one(here: Kubectl) -> None:
         ),
     )
     here.rolled_out("deployment/gateway")
-    asked = "from fairlead_gateway import forward, compiled; print(compiled.is_compiled(forward.__file__))"
+    asked = "from fairlead import compiled; from fairlead_gateway import forward; print(compiled.is_compiled(forward.__file__))"
     assert here.python("deployment/gateway", asked).strip() == "True"
 
 
