@@ -55,7 +55,7 @@ bench: bench-routing bench-sharing bench-gateway bench-index
 bench-gateway: compile ## the gateway beside its peers, all in one run; out/bench/gateway.json
 	@$(RUN) bench/gateway/run.py
 
-bench-index: env ## the indexer's process, mirrors and Redis, beside a Redis hash for each block; out/bench/index.json
+bench-index: compile ## the indexer's process, mirrors and Redis, beside a Redis hash for each block; out/bench/index.json
 	@$(RUN) bench/index/run.py
 
 bench-operator: env ## the operator and a thousand models before a real API server; bench/results/operator.json

@@ -1,11 +1,13 @@
-"""One gateway, three that share a Redis, and three that share nothing, on the same requests to simulated engines over HTTP.
+"""One gateway, three that share a Redis near or far away, and three that share nothing, on the same requests to simulated engines
+over HTTP.
 
-    python bench/gateways.py [--seeds 3] [--out out/bench/gateways.json]
+    python bench/gateways.py [--seeds 5] [--out out/bench/gateways.json]
 
 The traffic is that of agents: a dozen applications with long instructions of their own, sessions whose prompts grow, each turn at a
 gateway drawn by chance, as a load balancer would. Engines are small, so that every duplicate pushes something out. What is compared
 is the share of prompt tokens that engines found in their caches, as they report it. In the setting ``short`` a request takes less
-time than gateways need to tell of it, and there is little to cache it in.
+time than gateways need to tell of it, and there is little to cache it in. What a gateway takes before an engine has a request is
+what it says itself in ``server-timing``: who waited for a Redis that is 200 ms away would show there.
 """
 
 import argparse
@@ -13,11 +15,13 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from statistics import fmean, stdev
 from typing import Any
 
 from table import Row, comparing, goals, measuring, write
@@ -27,6 +31,7 @@ from fairlead.fleetfile import write_atomic
 from fairlead.profile import preset
 from fairlead.testing.raw_http import ask
 from fairlead.testing.sim_engine import engine_processes
+from fairlead.testing.slow import slow_way
 from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until_async
 from fairlead_gateway.testing import KEY, fleet_of
@@ -52,17 +57,37 @@ class Setting:
 
 
 SETTINGS = {"short": Setting("tiny-cpu", 1.0, 1_500, 20), "agents": Setting("l4-qwen8b", 2.0, 2_500, 40)}
-FORMS = (("one gateway", 1, True), ("three that share", 3, True), ("three that share nothing", 3, False))
+AWAY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """So many gateways, and how far their Redis is away; None: they have none."""
+
+    name: str
+    gateways: int
+    away_seconds: float | None
+
+
+FORMS = (
+    Form("one gateway", 1, 0.0),
+    Form("three that share", 3, 0.0),
+    Form("three that share, Redis 200 ms away", 3, AWAY_SECONDS),
+    Form("three that share nothing", 3, None),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one run: tokens of all prompts, those found in caches, requests and how many of them failed."""
+    """Of one run: tokens of all prompts, those found in caches, requests and how many of them failed; seconds of each until an engine
+    had it, and until its client had the answer."""
 
     prompt_tokens: int
     cached_tokens: int
     requests: int
     failures: int
+    own_seconds: tuple[float, ...] = ()
+    whole_seconds: tuple[float, ...] = ()
 
     @property
     def share(self) -> float:
@@ -106,16 +131,21 @@ async def drive(
     draw = Random(seed)
     ways = [[draw.random() for _ in session] for session in wanted]
     totals = [0, 0, 0, 0]
+    own: list[float] = []
+    whole: list[float] = []
 
     async def one(session: Sequence[list[dict[str, str]]], way: list[float]) -> None:
         async with room:
             for messages, drawn in zip(session, way, strict=True):
                 body = {"model": "tiny", "messages": messages, "max_tokens": 8}
+                begun = time.perf_counter()
                 answer = await ask(urls[int(drawn * len(urls))], body)
+                whole.append(time.perf_counter() - begun)
                 totals[2] += 1
                 if answer.status != 200:
                     totals[3] += 1
                     continue
+                own.append(_own_seconds(answer.fields["server-timing"]))
                 usage: dict[str, Any] = answer.json["usage"]
                 totals[0] += usage["prompt_tokens"]
                 totals[1] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
@@ -123,7 +153,12 @@ async def drive(
                     await between()
 
     await asyncio.gather(*[one(session, way) for session, way in zip(wanted, ways, strict=True)])
-    return Figures(*totals)
+    return Figures(*totals, tuple(own), tuple(whole))
+
+
+def _own_seconds(timing: str) -> float:
+    """What the gateway took before an engine had the request, of a ``server-timing``."""
+    return float(timing.partition("gateway;dur=")[2].partition(",")[0]) / 1e3
 
 
 async def measured(
@@ -197,56 +232,89 @@ def rows(found: Mapping[str, Sequence[Sequence[Figures]]]) -> list[Row]:
     goal = goals(_NAME)
     made: list[Row] = []
     for name, seeds in found.items():
-        one, shared, apart = [sum(run[form].share for run in seeds) / len(seeds) for form in range(3)]
+        one, shared, *others = [fmean(run[form].share for run in seeds) for form in range(len(FORMS))]
         lost = f"{name}: cached tokens: one gateway − three that share, points"
         made.append(measuring(lost, "points", 100 * (one - shared), goal[lost]))
-        for form, share in ((FORMS[1][0], shared), (FORMS[2][0], apart)):
-            made.append(comparing(f"{name}: cached tokens: {form} ÷ one", "share", share, FORMS[0][0], one, None))
+        each = [100 * (run[0].share - run[1].share) for run in seeds]
+        error = stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
+        made.append(measuring(f"{lost}: standard error over {len(each)} seeds", "points", error, None))
+        made += _waiting(name, seeds, goal)
+        for form, share in zip(FORMS[1:], (shared, *others), strict=True):
+            made.append(
+                comparing(f"{name}: cached tokens: {form.name} ÷ one", "share", share, FORMS[0].name, one, None)
+            )
         for seed, run in enumerate(seeds):
             for form, figures in zip(FORMS, run, strict=True):
-                made.append(measuring(f"{name}, seed {seed}: cached tokens: {form[0]}", "share", figures.share, None))
+                made.append(measuring(f"{name}, seed {seed}: cached tokens: {form.name}", "share", figures.share, None))
     failed = "requests that failed"
     failures = sum(each.failures for seeds in found.values() for run in seeds for each in run)
     return [*made, measuring(failed, "requests", failures, goal[failed])]
 
 
+def _waiting(name: str, seeds: Sequence[Sequence[Figures]], goal: Mapping[str, str]) -> Iterator[Row]:
+    """Whether anybody waits for Redis: the requests of all seeds together, with a near one and with one that is far away."""
+    for what, read in (("until an engine has it", _own), ("whole", _whole)):
+        near, far = [percentile([value for run in seeds for value in read(run[form])]) for form in (1, 2)]
+        metric = f"{name}: p99 of a request, {what}: Redis 200 ms away − near"
+        longer = None if near is None or far is None else far - near
+        yield measuring(metric, "s", longer, goal.get(metric))
+        yield comparing(f"{name}: p99 of a request, {what}: Redis 200 ms away ÷ near", "s", far, "near", near, None)
+
+
+def _own(one: Figures) -> Sequence[float]:
+    return one.own_seconds
+
+
+def _whole(one: Figures) -> Sequence[float]:
+    return one.whole_seconds
+
+
+def percentile(values: Sequence[float], share: float = 0.99) -> float | None:
+    """Of sorted values the one below which lies such a share of them; None of none."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else None
+
+
 async def _runs(setting: Setting, seed: int, folder: Path) -> list[Figures]:
     """One of each form."""
     found = []
-    for _, gateways, shares in FORMS:
-        server = Valkey(folder)
-        server.start()
-        try:
+    for form in FORMS:
+        async with AsyncExitStack() as stack:
+            redis = None if form.away_seconds is None else await _redis(stack, folder, form.away_seconds)
+            wanted = sessions(setting.sessions, seed)
             found.append(
                 await measured(
-                    gateways,
-                    sessions(setting.sessions, seed),
-                    redis=server.url if shares else None,
-                    folder=folder,
-                    at_once=AT_ONCE,
-                    seed=seed,
-                    setting=setting,
+                    form.gateways, wanted, redis=redis, folder=folder, at_once=AT_ONCE, seed=seed, setting=setting
                 )
             )
-        finally:
-            server.kill()
     return found
+
+
+async def _redis(stack: AsyncExitStack, folder: Path, away_seconds: float) -> str:
+    """A server of this run's own, and such a way to it."""
+    server = Valkey(folder)
+    server.start()
+    stack.callback(server.kill)
+    if not away_seconds:
+        return server.url
+    return f"redis://127.0.0.1:{await stack.enter_async_context(slow_way(server.path, away_seconds))}/0"
 
 
 async def _main(seeds: int, out: Path) -> None:
     found: dict[str, list[list[Figures]]] = {name: [] for name in SETTINGS}
+    loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         for name, setting in SETTINGS.items():
             for seed in range(seeds):
                 found[name].append(await _runs(setting, seed, Path(folder)))
                 print(name, seed, *[f"{one.share:.4f}" for one in found[name][-1]], flush=True)
-    write(_NAME, rows(found), seed=0, file=out)
+            loads.append(os.getloadavg()[0])
+    write(_NAME, rows(found), seed=0, file=out, load_average=loads)
 
 
 def main(arguments: list[str]) -> int:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description="Several gateways as one.")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("out/bench/gateways.json"))
     given = parser.parse_args(arguments)
     asyncio.run(_main(given.seeds, given.out))

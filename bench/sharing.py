@@ -10,6 +10,7 @@ engine holds.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -167,6 +168,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/bench/sharing.json"))
     given = parser.parse_args(arguments)
+    loads = [os.getloadavg()[0]]
     wanted = traffic(given.trace, limit=given.requests, rate=RATE)
     print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
     with ProcessPoolExecutor(max_workers=2) as pool:
@@ -178,7 +180,8 @@ def main(arguments: list[str]) -> int:
         found = rows(
             {name: list(runs) for name, runs in long.items()}, {name: list(runs) for name, runs in brief.items()}
         )
-    write(_NAME, found, seed=0, file=given.out)
+    loads.append(os.getloadavg()[0])
+    write(_NAME, found, seed=0, file=given.out, load_average=loads)
     return 0
 
 

@@ -4,7 +4,7 @@ import json
 import operator
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -68,10 +68,22 @@ def measuring(metric: str, unit: str, value: float | None, goal: str | None) -> 
     return Row(metric, value, unit, None, None, None, goal, goal is None or reaches(goal, value))
 
 
-def write(name: str, rows: Iterable[Row], *, seed: int, file: Path) -> None:
-    """The benchmark's JSON file, and the same printed."""
+def write(
+    name: str,
+    rows: Iterable[Row],
+    *,
+    seed: int,
+    file: Path,
+    load_average: Sequence[float] = (),
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """The benchmark's JSON file, and the same printed. ``load_average``: of everybody on the machine, this benchmark too, by and by;
+    ``more``: what else the file is to hold."""
     kept = list(rows)
-    content = {"machine": machine(), "versions": versions(), "seed": seed, "rows": [asdict(row) for row in kept]}
+    content: dict[str, Any] = {"machine": machine(), "versions": versions(), "seed": seed}
+    if load_average:
+        content["load_average"] = [round(one, 2) for one in load_average]
+    content |= {"rows": [asdict(row) for row in kept], **(more or {})}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     show(name, kept, Console())

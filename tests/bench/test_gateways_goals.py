@@ -21,6 +21,8 @@ from fairlead_gateway.testing import run  # noqa: E402
 BAR = {
     "agents: cached tokens: one gateway − three that share, points": "<= 3",
     "short: cached tokens: one gateway − three that share, points": "<= 3",
+    "agents: p99 of a request, until an engine has it: Redis 200 ms away − near": "<= 5 ms",
+    "short: p99 of a request, until an engine has it: Redis 200 ms away − near": "<= 5 ms",
     "requests that failed": "<= 0",
 }
 """The bar as it was asked for; bench/goals.yaml may not drift from it."""
@@ -28,11 +30,13 @@ BAR = {
 
 def test_the_checked_in_goals_are_the_bar_and_rows_hold_within_it_only() -> None:
     assert goals("gateways") == BAR
-    one, apart = Figures(1_000, 800, 10, 0), Figures(1_000, 500, 10, 0)
-    near, far = [one, Figures(1_000, 771, 10, 0), apart], [one, Figures(1_000, 765, 10, 1), apart]
+    quick, waiting = (0.001,) * 99, (0.001,) * 97 + (0.201,) * 2
+    one, apart = Figures(1_000, 800, 10, 0, quick, quick), Figures(1_000, 500, 10, 0, quick, quick)
+    near = [one, Figures(1_000, 771, 10, 0, quick, quick), Figures(1_000, 700, 10, 0, quick, quick), apart]
+    far = [one, Figures(1_000, 765, 10, 1, quick, quick), Figures(1_000, 700, 10, 0, waiting, quick), apart]
     assert all(row.holds for row in rows({"agents": [near], "short": [near]}))
-    missed = rows({"agents": [near, far], "short": [far]})
-    assert [row.metric for row in missed if not row.holds] == list(BAR)
+    missed = rows({"agents": [far, far], "short": [far]})
+    assert {row.metric for row in missed if not row.holds} == set(BAR)
 
 
 def test_the_run_that_is_committed_carries_the_bar() -> None:

@@ -56,6 +56,10 @@ def _paced(streams: int, *, seconds_between: float, **more: bool) -> Case:
     )
 
 
+DECIDED = ("2k", "32k")
+"""Sizes of which the decision alone is measured."""
+FOLLOWED = ", followed"
+"""Behind a size: by a gateway whose engines tell what they hold."""
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (

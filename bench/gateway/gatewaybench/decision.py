@@ -3,8 +3,12 @@
 It runs in a process that is started as a worker is, so that it measures the compiled copy where workers run one.
 
 The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a gateway that has run for a while.
+
+``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index as well, each prompt is put aside
+for the helper, and holders are known by two bits instead of one.
 """
 
+import asyncio
 import gc
 import os
 import random
@@ -12,19 +16,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from fairlead.compiled import worker_environment
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.profile import presets
 from fairlead_gateway.head import Head
+from fairlead_gateway.index_telling import IndexTeller
 from fairlead_gateway.model import understand
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from gatewaybench.bodies import SIZES, UNIQUE, bodies
+from gatewaybench.cases import FOLLOWED
 
 INSTANCES = 10
 _SECRET = b"bench"
@@ -35,23 +42,50 @@ _KV_TOKENS = 1 << 40  # the index is bounded by its blocks, not by what an engin
 
 
 def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[str, float]:
-    """``decision_seconds`` by size, measured in a process like a worker's."""
+    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell), each measured in a process like a worker's."""
     environ = worker_environment(os.environ)
     here = str(Path(__file__).parents[1])
     environ["PYTHONPATH"] = os.pathsep.join(part for part in (environ.get("PYTHONPATH"), here) if part)
-    command = [sys.executable, "-m", "gatewaybench.decision", str(blocks), str(seed), *sizes]
-    told = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
-    return dict(zip(sizes, map(float, told.split()), strict=True))
+    found = {}
+    for size in sizes:
+        command = [sys.executable, "-m", "gatewaybench.decision", str(blocks), str(seed), size]
+        found[size] = float(subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout)
+    return found
 
 
-def decision_seconds(size: str, *, blocks: int, seed: int, batches: int = 20, batch: int = 100) -> float:
+class _Later:
+    """What is to be done when nobody is measured: a loop, as far as whoever tells the helper needs one, and the channel to it."""
+
+    def __init__(self) -> None:
+        self._due: list[Callable[[], object]] = []
+
+    def call_later(self, _seconds: float, callback: Callable[[], object]) -> None:
+        """Keep it."""
+        self._due.append(callback)
+
+    def send(self, _message: object) -> bool:
+        """Sent."""
+        return True
+
+    def run(self) -> None:
+        """Now."""
+        due, self._due = self._due, []
+        for callback in due:
+            callback()
+
+
+def decision_seconds(
+    size: str, *, blocks: int, seed: int, followed: bool = False, batches: int = 20, batch: int = 100
+) -> float:
     """Seconds of one decision: the median of the means of ``batches`` batches."""
     limits = replace(Limits(), mirror_blocks_per_instance=blocks // INSTANCES)
-    fleet = _fleet()
+    fleet = _fleet(followed=followed)
     (key,) = fleet.models
-    router = ModelRouter(secret=_SECRET, limits=limits)
+    later = _Later()
+    teller = IndexTeller(later, cast(asyncio.AbstractEventLoop, cast(Any, later)), limits)
+    router = ModelRouter(secret=_SECRET, limits=limits, told=teller.hooks)
     router.update(fleet.models[key], fleet.instances[key], fleet.membership_epoch)
-    _fill(router, blocks, random.Random(seed))
+    _fill(router, blocks, random.Random(seed), followed=followed)
     texts = bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
     head = Head("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
     gc.collect()
@@ -64,6 +98,7 @@ def decision_seconds(size: str, *, blocks: int, seed: int, batches: int = 20, ba
                 for number in range(batch)
             ]
             means.append(_batch(wanted, f"turn-{turn}", router, fleet, limits, head))
+            later.run()
         return statistics.median(means)
     finally:
         gc.unfreeze()
@@ -84,7 +119,7 @@ def _batch(wanted: list[bytes], name: str, router: ModelRouter, fleet: Fleet, li
     return spent / len(wanted)
 
 
-def _fill(router: ModelRouter, blocks: int, rng: random.Random) -> None:
+def _fill(router: ModelRouter, blocks: int, rng: random.Random, *, followed: bool) -> None:
     """Prompts that nobody will ask for again, evenly on all instances."""
     ends = tuple(range(_BLOCK_BYTES, (_CHAIN_BLOCKS + 1) * _BLOCK_BYTES, _BLOCK_BYTES))
     for number in range(-(-blocks // _CHAIN_BLOCKS)):
@@ -92,14 +127,22 @@ def _fill(router: ModelRouter, blocks: int, rng: random.Random) -> None:
         request = RouteRequest(f"filling-{number}", chain, ends[-1] / 4)
         router.dispatched(request, _instance_id(number % INSTANCES), 0.0)
         router.abandoned(request.id, 0.0)
+        if followed:
+            router.corrected(_instance_id(number % INSTANCES), "", (), [chain.hashes])
 
 
-def _fleet() -> Fleet:
+def _fleet(*, followed: bool) -> Fleet:
     model = Model("default", "bench-model")
     profile = replace(presets()["h100-llama8b"], kv_tokens=_KV_TOKENS)
     instances = tuple(
         Instance(
-            _instance_id(number), "default", model.name, "main", f"http://127.0.0.1:{9000 + number}", profile=profile
+            _instance_id(number),
+            "default",
+            model.name,
+            "main",
+            f"http://127.0.0.1:{9000 + number}",
+            profile=profile,
+            kv_events=f"tcp://127.0.0.1:{9100 + number}" if followed else None,
         )
         for number in range(INSTANCES)
     )
@@ -111,5 +154,5 @@ def _instance_id(number: int) -> str:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[3:]:
-        print(decision_seconds(wanted, blocks=int(sys.argv[1]), seed=int(sys.argv[2])))
+    size, comma, _ = sys.argv[3].partition(FOLLOWED)
+    print(decision_seconds(size, blocks=int(sys.argv[1]), seed=int(sys.argv[2]), followed=bool(comma)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from table import Row, comparing, goals, measuring
 
-from gatewaybench.cases import CASES, Case
+from gatewaybench.cases import CASES, DECIDED, FOLLOWED, Case
 from gatewaybench.measure import Run
 from gatewaybench.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG
 
@@ -94,6 +94,10 @@ def rows(
     found = [row for case, row in goal_rows(table, idle_bytes, decisions) if case in asked]
     for name in dict.fromkeys(run.case for run in runs):
         found += _case_rows(table, CASES[name], [*table.targets(name), *absent])
+    for size in DECIDED:
+        metric = f"decision alone, {size[:-1]} KB, 1M-block index that engines confirm"
+        with_it, without = (_micro(decisions.get(kind)) for kind in (size + FOLLOWED, size))
+        found.append(comparing(metric, "µs", with_it, "without engines' events", without, None))
     found += [
         measuring(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6, None) for target, size in idle_bytes.items()
     ]
@@ -127,7 +131,7 @@ def goal_rows(
     yield alone("memory", "memory per open stream", "KB", table.median("memory", FAIRLEAD, kilobytes_each))
     idle = idle_bytes.get(FAIRLEAD)
     yield alone(ALWAYS, "memory, idle", "MB", None if idle is None else idle / 1e6)
-    for size in ("2k", "32k"):
+    for size in DECIDED:
         metric = f"decision alone, {size[:-1]} KB, 1M-block index"
         yield alone(ALWAYS, metric, "µs", _micro(decisions.get(size)))
     yield alone("abort", "aborts that the engine saw", "%", aborts_seen(table.valid("abort", FAIRLEAD)))

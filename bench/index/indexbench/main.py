@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from table import write
 
+from fairlead.compiled import is_compiled
+from fairlead_kvstore.truth import blocks
 from indexbench.alone import matches
 from indexbench.rows import TEN_MILLION, Figures, rows
 from indexbench.running import naive, run
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     """0 when every goal holds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="how often each kind of traffic is measured; medians count"
+        "--rounds", type=int, default=2, help="how often each kind of traffic is measured; medians count"
     )
     parser.add_argument("--share", type=float, default=1.0, help="of the blocks; below 1 the result settles nothing")
     parser.add_argument("--seed", type=int, default=7)
@@ -35,25 +37,24 @@ def main(arguments: Sequence[str]) -> int:
     loads = [os.getloadavg()[0]]
     found = Figures(matches=matches(options.seed))
     for _ in range(options.rounds):
-        for kind, blocks in _BLOCKS.items():
-            one = _plain(kind, round(blocks * options.share), _ENGINES[kind], options.seed, cold=kind == "prompts")
+        for kind, count in _BLOCKS.items():
+            one = _plain(kind, round(count * options.share), _ENGINES[kind], options.seed, cold=kind == "prompts")
             found.runs.setdefault(kind, []).append(one)
             loads.append(os.getloadavg()[0])
     if "naive" not in options.without:
         found.naive = naive("prompts", round(_BLOCKS["prompts"] * options.share), engines=16, seed=options.seed)
         print(f"naive: {json.dumps(found.naive)}", file=sys.stderr)
     if "many" not in options.without:
-        found.many = _plain("prompts", round(TEN_MILLION * options.share), 16, options.seed, cold=True)
+        found.many = _plain("prompts", round(TEN_MILLION * options.share), 16, options.seed, cold=True, emptied=True)
+        loads.append(os.getloadavg()[0])
     made = rows(found)
-    write("index", made, seed=options.seed, file=options.out)
-    content = json.loads(options.out.read_text())
-    content["load_average"] = [round(one, 2) for one in loads]  # of everybody on the machine, this benchmark too
-    content["figures"] = {"runs": found.runs, "many": found.many, "naive": found.naive, "matches": found.matches}
-    options.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    figures = {"runs": found.runs, "many": found.many, "naive": found.naive, "matches": found.matches}
+    more = {"compiled": is_compiled(blocks.__file__), "figures": figures}
+    write("index", made, seed=options.seed, file=options.out, load_average=loads, more=more)
     return 0 if all(row.holds for row in made) else 1
 
 
-def _plain(kind: str, blocks: int, engines: int, seed: int, *, cold: bool) -> dict[str, Any]:
-    one = run(kind, blocks, engines=engines, rate=_RATE, seed=seed, cold=cold).plain()
+def _plain(kind: str, blocks: int, engines: int, seed: int, *, cold: bool, emptied: bool = False) -> dict[str, Any]:
+    one = run(kind, blocks, engines=engines, rate=_RATE, seed=seed, cold=cold, emptied=emptied).plain()
     print(f"{kind}: {one['blocks'] / one['indexer']['cpu']:,.0f} blocks per CPU-second of the indexer", file=sys.stderr)
     return one

@@ -66,6 +66,7 @@ def _others(found: Figures) -> Iterator[Row]:
             yield measuring(f"128 blocks × 64 instances: {how}", "µs", value, None)
     many = found.many or {}
     cold = many.get("cold") or {}
+    yield measuring("ten million blocks: instances of 16 that the cold mirror has", "", cold.get("marks"), None)
     yield measuring("ten million blocks: cold mirror", "s", cold.get("seconds"), None)
     yield measuring("ten million blocks: memory of a cold mirror", "MB", _mb(cold.get("memory")), None)
     yield measuring("ten million blocks: the indexer grew by", "MB", _mb((many.get("indexer") or {}).get("grew")), None)

@@ -153,8 +153,11 @@ def indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> Iterator
             process.stdout.close()
 
 
-def run(kind: str, blocks: int, *, engines: int, rate: int, seed: int, cold: bool = False) -> Run:
-    """One kind of traffic. ``cold``: afterwards another mirror is loaded from what is in Redis."""
+def run(
+    kind: str, blocks: int, *, engines: int, rate: int, seed: int, cold: bool = False, emptied: bool = False
+) -> Run:
+    """One kind of traffic. ``cold``: afterwards another mirror is loaded from what is in Redis. ``emptied``: when half of it was sent
+    Redis is emptied, so that everything is written down in a new epoch while the other half arrives."""
     marks = ",".join(str(seed + number) for number in range(engines))
     words = (kind, str(blocks), str(engines), str(rate), str(seed))
     with (
@@ -174,6 +177,9 @@ def run(kind: str, blocks: int, *, engines: int, rate: int, seed: int, cold: boo
             base = mirror.ask("")
             begun = time.monotonic()
             publisher.say("go")
+            if emptied:
+                time.sleep(blocks / rate / 2)
+                _empty(redis.url)
             sent = publisher.read()["sent"]
             _arrived(mirror, engines)
             seconds = time.monotonic() - begun
@@ -237,6 +243,13 @@ def _used(url: str) -> int:
 
     with Redis.from_url(url) as client:
         return int(client.info("memory")["used_memory"])  # type: ignore[index]
+
+
+def _empty(url: str) -> None:
+    from redis import Redis
+
+    with Redis.from_url(url) as client:
+        client.flushall()
 
 
 def _pid(server: Valkey) -> int:
