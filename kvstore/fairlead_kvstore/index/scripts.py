@@ -10,8 +10,9 @@ from typing import Final
 LEAD: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
 local holder, mine, px, ttl, least, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if redis.call('TYPE', own).ok ~= 'string' then redis.call('DEL', own) end
-if redis.call('TYPE', idx).ok ~= 'hash' then redis.call('DEL', idx) end
+local a, b = redis.call('TYPE', own).ok, redis.call('TYPE', idx).ok
+if a ~= 'string' and a ~= 'none' then redis.call('DEL', own) end
+if b ~= 'hash' and b ~= 'none' then redis.call('DEL', idx) end
 local at = redis.call('HGET', idx, 'at') or ''
 local lease = redis.call('GET', own)
 local left = redis.call('PTTL', own)
@@ -43,7 +44,8 @@ redis.call('SET', own, lease, 'PX', px)
 return {'new', lease, at}
 """
 """(holder, my lease or '', ms of a lease, ms that keys live, the least epoch that is new, '1' for a new epoch in any case, two values
-that ``at`` may have, what ``meta`` is to be or '') → ('held' | 'led' | 'new', lease, at)."""
+that ``at`` may have, what ``meta`` is to be or '') → ('held' | 'led' | 'new', lease, at). Nothing is deleted that is not there: once
+a script has deleted, a Redis that is full refuses none of its writes, and who cannot write anything would have the lease again."""
 
 BEGIN: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]

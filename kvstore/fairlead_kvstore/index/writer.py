@@ -12,8 +12,9 @@ be written, the writer says that it is ``behind``, and engines are not read unti
 epoch. Whatever else is due (a lease, an instance that has to be written down) has its turn after what waited when the step began,
 since under load something waits always.
 
-Redis being full is no reason to stop either: the lease is let go after a while, since a writer that cannot write would look like a
-leader to mirrors that get nothing.
+Redis being full is no reason to stop either. The lease is over then, since it cannot be renewed: a writer that cannot write would
+look like a leader to mirrors that get nothing. Who had it goes on to ask for it, more often than others: it has what is to be
+written.
 """
 
 import asyncio
@@ -55,7 +56,7 @@ _LIMITS: Final = Limits()
 _BYTES_AT_ONCE: Final = 1024 * 1024
 _FIELDS_AT_ONCE: Final = 1_000
 _REFUSED_LEASES: Final = 2.0
-"""A writer that is refused for so many leases lets its lease go."""
+"""A writer that is refused for so many leases lets its lease go; who has nothing to write asks no more often."""
 _MODELS_AT_ONCE: Final = 64
 """Each has a connection of its own while it waits for an answer."""
 _SALTS: Final = 1_024
@@ -230,10 +231,7 @@ class IndexWriter:
         limits, now = self._limits, self._clock.now()
         book.renew_at = now + limits.index_lease_seconds / 3
         if book.refused_since is not None and now - book.refused_since > limits.index_lease_seconds * _REFUSED_LEASES:
-            book.refused_since = None
             book.lease = b""
-            book.renew_at = now + limits.index_lease_seconds * 2
-            return
         again = "1" if book.again else "0"
         told = (
             self.holder,
@@ -247,6 +245,9 @@ class IndexWriter:
         )
         reply = await self._ask(book, scripts.LEAD, *told)
         if reply is None:
+            if book.refused_since is not None and not book.active:
+                # Whoever has led knows what to write; who has not would have to ask engines, which may not keep so much.
+                book.renew_at = now + limits.index_lease_seconds * _REFUSED_LEASES
             return
         kind, lease = reply[0], bytes(reply[1])
         if kind == b"held":
