@@ -4,8 +4,9 @@ A pod that is deleted leaves the fleet at once, since gateways watch pods; its e
 the container's preStop hook asks the engine's own metrics until nothing runs or waits there, and SIGTERM then finds it idle:
 what engines do to requests at SIGTERM (three different things were seen of one release) no longer matters.
 
-A worker of a group asks its leader, by name. The name goes with the leader, so one that nobody has is a leader that has ended; a
-name server that does not answer says nothing.
+A worker of a group asks its leader, by name. The name goes with the leader, so one that nobody has is a leader that has ended; so
+is an address that nobody has any more, since names are remembered for longer than pods live. A name server that does not answer
+says nothing, nor does a leader that only does not answer in time.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ ABRUPT_SECONDS: Final = 10
 """What an engine without known metrics is given before SIGTERM, so that it ends what it has without getting more."""
 
 SCRIPT: Final = """\
-import os, socket, sys, time, urllib.request
+import errno, os, socket, sys, time, urllib.request
 url, quiet, names = os.path.expandvars(sys.argv[1]), float(sys.argv[3]), tuple(sys.argv[4:])
 end, idle_since = time.monotonic() + float(sys.argv[2]), None
 open_direct = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
@@ -29,7 +30,8 @@ while time.monotonic() < end:
         reason = getattr(error, "reason", None)
         if isinstance(reason, ConnectionRefusedError):
             break
-        busy = not isinstance(reason, socket.gaierror) or reason.errno != socket.EAI_NONAME
+        nobody = socket.EAI_NONAME if isinstance(reason, socket.gaierror) else errno.EHOSTUNREACH
+        busy = getattr(reason, "errno", None) != nobody
     now = time.monotonic()
     idle_since = None if busy else idle_since if idle_since is not None else now
     if idle_since is not None and now - idle_since >= quiet:

@@ -103,3 +103,18 @@ socket.getaddrinfo = look
     command[0], command[2], command[5] = sys.executable, looks + SCRIPT, "0"
     done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.count("looked") == 3
+
+
+def test_a_leader_whose_address_nobody_has_is_not_waited_for_and_one_that_does_not_answer_in_time_is() -> None:
+    command = Drain("http://192.0.2.1:8000/metrics", (GAUGE,)).hook(60)["exec"]["command"]
+    connects = """
+import errno, socket
+answers = [errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH]
+def connect(*_, **__):
+    print("asked", flush=True)
+    raise OSError(answers.pop(0), "no")
+socket.create_connection = connect
+"""
+    command[0], command[2], command[5] = sys.executable, connects + SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.count("asked") == 3
