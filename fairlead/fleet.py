@@ -32,6 +32,24 @@ class InstanceState(StrEnum):
     SLEEPING = "Sleeping"
 
 
+class RoutingPreset(StrEnum):
+    """How the requests of a model are spread over its instances. This is the one list of presets; API, gateway, seams and
+    benchmarks take theirs from it. What each does is in ``fairlead_gateway.routing`` and docs/guides/routing.md."""
+
+    DUAL_HASH = "dual-hash"
+    DUALMAP = "dualmap"
+    ROUND_ROBIN = "round-robin"
+    LEAST_REQUEST = "least-request"
+    SESSION = "session"
+    POWER_OF_TWO = "power-of-two"
+    CHWBL = "chwbl"
+    PREFIX_CACHE = "prefix-cache"
+    CACHE_AWARE = "cache-aware"
+    LLM_D = "llm-d"
+    LMETRIC = "lmetric"
+    MIN_TTFT = "min-ttft"
+
+
 TRANSFERS = ("nixl", "mooncake", "sglang")
 """The ways in which engines hand over KV that the gateway knows."""
 
@@ -130,7 +148,7 @@ class Model:
     namespace: str
     name: str
     objectives: Objectives = field(default_factory=Objectives)
-    preset: str = "dual-hash"
+    preset: str = RoutingPreset.DUAL_HASH.value
     shadowed: bool = False
 
     @property

@@ -7,7 +7,6 @@ error message offers. ``planned`` names fields of the design that nothing honour
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -26,6 +25,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from fairlead import units
 from fairlead.errors import BadInput
 from fairlead.fleet import Objectives as ObjectiveValues
+from fairlead.fleet import RoutingPreset
 from fairlead.names import SERVED_NAME
 from fairlead.profile import EngineProfile, presets
 
@@ -137,22 +137,6 @@ ServedName = Annotated[
     Field(json_schema_extra={"pattern": f"^{SERVED_NAME.pattern}$", "minLength": 1, "maxLength": 253}),
 ]
 """What an engine calls a model."""
-
-
-class RoutingPreset(StrEnum):
-    """How the requests of a model are spread over its instances."""
-
-    DUAL_HASH = "dual-hash"
-    ROUND_ROBIN = "round-robin"
-    LEAST_REQUEST = "least-request"
-    SESSION = "session"
-    POWER_OF_TWO = "power-of-two"
-    CHWBL = "chwbl"
-    PREFIX_CACHE = "prefix-cache"
-    CACHE_AWARE = "cache-aware"
-    LLM_D = "llm-d"
-    LMETRIC = "lmetric"
-    MIN_TTFT = "min-ttft"
 
 
 class Routing(Strict):

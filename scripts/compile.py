@@ -60,18 +60,25 @@ ROOMS = (
 )
 ROUTING = (
     "__init__",
-    "dual_hash",
+    "held",
+    "holdings",
     "hotness",
     "index",
     "ledger",
     "pins",
     "prefix",
-    "published",
+    "presets/__init__",
+    "presets/answer",
+    "presets/dual_hash",
+    "presets/dualmap",
+    "presets/published",
+    "presets/question",
+    "presets/simple",
+    "presets/table",
     "request",
     "ring",
     "router",
     "shared",
-    "simple",
     "sources",
 )
 TELEMETRY = (

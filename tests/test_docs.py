@@ -16,6 +16,7 @@ from cyclopts import CycloptsError
 
 from fairlead.settings import TOOL_VARIABLES, settings_table
 from fairlead_cli.app import VERBS, build
+from fairlead_gateway.routing import PRESETS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -243,6 +244,10 @@ def constants(node: ast.expr | None) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
+BY_PRESET = ("chosen", "_by", "_by_match", "_by_inflight")
+"""What presets say their choice with; the rule's name comes third."""
+
+
 def first_texts(*functions: str, place: int = 0) -> set[str]:
     """The texts given as one argument to any call of these functions in the gateway."""
     found: set[str] = set()
@@ -262,10 +267,16 @@ def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:
         if isinstance(line, ast.Return)
         for text in constants(line.value)
     }
-    rules = returned | first_texts("Decision", "_decided", place=1) | {"retry-N"}
+    rules = returned | first_texts("Decision", place=1) | first_texts(*BY_PRESET, place=2) | {"retry-N"}
     assert column("errors.md", "Rules") == rules
     explained = set(SPAN.findall(text_of(ROOT / "docs" / "guides" / "routing.md")))
     assert rules - explained - {"none"} == set()
+
+
+def test_every_preset_is_explained_and_its_decisions_carry_its_name() -> None:
+    table = text_of(ROOT / "docs" / "guides" / "routing.md").partition("\n## ")[0]
+    assert re.findall(r"^\| `(.*?)`", table, re.MULTILINE) == list(PRESETS)
+    assert first_texts(*BY_PRESET, place=2) | {"dual-hash"} == set(PRESETS)
 
 
 def test_every_error_code_is_documented_and_every_documented_code_exists() -> None:

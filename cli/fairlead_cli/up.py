@@ -26,7 +26,7 @@ def up(
     speed: Annotated[float, Parameter(help="Simulated time runs this many times as fast.")] = 1.0,
     seed: Annotated[int | None, Parameter(help="Make engines' texts and routing repeatable.")] = None,
     preset: Annotated[
-        str | None, Parameter(help="Route every model by this preset, such as dual-hash or least-request.")
+        str | None, Parameter(help="Route every model by this preset, such as dual-hash or round-robin.")
     ] = None,
     engines_per_process: Annotated[int, Parameter(help="Simulated engines that share a process.")] = 1,
     real: Annotated[

@@ -20,7 +20,8 @@ from fairlead.api.v1alpha1 import (
     ModelDeployment,
     ModelDeploymentSpec,
 )
-from fairlead.strict import Objectives, Profile, Routing, RoutingPreset
+from fairlead.fleet import RoutingPreset
+from fairlead.strict import Objectives, Profile, Routing
 
 __all__ = [
     "API_VERSION",

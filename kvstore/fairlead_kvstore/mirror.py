@@ -203,6 +203,11 @@ class PrefixMirror:
         held = self._held.get(instance)
         return 0 if held is None else held.bit
 
+    def size(self, instance: str) -> int:
+        """Bytes of all that an instance holds."""
+        held = self._held.get(instance)
+        return 0 if held is None else held.size
+
     def matched(self, hashes: tuple[Hashable, ...], ends: tuple[int, ...]) -> Matched:
         """How far from its start each instance holds the prompt."""
         found = Matched()

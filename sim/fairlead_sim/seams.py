@@ -17,7 +17,8 @@ from xxhash import xxh3_64_intdigest
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile, preset
-from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest
+from fairlead_gateway.routing import HOLDING, PRESETS, ModelRouter, RouteRequest
+from fairlead_sim.seam_view import EndpointView, read
 from fairlead_sim.trace_prompts import trace_chain
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS
 
@@ -26,65 +27,84 @@ MODEL = "model"
 
 
 def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRouter":
-    """A fresh scheduling core for ``info`` (a mapping, or an object with these attributes)."""
-    return SeamRouter(info, preset=preset, seed=seed)
+    """A fresh scheduling core for ``info`` (a mapping, or an object with these attributes). That of a preset which holds requests
+    before engines also has ``order_key`` and ``rebalance``."""
+    return (HoldingSeamRouter if preset in HOLDING else SeamRouter)(info, preset=preset, seed=seed)
 
 
 class SeamRouter:
     """The gateway's router behind the protocol's words. Equal seeds give equal homes, so several of them act as one."""
 
     def __init__(self, info: Any, *, preset: str, seed: int) -> None:
-        objectives = Objectives(ttft_seconds=_read(info, "ttft_slo"))
+        objectives = Objectives(ttft_seconds=read(info, "ttft_slo"))
         self._model = Model(NAMESPACE, MODEL, objectives, preset)
-        self._block_tokens = int(_read(info, "block_tokens") or TRACE_BLOCK_TOKENS)
+        self._block_tokens = int(read(info, "block_tokens") or TRACE_BLOCK_TOKENS)
         self._profile = _profile(info)
         self._secret = f"seam {seed}".encode()
-        self._router = ModelRouter(secret=self._secret, seed=seed)
+        self._view = EndpointView(self._profile.prefill_token_seconds, self._block_tokens)
+        self._router = ModelRouter(
+            secret=self._secret, seed=seed, load=self._view.load, knows=lambda request: self._view.matched(request.id)
+        )
         self._epoch = 0
         self._ids: dict[str, Any] = {}  # the core's names are text; the tool's may be numbers
         self._where: dict[str, str] = {}  # request → endpoint, while it is in flight
         self._cached: dict[str, int] = {}
-        self._update(_read(info, "live") or ())
+        self._update(read(info, "live") or ())
 
     def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
         """The endpoint that the request goes to, which is then taken as sent; None when there is none."""
-        offered = {str(_read(item, "id")): _read(item, "id") for item in endpoints if _read(item, "up") is not False}
-        if any(name not in self._ids for name in offered):
-            self._update([*self._ids.values(), *(raw for name, raw in offered.items() if name not in self._ids)])
-        asked = self._request(request)
+        offered = self._offered(endpoints)
+        asked, blocks = self._request(request), tuple(read(request, "blocks") or ())
+        self._view.asked(asked.id, blocks, now)
         decision = self._router.decide(asked, now, excluded=frozenset(self._ids.keys() - offered.keys()))
         if decision.chosen is None:
             return None
         self._router.dispatched(asked, decision.chosen, now)
+        self._view.sent(asked.id, decision.chosen, blocks, now)
         self._where[asked.id] = decision.chosen
         self._cached.pop(asked.id, None)
         return self._ids[decision.chosen]
 
     def on_first_token(self, request: Any, endpoint: Any, now: float, cached_tokens: int | None = None) -> None:
         """The endpoint answered; ``cached_tokens`` is what its engine reported."""
-        name = str(_read(request, "id"))
+        name = str(read(request, "id"))
         if self._where.get(name) == str(endpoint):
             self._router.first_token(name, now)
+            self._view.answered(name)
             if cached_tokens is not None:
                 self._cached[name] = int(cached_tokens)
 
     def on_complete(self, request: Any, endpoint: Any, now: float, output_tokens: int | None = None) -> None:
         """The answer is complete."""
-        name = str(_read(request, "id"))
+        name = str(read(request, "id"))
         if self._where.get(name) == str(endpoint):
             del self._where[name]
+            self._view.ended(name, now)
             self._router.finished(
                 name, now, cached_tokens=self._cached.pop(name, None), output_tokens=_whole(output_tokens)
             )
 
     def on_endpoints(self, live_ids: Iterable[Any], now: float) -> None:
         """The set in service changed; what was in flight on an endpoint that left is not counted any more."""
+        before = set(self._ids)
         self._update(live_ids)
+        for name in before - self._ids.keys():
+            self._view.left(name)
         for name, where in list(self._where.items()):
             if where not in self._ids:
                 del self._where[name]
                 self._cached.pop(name, None)
+                self._view.ended(name, now)
                 self._router.abandoned(name, now)
+
+    def _offered(self, endpoints: Sequence[Any]) -> Mapping[str, Any]:
+        """Those that may be chosen, by name; new ones are known from now on."""
+        offered = {str(read(item, "id")): item for item in endpoints if read(item, "up") is not False}
+        new = [read(item, "id") for name, item in offered.items() if name not in self._ids]
+        if new:
+            self._update([*self._ids.values(), *new])
+        self._view.look(offered)
+        return offered
 
     def _update(self, live: Iterable[Any]) -> None:
         self._ids = {str(raw): raw for raw in live}
@@ -96,21 +116,38 @@ class SeamRouter:
         self._router.update(self._model, instances, self._epoch)
 
     def _request(self, request: Any) -> RouteRequest:
-        tokens = float(_read(request, "prompt_tokens"))
-        session = _read(request, "session")
+        tokens = float(read(request, "prompt_tokens"))
+        session = read(request, "session")
         chain = trace_chain(
-            [_number(block) for block in _read(request, "blocks") or ()],
+            [_number(block) for block in read(request, "blocks") or ()],
             tokens,
             secret=self._secret,
             seed=self._model.key.encode(),
             block_tokens=self._block_tokens,
         )
-        return RouteRequest(str(_read(request, "id")), chain, tokens, session=None if session is None else str(session))
+        return RouteRequest(str(read(request, "id")), chain, tokens, session=None if session is None else str(session))
 
 
-def _read(source: Any, name: str) -> Any:
-    """A field of a mapping or of an object; None when it is missing."""
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+class HoldingSeamRouter(SeamRouter):
+    """Of a preset that wants requests to be held before engines and released in its order."""
+
+    def order_key(self, request: Any) -> tuple[float, float, str]:
+        """Of requests held for one endpoint the smallest goes first."""
+        return self._router.order(str(read(request, "id")))
+
+    def rebalance(self, endpoints: Sequence[Any], now: float) -> list[tuple[Any, Any]]:
+        """Which of the requests in ``endpoint.held`` go to another endpoint (request, endpoint id). They count there at once."""
+        offered = self._offered(endpoints)
+        requests = {
+            name: {str(read(one, "id")): one for one in read(item, "held") or ()} for name, item in offered.items()
+        }
+        known = {name: one for held in requests.values() for name, one in held.items()}
+        moved = []
+        for name, to in self._router.rebalance({place: tuple(held) for place, held in requests.items()}, now):
+            self._view.sent(name, to, tuple(read(known[name], "blocks") or ()), now)
+            self._where[name] = to
+            moved.append((known[name], self._ids[to]))
+        return moved
 
 
 def _number(block: Any) -> int:
@@ -125,13 +162,13 @@ def _whole(value: float | None) -> int | None:
 def _profile(info: Any) -> EngineProfile:
     """The hints as an engine profile; what is not hinted is a current engine's."""
     usual = preset("h100-llama8b")
-    seconds = _read(info, "prefill_s_per_token")
+    seconds = read(info, "prefill_s_per_token")
     return EngineProfile(
         name="seam",
         prefill_token_seconds=usual.prefill_token_seconds if seconds is None else float(seconds),
-        kv_tokens=int(_read(info, "kv_tokens") or usual.kv_tokens),
-        max_sequences=int(_read(info, "max_seqs") or usual.max_sequences),
-        step_tokens=int(_read(info, "step_tokens") or usual.step_tokens),
+        kv_tokens=int(read(info, "kv_tokens") or usual.kv_tokens),
+        max_sequences=int(read(info, "max_seqs") or usual.max_sequences),
+        step_tokens=int(read(info, "step_tokens") or usual.step_tokens),
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import ManifestError, Problem
-from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, InstanceState, Model, Objectives, Role
+from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, InstanceState, Model, Objectives, Role, RoutingPreset
 from fairlead.fleetfile import dump, parse, write_atomic
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset, presets

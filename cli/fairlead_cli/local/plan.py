@@ -11,10 +11,9 @@ from urllib.parse import urlsplit
 from fairlead.api import EngineKind, ModelDeployment, Pool, PoolRole, Transfer
 from fairlead.engines import Launch, Replica, adapter
 from fairlead.errors import BadInput
-from fairlead.fleet import Instance, Model, Objectives, Role, served_as
+from fairlead.fleet import Instance, Model, Objectives, Role, RoutingPreset, served_as
 from fairlead.limits import Limits
 from fairlead.manifests import Manifests, fleet_model
-from fairlead.strict import RoutingPreset
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.cluster_only import refuse, unheard
 from fairlead_cli.local.pool import PoolPlan

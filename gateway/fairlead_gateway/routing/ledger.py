@@ -5,7 +5,7 @@ waits for its first token is counted in seconds of prefill, everything in flight
 finishes, fails or its client goes, whatever happened in between, so the sums cannot drift.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import fsum  # the same sum in whatever order
 
@@ -76,11 +76,13 @@ class Flight:
 
 
 class Ledger:
-    """All requests in flight of one model, by request id. ``shared`` is where workers of one gateway show theirs to each
-    other: what is asked for a decision then counts the siblings' too, and nothing is written or read there without it."""
+    """All requests in flight of one model, by request id. ``shared`` is where workers of one gateway show theirs to each other:
+    what is asked for a decision then counts the siblings' too, and nothing is written or read there without it. ``load`` says
+    what an instance's whole load is, given our own."""
 
-    def __init__(self, shared: SharedRows | None = None) -> None:
+    def __init__(self, shared: SharedRows | None = None, load: Callable[[Tally], Tally] | None = None) -> None:
         self._shared = shared
+        self._load = load
         self._flights: dict[str, Flight] = {}
         self._sums: dict[str, Tally] = {}
         self._kept: Collection[str] = ()
@@ -122,6 +124,10 @@ class Ledger:
         if self._shared is not None:
             self._show(total)
 
+    def flight(self, request: str) -> Flight | None:
+        """What is in flight under this id."""
+        return self._flights.get(request)
+
     def flies(self, request: str) -> bool:
         """Whether the request has been dispatched and has not ended."""
         return request in self._flights
@@ -153,11 +159,13 @@ class Ledger:
 
     def seen(self, own: Tally) -> Tally:
         """The live sums of one instance for a decision made at once: the siblings' too where there are any."""
-        return own if self._shared is None else _together(own, self._shared.others(own.instance))
+        if self._shared is None:
+            return own if self._load is None else self._load(own)
+        return _together(own, self._shared.others(own.instance))
 
     def seen_all(self, own: list[Tally]) -> list[Tally]:
         """``seen`` of each."""
-        return own if self._shared is None else [self.seen(item) for item in own]
+        return own if self._shared is None and self._load is None else [self.seen(item) for item in own]
 
     def busy(self) -> Sequence[str]:
         """The instances on which anything of ours is in flight."""

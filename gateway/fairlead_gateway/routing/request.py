@@ -54,7 +54,6 @@ class Candidate:
         "pull_tokens",
         "recompute_seconds",
         "source",
-        "waiting",
     )
 
     def __init__(
@@ -70,7 +69,6 @@ class Candidate:
         holder: bool = False,
         indexed_tokens: float = -1.0,
         pinned: bool = False,
-        waiting: int = 0,
     ) -> None:
         self.id = id
         self.backlog_seconds = backlog_seconds
@@ -84,7 +82,6 @@ class Candidate:
         self.indexed_tokens = indexed_tokens  # of those matched, what the index says; negative where it says nothing
         self.cost_seconds = 0.0
         self.pinned = pinned  # it served the session last
-        self.waiting = waiting  # of those in flight, without a first token yet; only presets of others ask
         self.source: str | None = None
         self.pull_tokens = self.recompute_seconds = 0.0
 

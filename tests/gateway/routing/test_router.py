@@ -147,7 +147,7 @@ def test_an_instance_that_left_while_it_drained_is_forgotten_too() -> None:
     model, rest = Model("default", "m"), [item for item in instances(2) if item.id != at]
     for number, present in enumerate((drained, rest)):
         made.update(model, present, number + 2)
-        assert (len(made._mirror) == 0) is (present is rest)
+        assert (len(made._holdings) == 0) is (present is rest)
 
 
 def test_two_routers_with_one_secret_agree_on_homes() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet import Instance, Model, Objectives
+from fairlead.fleet import Instance, Model, Objectives, RoutingPreset
 from fairlead.profile import preset
-from fairlead.strict import RoutingPreset
 from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing import published as p
-from fairlead_gateway.routing.request import Candidate
+from fairlead_gateway.routing.presets import published as p
+from fairlead_gateway.routing.presets.question import Option, Question
+from fairlead_gateway.routing.presets.table import RULES
 
 PROMPT = 1_000.0
 
@@ -25,15 +25,28 @@ def one(
     own: float = 1.0,
     tokens: float = 0.0,
     waiting: int = 0,
-) -> Candidate:
-    return Candidate(id, backlog, own, matched, inflight, tokens, 10_000, waiting=waiting)
+) -> Option:
+    return Option(
+        id,
+        inflight=inflight,
+        waiting=waiting,
+        backlog_seconds=backlog,
+        inflight_tokens=tokens,
+        kv_tokens=10_000,
+        matched_tokens=matched,
+        own_seconds=own,
+    )
 
 
-def many(*inflight: int, **matched: float) -> list[Candidate]:
+def asked(options: list[Option], name: str = "r") -> Question:
+    return Question(name, options, prompt_tokens=PROMPT)
+
+
+def many(*inflight: int, **matched: float) -> list[Option]:
     return [one(f"i{at}", count, matched.get(f"i{at}", 0.0)) for at, count in enumerate(inflight)]
 
 
-AIBRIX: list[tuple[str, list[Candidate], str]] = [
+AIBRIX: list[tuple[str, list[Option], str]] = [
     ("the longest match", many(3, 3, 3, i0=256.0, i1=512.0), "i1"),
     ("of equal matches the fewest requests", many(5, 4, 0, i0=512.0, i1=512.0), "i1"),
     (
@@ -46,7 +59,7 @@ AIBRIX: list[tuple[str, list[Candidate], str]] = [
     ("loads 17 apart: the fewest, whatever is cached", many(18, 1, 5, i0=900.0), "i1"),
     ("loads 16 apart are not out of balance", many(17, 1, 9, i2=900.0), "i2"),
 ]
-SGLANG: list[tuple[str, list[Candidate], str]] = [
+SGLANG: list[tuple[str, list[Option], str]] = [
     ("a match over one half", many(4, 0, 0, i0=501.0), "i0"),
     (
         "exactly one half is no match: who holds least",
@@ -58,7 +71,7 @@ SGLANG: list[tuple[str, list[Candidate], str]] = [
     ("loads 32 apart are in balance", many(39, 7, 20, i0=1_000.0), "i0"),
     ("33 apart but within 1.1 x is in balance", many(400, 367, 380, i0=1_000.0), "i0"),
 ]
-LLMD: list[tuple[str, list[Candidate], str]] = [
+LLMD: list[tuple[str, list[Option], str]] = [
     ("a full match outweighs the longest queue", [one("a", matched=PROMPT, waiting=9), one("b")], "a"),
     ("half a match does not", [one("a", matched=500.0, waiting=9), one("b")], "b"),
     ("equal queues count alike, however long", [one("a", matched=10.0, waiting=50), one("b", waiting=50)], "a"),
@@ -71,7 +84,7 @@ LLMD: list[tuple[str, list[Candidate], str]] = [
     ),
     ("more than all memory is all of it", [one("a", matched=PROMPT, tokens=50_000.0), one("b")], "a"),
 ]
-LMETRIC: list[tuple[str, list[Candidate], str]] = [
+LMETRIC: list[tuple[str, list[Option], str]] = [
     ("less prefill", [one("a", own=2.0), one("b", own=1.0)], "b"),
     ("a smaller batch", [one("a", 9, own=1.0), one("b", 1, own=1.0)], "b"),
     ("the product, not the sum", [one("a", 9, own=0.1), one("b", 0, own=0.9)], "b"),
@@ -79,7 +92,7 @@ LMETRIC: list[tuple[str, list[Candidate], str]] = [
     ("what waits counts as much as what is ours", [one("a", backlog=2.0, own=0.5), one("b", own=2.0)], "b"),
     ("an idle engine is not free", [one("a", 0, own=5.0), one("b", 1, own=1.0)], "b"),
 ]
-MOONCAKE: list[tuple[str, list[Candidate], str]] = [
+MOONCAKE: list[tuple[str, list[Option], str]] = [
     ("the sooner", [one("a", backlog=1.0, own=1.0), one("b", backlog=0.5, own=1.0)], "b"),
     ("a hit behind a queue", [one("a", backlog=0.5, own=0.1), one("b", own=1.0)], "a"),
     ("a queue longer than what the hit saves", [one("a", backlog=1.0, own=0.1), one("b", own=1.0)], "b"),
@@ -89,19 +102,10 @@ MOONCAKE: list[tuple[str, list[Candidate], str]] = [
 ]
 
 
-def cases(*tables: tuple[str, list[tuple[str, list[Candidate], str]]]) -> Any:
+def cases(*tables: tuple[str, list[tuple[str, list[Option], str]]]) -> Any:
     return [
         pytest.param(name, all_, chosen, id=f"{name}: {what}") for name, table in tables for what, all_, chosen in table
     ]
-
-
-RULES: dict[str, Any] = {
-    "prefix-cache": lambda all_, name: p.prefix_cache(all_, name),
-    "cache-aware": lambda all_, name: p.cache_aware(all_, name, PROMPT),
-    "llm-d": lambda all_, name: p.llm_d(all_, name, PROMPT),
-    "lmetric": lambda all_, name: p.lmetric(all_, name),
-    "min-ttft": lambda all_, name: p.min_ttft(all_, name),
-}
 
 
 @pytest.mark.parametrize(
@@ -110,27 +114,27 @@ RULES: dict[str, Any] = {
         ("prefix-cache", AIBRIX), ("cache-aware", SGLANG), ("llm-d", LLMD), ("lmetric", LMETRIC), ("min-ttft", MOONCAKE)
     ),
 )
-def test_golden_decisions(rule: str, all_: list[Candidate], chosen: str) -> None:
+def test_golden_decisions(rule: str, all_: list[Option], chosen: str) -> None:
     for name in ("one request", "another"):
         for order in (all_, all_[::-1]):
-            decision = RULES[rule](order, name)
+            decision = RULES[rule](asked(order, name))
             assert (decision.chosen, decision.rule) == (chosen, rule)
             assert {item.id for item in decision.rejected} == {item.id for item in all_} - {chosen}
             assert decision.reason
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft"])
 def test_equal_instances_get_equal_shares(rule: str) -> None:
-    seen = Counter(RULES[rule](many(2, 2, 2, 2), f"r{number}").chosen for number in range(4_000))
+    seen = Counter(RULES[rule](asked(many(2, 2, 2, 2), f"r{number}")).chosen for number in range(4_000))
     assert min(seen.values()) > 850
 
 
 def test_of_two_drawn_the_one_with_fewer_requests() -> None:
     """Mitzenmacher's rule: the fullest of four is chosen only if it is drawn against itself, which it never is."""
-    seen = Counter(p.power_of_two(many(0, 1, 2, 3), f"r{number}").chosen for number in range(6_000))
+    seen = Counter(p.power_of_two(asked(many(0, 1, 2, 3), f"r{number}")).chosen for number in range(6_000))
     assert seen["i3"] == 0
     assert [seen[f"i{at}"] / 6_000 for at in range(3)] == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.02)
-    assert p.power_of_two(many(7), "r").chosen == "i0"
+    assert p.power_of_two(asked(many(7))).chosen == "i0"
 
 
 def test_chwbl_passes_by_who_carries_a_quarter_more_than_his_share() -> None:
@@ -139,8 +143,15 @@ def test_chwbl_passes_by_who_carries_a_quarter_more_than_his_share() -> None:
     assert p.overloaded(many(5, 5, 5, 5)) == frozenset()
     assert p.overloaded(many(6, 4, 5, 5)) == frozenset()  # 6 <= 6.56
     assert p.overloaded(many(7, 4, 4, 5)) == frozenset({"i0"})
-    assert p.chwbl(many(7, 4, 4, 5), "i2").chosen == "i2"
-    assert p.chwbl(many(7, 4, 3, 5), None).chosen == "i2"
+    passed: list[frozenset[str]] = []
+
+    def ring(full: frozenset[str]) -> str | None:
+        passed.append(full)
+        return None if len(passed) > 1 else "i2"
+
+    assert p.chwbl(Question("r", many(7, 4, 4, 5), ring=ring)).chosen == "i2"
+    assert p.chwbl(Question("r", many(7, 4, 3, 5), ring=ring)).chosen == "i2"
+    assert passed == [frozenset({"i0"})] * 2
 
 
 def router(name: str, count: int = 8) -> ModelRouter:

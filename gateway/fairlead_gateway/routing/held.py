@@ -1,0 +1,102 @@
+"""Requests that a preset keeps before engines: in which order they go, and which had better wait elsewhere.
+
+A request that has been assigned counts at its instance at once, so that the next choice sees it. Here is what that choice knew
+(what of the prompt was cached there) until its first token comes. Who lets requests go to engines tells which are still held.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fairlead_gateway.routing.holdings import Holdings, Place
+from fairlead_gateway.routing.ledger import Ledger
+from fairlead_gateway.routing.presets import dualmap
+from fairlead_gateway.routing.request import RouteRequest
+
+
+class _Assigned:
+    """A request with what of it is cached where it is to go, in bytes and tokens."""
+
+    __slots__ = ("arrival", "held_bytes", "hit_tokens", "request")
+
+    def __init__(self, request: RouteRequest, arrival: float, held_bytes: int, hit_tokens: float) -> None:
+        self.request = request
+        self.arrival = arrival
+        self.held_bytes = held_bytes
+        self.hit_tokens = hit_tokens
+
+
+class HeldRequests:
+    """Of one model, by request id."""
+
+    def __init__(self, ledger: Ledger, holdings: Holdings) -> None:
+        self._ledger = ledger
+        self._holdings = holdings
+        self._assigned: dict[str, _Assigned] = {}
+
+    def put(self, request: RouteRequest, held_bytes: int, hit_tokens: float, now: float) -> None:
+        """It was assigned ``now``, or anew: it arrived when it was assigned first."""
+        before = self._assigned.get(request.id)
+        arrival = now if before is None else before.arrival
+        self._assigned[request.id] = _Assigned(request, arrival, held_bytes, hit_tokens)
+
+    def forget(self, request_id: str) -> None:
+        """It waits no more."""
+        self._assigned.pop(request_id, None)
+
+    def order(self, request_id: str) -> dualmap.Order:
+        """Smallest first is who goes next; who is not known here goes last."""
+        one = self._assigned.get(request_id)
+        return (
+            dualmap.order(0.0, float("inf"), request_id)
+            if one is None
+            else dualmap.order(one.hit_tokens, one.arrival, request_id)
+        )
+
+    def take(self, request_id: str, place: Place | None) -> RouteRequest | None:
+        """It leaves ``place``, where what only it would have brought is not held then. None when it is not known."""
+        one = self._assigned.get(request_id)
+        if one is None:
+            return None
+        if place is not None:
+            self._holdings.unhold(place, one.request.chain, one.held_bytes)
+        return one.request
+
+    def moves(
+        self,
+        held: Mapping[str, Sequence[str]],
+        places: Sequence[Place],
+        homes: Callable[[RouteRequest], tuple[str, ...]],
+        *,
+        scale: float,
+        rate: float,
+        objective_seconds: float,
+        now: float,
+    ) -> list[tuple[str, str]]:
+        """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens, ``rate`` is
+        tokens of a byte."""
+        known = {place.id: place for place in places}
+        behind = {place.id: places[(index + 1) % len(places)] for index, place in enumerate(places)}
+        waiting: dict[str, list[dualmap.Held]] = {}
+        pending = {}
+        for place in places:
+            waiting[place.id] = ones = []
+            seconds = self._ledger.seen(place.tally).backlog_seconds
+            for name in held.get(place.id, ()):
+                one, flight = self._assigned.get(name), self._ledger.flight(name)
+                if one is None or flight is None or flight.tally.instance != place.id:
+                    continue
+                twin = next((known[home] for home in homes(one.request) if home != place.id), None)
+                at = {place.id: (one.hit_tokens, flight.seconds)}
+                for other in (twin, behind[place.id]):
+                    if other is not None and other is not place:
+                        at[other.id] = self._there(one.request, other, scale, rate)
+                ones.append(dualmap.Held(name, one.arrival, None if twin is None else twin.id, at))
+                seconds -= flight.seconds
+            pending[place.id] = max(0.0, seconds)
+        self._holdings.forget_asked()
+        return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
+
+    def _there(self, request: RouteRequest, place: Place, scale: float, rate: float) -> tuple[float, float]:
+        """Tokens of a request that are cached at an instance, and the seconds that the rest takes there."""
+        prompt = request.prompt_tokens * scale
+        hit = min(prompt, self._holdings.matched(request).size(place.bit) * rate)
+        return hit, place.profile.prefill(prompt, hit)

@@ -1,0 +1,32 @@
+"""Which name is whose rule. The default is not among them: it asks few instances and not all, and so is asked in its own way."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from fairlead.decision import Decision
+from fairlead.fleet import RoutingPreset
+from fairlead_gateway.routing.presets import dualmap, published, simple
+from fairlead_gateway.routing.presets.question import Question
+
+PRESETS: Final = tuple(item.value for item in RoutingPreset)
+"""All names, the default first."""
+Rule = Callable[[Question], Decision]
+
+RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {
+        "dualmap": dualmap.choose,
+        "round-robin": simple.round_robin,
+        "least-request": simple.least_request,
+        "session": simple.session,
+        "power-of-two": published.power_of_two,
+        "chwbl": published.chwbl,
+        "prefix-cache": published.prefix_cache,
+        "cache-aware": published.cache_aware,
+        "llm-d": published.llm_d,
+        "lmetric": published.lmetric,
+        "min-ttft": published.min_ttft,
+    }
+)
+HOLDING: Final = frozenset({"dualmap"})
+"""Those that want requests to be held before engines, in an order of their own."""

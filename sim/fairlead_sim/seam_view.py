@@ -1,0 +1,138 @@
+"""What a tool behind the router seam tells of its endpoints, as the router takes it.
+
+**Load.** The tool's counters are the whole load of an endpoint: this core's own part, exact, and that of the others as it was
+published last. They are read when a decision asks for that endpoint and not before. A tool that does not count, or does not count
+what it was told to send, is not believed: then the load is what this core sent.
+
+**Cached prefixes.** ``matched_tokens`` is what KV events tell. They come late, and never of what waits or runs, so the blocks of
+every request sent there count as cached from the pick until ``LATE_SECONDS`` after its end. Where no endpoint says what is cached,
+the router goes by its own memory.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from fairlead_gateway.routing.ledger import Tally
+
+LATE_SECONDS: Final = 5.0
+
+
+def read(source: Any, name: str) -> Any:
+    """A field of a mapping or of an object; None when it is missing."""
+    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+
+
+class EndpointView:
+    """The endpoints of the last call by name, and who was sent which blocks. ``prefill_token_seconds`` turns tokens into
+    seconds."""
+
+    def __init__(self, prefill_token_seconds: float, block_tokens: int) -> None:
+        self._seconds = prefill_token_seconds
+        self._block_tokens = block_tokens
+        self._endpoints: Mapping[str, Any] = {}
+        self._told: dict[
+            str, tuple[Mapping[str, float], Sequence[Hashable]]
+        ] = {}  # by request: what events told, its blocks
+        self._sent: dict[str, tuple[str, tuple[Hashable, ...]]] = {}
+        self._blocks: dict[Hashable, dict[str, int]] = {}
+        self._over: deque[tuple[float, str, tuple[Hashable, ...]]] = deque()
+
+    def look(self, endpoints: Mapping[str, Any]) -> None:
+        """These are offered from now on."""
+        self._endpoints = endpoints
+
+    def asked(self, request: str, blocks: Sequence[Hashable], now: float) -> None:
+        """A request is to be placed: what events tell of it now is what is known until its first token."""
+        while self._over and self._over[0][0] <= now:
+            _, endpoint, gone = self._over.popleft()
+            self._drop(endpoint, gone)
+        matched = {name: read(item, "matched_tokens") for name, item in self._endpoints.items()}
+        if any(tokens is not None for tokens in matched.values()):
+            self._told[request] = {name: float(tokens) for name, tokens in matched.items() if tokens}, blocks
+        else:
+            self.answered(request)
+
+    def matched(self, request: str) -> Mapping[str, float] | None:
+        """Prompt tokens of a request that are cached, by endpoint; None where nobody tells."""
+        found = self._told.get(request)
+        if found is None:
+            return None
+        told, blocks = found
+        here = self._under_way(blocks)
+        return {name: max(here.get(name, 0.0), told.get(name, 0.0)) for name in here.keys() | told.keys()}
+
+    def load(self, own: Tally) -> Tally:
+        """An endpoint's whole load, given what this core sent there."""
+        endpoint = self._endpoints.get(own.instance)
+        inflight = None if endpoint is None else read(endpoint, "inflight")
+        if inflight is None or inflight < own.inflight:
+            return own
+        waiting, pending = read(endpoint, "waiting"), read(endpoint, "pending_prefill_tokens")
+        tokens = read(endpoint, "inflight_tokens")
+        return Tally(
+            own.instance,
+            int(inflight),
+            own.waiting if waiting is None else int(waiting),
+            own.backlog_seconds if pending is None else float(pending) * self._seconds,
+            own.inflight_tokens if tokens is None else float(tokens),
+        )
+
+    def sent(self, request: str, endpoint: str, blocks: Sequence[Hashable], now: float) -> None:
+        """It goes there, or there instead of where it went before."""
+        self.ended(request, now, began=False)
+        kept = tuple(blocks)
+        self._sent[request] = (endpoint, kept)
+        for block in kept:
+            here = self._blocks.setdefault(block, {})
+            here[endpoint] = here.get(endpoint, 0) + 1
+
+    def answered(self, request: str) -> None:
+        """Its place is settled: what events told of it is not asked for again."""
+        self._told.pop(request, None)
+
+    def ended(self, request: str, now: float, *, began: bool = True) -> None:
+        """It is over there; where it never ``began``, nothing of it is cached."""
+        if began:
+            self.answered(request)
+        found = self._sent.pop(request, None)
+        if found is None:
+            return
+        if began:
+            self._over.append((now + LATE_SECONDS, *found))
+        else:
+            self._drop(*found)
+
+    def left(self, endpoint: str) -> None:
+        """It is out of service, and its cache with it."""
+        for block in [block for block, here in self._blocks.items() if endpoint in here]:
+            del self._blocks[block][endpoint]
+            if not self._blocks[block]:
+                del self._blocks[block]
+        self._over = deque(item for item in self._over if item[1] != endpoint)
+        self._sent = {name: sent for name, sent in self._sent.items() if sent[0] != endpoint}
+
+    def _under_way(self, blocks: Iterable[Hashable]) -> dict[str, float]:
+        """Tokens from the prompt's start that somebody was sent lately, by endpoint."""
+        found: dict[str, float] = {}
+        for number, block in enumerate(blocks, 1):
+            here = self._blocks.get(block, {})
+            alive = (
+                here if number == 1 else [name for name in here if found.get(name) == (number - 1) * self._block_tokens]
+            )
+            if not alive:
+                break
+            for name in alive:
+                found[name] = float(number * self._block_tokens)
+        return found
+
+    def _drop(self, endpoint: str, blocks: Sequence[Hashable]) -> None:
+        for block in blocks:
+            here = self._blocks.get(block)
+            if here is None or endpoint not in here:
+                continue
+            here[endpoint] -= 1
+            if not here[endpoint]:
+                del here[endpoint]
+            if not here:
+                del self._blocks[block]

@@ -1,0 +1,142 @@
+"""The router seam believes what a tool counts and what its events tell, and holds requests where the preset wants it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fairlead_sim.seam_view import EndpointView
+from fairlead_sim.seams import HoldingSeamRouter, router
+
+INFO = {
+    "live": ["e0", "e1", "e2", "e3"],
+    "block_tokens": 512,
+    "ttft_slo": 5.0,
+    "prefill_s_per_token": 1e-3,
+    "kv_tokens": 1_200_000,
+}
+"""512 tokens take about half a second."""
+
+
+def request(name: str, blocks: tuple[int, ...] = (1, 2), arrival: float = 0.0) -> Any:
+    return SimpleNamespace(id=name, arrival=arrival, prompt_tokens=512 * len(blocks), blocks=blocks)
+
+
+def endpoint(name: str, *, pending: float = 0.0, inflight: int = 0, **more: Any) -> Any:
+    return SimpleNamespace(
+        id=name,
+        up=True,
+        inflight=inflight,
+        waiting=inflight,
+        pending_prefill_tokens=pending,
+        inflight_tokens=pending,
+        **more,
+    )
+
+
+def fleet(**pending: float) -> list[Any]:
+    """Endpoints with so many tokens before them of somebody else's requests."""
+    return [
+        endpoint(name, pending=pending.get(name, 0.0), inflight=3 if name in pending else 0) for name in INFO["live"]
+    ]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
+def test_what_others_sent_counts_as_the_tool_says(preset: str) -> None:
+    free = router(INFO, preset=preset).pick(request("r"), fleet(), 0.0)
+    assert router(INFO, preset=preset).pick(request("r"), fleet(**{free: 50_000.0}), 0.0) != free
+
+
+def test_requests_in_flight_are_counted_as_the_tool_does() -> None:
+    assert router(INFO, preset="least-request").pick(request("r"), fleet(e0=9, e1=9, e2=9), 0.0) == "e3"
+
+
+def test_a_tool_that_does_not_count_what_was_sent_is_not_believed() -> None:
+    seam = router(INFO, preset="least-request")
+    assert sorted(seam.pick(request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == ["e0", "e1", "e2", "e3"]
+
+
+def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
+    def told(**tokens: int) -> list[Any]:
+        return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in ("e0", "e1", "e2", "e3")]
+
+    seam = router(INFO, preset="dualmap")
+    homes = {router(INFO, preset="dualmap").pick(request(f"r{n}"), told(), 0.0) for n in range(40)}
+    assert len(homes) == 2
+    for home in homes:
+        assert router(INFO, preset="dualmap").pick(request("r"), told(**{home: 1_024}), 0.0) == home
+    first = seam.pick(request("r"), told(), 0.0)
+    assert seam.pick(request("s"), told(), 0.1) == first  # under way: no event tells of it yet
+    for name in ("r", "s"):
+        seam.on_first_token(request(name), first, 1.0)
+        seam.on_complete(request(name), first, 2.0)
+    assert {seam.pick(request(f"t{n}"), told(), 6.9) for n in range(10)} == {first}
+    (other,) = homes - {first}
+    assert seam.pick(request("u"), told(**{other: 1_024}), 600.0) == other
+
+
+def test_an_endpoint_that_came_back_holds_nothing_of_what_was_under_way() -> None:
+    view = EndpointView(1e-3, 512)
+    view.look({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
+    view.sent("r", "e0", (1, 2), 0.0)
+    view.sent("s", "e1", (1,), 0.0)
+    view.asked("t", (1, 2, 3), 1.0)
+    assert view.matched("t") == {"e0": 1_024.0, "e1": 512.0}
+    view.left("e0")
+    assert view.matched("t") == {"e1": 512.0}
+    view.ended("r", 2.0)  # late news of what went with it
+    assert view.matched("t") == {"e1": 512.0}
+
+
+def test_a_request_that_moves_leaves_nothing_behind() -> None:
+    view = EndpointView(1e-3, 512)
+    view.look({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
+    view.sent("r", "e0", (1, 2), 0.0)
+    view.sent("r", "e1", (1, 2), 0.0)
+    view.asked("s", (1, 2), 0.0)
+    assert view.matched("s") == {"e1": 1_024.0}
+
+
+@pytest.fixture
+def holding() -> HoldingSeamRouter:
+    seam = router(INFO, preset="dualmap")
+    assert isinstance(seam, HoldingSeamRouter)
+    return seam
+
+
+def test_hits_go_first_and_then_who_came_first(holding: HoldingSeamRouter) -> None:
+    names = {"long": (1, 2, 3), "first": (7,), "second": (8,)}
+    holding.pick(request("warm", (1, 2)), fleet(), 0.0)
+    for number, (name, blocks) in enumerate(names.items()):
+        holding.pick(request(name, blocks), fleet(), 1.0 + number)
+    asked = [request(name) for name in ("second", "long", "first")]
+    assert [one.id for one in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
+
+
+def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: HoldingSeamRouter) -> None:
+    first = holding.pick(request("r0", (1, 2)), fleet(), 0.0)
+    held: list[Any] = [request("r0", (1, 2))]
+    for number in range(1, 30):
+        one = request(f"r{number}", (1, 2, 100 + number))
+        if holding.pick(one, fleet(), 0.0) == first:
+            held.append(one)
+    stations = [endpoint(name, held=held if name == first else []) for name in ("e0", "e1", "e2", "e3")]
+    moved = holding.rebalance(stations, 4.0)
+    assert moved
+    assert {one.id for one, _ in moved} <= {one.id for one in held}
+    assert first not in {to for _, to in moved}
+    for one, to in moved:  # feedback is taken from where it is now
+        holding.on_first_token(one, to, 5.0, 0)
+        holding.on_complete(one, to, 6.0, 10)
+    assert holding.rebalance([endpoint(name, held=[]) for name in ("e0", "e1", "e2", "e3")], 7.0) == []
+
+
+def test_a_request_that_moved_back_and_forth_counts_once(holding: HoldingSeamRouter) -> None:
+    one = request("r")
+    at = holding.pick(one, fleet(), 0.0)
+    for turn in range(4):
+        stations = [endpoint(name, held=[one] if name == at else []) for name in ("e0", "e1", "e2", "e3")]
+        for _, at in holding.rebalance(stations, 10.0 + turn):  # noqa: B007 - the last one is where it is
+            pass
+    holding.on_complete(one, at, 20.0, 1)
+    assert all(load.inflight == 0 for load in holding._router.loads().values())
