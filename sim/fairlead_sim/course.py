@@ -60,7 +60,8 @@ class _Engine:
 
 class Course:
     """``names`` are those of equal engines; with ``events`` the front hears what they store and remove. The front hears of first
-    tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be shared by courses."""
+    tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be shared by courses. ``watch`` sees
+    each request at its first token, and at its end where that is an error."""
 
     def __init__(
         self,
@@ -72,7 +73,9 @@ class Course:
         events: bool = False,
         hearing_seconds: float = 0.0,
         prompts: Prompts | None = None,
+        watch: Callable[[Flight, float], None] | None = None,
     ) -> None:
+        self._watch = watch
         self._front = front
         self._profile = profile
         self._block_tokens = block_tokens
@@ -80,6 +83,7 @@ class Course:
         self._hearing_seconds = hearing_seconds
         self._prompts = prompts or Prompts(block_tokens)
         self._engines: dict[str, _Engine] = {}
+        self._draining: set[str] = set()
         self._numbers = count()
         for name in names:
             self._add_engine(name)
@@ -152,7 +156,7 @@ class Course:
         engine = self._engines.pop(name)
         self._settle(engine, now)
         engine.version += 1
-        self._front.members(list(self._engines), now)
+        self._tell_members(now)
         for sequence in engine.core.sequences():
             flight = self._flights[sequence.id]
             self._front.lost(sequence.id, now)
@@ -161,20 +165,27 @@ class Course:
     def join(self, name: str, now: float) -> None:
         """A new engine with nothing in its cache."""
         self._add_engine(name)
-        self._front.members(list(self._engines), now)
+        self._tell_members(now)
 
-    def pace(self, name: str, profile: EngineProfile, now: float) -> None:
-        """From its next step on an engine takes the time that this profile gives; what it holds stays."""
-        engine = self._engines.get(name)
-        if engine is not None:
-            self._settle(engine, now)
-            engine.core.profile = profile
+    def drain(self, name: str, now: float) -> None:
+        """Nobody is to send anything to an engine any more; it ends what it has."""
+        self._draining.add(name)
+        self._tell_members(now)
+
+    def slow(self, name: str, factor: float, now: float) -> None:
+        """From its next step on an engine takes so many times as long as its profile says; what it holds stays."""
+        engine = self._engines[name]
+        self._settle(engine, now)
+        engine.core.profile = self._profile.faster(1.0 / factor)
 
     def flights(self) -> Iterator[Flight]:
         """All requests so far, for those that look whether everything is as it must be."""
         return iter(self._flights.values())
 
     # --- what happens ---------------------------------------------------------------------------------------------------
+
+    def _tell_members(self, now: float) -> None:
+        self._front.members([name for name in self._engines if name not in self._draining], now)
 
     def _add_engine(self, name: str) -> None:
         core = EngineCore(self._profile, block_tokens=self._block_tokens, events=self._events)
@@ -289,6 +300,8 @@ class Course:
             flight = flights[sequence.id]
             if flight.on(sequence):
                 flight.first = now
+                if self._watch is not None:
+                    self._watch(flight, now)
                 self._hear(partial(front.first_token, sequence.id), now)
         for sequence, _ in step.finished:
             flight = flights[sequence.id]
@@ -314,6 +327,8 @@ class Course:
         flight.ended = True
         if error is None:
             flight.finish = now
+        elif self._watch is not None:
+            self._watch(flight, now)
         self._open -= 1
         after = self._ended.pop(flight.request.id, None)
         if after is not None:

@@ -5,14 +5,16 @@ the gateway would be told, when it would be told: dispatch at the arrival, the f
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import Course
+from fairlead_sim.course import HELD, Course
 from fairlead_sim.engine import Sequence as EngineSequence
+from fairlead_sim.holding import Holding
 from fairlead_sim.served import Served
 from fairlead_sim.trace_prompts import Prompts, trace_chain
 from fairlead_sim.traces import TraceRequest
@@ -71,7 +73,7 @@ def simulate(
 
 
 class OneRouter:
-    """One router that sees everything that is sent."""
+    """One router that sees everything that is sent. ``on_home`` counts the requests that went to one of their homes."""
 
     def __init__(
         self,
@@ -87,9 +89,16 @@ class OneRouter:
         self._router = router
         self._chain = chain
         self._choices = choices
+        self._holding: Holding | None = None
+        self._course: Course | None = None
+        self.on_home = 0
 
     def begin(self, course: Course) -> None:
-        """There is nothing to wait for."""
+        """From now on requests may be held."""
+        self._course = course
+        router: Any = self._router
+        if getattr(router, "holds", False):
+            self._holding = Holding(router, course.send, course.later)
 
     def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """As the router decides, or as was decided elsewhere."""
@@ -98,17 +107,23 @@ class OneRouter:
         )
         decision = self._router.decide(asked, now)
         chosen = self._choices.get(request.id, decision.chosen)
-        if chosen is not None:
-            self._router.dispatched(asked, chosen, now)
-        return chosen, "" if chosen is not None else decision.reason
+        if chosen is None:
+            return None, decision.reason
+        self.on_home += bool(decision.home)
+        self._router.dispatched(asked, chosen, now)
+        if self._holding is not None and not self._holding.assigned(request.id, chosen, now):
+            return HELD, ""
+        return chosen, ""
 
     def refused(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self._router.abandoned(request, now)
+        self.lost(request, now)
 
     def first_token(self, request: str, now: float) -> None:
         """Its prefill is before nobody any more."""
         self._router.first_token(request, now)
+        if self._holding is not None:
+            self._holding.begun(request, now)
 
     def finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
@@ -124,10 +139,16 @@ class OneRouter:
         """Nobody listens."""
 
     def members(self, live: Sequence[str], now: float) -> None:
-        """As a watch tells it."""
+        """As a watch tells it. What was held for an engine that left is asked anew."""
         self._epoch += 1
         self._router.update(self._model, instances_of(live, self._profile), self._epoch)
+        if self._holding is not None and self._course is not None:
+            for request in self._holding.left(live):
+                self._router.abandoned(request, now)
+                self._course.again(request, now)
 
     def lost(self, request: str, now: float) -> None:
         """Its load is gone at once."""
         self._router.abandoned(request, now)
+        if self._holding is not None:
+            self._holding.begun(request, now)

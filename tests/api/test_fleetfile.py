@@ -13,7 +13,6 @@ from fairlead.fleet import TRANSFERS, Access, Fleet, Instance, InstanceState, Mo
 from fairlead.fleetfile import dump, parse, write_atomic
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset, presets
-from fairlead.strict import RoutingPreset
 
 SEAM = """\
 models:

@@ -19,10 +19,11 @@ def flash_crowd(requests: int, *, seed: int) -> list[TraceRequest]:
     random_, fresh, into = random.Random(f"flash crowd {seed}"), Blocks(), Collected(requests)
     prefixes = [fresh.run(random_.randint(*PREFIX_BLOCKS)) for _ in range(PREFIXES)]
     crowds = [(into.seconds * (1 + number) / (CROWDS + 1), fresh.run(CROWD_BLOCKS)) for number in range(CROWDS)]
-    rate = HOUR_REQUESTS / HOUR_SECONDS / TURNS / (1 + CROWDS * CROWD_SECONDS / HOUR_SECONDS)
+    rate = HOUR_REQUESTS / HOUR_SECONDS / TURNS
     for number, at in enumerate(arrivals(random_, lambda _: rate, rate, into.until)):
-        chat(into, random_, at, Prompt(fresh, random_.choice(prefixes)), f"c{number}")
-    for begin, crowd in crowds:
-        for at in arrivals(random_, lambda _: rate, rate, CROWD_SECONDS):
-            chat(into, random_, begin + at, Prompt(fresh, crowd), f"crowd {begin + at}")
+        prefix = random_.choice(prefixes)
+        for begin, crowd in crowds:
+            if begin <= at < begin + CROWD_SECONDS and random_.random() < 0.5:
+                prefix = crowd
+        chat(into, random_, at, Prompt(fresh, prefix), f"c{number}")
     return into.first()

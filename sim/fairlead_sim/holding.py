@@ -1,0 +1,95 @@
+"""Requests that one gateway keeps before engines, for presets that bind late: assigned at once, sent when the engine can begin.
+
+An engine is given the next request, the first in the preset's order, when nothing that this gateway sent there waits for its first
+token any more. While any are kept, the preset is asked now and then whether some had better wait elsewhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+EVERY_SECONDS: Final = 0.25
+"""How often a preset is asked about moves."""
+
+
+class LateBinding(Protocol):
+    """What a router of such a preset offers (``ModelRouter``)."""
+
+    def order(self, request_id: str) -> tuple[float, float, str]:
+        """Of requests held for one instance the smallest goes first."""
+        ...
+
+    def rebalance(self, held: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
+        """Moves (request, instance); they count there from now on."""
+        ...
+
+
+class Holding:
+    """``send`` lets a request go (request, instance, time); ``later`` calls back at a time."""
+
+    def __init__(
+        self,
+        router: LateBinding,
+        send: Callable[[str, str, float], None],
+        later: Callable[[float, Callable[[float], None]], None],
+    ) -> None:
+        self._router = router
+        self._send = send
+        self._later = later
+        self._held: dict[str, dict[str, None]] = {}
+        self._sent: dict[str, dict[str, None]] = {}  # without a first token, by instance
+        self._where: dict[str, str] = {}  # of both
+        self._asking = False
+
+    def assigned(self, request_id: str, instance: str, now: float) -> bool:
+        """Whether the request is to be sent at once; else it is kept."""
+        self._where[request_id] = instance
+        if not self._sent.get(instance) and not self._held.get(instance):
+            self._sent.setdefault(instance, {})[request_id] = None
+            return True
+        self._held.setdefault(instance, {})[request_id] = None
+        if not self._asking:
+            self._asking = True
+            self._later(now + EVERY_SECONDS, self._rebalance)
+        return False
+
+    def begun(self, request_id: str, now: float) -> None:
+        """Its first token came, or it is not there any more: the next may go."""
+        instance = self._where.pop(request_id, None)
+        if instance is None:
+            return
+        self._held.get(instance, {}).pop(request_id, None)
+        self._sent.get(instance, {}).pop(request_id, None)
+        self._release(instance, now)
+
+    def left(self, live: Sequence[str]) -> list[str]:
+        """Forget instances that are not among these; the requests that were kept for them."""
+        gone = [name for name in self._held if name not in live]
+        kept = [request for name in gone for request in self._held.pop(name)]
+        for request in kept:
+            del self._where[request]
+        return kept
+
+    def kept(self) -> list[str]:
+        """All that is kept, in no order."""
+        return [request for held in self._held.values() for request in held]
+
+    def _release(self, instance: str, now: float) -> None:
+        held = self._held.get(instance)
+        if held and not self._sent.get(instance):
+            first = min(held, key=self._router.order)
+            del held[first]
+            self._sent.setdefault(instance, {})[first] = None
+            self._send(first, instance, now)
+
+    def _rebalance(self, now: float) -> None:
+        held = {name: tuple(ones) for name, ones in self._held.items() if ones}
+        self._asking = bool(held)
+        if not held:
+            return
+        for request_id, to in self._router.rebalance(held, now):
+            del self._held[self._where[request_id]][request_id]
+            self._held.setdefault(to, {})[request_id] = None
+            self._where[request_id] = to
+        for instance in list(self._held):
+            self._release(instance, now)
+        self._later(now + EVERY_SECONDS, self._rebalance)

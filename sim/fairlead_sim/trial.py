@@ -1,0 +1,91 @@
+"""One trial: a preset before a fleet on some traffic, from a seed; what it served, and how much it can carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fairlead.fleet import Model, Objectives
+from fairlead.profile import EngineProfile, preset
+from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.capacity import Judge, Missed, capacity
+from fairlead_sim.course import Course
+from fairlead_sim.figures import TARGET_SECONDS, Bar, Figures, counted, figures
+from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
+from fairlead_sim.script import Happening, play
+from fairlead_sim.served import Served
+from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate
+
+H100: Final = preset("h100-llama8b")
+OBJECTIVES: Final = Objectives(ttft_seconds=TARGET_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """``seed`` draws the names' hashes, so that homes are a draw too. ``script`` is what happens to the fleet meanwhile."""
+
+    preset: str = "dual-hash"
+    profile: EngineProfile = H100
+    engines: int = 8
+    seed: int = 0
+    objectives: Objectives = OBJECTIVES
+    script: tuple[Happening, ...] = ()
+
+    def prompts(self) -> Prompts:
+        """For the requests of one traffic, to be shared by trials of one seed."""
+        return Prompts(TRACE_BLOCK_TOKENS, secret=self._secret, seed=self._model.key.encode())
+
+    def run(self, requests: Sequence[TraceRequest], *, prompts: Prompts | None = None) -> list[Served]:
+        """What became of each request, in the order given."""
+        return self._course(requests, prompts, None)[0]
+
+    def figures(self, requests: Sequence[TraceRequest], *, prompts: Prompts | None = None) -> Figures:
+        """Of the requests that count; ``requests`` by arrival."""
+        served, front = self._course(requests, prompts, None)
+        homed = front.on_home / len(served) if self.preset == "dual-hash" and served else None
+        return figures(counted(served), self.engines, home_share=homed)
+
+    def keeps(self, requests: Sequence[TraceRequest], bar: Bar, *, prompts: Prompts | None = None) -> bool:
+        """Whether the fleet keeps the bar on these requests; an answer of no comes early."""
+        try:
+            return bar.kept(counted(self._course(requests, prompts, Judge(bar, requests))[0]))
+        except Missed:
+            return False
+
+    def capacity(
+        self,
+        requests: Sequence[TraceRequest],
+        *,
+        bar: Bar | None = None,
+        guess: float = 25.0,
+        prompts: Prompts | None = None,
+    ) -> float:
+        """Requests a second, to within 1.5 %."""
+        bar, shared = bar or Bar(), prompts or self.prompts()
+        return capacity(lambda rate: self.keeps(at_rate(requests, rate), bar, prompts=shared), guess)
+
+    def _course(
+        self, requests: Sequence[TraceRequest], prompts: Prompts | None, judge: Judge | None
+    ) -> tuple[list[Served], OneRouter]:
+        names = [f"sim-{index}/0/0" for index in range(self.engines)]
+        model = self._model
+        router = ModelRouter(secret=self._secret, seed=self.seed)
+        router.update(model, instances_of(names, self.profile), 1)
+        shared = prompts or self.prompts()
+        front = OneRouter(router, shared.chain, {}, model, self.profile)
+        course = Course(front, names, self.profile, block_tokens=TRACE_BLOCK_TOKENS, prompts=shared, watch=judge)
+        play(self.script, course)
+        return course.serve(requests), front
+
+    @property
+    def _model(self) -> Model:
+        return Model(NAMESPACE, MODEL, self.objectives, self.preset)
+
+    @property
+    def _secret(self) -> bytes:
+        return f"secret {self.seed}".encode()
+
+
+def seeded(trial: Trial, seed: int) -> Trial:
+    """The same from another seed."""
+    return replace(trial, seed=seed)

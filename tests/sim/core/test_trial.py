@@ -1,0 +1,140 @@
+"""Trials: how much a fleet carries, requests that are held before engines, and what happens to a fleet meanwhile."""
+
+import math
+
+import pytest
+
+from fairlead_sim.capacity import Judge, Missed, capacity
+from fairlead_sim.figures import UNGUARDED, Bar, counted
+from fairlead_sim.holding import EVERY_SECONDS, Holding
+from fairlead_sim.script import Happening, What, scaling
+from fairlead_sim.served import Flight
+from fairlead_sim.traces import TraceRequest, at_rate
+from fairlead_sim.traffic import FAMILIES
+from fairlead_sim.trial import Trial
+
+ENGINE = "sim-{}/0/0"
+
+
+@pytest.mark.parametrize("true", [0.9, 7.0, 25.0, 26.0, 333.0])
+def test_a_capacity_is_found_from_below_and_above_to_within_the_tolerance(true: float) -> None:
+    found = capacity(lambda rate: rate <= true, 25.0, tolerance=0.01)
+    assert found <= true <= found * 1.01
+
+
+def test_a_fleet_that_keeps_nothing_has_no_capacity_and_one_that_keeps_all_is_not_searched_for_ever() -> None:
+    assert capacity(lambda _: False, 25.0) == 0.0
+    assert capacity(lambda _: True, 25.0) > 25.0
+
+
+def request(number: int, at: float) -> TraceRequest:
+    return TraceRequest(f"r{number}", at, 512, 8, (number,), None)
+
+
+@pytest.mark.parametrize("late", [8, 9, 10])
+def test_a_run_is_ended_exactly_when_its_bar_cannot_be_kept_any_more(late: int) -> None:
+    """Of 100 requests 10 warm; of the 90 that count 9 may be late."""
+    requests = [request(number, float(number)) for number in range(100)]
+    judge = Judge(UNGUARDED, requests)
+
+    def look() -> None:
+        for number, one in enumerate(requests):
+            wait = 6.0 if number < 10 or number >= 100 - late else 1.0
+            flight = Flight(one)
+            flight.first = one.arrival + wait
+            judge(flight, flight.first)
+
+    if late > 9:
+        with pytest.raises(Missed):
+            look()
+    else:
+        look()
+
+
+@pytest.mark.parametrize("preset", ["dual-hash", "dualmap", "round-robin"])
+def test_an_answer_that_comes_early_is_the_answer_of_the_whole_run(preset: str) -> None:
+    requests = FAMILIES["agents"](400, seed=1)
+    trial, bar = Trial(preset, engines=3), Bar()
+    answers = set()
+    for rate in (2.0, 12.0, 90.0):
+        scaled = at_rate(requests, rate)
+        answers.add(trial.keeps(scaled, bar))
+        assert trial.keeps(scaled, bar) == bar.kept(counted(trial.run(scaled)))
+    assert answers == {True, False}
+
+
+class Late:
+    """A preset whose order is the id and whose moves are written down beforehand."""
+
+    def __init__(self, *moves: tuple[str, str]) -> None:
+        self.moves = list(moves)
+        self.asked: list[dict[str, tuple[str, ...]]] = []
+
+    def order(self, request_id: str) -> tuple[float, float, str]:
+        return 0.0, 0.0, request_id
+
+    def rebalance(self, held: object, now: float) -> list[tuple[str, str]]:
+        assert isinstance(held, dict)
+        self.asked.append(held)
+        moves, self.moves = self.moves, []
+        return moves
+
+
+def test_an_engine_is_given_the_next_in_order_when_what_it_was_sent_has_begun() -> None:
+    sent: list[tuple[str, str]] = []
+    holding = Holding(Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None)
+    assert holding.assigned("r1", "a", 0.0)
+    assert holding.assigned("r2", "b", 0.0)
+    assert not holding.assigned("r4", "a", 0.1)
+    assert not holding.assigned("r3", "a", 0.2)
+    holding.begun("r2", 0.3)
+    assert sent == []
+    holding.begun("r1", 0.4)
+    assert sent == [("r3", "a")]
+    holding.begun("r4", 0.5)  # its client left while it was held
+    holding.begun("r3", 0.6)
+    assert sent == [("r3", "a")]
+    assert holding.kept() == []
+
+
+def test_moves_are_asked_for_while_anything_is_held_and_an_idle_engine_takes_what_came() -> None:
+    sent: list[tuple[str, str]] = []
+    due = []
+    late = Late(("r2", "b"))
+    holding = Holding(late, lambda one, to, _: sent.append((one, to)), lambda at, act: due.append((at, act)))
+    holding.assigned("r1", "a", 0.0)
+    holding.assigned("r2", "a", 0.0)
+    holding.assigned("r3", "a", 0.0)
+    ((at, act),) = due
+    assert at == EVERY_SECONDS
+    act(at)
+    assert late.asked == [{"a": ("r2", "r3")}]
+    assert sent == [("r2", "b")]
+    assert holding.left(["b"]) == ["r3"]
+    due[1][1](2 * EVERY_SECONDS)
+    assert len(late.asked) == 1  # nothing is held, nobody is asked
+    assert len(due) == 2
+
+
+@pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
+def test_whatever_happens_to_engines_every_request_is_answered_once(preset: str) -> None:
+    requests = at_rate(FAMILIES["tenants"](600, seed=2), 30.0)
+    script = (
+        Happening(3.0, What.LOSE, ENGINE.format(0)),
+        Happening(6.0, What.SLOW, ENGINE.format(1), 3.0),
+        *scaling(4, 6, 8.0, 14.0),
+        Happening(9.0, What.LOSE, ENGINE.format(0)),  # it is gone already
+    )
+    served = Trial(preset, engines=4, script=script).run(requests)
+    assert [one.id for one in served] == [one.id for one in requests]
+    whole = [one for one in served if one.error is None]
+    assert len(whole) > 0.9 * len(requests)
+    assert {ENGINE.format(4), ENGINE.format(5)} <= {one.instance for one in whole}
+    assert all(one.output_tokens > 0 and one.ttft_seconds is not None for one in whole)
+    for one in served:  # who was lost or drained gets nothing more
+        if one.instance == ENGINE.format(0):
+            assert one.arrival <= 3.0
+        if one.instance in (ENGINE.format(4), ENGINE.format(5)) and one.retries == 0:
+            assert one.arrival <= 14.0
+            assert one.arrival + (one.ttft_seconds or math.inf) >= 8.0
+    assert math.isfinite(max(one.finish or 0.0 for one in served))
