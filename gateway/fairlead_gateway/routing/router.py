@@ -85,6 +85,7 @@ class ModelRouter:
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
         self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
+        self._scaled = 1  # what it is the mean of: the estimate, and answers
 
     @property
     def followed(self) -> bool:
@@ -239,7 +240,10 @@ class ModelRouter:
         sent = flight.request.prompt_tokens
         if prompt_tokens and sent >= SCALE_LEAST_TOKENS:
             seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / sent))
-            self._scale += SCALE_PACE * (seen - self._scale)
+            # The mean of the first answers: of several gateways each hears a part of them, and one that does not know yet how long
+            # prompts are takes engines' caches for larger or smaller than they are.
+            self._scaled += 1
+            self._scale += max(SCALE_PACE, 1.0 / self._scaled) * (seen - self._scale)
         place = self._ready.get(flight.tally.instance) if output_tokens else None
         if place is not None and output_tokens:
             self._holdings.occupy(place, self._bytes(output_tokens), self._bytes(place.kv_tokens))

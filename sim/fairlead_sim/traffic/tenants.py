@@ -27,7 +27,7 @@ EXPONENT: Final = 0.8
 BURST: Final = 4.0
 BURST_SECONDS: Final = 30.0
 EVERY_SECONDS: Final = 200.0
-DOCUMENTS: Final = 100
+DOCUMENTS: Final = 30
 KINDS: Final = ("chat", "agent", "rag")
 _EACH: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0}
 """Requests of a session."""
