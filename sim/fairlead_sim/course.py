@@ -178,6 +178,10 @@ class Course:
         self._settle(engine, now)
         engine.core.profile = self._profile.faster(1.0 / factor)
 
+    def flight(self, request_id: str) -> Flight:
+        """A request that has arrived."""
+        return self._flights[request_id]
+
     def flights(self) -> Iterator[Flight]:
         """All requests so far, for those that look whether everything is as it must be."""
         return iter(self._flights.values())

@@ -1,8 +1,8 @@
 """One trial: a preset before a fleet on some traffic, from a seed; what it served, and how much it can carry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from fairlead.fleet import Model, Objectives
 from fairlead.profile import EngineProfile, preset
@@ -11,6 +11,7 @@ from fairlead_sim.capacity import Judge, Missed, capacity
 from fairlead_sim.course import Course
 from fairlead_sim.figures import TARGET_SECONDS, Bar, Figures, counted, figures
 from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
+from fairlead_sim.outside import Outside, Sharing
 from fairlead_sim.script import Happening, play
 from fairlead_sim.served import Served
 from fairlead_sim.trace_prompts import Prompts
@@ -20,9 +21,23 @@ H100: Final = preset("h100-llama8b")
 OBJECTIVES: Final = Objectives(ttft_seconds=TARGET_SECONDS)
 
 
+AT_ONCE: Final = Sharing()
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """Cores of an outside tool: ``core(info, preset, seed)`` makes one (``fairlead_sim.seams``), and each gateway has its own.
+    ``sharing`` None: gateways and engines tell nothing."""
+
+    core: Callable[[Mapping[str, Any], str, int], Any]
+    gateways: int = 1
+    sharing: Sharing | None = AT_ONCE
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """``seed`` draws the names' hashes, so that homes are a draw too. ``script`` is what happens to the fleet meanwhile."""
+    """``seed`` draws the names' hashes, so that homes are a draw too. ``script`` is what happens to the fleet meanwhile. Without a
+    ``seam`` one router sees all that is sent and no event, which is the faster way."""
 
     preset: str = "dual-hash"
     profile: EngineProfile = H100
@@ -30,6 +45,7 @@ class Trial:
     seed: int = 0
     objectives: Objectives = OBJECTIVES
     script: tuple[Happening, ...] = ()
+    seam: Seam | None = None
 
     def prompts(self) -> Prompts:
         """For the requests of one traffic, to be shared by trials of one seed."""
@@ -42,7 +58,9 @@ class Trial:
     def figures(self, requests: Sequence[TraceRequest], *, prompts: Prompts | None = None) -> Figures:
         """Of the requests that count; ``requests`` by arrival."""
         served, front = self._course(requests, prompts, None)
-        homed = front.on_home / len(served) if self.preset == "dual-hash" and served else None
+        homed = None
+        if isinstance(front, OneRouter) and self.preset == "dual-hash" and served:
+            homed = front.on_home / len(served)
         return figures(counted(served), self.engines, home_share=homed)
 
     def keeps(self, requests: Sequence[TraceRequest], bar: Bar, *, prompts: Prompts | None = None) -> bool:
@@ -66,16 +84,42 @@ class Trial:
 
     def _course(
         self, requests: Sequence[TraceRequest], prompts: Prompts | None, judge: Judge | None
-    ) -> tuple[list[Served], OneRouter]:
+    ) -> tuple[list[Served], OneRouter | Outside]:
         names = [f"sim-{index}/0/0" for index in range(self.engines)]
+        shared = prompts or self.prompts()
+        front = self._one(names, shared) if self.seam is None else self._outside(names, self.seam)
+        course = Course(
+            front,
+            names,
+            self.profile,
+            block_tokens=TRACE_BLOCK_TOKENS,
+            events=self.seam is not None and self.seam.sharing is not None,
+            prompts=shared,
+            watch=judge,
+        )
+        play(self.script, course)
+        return course.serve(requests), front
+
+    def _one(self, names: list[str], prompts: Prompts) -> OneRouter:
         model = self._model
         router = ModelRouter(secret=self._secret, seed=self.seed)
         router.update(model, instances_of(names, self.profile), 1)
-        shared = prompts or self.prompts()
-        front = OneRouter(router, shared.chain, {}, model, self.profile)
-        course = Course(front, names, self.profile, block_tokens=TRACE_BLOCK_TOKENS, prompts=shared, watch=judge)
-        play(self.script, course)
-        return course.serve(requests), front
+        return OneRouter(router, prompts.chain, {}, model, self.profile)
+
+    def _outside(self, names: list[str], seam: Seam) -> Outside:
+        profile = self.profile
+        info = {
+            "n": len(names),
+            "live": names,
+            "block_tokens": TRACE_BLOCK_TOKENS,
+            "ttft_slo": self.objectives.ttft_limit(0.0),
+            "prefill_s_per_token": profile.prefill_token_seconds,
+            "kv_tokens": profile.kv_tokens,
+            "max_seqs": profile.max_sequences,
+            "step_tokens": profile.step_tokens,
+        }
+        cores = [seam.core(info, self.preset, self.seed) for _ in range(seam.gateways)]
+        return Outside(cores, names, kv_tokens=profile.kv_tokens, sharing=seam.sharing, seed=self.seed)
 
     @property
     def _model(self) -> Model:
