@@ -60,6 +60,7 @@ ROOMS = (
 )
 ROUTING = (
     "__init__",
+    "glimpses",
     "held",
     "holdings",
     "hotness",

@@ -8,7 +8,8 @@ from typing import Final
 
 from fairlead.fleet import Pull
 from fairlead.profile import EngineProfile
-from fairlead_gateway.routing.ledger import Ledger, Tally
+from fairlead_gateway.routing.glimpses import Glimpses
+from fairlead_gateway.routing.ledger import Tally
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain, block_ends
 from fairlead_gateway.routing.request import RouteRequest
 from fairlead_kvstore.mirror import Matched, PrefixMirror
@@ -121,7 +122,7 @@ class Holdings:
         return 0
 
     def holder(
-        self, found: Matched, prompt: float, rate: float, places: list[Place] | None, ledger: Ledger
+        self, found: Matched, prompt: float, rate: float, places: list[Place] | None, glimpses: Glimpses
     ) -> Place | None:
         """The least busy of those that hold the longest prefix, among ``places`` or (None) all. ``rate`` is tokens of a byte."""
         usable = self._bits if places is None else sum([place.bit for place in places])
@@ -141,7 +142,7 @@ class Holdings:
                 bit = mask & -mask
                 mask ^= bit
                 place = self._by_bit[bit]
-                seconds = ledger.seen(place.tally).backlog_seconds
+                seconds = glimpses.rough(place.tally).backlog_seconds
                 if best is None or seconds < least or (seconds == least and place.id < best.id):
                     best, least = place, seconds
         return best

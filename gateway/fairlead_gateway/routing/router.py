@@ -15,11 +15,12 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
 from fairlead.profile import presets
+from fairlead_gateway.routing.glimpses import Glimpses
 from fairlead_gateway.routing.held import HeldRequests
 from fairlead_gateway.routing.holdings import Holdings, Knows, Place
 from fairlead_gateway.routing.hotness import HotPrefixes
 from fairlead_gateway.routing.index import Told
-from fairlead_gateway.routing.ledger import Flight, InstanceLoad, Ledger, Tally, backlog_of, least_busy
+from fairlead_gateway.routing.ledger import Flight, InstanceLoad, Ledger, Tally
 from fairlead_gateway.routing.pins import Pins
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.presets import dual_hash
@@ -35,9 +36,6 @@ SCALE_PACE: Final = 0.05
 SCALE_MOST: Final = 4.0
 SCALE_LEAST_TOKENS: Final = 64
 """How fast, how far and from which prompts the estimate of tokens follows what engines report."""
-SCAN_MOST: Final = 16
-"""Up to this many instances the least busy one is found by looking at all; beyond, among two drawn by the request's
-id."""
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 _NOBODY: frozenset[str] = frozenset()
 
@@ -65,6 +63,7 @@ class ModelRouter:
         self._hooks = told
         self._told: Told | None = None  # the hooks, while any instance tells what it holds
         self._ledger = Ledger(siblings.rows if siblings is not None else None, load)
+        self._glimpses = Glimpses(self._ledger)
         self._holdings = Holdings(self._limits.mirror_blocks_per_instance, knows)
         self._hot = HotPrefixes()
         self._pins = Pins(self._limits)
@@ -116,6 +115,7 @@ class ModelRouter:
         if weights != self._weights:
             self._homes, self._weights = Homes(weights, secret=self._secret), weights
         self._ledger.keep(weights)
+        self._glimpses.keep(weights)
         self._ready = {
             item.id: self._holdings.place(
                 item.id,
@@ -329,15 +329,17 @@ class ModelRouter:
         self._holdings.hold(place, chain, self._bytes(place.kv_tokens))
 
     def _dual_hash(self, request: RouteRequest, homes: tuple[str, ...], places: list[Place], now: float) -> Decision:
-        ready, ledger = self._ready, self._ledger
+        ready, glimpses = self._ready, self._glimpses
+        glimpses.begin(len(places))
         prompt = request.prompt_tokens * self._scale
         rate = self._scale / _BYTES_PER_TOKEN
         found = self._holdings.matched(request)
         whole = places is self._places
-        holder = self._holdings.holder(found, prompt, rate, None if whole else places, ledger) if found.masks else None
-        loads = ledger.seen_all(self._tallies if whole else [place.tally for place in places])
-        total = backlog_of(loads)
-        least = ready[least_busy(loads if len(loads) <= SCAN_MOST else _drawn(request, loads)).instance]
+        holder = (
+            self._holdings.holder(found, prompt, rate, None if whole else places, glimpses) if found.masks else None
+        )
+        mean, idlest = glimpses.fleet(self._tallies if whole else [place.tally for place in places])
+        least = ready[idlest.instance]
         wanted = [ready[home] for home in homes]
         if holder is not None and holder not in wanted:
             wanted.append(holder)
@@ -350,7 +352,7 @@ class ModelRouter:
             wanted.insert(0, pinned)  # a tie goes to the first
         candidates: list[Candidate] = []
         for place in wanted:
-            load = ledger.seen(place.tally)
+            load = glimpses.look(place.tally)
             hit = min(prompt, found.size(place.bit) * rate)
             candidates.append(
                 Candidate(
@@ -367,6 +369,7 @@ class ModelRouter:
                     place is pinned,
                 )
             )
+        glimpses.end(self._tallies)
         if self._pulling and holder is not None and whole:  # a retry computes what it lacks
             self._offer_pulls(candidates, wanted, holder, prompt)
         limit = self._ttft_limit
@@ -374,7 +377,7 @@ class ModelRouter:
             limit = self._objectives.ttft_limit(prompt)
         decision = dual_hash.choose(
             candidates,
-            mean_backlog_seconds=total / len(places),
+            mean_backlog_seconds=mean,
             objective_seconds=limit,
             hot_epoch=self._hot.epoch,
         )
@@ -441,9 +444,3 @@ class ModelRouter:
         name = self._pins.get(request.pin, now)
         place = None if name is None else self._ready.get(name)
         return place if place is not None and (places is self._places or place in places) else None
-
-
-def _drawn(request: RouteRequest, loads: list[Tally]) -> list[Tally]:
-    """Those among whom the least busy one is looked for where they are many."""
-    digest = xxhash.xxh3_64_intdigest(request.id.encode())
-    return [loads[digest % len(loads)], loads[(digest >> 32) % len(loads)]]

@@ -107,3 +107,41 @@ def test_one_gateway_behind_the_seam_serves_as_the_router_alone_does() -> None:
     behind = Trial(seed=1, seam=Seam(fairlead)).figures(requests)
     assert behind.attainment == pytest.approx(alone.attainment, abs=0.01)
     assert behind.cached_token_share == pytest.approx(alone.cached_token_share, abs=0.02)
+
+
+class Counted:
+    """An endpoint that counts who looks at its load."""
+
+    LOAD = frozenset({*COUNTERS, "held"})
+
+    def __init__(self, endpoint: Any, looked: set[str]) -> None:
+        self._endpoint = endpoint
+        self._looked = looked
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Counted.LOAD:
+            self._looked.add(self._endpoint.id)
+        return getattr(self._endpoint, name)
+
+
+@pytest.mark.parametrize("engines", [17, 64])
+def test_of_many_endpoints_the_default_looks_at_the_load_of_five(engines: int) -> None:
+    """At most, for every pick; and in turn at each of them, since what is remembered makes the mean of the fleet."""
+    looked: list[set[str]] = []
+
+    class Core:
+        def __init__(self, info: Mapping[str, Any], preset: str, seed: int) -> None:
+            self._core = fairlead(info, preset, seed)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._core, name)
+
+        def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
+            looked.append(set())
+            return self._core.pick(request, [Counted(item, looked[-1]) for item in endpoints], now)
+
+    requests = at_rate(FAMILIES["agents"](1_000, seed=4), 6.0 * engines)
+    served = Trial(engines=engines, seam=Seam(Core, 2, Sharing(0.05, 0.2))).run(requests)
+    assert all(one.error is None for one in served)
+    assert max(len(ones) for ones in looked) == 5
+    assert len(set().union(*looked[: 3 * engines])) == engines
