@@ -359,6 +359,24 @@ class Limits:
     link_answer_seconds: float = _limit(5.0, "an engine's answer with a prompt's tokens")
     link_answer_bytes: int = _limit(16 * 1024 * 1024, "such an answer; a token takes some 7 bytes")
     link_refused_seconds: float = _limit(60.0, "until an engine that refused to tell tokens is asked again")
+    link_unproven: int = _limit(
+        8, "prompts in a row whose tokens of our own no engine tells of, until engines are asked instead for a minute"
+    )
+    tokenizing_seconds: float = _limit(
+        10.0, "the tokenizing process answers within this time, a tokenizer's loading included, or it is replaced"
+    )
+    tokenizing_waiting: int = _limit(64, "prompts that wait for that process; further ones are not tokenized there")
+    tokenizing_pause_seconds: float = _limit(
+        60.0, "a file with which it ends waits 1 s, 2 s and so on before the next try, this long at most"
+    )
+    tokenizing_file_bytes: int = _limit(64 * 1024 * 1024, "a tokenizer.json; the large ones have some 20 MB")
+    tokenizing_models: int = _limit(8, "tokenizers that are loaded at once, up to some 200 MB each; the oldest go")
+    tokenizing_kept_tokens: int = _limit(
+        1_048_576, "tokens of the last texts of one tokenizer, 8 bytes each: what follows a known beginning costs less"
+    )
+    tokenizing_memory_bytes: int = _limit(
+        3 * 1024 * 1024 * 1024, "address space of the tokenizing process; beyond it dies and is started anew"
+    )
     link_correction_seconds: float = _limit(0.05, "corrections are gathered this long until the workers are told")
 
     learn_rows: int = _limit(

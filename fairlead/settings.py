@@ -57,8 +57,13 @@ class GatewaySettings:
 
     links: str | None = _setting(
         "how it is learned which tokens a prompt is, where engines tell what they hold: `engine` asks their `/tokenize`, beside the "
-        "request's way and 20 times a second at most; `off` routes without the index",
+        "request's way and 20 times a second at most; `process` tokenizes prompts of text in a process of the gateway and asks "
+        "engines for chats; `off` routes without the index",
         default="engine",
+    )
+    tokenizers: str | None = _setting(
+        "a folder with `NAMESPACE/MODEL/tokenizer.json` of models whose prompts the gateway's process tokenizes. Files are read "
+        "again when they change; nothing is ever downloaded"
     )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",

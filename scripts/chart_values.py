@@ -128,6 +128,14 @@ class Trace(Part):
     sample: Annotated[float, Field(ge=0, le=1)] = _value("share of the requests without a trace context to record", 0)
 
 
+class Tokenizers(Part):
+    claim: str = _value(
+        "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`: prompts of text are then tokenized beside the gateway, where "
+        "engines tell what they hold; give it 200 MB of memory more for each large vocabulary",
+        "",
+    )
+
+
 class Fleet(Part):
     models: list[Free] = _value(
         "models and their engines, as in a fleet file, instead of the cluster's; edits apply without a restart", []
@@ -154,6 +162,7 @@ class Gateway(Placement):
     access_log: bool = _value("write every request to the standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("with the addresses of clients", True)
     trace: Trace = _value("spans", Trace)
+    tokenizers: Tokenizers = _value("tokenizers of models", Tokenizers)
 
 
 class Indexer(Placement):

@@ -12,7 +12,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-IMAGES = ("gateway", "kvstore", "operator", "sim")
+IMAGES = {"gateway": ("gateway", "tokenize"), "kvstore": ("kvstore",), "operator": ("operator",), "sim": ("sim",)}
+"""Image → the extras of pyproject.toml that it has."""
 _PLATFORM = {
     "os_name": "posix",
     "sys_platform": "linux",
@@ -30,8 +31,8 @@ def image_requirements(root: Path) -> dict[str, str]:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     blocks = _blocks((root / "requirements" / "dev.txt").read_text())
     made = {}
-    for image in IMAGES:
-        direct = [*project["dependencies"], *project["optional-dependencies"].get(image, [])]
+    for image, extras in IMAGES.items():
+        direct = [*project["dependencies"], *(one for name in extras for one in project["optional-dependencies"][name])]
         names = _closure(Requirement(line) for line in direct)
         text = "".join(blocks[name] for name in sorted(names & blocks.keys()))
         made[f"requirements/images/{image}.txt"] = (

@@ -91,7 +91,8 @@ def _run(
         reach=Reach(os.environ, clock.now),
         token=settings.manage_token,
         hosts=options.manage_host,
-        links=links_of(settings.links),
+        links=links_of(settings.links, settings.tokenizers),
+        tokenizers=settings.tokenizers or "",
         index_secret=(settings.hash_secret or "").encode(),
         environ=os.environ,
     )

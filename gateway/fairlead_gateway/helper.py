@@ -39,6 +39,7 @@ from fairlead_gateway.standings import standings
 from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.telemetry.parts import series_of
 from fairlead_gateway.tls import Certificate
+from fairlead_gateway.tokenizing.service import Tokenizing
 from fairlead_gateway.watch import Watch
 from fairlead_gateway.wired import logged_of, record_of
 from fairlead_kvstore.truth.changes import Change
@@ -54,7 +55,7 @@ _COUNT_SECONDS = 2.0
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port.
-    ``index_secret`` keys the hashes of an index in Redis, as its indexer's does."""
+    ``tokenizers`` is the folder of tokenizers; ``index_secret`` keys the hashes of an index in Redis, as its indexer's does."""
 
     public: socket.socket
     private: socket.socket
@@ -69,6 +70,7 @@ class Plan:
     token: str | None = None
     hosts: Sequence[str] = ()
     links: Links = Links.ENGINE
+    tokenizers: str = ""
     index_secret: bytes = b""
     environ: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,6 +114,7 @@ class Helper:
             clock=clock,
             limits=limits,
         )
+        self._tokenizing = Tokenizing(clock, limits, plan.environ) if plan.links is Links.PROCESS else None
         self.index = IndexSide(
             workers=lambda: [hand for hand in self.crew.hands if hand.is_ready],
             source=self._source_of_index,
@@ -120,6 +123,8 @@ class Helper:
             clock=clock,
             limits=limits,
             reach=plan.reach,
+            tokenize=self._tokenizing,
+            tokenizers=plan.tokenizers,
         )
         self.beside = Beside(
             fleet=self.crew.fleet,
@@ -197,6 +202,8 @@ class Helper:
             await management.stop()
             await self.learning.stop()
             await self.index.stop()
+            if self._tokenizing is not None:
+                await self._tokenizing.close()
             await self.beside.stop()
 
     # Files ---------------------------------------------------------------------------------------------------------------

@@ -6,22 +6,27 @@ from fairlead.errors import SettingsError
 
 
 class Links(StrEnum):
-    """``engine``: its ``/tokenize`` is asked; token ids need no question. ``off``: there is no index here."""
+    """``engine``: its ``/tokenize`` is asked; token ids need no question. ``process``: prompts of text are tokenized here, where the
+    model's tokenizer lies on this machine, and engines are asked for the rest. ``off``: there is no index here."""
 
     ENGINE = "engine"
+    PROCESS = "process"
     OFF = "off"
 
-    @property
-    def words(self) -> str:
-        """For people."""
-        return "engines are asked for the tokens of prompts" if self is Links.ENGINE else "off"
+
+ENGINE_WORDS = "engines are asked for the tokens of prompts"
 
 
-def links_of(text: str | None) -> Links:
-    """The setting as it was written. Raises SettingsError."""
+def links_of(text: str | None, tokenizers: str | None = None) -> Links:
+    """The setting as it was written; ``tokenizers`` is the folder of tokenizers. Raises SettingsError."""
     try:
-        return Links(text or Links.ENGINE)
+        found = Links(text or Links.ENGINE)
     except ValueError:
         raise SettingsError(
-            f"{text!r} is no way to learn links", field="FAIRLEAD_LINKS", hint="engine or off"
+            f"{text!r} is no way to learn links", field="FAIRLEAD_LINKS", hint="engine, process or off"
         ) from None
+    if found is Links.PROCESS and not tokenizers:
+        raise SettingsError(
+            "prompts cannot be tokenized here without a folder of tokenizers", field="FAIRLEAD_TOKENIZERS"
+        )
+    return found

@@ -22,9 +22,10 @@ from fairlead.tasks import ended
 from fairlead_gateway.channel import encoded
 from fairlead_gateway.channel_messages import Corrected, Given, Seen, SentRow, Want
 from fairlead_gateway.indexing.asking import Asking
+from fairlead_gateway.indexing.here import Here, Tokenize
 from fairlead_gateway.indexing.links import Links
 from fairlead_gateway.indexing.model_index import ModelIndex
-from fairlead_gateway.indexing.tokens import MODELS_PATH, PATH, reaches
+from fairlead_gateway.indexing.tokens import MODELS_PATH, PATH, Asked, reaches
 from fairlead_gateway.management.fetch import get
 from fairlead_gateway.reach import Reach
 from fairlead_gateway.routing.prefix import block_ends
@@ -54,7 +55,8 @@ MakeSource: TypeAlias = "Callable[[Callable[[str, Sequence[Change]], None], Call
 
 
 class IndexSide:
-    """``workers`` are those that serve; ``source`` is made when an engine of the fleet first tells what it holds."""
+    """``workers`` are those that serve; ``source`` is made when an engine of the fleet first tells what it holds. ``tokenize`` is for
+    links by ``process``, with tokenizers in the folder ``tokenizers``."""
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class IndexSide:
         clock: Clock,
         limits: Limits,
         reach: Reach | None,
+        tokenize: Tokenize | None = None,
+        tokenizers: str = "",
     ) -> None:
         self._workers = workers
         self._make_source = source
@@ -74,6 +78,8 @@ class IndexSide:
         self._clock = clock
         self._limits = limits
         self._reach = reach or Reach({}, clock.now)
+        self._tokenize = tokenize
+        self._tokenizers = tokenizers
         self._source: Source | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
@@ -209,12 +215,15 @@ class IndexSide:
             mirror = self._source.mirror(key)
             model = self._models[key] = ModelIndex(key, mirror, secret=self._secret, limits=self._limits)
             learn = partial(self._learn, key)
-            self._asking[key] = Asking(self._post, learn, self._clock, self._limits)
+            here = None
+            if self._how is Links.PROCESS and self._tokenize is not None:
+                here = Here(self._tokenize, self._tokenizers, key, self._clock, self._limits)
+            self._asking[key] = Asking(self._post, learn, self._clock, self._limits, here)
         return model
 
     def _learned_how(self, key: str) -> str:
         asking = self._asking.get(key)
-        return self._how.words if asking is None or not asking.problem else f"{self._how.words}; {asking.problem}"
+        return "off" if asking is None else asking.how
 
     def _changed(self, model_key: str, changes: Sequence[Change]) -> None:
         model = self._model(model_key)
@@ -231,16 +240,24 @@ class IndexSide:
             self._wake.set()
 
     def _learn(
-        self, key: str, row: SentRow, tokens: Sequence[int], salt: str | None, adapter: str | None, text: bytes
-    ) -> bool:
+        self, key: str, row: SentRow, tokens: Sequence[int], asked: Asked, adapter: str | None, *, doubted: bool
+    ) -> int | None:
         model = self._models.get(key)
         if model is None:
-            return True
+            return 0
         hashes = array("Q", row.hashes)
         ends = block_ends(len(hashes))
-        exact = reaches(text, ends) if text else None
-        bridge = model.bridge
-        done = bridge.learn(hashes, ends, tokens, size=row.size, salt=salt, adapter=adapter, reaches=exact)
+        exact = reaches(asked.text, ends) if asked.text else None
+        done = model.bridge.learn(
+            hashes,
+            ends,
+            tokens,
+            size=row.size,
+            salt=asked.salt,
+            adapter=adapter,
+            reaches=exact,
+            doubted=doubted,
+        )
         self._busy.add(key)
         self._wake.set()
         return done

@@ -20,7 +20,9 @@ MODELS_PATH: Final = "/v1/models"
 _NOT_TEXT: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')
 
 
-class _Chat(msgspec.Struct):
+class _Templated(msgspec.Struct, kw_only=True):
+    """What of a chat goes through the engine's template: passed on as it is."""
+
     messages: Raw
     tools: Raw | UnsetType = UNSET
     chat_template: Raw | UnsetType = UNSET
@@ -28,9 +30,13 @@ class _Chat(msgspec.Struct):
     add_generation_prompt: Raw | UnsetType = UNSET
     continue_final_message: Raw | UnsetType = UNSET
     add_special_tokens: Raw | UnsetType = UNSET
+
+
+class _Chat(_Templated, kw_only=True):
     cache_salt: str | None = None
     documents: Raw | UnsetType = UNSET
     reasoning_effort: Raw | UnsetType = UNSET
+    truncate_prompt_tokens: Raw | UnsetType = UNSET
     kv_transfer_params: Raw | UnsetType = UNSET
 
 
@@ -39,19 +45,13 @@ class _Completion(msgspec.Struct):
     add_special_tokens: Raw | UnsetType = UNSET
     cache_salt: str | None = None
     suffix: Raw | UnsetType = UNSET
+    truncate_prompt_tokens: Raw | UnsetType = UNSET
     prompt_embeds: Raw | UnsetType = UNSET
     kv_transfer_params: Raw | UnsetType = UNSET
 
 
-class _ChatQuestion(msgspec.Struct):
+class _ChatQuestion(_Templated, kw_only=True):
     model: str
-    messages: Raw
-    tools: Raw | UnsetType = UNSET
-    chat_template: Raw | UnsetType = UNSET
-    chat_template_kwargs: Raw | UnsetType = UNSET
-    add_generation_prompt: Raw | UnsetType = UNSET
-    continue_final_message: Raw | UnsetType = UNSET
-    add_special_tokens: Raw | UnsetType = UNSET
 
 
 class _TextQuestion(msgspec.Struct):
@@ -76,12 +76,15 @@ class _Cards(msgspec.Struct):
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A prompt as far as it is understood: a ``question`` for an engine, or its ``tokens`` already, in which case ``text`` is what
-    stands between the brackets. ``salt``: the cache salt."""
+    stands between the brackets. ``salt``: the cache salt. ``prompt``: of a prompt of text its JSON string, and whether ``special``
+    tokens go around it."""
 
     question: bytes | None
     tokens: tuple[int, ...] = ()
     text: bytes = b""
     salt: str | None = None
+    prompt: bytes | None = None
+    special: bool = True
 
 
 _CHATS: Final = msgspec.json.Decoder(_Chat)
@@ -127,27 +130,28 @@ def reaches(text: bytes, ends: Sequence[int]) -> list[int]:
 
 
 def _chat(chat: _Chat, model: str) -> Asked | None:
-    if not (chat.documents is chat.reasoning_effort is chat.kv_transfer_params is UNSET):
+    unknown = (chat.documents, chat.reasoning_effort, chat.truncate_prompt_tokens, chat.kv_transfer_params)
+    if any(one is not UNSET for one in unknown):
         return None
     if _NOT_TEXT.search(bytes(chat.messages)):
         return None
-    question = _ChatQuestion(
-        model,
-        chat.messages,
-        chat.tools,
-        chat.chat_template,
-        chat.chat_template_kwargs,
-        chat.add_generation_prompt,
-        chat.continue_final_message,
-        chat.add_special_tokens,
-    )
+    passed = {name: getattr(chat, name) for name in _Templated.__struct_fields__}
+    question = _ChatQuestion(model=model, **passed)
     return Asked(_encode(question), salt=chat.cache_salt or None)
 
 
 def _completion(completion: _Completion, model: str) -> Asked | None:
-    if not (completion.suffix is completion.prompt_embeds is completion.kv_transfer_params is UNSET):
+    unknown = (
+        completion.suffix,
+        completion.truncate_prompt_tokens,
+        completion.prompt_embeds,
+        completion.kv_transfer_params,
+    )
+    if any(one is not UNSET for one in unknown):
         return None
     prompt, salt = bytes(completion.prompt), completion.cache_salt or None
     if prompt[:1] == b'"':
-        return Asked(_encode(_TextQuestion(model, completion.prompt, completion.add_special_tokens)), salt=salt)
+        question = _encode(_TextQuestion(model, completion.prompt, completion.add_special_tokens))
+        special = completion.add_special_tokens
+        return Asked(question, salt=salt, prompt=prompt, special=special is UNSET or bytes(special) == b"true")
     return Asked(None, tuple(_IDS.decode(prompt)), prompt[1:-1], salt)

@@ -189,18 +189,23 @@ class Bridge:
         salt: str | None = None,
         adapter: str | None = None,
         reaches: Sequence[int] | None = None,
-    ) -> bool:
-        """A prompt's byte blocks and its tokens; False when no engine's block size is known yet.
+        doubted: bool = False,
+    ) -> int | None:
+        """A prompt's byte blocks and its tokens; how many whole blocks these are, None when no engine's block size is known yet.
 
         Equal tokens under another cache salt or another LoRA adapter are other blocks: both are those that the engine computes with.
+        ``doubted``: the tokens are no engine's word. Then nothing is linked (None) until an engine holds the last of the blocks,
+        which the chain makes a proof of all of them.
         """
         root = identity.root(self._key, adapter, secret=self._secret)
         block_size = self._size_of(root, tokens, salt)
         if block_size is None:
-            return False
+            return None
         owns = _owns(root, tokens, block_size, salt)
+        if doubted and owns and not self.mirror.holders(owns[-1]):
+            return None
         self.link(hashes, ends, owns, size=size, tokens=len(tokens), block_size=block_size, reaches=reaches)
-        return True
+        return len(owns)
 
     def link(
         self,

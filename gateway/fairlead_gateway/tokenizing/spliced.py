@@ -1,0 +1,168 @@
+"""The tokens of a text whose beginning was tokenized before: only what is new is tokenized, where that can be shown to be the same.
+
+A turn of a conversation repeats all turns before it, so most of its text has known tokens. But the tokens of a text are not those of
+its parts: pieces are merged across any cut. What helps is that tokenizers come into step again: begun somewhere in a text, they make
+other tokens for a few characters and then those that they make from the start. So the text is tokenized from a token's end that lies
+``BACK`` characters before the end of the known part, and what comes out is held against what is known:
+
+    known     … | tokens of the known part ........................ | end of the known part
+    new                    | tokens from the cut on ............................................... |
+                                 | ← same pieces, same ends → | ``MARGIN`` |
+                                 ^ here the two are joined
+
+The two are joined at the start of the longest run of equal tokens that ends ``MARGIN`` before the end of the known part, since what
+follows a text may change its last tokens (a pre-tokenizer's look ahead, the first half of a special token); and only where this run
+covers ``AGREED`` characters. Otherwise the text is tokenized whole. That is no proof for every tokenizer there may be, so of
+``AUDIT`` texts that were joined one is tokenized whole as well, and a single difference ends joining for this tokenizer.
+
+The idea of a cache from prefixes of text to tokens is llm-d's (its tokenization prefix store), which keeps whole tokens of each block
+of text and counts what is near its end as unknown; what is changed is that the end is tokenized and that the join is checked.
+
+**Memory.** Of a text its tokens (4 bytes), their ends (4 bytes) and a hash of each ``BLOCK`` characters are kept, not the text.
+Beyond the room the texts that were used least lately go.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+BLOCK: Final = 1_024
+BACK: Final = 768
+MARGIN: Final = 128
+AGREED: Final = 256
+AUDIT: Final = 64
+
+Encode = Callable[[str], tuple[Sequence[int], Sequence[int]]]
+"""A text → its tokens without special ones at its ends, and where each ends in it, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A text that was tokenized: the hashes of its blocks, its tokens, and their ends."""
+
+    digests: tuple[bytes, ...]
+    tokens: "array[int]"
+    ends: "array[int]"
+
+
+class Spliced:
+    """The texts that one tokenizer was asked for. ``most_tokens`` of all of them are kept."""
+
+    def __init__(self, encode: Encode, *, most_tokens: int) -> None:
+        self._encode = encode
+        self._most = most_tokens
+        self._texts: OrderedDict[int, _Known] = OrderedDict()
+        self._blocks: dict[bytes, int] = {}
+        self._next = 0
+        self.kept = 0
+        self.joined = 0
+        self.whole = 0
+        self.wrong = 0
+
+    def tokens(self, text: str) -> "array[int]":
+        """The text's tokens, without special ones at its ends."""
+        digests = _digests(text)
+        found = self._joined(text, digests) if not self.wrong else None
+        if found is None:
+            self.whole += 1
+            found = self._whole(text)
+        else:
+            self.joined += 1
+            if self.joined % AUDIT == 1:
+                found = self._audited(text, found)
+        self._keep(digests, *found)
+        return found[0]
+
+    def _whole(self, text: str) -> "tuple[array[int], array[int]]":
+        tokens, ends = self._encode(text)
+        return array("I", tokens), array("I", ends)
+
+    def _audited(self, text: str, joined: "tuple[array[int], array[int]]") -> "tuple[array[int], array[int]]":
+        whole = self._whole(text)
+        if whole[0] != joined[0]:
+            self.wrong += 1
+            self._texts.clear()
+            self._blocks.clear()
+            self.kept = 0
+        return whole
+
+    def _joined(self, text: str, digests: Sequence[bytes]) -> "tuple[array[int], array[int]] | None":
+        """None where nothing is known of its beginning, or where the two do not come into step."""
+        shared, number = 0, -1
+        for count, digest in enumerate(digests, 1):
+            at = self._blocks.get(digest)
+            if at is None:
+                break
+            shared, number = count * BLOCK, at
+        if number < 0:
+            return None
+        known = self._texts[number]
+        self._texts.move_to_end(number)
+        return join(known.tokens, known.ends, shared, text, self._encode)
+
+    def _keep(self, digests: Sequence[bytes], tokens: "array[int]", ends: "array[int]") -> None:
+        if self.wrong or not digests or len(tokens) > self._most:
+            return
+        last = self._blocks.get(digests[-1])
+        if last is not None and len(self._texts[last].tokens) >= len(tokens):
+            return  # it would say nothing that is not known
+        number, self._next = self._next, self._next + 1
+        self._texts[number] = _Known(tuple(digests), tokens, ends)
+        self._blocks.update(dict.fromkeys(digests, number))
+        self.kept += len(tokens)
+        while self.kept > self._most:
+            oldest, gone = self._texts.popitem(last=False)
+            self.kept -= len(gone.tokens)
+            for digest in gone.digests:
+                if self._blocks.get(digest) == oldest:
+                    del self._blocks[digest]
+
+
+def join(
+    tokens: Sequence[int], ends: Sequence[int], shared: int, text: str, encode: Encode
+) -> "tuple[array[int], array[int]] | None":
+    """The tokens and ends of ``text``, whose first ``shared`` characters are also those of the text with these; None where tokenizing
+    from a cut does not come into step with them."""
+    last = shared - MARGIN
+    cut_at = _before(ends, shared - BACK)
+    if not cut_at:
+        return None
+    cut = ends[cut_at - 1]
+    new, places = encode(text[cut:])
+    left, right = _before(ends, last), _before(places, last - cut)
+    begin = ends[left - 1] if left else 0
+    while left > cut_at and right and tokens[left - 1] == new[right - 1] and ends[left - 1] == places[right - 1] + cut:
+        left -= 1
+        right -= 1
+    if begin - ends[left - 1] < AGREED:
+        return None
+    return (
+        array("I", [*tokens[:left], *new[right:]]),
+        array("I", [*ends[:left], *(end + cut for end in places[right:])]),
+    )
+
+
+def _before(ends: Sequence[int], place: int) -> int:
+    """How many of these ascending ends are at or before a place."""
+    low, high = 0, len(ends)
+    while low < high:
+        middle = (low + high) >> 1
+        if ends[middle] <= place:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _digests(text: str) -> list[bytes]:
+    """A chained hash for each whole block of characters from the start."""
+    found: list[bytes] = []
+    before = b""
+    for start in range(0, len(text) - BLOCK + 1, BLOCK):
+        piece = text[start : start + BLOCK].encode("utf-8", "surrogatepass")
+        before = blake2b(before + piece, digest_size=16).digest()
+        found.append(before)
+    return found
