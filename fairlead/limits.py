@@ -362,6 +362,16 @@ class Limits:
     link_unproven: int = _limit(
         8, "prompts in a row whose tokens of our own no engine tells of, until engines are asked instead for a minute"
     )
+    link_kept_lessons: int = _limit(
+        1_024, "prompts of one model whose links lie in Redis, 1 to 10 KB each; the oldest go"
+    )
+    link_kept_bytes: int = _limit(
+        65_536,
+        "one of them, and what is believed of one: some 130,000 tokens in blocks of 16; longer prompts are not kept",
+    )
+    link_kept_waiting: int = _limit(256, "prompts that were learned and wait to be written there; the oldest go")
+    link_kept_seconds: float = _limit(2.0, "links are written there, and those of other gateways read, this often")
+    link_kept_day_seconds: float = _limit(86_400.0, "until the links of a model of which nobody learns go from Redis")
     tokenizing_seconds: float = _limit(
         10.0, "the tokenizing process answers within this time, a tokenizer's loading included, or it is replaced"
     )

@@ -46,6 +46,8 @@ from fairlead_kvstore.truth.changes import Change
 
 if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
     from fairlead_gateway.indexing.source import Source
+    from fairlead_kvstore.links.kept import KeptLinks
+    from fairlead_kvstore.links.lesson import Lesson
 
 _log = logging.getLogger("fairlead.gateway")
 _NOTES_SECONDS = 0.2
@@ -125,6 +127,7 @@ class Helper:
             reach=plan.reach,
             tokenize=self._tokenizing,
             tokenizers=plan.tokenizers,
+            keep=self._links_kept if plan.redis is not None and plan.index_secret else None,
         )
         self.beside = Beside(
             fleet=self.crew.fleet,
@@ -314,6 +317,14 @@ class Helper:
         if link is not None:
             return RedisSource(link, on_changes, on_reload, self._clock, self._limits)
         return LocalSource(on_changes, self._clock, self._limits, secret=plan.secret, environ=plan.environ)
+
+    def _links_kept(self, learned: "Callable[[str, Lesson], None]") -> "KeptLinks":
+        """Of gateways that hash alike: without a secret that they share each one's links mean nothing to the others."""
+        from fairlead_kvstore.links.kept import KeptLinks
+
+        plan, link = self._plan, self.beside.link
+        assert link is not None
+        return KeptLinks(link, plan.gateway_id, learned, secret=plan.index_secret, limits=self._limits)
 
     # The management port's view ------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from fairlead_kvstore.exchange.peers import Peers
 from fairlead_kvstore.exchange.records import Batch, Load, Sent
 from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.links.bridge import Bridge
+from fairlead_kvstore.links.lesson import guessed
 from fairlead_kvstore.truth import changes as said
 from fairlead_kvstore.truth.tiers import Tier
 from fairlead_sim.blocks import Cleared, KvEvent, Removed, Stored
@@ -324,12 +325,14 @@ class _Gateway:
         self._flying[request.id] = (chosen, chain.tail)
         self.bridge.sent(chosen, chain.tail, chain.hashes, now, ends_told=True)
         self.bridge.link(
-            chain.hashes,
-            chain.ends,
-            trace_keys(request.blocks, request.prompt_tokens, block_tokens),
-            size=request.prompt_tokens * BYTES_PER_TOKEN,
-            tokens=request.prompt_tokens,
-            block_size=block_tokens,
+            guessed(
+                chain.hashes,
+                chain.ends,
+                trace_keys(request.blocks, request.prompt_tokens, block_tokens),
+                size=request.prompt_tokens * BYTES_PER_TOKEN,
+                tokens=request.prompt_tokens,
+                block_size=block_tokens,
+            )
         )
 
     # --- telling and hearing --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fairlead.limits import Limits
@@ -43,9 +43,19 @@ class _Answer(NamedTuple):
 
 
 class ModelIndex:
-    """``mirror`` is what engines told of the model ``key``. Times are monotonic seconds."""
+    """``mirror`` is what engines told of the model ``key``. Times are monotonic seconds.
+    ``on_relearn`` hears when links are wrong."""
 
-    def __init__(self, key: str, mirror: Mirror, *, secret: bytes, limits: Limits) -> None:
+    def __init__(
+        self,
+        key: str,
+        mirror: Mirror,
+        *,
+        secret: bytes,
+        limits: Limits,
+        on_relearn: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_relearn = on_relearn
         self.bridge = Bridge(key, mirror, secret=secret, limits=limits)
         self._most = limits.link_flights
         self._census_seconds = limits.index_census_seconds
@@ -222,3 +232,4 @@ class ModelIndex:
         out = sum(drift.quarantined for drift in self._drifts.values())
         if len(self._drifts) > 1 and out > _HALF * len(self._drifts):
             self.bridge.forget_links()
+            self._on_relearn()

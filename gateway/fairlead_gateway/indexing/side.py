@@ -9,7 +9,7 @@ Nothing waits for it. What does not reach a worker is told to all of them anew a
 
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -30,6 +30,7 @@ from fairlead_gateway.management.fetch import get
 from fairlead_gateway.reach import Reach
 from fairlead_gateway.routing.prefix import block_ends
 from fairlead_gateway.telemetry.index import ModelLook
+from fairlead_kvstore.links.lesson import Lesson
 from fairlead_kvstore.truth.changes import Change
 
 if TYPE_CHECKING:  # what reads engines is loaded when one tells what it holds
@@ -54,9 +55,47 @@ MakeSource: TypeAlias = "Callable[[Callable[[str, Sequence[Change]], None], Call
 """From what hears of changes of a model, and what hears that its mirror is another now, to a source."""
 
 
+class Keeper(Protocol):
+    """As ``links.kept.KeptLinks``."""
+
+    @property
+    def taken(self) -> Mapping[str, int]:
+        """Prompts of each model that were learned elsewhere."""
+        ...
+
+    @property
+    def unreadable(self) -> int:
+        """Entries that nobody could have written so."""
+        ...
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        ...
+
+    def follow(self, models: Iterable[str]) -> None:
+        """Keep the links of these models."""
+        ...
+
+    def offer(self, model: str, lesson: Lesson, block_size: int) -> None:
+        """A prompt was learned here."""
+        ...
+
+    def forget(self, model: str) -> None:
+        """What was learned is wrong."""
+        ...
+
+    async def stop(self) -> None:
+        """Write what waits and end."""
+        ...
+
+
+MakeKeeper: TypeAlias = Callable[[Callable[[str, Lesson], None]], Keeper]
+"""From what takes lessons of others to what keeps ours."""
+
+
 class IndexSide:
     """``workers`` are those that serve; ``source`` is made when an engine of the fleet first tells what it holds. ``tokenize`` is for
-    links by ``process``, with tokenizers in the folder ``tokenizers``."""
+    links by ``process``, with tokenizers in the folder ``tokenizers``; ``keep`` makes what keeps links for whoever starts later."""
 
     def __init__(
         self,
@@ -70,6 +109,7 @@ class IndexSide:
         reach: Reach | None,
         tokenize: Tokenize | None = None,
         tokenizers: str = "",
+        keep: MakeKeeper | None = None,
     ) -> None:
         self._workers = workers
         self._make_source = source
@@ -80,6 +120,8 @@ class IndexSide:
         self._reach = reach or Reach({}, clock.now)
         self._tokenize = tokenize
         self._tokenizers = tokenizers
+        self._make_keeper = keep
+        self._keeper: Keeper | None = None
         self._source: Source | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
@@ -104,6 +146,9 @@ class IndexSide:
         await ended(task)
         for asking in self._asking.values():
             asking.close()
+        if self._keeper is not None:
+            await self._keeper.stop()
+            self._keeper = None
         if self._source is not None:
             await self._source.close()
             self._source = None
@@ -115,8 +160,13 @@ class IndexSide:
         telling = any(one.kv_events is not None for one in self._instances.values())
         if self._source is None and telling and self._task is not None and self._how is not Links.OFF:
             self._source = self._make_source(self._changed, self._reloaded)
+            if self._make_keeper is not None:
+                self._keeper = self._make_keeper(self._taken)
+                self._keeper.start()
         if self._source is not None:
             self._source.fleet(fleet)
+        if self._keeper is not None:
+            self._keeper.follow(key for key, ones in fleet.instances.items() if any(one.kv_events for one in ones))
         for gone in self._models.keys() - fleet.models.keys():
             del self._models[gone]
             asking = self._asking.pop(gone, None)
@@ -199,6 +249,10 @@ class IndexSide:
         if self._source is None:
             return []
         found = self._source.notes()
+        if self._keeper is not None and self._keeper.unreadable:
+            found.append(
+                f"{self._keeper.unreadable} entries of links in Redis were passed over: damaged, or another secret's"
+            )
         for key, model in self._models.items():
             out = [one for one in model.quarantined() if one in self._instances]
             if out:
@@ -213,7 +267,9 @@ class IndexSide:
         model = self._models.get(key)
         if model is None and self._source is not None and key in self._fleet.models:
             mirror = self._source.mirror(key)
-            model = self._models[key] = ModelIndex(key, mirror, secret=self._secret, limits=self._limits)
+            model = self._models[key] = ModelIndex(
+                key, mirror, secret=self._secret, limits=self._limits, on_relearn=partial(self._relearned, key)
+            )
             learn = partial(self._learn, key)
             here = None
             if self._how is Links.PROCESS and self._tokenize is not None:
@@ -222,8 +278,22 @@ class IndexSide:
         return model
 
     def _learned_how(self, key: str) -> str:
-        asking = self._asking.get(key)
-        return "off" if asking is None else asking.how
+        asking, keeper = self._asking.get(key), self._keeper
+        words = "off" if asking is None else asking.how
+        taken = 0 if keeper is None else keeper.taken.get(key, 0)
+        return f"{words}; {taken} prompts were learned by other gateways or before" if taken else words
+
+    def _relearned(self, key: str) -> None:
+        if self._keeper is not None:
+            self._keeper.forget(key)
+
+    def _taken(self, key: str, lesson: Lesson) -> None:
+        """Learned by another gateway, or before this one started."""
+        model = self._model(key)
+        if model is not None:
+            model.bridge.link(lesson)
+            self._busy.add(key)
+            self._wake.set()
 
     def _changed(self, model_key: str, changes: Sequence[Change]) -> None:
         model = self._model(model_key)
@@ -258,6 +328,10 @@ class IndexSide:
             reaches=exact,
             doubted=doubted,
         )
+        if done and self._keeper is not None and model.bridge.block_size is not None:
+            lesson = model.bridge.table.lesson(hashes)
+            if lesson is not None:
+                self._keeper.offer(key, lesson, model.bridge.block_size)
         self._busy.add(key)
         self._wake.set()
         return done

@@ -27,6 +27,7 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead_kvstore.index.victims import Recent
 from fairlead_kvstore.links.flying import Flying
+from fairlead_kvstore.links.lesson import Lesson, counted, guessed
 from fairlead_kvstore.links.table import LinkTable
 from fairlead_kvstore.truth import identity
 from fairlead_kvstore.truth.changes import Change, Cleared, Gone, Removed, Stored
@@ -204,23 +205,17 @@ class Bridge:
         owns = _owns(root, tokens, block_size, salt)
         if doubted and owns and not self.mirror.holders(owns[-1]):
             return None
-        self.link(hashes, ends, owns, size=size, tokens=len(tokens), block_size=block_size, reaches=reaches)
+        self.recent.add(owns, self._latest)  # a prompt is learned a moment after it was sent
+        self.link(
+            guessed(hashes, ends, owns, size=size, tokens=len(tokens), block_size=block_size)
+            if reaches is None
+            else counted(hashes, owns, reaches, block_size=block_size)
+        )
         return len(owns)
 
-    def link(
-        self,
-        hashes: Sequence[int],
-        ends: Sequence[int],
-        owns: Sequence[int],
-        *,
-        size: int,
-        tokens: int,
-        block_size: int,
-        reaches: Sequence[int] | None = None,
-    ) -> None:
-        """The same from own hashes."""
-        self.recent.add(owns, self._latest)  # a prompt is learned a moment after it was sent
-        changed = self.table.learn(hashes, ends, owns, size=size, tokens=tokens, block_size=block_size, reaches=reaches)
+    def link(self, lesson: Lesson) -> None:
+        """The same from own hashes, of a prompt that nobody here need have sent."""
+        changed = self.table.learn(lesson)
         if changed:
             for instance in self.mirror.instances():
                 self._place(instance).doubted.update(changed)

@@ -6,7 +6,7 @@ last token block that lies wholly before that byte block's end. The prefix of te
 
 **Where a byte prefix ends in tokens is not known, only where the prompt does.** Chat templates put text before, between and behind
 messages, JSON spells characters with one byte or six, and a tokenizer's pieces are of any length. So a link starts as a guess:
-the prefix's share of the bytes is its share of the tokens, less ``GUESS_SHARE`` and a few tokens. The guess is then
+the prefix's share of the bytes is its share of the tokens, less ``lesson.GUESS_SHARE`` and a few tokens. The guess is then
 held against every prompt that is learned later: two prompts that begin with the same bytes have the same tokens *there*, so a link
 is right only if the two chains agree at its depth. Where they do not, it is lowered to the longest prefix that they share. Nothing
 ever raises a link, so it moves at most ``depth`` times and comes to rest; and what is left holds for each pair of prompts seen:
@@ -15,7 +15,7 @@ ever raises a link, so it moves at most ``depth`` times and comes to rest; and w
 
 A link that is too shallow credits text that is held a little less far than it says; the credit in tokens is still what is held. A
 link that is too deep asks for tokens that another continuation does not have, and loses a hit until that continuation is learned.
-Token ids as a prompt have no such doubt: their text is cut at commas, and ``reaches`` says exactly how many lie before each end.
+Token ids as a prompt have no such doubt: their text is cut at commas, and ``lesson.counted`` says how many lie before each end.
 
 **Memory.** The own chains are arrays that the links of one prompt share. A longer prompt that goes on from a known one takes its
 links over, so a conversation keeps one array, not one a turn. Links are forgotten least recently used first; a use touches the end of
@@ -25,11 +25,8 @@ a prompt before its head, so what is left is always whole from the start.
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Final
 
-GUESS_SHARE: Final = 0.05
-GUESS_TOKENS: Final = 4.0
-"""What a guess leaves out of a prefix's share of the tokens: a share of it, and the frame that templates put around every message."""
+from fairlead_kvstore.links.lesson import Lesson
 
 
 class _Owns:
@@ -109,6 +106,14 @@ class LinkTable:
         """The byte blocks that are linked to an own hash."""
         return self._by_own.get(own, ())
 
+    def lesson(self, hashes: Sequence[int]) -> Lesson | None:
+        """What is known of a prompt, all of whose blocks are linked; None where one is not."""
+        links = [self._links.get(digest) for digest in hashes]
+        if not links or None in links:
+            return None
+        depths = [link.depth for link in links if link is not None]
+        return Lesson(hashes, self.owns_of(hashes[-1]), depths)
+
     def chain(self, digest: int) -> list[int]:
         """The byte blocks from the prompt's start to this one; empty where one of them is not known any more."""
         found: list[int] = []
@@ -135,35 +140,19 @@ class LinkTable:
             if digest in links:
                 links.move_to_end(digest)
 
-    def learn(
-        self,
-        hashes: Sequence[int],
-        ends: Sequence[int],
-        owns: Sequence[int],
-        *,
-        size: int,
-        tokens: int,
-        block_size: int,
-        reaches: Sequence[int] | None = None,
-    ) -> list[int]:
-        """Both chains of one prompt; the byte blocks whose link is new or another now.
-
-        ``hashes`` end at ``ends`` of its ``size`` bytes, ``owns`` are its whole blocks of ``block_size`` among ``tokens``.
-        ``reaches``: how many tokens lie wholly before each end, where that is known exactly.
-        """
-        if not hashes or size <= 0:
-            return []
+    def learn(self, lesson: Lesson) -> list[int]:
+        """Both chains of one prompt; the byte blocks whose link is new or another now."""
+        hashes, owns = lesson.hashes, lesson.owns
         self.learned += 1
         fresh = _Owns(array("Q", owns))
         self.owns += len(fresh.hashes)
         changed: list[int] = []
         compared: tuple[_Owns, int] | None = None
         before = deepest = 0
-        for index, digest in enumerate(hashes):
+        for index, (digest, depth) in enumerate(zip(hashes, lesson.depths, strict=True)):
             link = self._links.get(digest)
             if link is None:
-                exact = reaches[index] if reaches is not None else _guess(ends[index], size, tokens)
-                deepest = max(deepest, min(len(owns), exact // block_size))
+                deepest = max(deepest, min(len(owns), depth))
                 self._links[digest] = link = Link(fresh, before, index, deepest)
                 fresh.uses += 1
                 self._index(digest, link.own)
@@ -238,8 +227,3 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
         else:
             high = middle
     return low
-
-
-def _guess(end: int, size: int, tokens: int) -> int:
-    """Tokens that surely lie before so many of the bytes, if they lie evenly."""
-    return max(0, int(tokens * (end / size) * (1.0 - GUESS_SHARE) - GUESS_TOKENS))

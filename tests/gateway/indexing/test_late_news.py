@@ -5,6 +5,7 @@ from fairlead_gateway.indexing.model_index import ModelIndex
 from fairlead_gateway.telemetry.index import Followed
 from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.links.drift import FIRST_SECONDS
+from fairlead_kvstore.links.lesson import guessed
 from fairlead_kvstore.truth.changes import Change, Marked, Removed, Stored
 from fairlead_kvstore.truth.tiers import Tier
 
@@ -21,7 +22,7 @@ class Place:
         self.model = ModelIndex("default/tiny", self.mirror, secret=b"s", limits=LIMITS)
         self.now = 100.0
         self.told([Marked(ENGINE, True, "", self.now)])
-        self.model.bridge.link(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64)
+        self.model.bridge.link(guessed(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
         self.told([Stored(ENGINE, Tier.GPU, 1, OWNS)])
 
     def told(self, changes: list[Change]) -> None:

@@ -8,13 +8,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from fairlead.fleetfile import write_atomic
 from fairlead.testing.raw_http import post, send
 from fairlead.testing.valkey import Valkey
 from fairlead.testing.waiting import until_async
-from fairlead_gateway.indexing.testing import BLOCKS, Ports, stage
+from fairlead_gateway.indexing.testing import BLOCKS, MODEL, Ports, stage
 from fairlead_gateway.testing import run
+from fairlead_gateway.testing_process import gateway_process
+from fairlead_kvstore import keys
+from fairlead_kvstore.exchange.records import DATA
 from fairlead_sim.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer()
@@ -214,5 +218,41 @@ def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_p
                 size, expected, cached = await place.cached(text, **fields)
                 assert cached > 0.9 * size
                 assert abs(expected - cached) < 0.1 * size
+
+    run(main())
+
+
+def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "a secret that all gateways of this fleet share")
+
+    async def main() -> None:
+        async with stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
+            await place.until_state("incomplete")  # its events are read
+            texts = [text_of(f"text {number}", 300) for number in range(3)]
+            for text in texts:
+                await place.ask(text)
+            await place.until_linked(9)
+            async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
+
+                async def kept() -> bool:
+                    return bool(await redis.xlen(keys.links(MODEL)) >= len(texts))
+
+                await until_async(kept)
+                for _, fields in await redis.xrange(keys.links(MODEL)):
+                    assert not any(text[:12].encode() in fields[DATA] for text in texts)
+            place.gateway.process.kill()
+            async with gateway_process(place.path, "--redis", server.url) as place.gateway:
+                await place.until_linked(9)  # nobody has asked it anything
+                model = (await place.gateway.told("/api/fleet"))["models"][0]
+                assert "3 prompts were learned by other gateways or before" in model["links"]["how"]
+                await place.until_state("index")
+
+                async def known() -> bool:
+                    inputs = (await place.ask(texts[0]))["choices"][0]["candidates"][0]["inputs"]
+                    return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 250
+
+                await until_async(known)
 
     run(main())

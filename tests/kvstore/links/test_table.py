@@ -9,6 +9,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_kvstore.links.lesson import counted, guessed
 from fairlead_kvstore.links.table import LinkTable, common
 from fairlead_kvstore.truth.identity import own_hashes, root
 
@@ -61,9 +62,11 @@ class Prompt:
         self.hashes = tuple(chain)
         self.tokens = template(messages, tools)
         self.owns = own_hashes(START, self.tokens, BLOCK)
+        tokens = len(self.tokens)
+        self.lesson = guessed(self.hashes, self.ends, self.owns, size=self.size, tokens=tokens, block_size=BLOCK)
 
     def learned_by(self, table: LinkTable) -> list[int]:
-        return table.learn(self.hashes, self.ends, self.owns, size=self.size, tokens=len(self.tokens), block_size=BLOCK)
+        return table.learn(self.lesson)
 
 
 def table_of(most: int = 10_000, most_owns: int = 100_000) -> LinkTable:
@@ -183,7 +186,7 @@ def test_a_conversation_keeps_one_array() -> None:
 def test_what_is_known_exactly_is_linked_exactly() -> None:
     table = table_of()
     owns = own_hashes(START, list(range(40)), BLOCK)
-    table.learn((1, 2), (100, 200), owns, size=210, tokens=40, block_size=BLOCK, reaches=(9, 40))
+    table.learn(counted((1, 2), owns, (9, 40), block_size=BLOCK))
     assert [link.depth for _, link in sorted(table.items())] == [2, 10]
 
 
