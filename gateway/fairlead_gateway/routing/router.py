@@ -32,6 +32,8 @@ from fairlead_gateway.routing.shared import Siblings
 from fairlead_gateway.routing.sources import pulled_seconds
 
 OUTPUT_GUESS_TOKENS: Final = 256.0
+UNFORESEEN_PACE: Final = 0.02
+"""How fast what engines had beyond what was known of is followed: some fifty answers."""
 SCALE_PACE: Final = 0.05
 SCALE_MOST: Final = 4.0
 SCALE_LEAST_TOKENS: Final = 64
@@ -84,6 +86,7 @@ class ModelRouter:
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
         self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
+        self._unforeseen = 0.0  # share of prompts that engines had cached and nobody had told of
         self._scaled = 1  # what it is the mean of: the estimate, and answers
 
     @property
@@ -168,12 +171,13 @@ class ModelRouter:
         most = request.max_tokens
         tokens = prompt + (OUTPUT_GUESS_TOKENS if not most or most > OUTPUT_GUESS_TOKENS else most)
         told, indexed, believed = self._told, -1.0, 0.0
-        if told is not None and place is not None and request.prompt_tokens > 0.0:
+        if place is not None and request.prompt_tokens > 0.0:
             size = request.prompt_tokens * _BYTES_PER_TOKEN
             believed = min(1.0, found.size(bit) / size)
-            if place.indexed:
-                indexed = min(1.0, found.size(place.indexed) / size)
-            told.sent(self._model_key, request, instance_id)
+            if told is not None:
+                if place.indexed:
+                    indexed = min(1.0, found.size(place.indexed) / size)
+                told.sent(self._model_key, request, instance_id)
         pulled, self._pulled = self._pulled, None
         seconds = profile.prefill(prompt, matched)
         if pulled is not None and pulled[0] is request and pulled[1].id == instance_id:
@@ -238,6 +242,9 @@ class ModelRouter:
             return
         self._tell_end(flight, prompt_tokens, cached_tokens)
         sent = flight.request.prompt_tokens
+        if cached_tokens is not None and sent >= SCALE_LEAST_TOKENS:
+            share = cached_tokens / (prompt_tokens or sent * self._scale)
+            self._unforeseen += UNFORESEEN_PACE * (max(0.0, share - flight.matched) - self._unforeseen)
         if prompt_tokens and sent >= SCALE_LEAST_TOKENS:
             seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / sent))
             # The mean of the first answers: of several gateways each hears a part of them, and one that does not know yet how long
@@ -380,6 +387,7 @@ class ModelRouter:
             mean_backlog_seconds=mean,
             objective_seconds=limit,
             hot_epoch=self._hot.epoch,
+            unforeseen_share=self._unforeseen,
         )
         if decision.source is not None:
             for item in candidates:

@@ -10,6 +10,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, InstanceState, Model, Objectives
 from fairlead.profile import EngineProfile, preset
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing.presets.dual_hash import away_price
 
 PROFILE = preset("910b4")
 
@@ -225,3 +226,21 @@ def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
         send(made, request)
         made.finished(request.id, 1.0, prompt_tokens=10**9)
     assert made._scale <= 4.0
+
+
+@pytest.mark.parametrize(("unforeseen", "price"), [(0.0, 4.0), (0.005, 4.0), (0.0175, 18.0), (0.03, 32.0), (1.0, 32.0)])
+def test_leaving_home_is_dearer_the_less_is_foreseen(unforeseen: float, price: float) -> None:
+    assert away_price(unforeseen) == pytest.approx(price)
+
+
+@pytest.mark.parametrize(("cached", "share"), [(0, 0.0), (1_024, 0.5), (None, 0.0)])
+def test_what_engines_had_beyond_what_was_known_is_followed(cached: int | None, share: float) -> None:
+    """Every prompt is new here; another gateway, of which nothing is heard, sent the first half of each before."""
+    made = router()
+    for number in range(400):
+        asked = prompt(f"r{number}", number)
+        send(made, asked)
+        made.first_token(asked.id, 0.0)
+        made.finished(asked.id, 0.0, prompt_tokens=2_048, cached_tokens=cached)
+    told = made.decide(prompt("last", 999), 0.0).inputs["mean/unforeseen_share"].value
+    assert told == pytest.approx(share, abs=0.01)

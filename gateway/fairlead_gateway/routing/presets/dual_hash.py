@@ -9,8 +9,9 @@ priced as a home. Each is priced in seconds of engine time:
 ``backlog`` is prefill sent there and not yet answered, ``own`` this prompt's uncached part there, T the first-token
 objective. The middle term is a price on recomputation: the busier the fleet, the dearer a second copy of a prefix,
 since it evicts another; without it the fleet falls off a cliff (every duplicate evicts, every eviction recomputes).
-Leaving home costs extra because homes are what keeps several gateways in step when they see different loads. The
-last term spreads decoding, which prefill alone never sees.
+Leaving home costs extra because homes are what keeps several gateways in step when they see different loads. It costs 32 instead of 4
+where engines report cached prefixes that nobody had told of: others send there and we hear nothing of it (no Redis, no index, an
+index that is late), and homes are all that is common then. The last term spreads decoding, which prefill alone never sees.
 
 The objective decides how long affinity holds: as long as some candidate is predicted to meet it, the cheapest of
 those is taken; when none is, the prices no longer matter and the soonest first token wins (``slo-spill``).
@@ -30,16 +31,26 @@ from fairlead_gateway.routing.request import Candidate
 
 RECOMPUTE_PRICE: Final = 16.0
 AWAY_PRICE: Final = 4.0
+AWAY_PRICE_BLIND: Final = 32.0
+FORESEEN_SHARE: Final = 0.005
+BLIND_SHARE: Final = 0.03
+"""Of prompts: what engines had cached beyond what was known. Less than the first is chance; from the second on we are blind."""
 BUSY_SHARE: Final = 0.06
 DECODE_SHARE: Final = 0.4
 OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
 
 
 def choose(
-    candidates: list[Candidate], *, mean_backlog_seconds: float, objective_seconds: float | None, hot_epoch: int = 0
+    candidates: list[Candidate],
+    *,
+    mean_backlog_seconds: float,
+    objective_seconds: float | None,
+    hot_epoch: int = 0,
+    unforeseen_share: float = 0.0,
 ) -> Decision:
     """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
-    ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself.
+    ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself; ``unforeseen_share`` is what
+    engines had cached of prompts lately beyond what was known.
 
     A tie goes to the first of the candidates, and those come in order: who served the session last, home 1, home 2, the holder, the
     least busy.
@@ -47,12 +58,13 @@ def choose(
     scale = OBJECTIVE_DEFAULT_SECONDS if objective_seconds is None else objective_seconds
     recompute = 1.0 + RECOMPUTE_PRICE * min(1.0, mean_backlog_seconds / (BUSY_SHARE * scale))
     decode = DECODE_SHARE * scale
+    away = recompute + away_price(unforeseen_share)
     best = soonest = candidates[0]
     best_cost = soonest_cost = soonest_first = 0.0
     feasible = begun = False
     for item in candidates:
         own, backlog = item.own_seconds, item.backlog_seconds
-        price = recompute if item.home or item.pinned else recompute + AWAY_PRICE
+        price = recompute if item.home or item.pinned else away
         cost = backlog + own * price + decode * item.inflight_tokens / item.kv_tokens
         first = backlog + own
         item.cost_seconds = cost
@@ -72,9 +84,15 @@ def choose(
         home=best.home,
         matched_tokens=best.matched_tokens + best.pull_tokens,
         ttft_seconds=best.backlog_seconds + best.own_seconds,
-        account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch),
+        account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch, unforeseen_share),
         source=best.source,
     )
+
+
+def away_price(unforeseen_share: float) -> float:
+    """What leaving home costs beside recomputation, in times the prompt's own part."""
+    blind = (unforeseen_share - FORESEEN_SHARE) / (BLIND_SHARE - FORESEEN_SHARE)
+    return AWAY_PRICE + (AWAY_PRICE_BLIND - AWAY_PRICE) * min(1.0, max(0.0, blind))
 
 
 def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objective: float) -> str:
@@ -91,7 +109,7 @@ def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objectiv
 class _Account:
     """The numbers of a decision; sentences and tables are made when somebody asks."""
 
-    __slots__ = ("_best", "_candidates", "_feasible", "_hot_epoch", "_mean", "_objective", "_rule")
+    __slots__ = ("_best", "_candidates", "_feasible", "_hot_epoch", "_mean", "_objective", "_rule", "_unforeseen")
 
     def __init__(
         self,
@@ -102,6 +120,7 @@ class _Account:
         feasible: bool,
         objective: float,
         hot_epoch: int,
+        unforeseen_share: float,
     ) -> None:
         self._rule = rule
         self._best = best
@@ -110,6 +129,7 @@ class _Account:
         self._feasible = feasible
         self._objective = objective
         self._hot_epoch = hot_epoch
+        self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
         """Why the best one was taken, and where what it lacks comes from."""
@@ -146,7 +166,7 @@ class _Account:
 
     def inputs(self) -> Mapping[str, Input]:
         """All numbers by name."""
-        table = {"mean/backlog_seconds": Input(self._mean)}
+        table = {"mean/backlog_seconds": Input(self._mean), "mean/unforeseen_share": Input(self._unforeseen)}
         # None: no table is shared, and how deep keys reach is this gateway's own count.
         table["hot/table_epoch"] = Input(float(self._hot_epoch) if self._hot_epoch else None)
         for item in self._candidates:
