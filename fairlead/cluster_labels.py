@@ -34,6 +34,8 @@ KV_EVENTS_PORT: Final = "fairlead.io/kv-events-port"
 """Rank r publishes at this port + r. Where an instance spans nodes, that is on the pod whose index in its LeaderWorkerSet is
 r // (ranks / nodes)."""
 KV_REPLAY_PORT: Final = "fairlead.io/kv-replay-port"
+KV_PEERS_PORT: Final = "fairlead.io/kv-peers-port"
+"""Where other instances get KV of rank 0; rank r listens at this port + r."""
 SERVED_NAME: Final = "fairlead.io/served-model-name"
 """What the engine calls the model, where that is not the model's name."""
 RENDER: Final = "fairlead.io/render"
@@ -51,6 +53,7 @@ class EngineNotes:
     kv_events_port: int | None = None
     kv_replay_port: int | None = None
     served_name: str | None = None
+    kv_peers_port: int | None = None
 
     def annotations(self) -> dict[str, str]:
         """As they stand on the pod; what has no value is left out."""
@@ -62,6 +65,7 @@ class EngineNotes:
             KV_EVENTS_PORT: self.kv_events_port,
             KV_REPLAY_PORT: self.kv_replay_port,
             SERVED_NAME: self.served_name,
+            KV_PEERS_PORT: self.kv_peers_port,
         }
         return {name: str(value) for name, value in values.items() if value is not None}
 
@@ -77,6 +81,7 @@ def engine_notes(annotations: Mapping[str, str]) -> EngineNotes:
         kv_events_port=_number(annotations, KV_EVENTS_PORT, 65_535),
         kv_replay_port=_number(annotations, KV_REPLAY_PORT, 65_535),
         served_name=name if _SERVED.fullmatch(name := annotations.get(SERVED_NAME, "")) else None,
+        kv_peers_port=_number(annotations, KV_PEERS_PORT, 65_535),
     )
 
 

@@ -6,7 +6,7 @@ from fairlead.api.adapters import Adapters
 from fairlead.api.conditions import ConditionType, Reason
 from fairlead.api.engine import Engine, EngineKind
 from fairlead.api.environment import EnvironmentSource, EnvironmentVariable
-from fairlead.api.kvcache import KvCache, Offload, OffloadKind, Transfer
+from fairlead.api.kvcache import KvCache, Offload, OffloadKind, Peers, Transfer
 from fairlead.api.metadata import Metadata
 from fairlead.api.model import Credentials, ModelCache, ModelSource
 from fairlead.api.pools import Endpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
@@ -51,6 +51,7 @@ __all__ = [
     "Offload",
     "OffloadKind",
     "Parallelism",
+    "Peers",
     "PodSelector",
     "PodTemplate",
     "Pool",

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fairlead.api.values import Size
-from fairlead.strict import Rule, Strict
+from fairlead.strict import PositiveDuration, Rule, Strict
 
 
 class OffloadKind(StrEnum):
@@ -24,6 +24,19 @@ class Transfer(StrEnum):
     MOONCAKE = "Mooncake"
 
 
+class Peers(Strict):
+    """Instances of a model get from one another's offloaded KV what they lack, where that takes less time than computing it. Measure
+    both numbers: routing compares them with the engines' own speed for every prompt."""
+
+    bytes_per_token: Annotated[
+        int, Field(ge=1, le=1_000_000_000, description="KV of one token, all layers", examples=["131072"])
+    ]
+    bandwidth: Annotated[Size, Field(description="bytes a second that go from one pod to another", examples=["10Gi"])]
+    latency: Annotated[
+        PositiveDuration, Field(description="from asking a peer to its first byte", examples=["10ms"])
+    ] = "10ms"
+
+
 class Offload(Strict):
     """Slower and larger places for KV that leaves the accelerator."""
 
@@ -34,6 +47,13 @@ class Offload(Strict):
             fix="write `kind: LMCache`, or remove disk",
             at=("disk",),
             broken=lambda one: one.disk is not None and one.kind is not OffloadKind.LMCACHE,
+        ),
+        Rule(
+            cel="!has(self.peers) || self.kind == 'Native'",
+            message="only Native offloading lends to peers",
+            fix="write `kind: Native`, or remove peers",
+            at=("peers",),
+            broken=lambda one: one.peers is not None and one.kind is not OffloadKind.NATIVE,
         ),
     )
 
@@ -50,6 +70,13 @@ class Offload(Strict):
     ]
     disk: Annotated[
         Size | None, Field(description="scratch disk of one pod, behind the memory", examples=["500Gi"])
+    ] = None
+    peers: Annotated[
+        Peers | None,
+        Field(
+            description="lend to the model's other instances, and borrow from them; vllm and sim",
+            examples=["{bytesPerToken: 131072, bandwidth: 10Gi}"],
+        ),
     ] = None
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from fairlead.api.accelerator_class import AcceleratorClassSpec
 from fairlead.api.adapters import Adapters
 from fairlead.api.engine import Engine, EngineKind
-from fairlead.api.kvcache import KvCache, Transfer
+from fairlead.api.kvcache import KvCache, Peers, Transfer
 from fairlead.api.metadata import Metadata
 from fairlead.api.model import ModelSource
 from fairlead.api.pools import Parallelism, Pool, PoolRole, Replicas
@@ -129,6 +129,20 @@ class ModelDeploymentSpec(Strict):
             broken=lambda one: one.kv_cache.offload is not None and one.own,
         ),
         Rule(
+            cel="!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || self.engine.kind in ['vllm', 'sim']",
+            message="Fairlead does not know how engines of this kind borrow KV from one another",
+            fix="remove peers",
+            at=("kvCache", "offload", "peers"),
+            broken=lambda one: one.peers is not None and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+        ),
+        Rule(
+            cel=f"!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || !{_SPLIT}",
+            message="where prefill and decode are split, KV goes from one to the other and not between peers",
+            fix="remove peers",
+            at=("kvCache", "offload", "peers"),
+            broken=lambda one: one.peers is not None and one.has_role(PoolRole.PREFILL),
+        ),
+        Rule(
             cel=f"!has(self.adapters) || !({_OWN})",
             message="Fairlead does not know how an engine of this kind takes adapters",
             fix="say so in its own arguments, and remove adapters",
@@ -191,6 +205,12 @@ class ModelDeploymentSpec(Strict):
     def own(self) -> bool:
         """How its engines are started is not Fairlead's business."""
         return self.engine.kind in (EngineKind.CUSTOM, EngineKind.EXTERNAL)
+
+    @property
+    def peers(self) -> Peers | None:
+        """How its instances borrow KV from one another; None where they do not."""
+        offload = self.kv_cache.offload
+        return None if offload is None else offload.peers
 
     def has_role(self, role: PoolRole) -> bool:
         """Some pool has it."""

@@ -163,7 +163,8 @@ class _Making:
                 self.left_out[key_of(pod)] = f"there is no model {key}"
                 continue
             profile = self._profile(model, str(labels.get(POOL, "")))
-            found.setdefault(key, []).extend(self._of(pod, own(pod, profile, spans)))
+            peers = None if model.spec is None else model.spec.peers
+            found.setdefault(key, []).extend(self._of(pod, own(pod, profile, spans, peers)))
         return found
 
     def _external(self, model: ModelRead, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:

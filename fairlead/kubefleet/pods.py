@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from fairlead import units
+from fairlead.api import Peers
 from fairlead.cluster_labels import ENDPOINT, ENGINE, MODEL, POOL, ROLE, EngineNotes, engine_notes
-from fairlead.fleet import TRANSFERS, Instance, InstanceState, Role, served_as
+from fairlead.fleet import TRANSFERS, Instance, InstanceState, Pull, Role, served_as
 from fairlead.kube.resource import Manifest, annotations_of, labels_of, leaving, namespace_of, says_ready, uid_of
 from fairlead.profile import EngineProfile
 
@@ -54,8 +56,14 @@ class Adopter:
         )
 
 
-def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Mapping[int, str]]) -> Found:
-    """The instances of a pod that Fairlead runs, one for each data-parallel rank. ``others``: addresses of groups, by index."""
+def own(
+    pod: Manifest,
+    profile: EngineProfile | None,
+    others: Mapping[Group, Mapping[int, str]],
+    peers: Peers | None = None,
+) -> Found:
+    """The instances of a pod that Fairlead runs, one for each data-parallel rank. ``others``: addresses of groups, by index.
+    ``peers``: what it takes to get KV from one; a pod from before the model had them lends to nobody, and borrows nothing."""
     labels = labels_of(pod)
     if labels.get(ENDPOINT) != "true":
         return Found(why="it answers no HTTP")
@@ -91,6 +99,7 @@ def own(pod: Manifest, profile: EngineProfile | None, others: Mapping[Group, Map
                 transfer=transfer,
                 bootstrap=f"http://{host}:{notes.bootstrap_port}" if notes.bootstrap_port else None,
                 served_name=served_as(notes.served_name, labels[MODEL]),
+                pull=_pull(nodes[rank], notes.kv_peers_port, rank, peers),
             )
             for rank in range(notes.data_parallel)
         )
@@ -151,6 +160,13 @@ def _nodes(pod: Manifest, host: str, notes: EngineNotes, others: Mapping[Group, 
 def _group(pod: Manifest) -> Group:
     labels = labels_of(pod)
     return namespace_of(pod) or "", labels.get(f"{_LWS}name", ""), labels.get(f"{_LWS}group-index", "")
+
+
+def _pull(host: str | None, port: int | None, rank: int, peers: Peers | None) -> Pull | None:
+    if host is None or port is None or peers is None:
+        return None
+    bandwidth, latency = units.size_bytes(peers.bandwidth), units.seconds(peers.latency)
+    return Pull(f"{host}:{port + rank}", peers.bytes_per_token, bandwidth, latency)
 
 
 def _tcp(host: str | None, port: int | None, rank: int) -> str | None:

@@ -27,7 +27,8 @@ KEYWORDS = {
     "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string",
 }  # fmt: skip
 OFF_WHEN_LEFT_OUT = {
-    "cache", "configMapKeyRef", "secretKeyRef", "valueFrom", "template", "selector", "offload", "adapters",
+    "cache", "configMapKeyRef", "secretKeyRef", "valueFrom", "template", "selector", "offload", "peers",
+    "adapters",
 }  # fmt: skip
 """Objects that mean something by being there; their defaults are for when they are."""
 TYPES: dict[str, Any] = {

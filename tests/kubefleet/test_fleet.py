@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet import Fleet, Instance, InstanceState, Role
+from fairlead.fleet import Fleet, Instance, InstanceState, Pull, Role
 from fairlead.kube.resource import MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.kubefleet.fleet import Objects, Outcome, fleet_of, members, selections
 from fairlead.kubefleet.specs import Specs
@@ -102,6 +102,17 @@ def test_a_ready_pod_is_an_instance_with_all_that_it_says_of_itself() -> None:
     assert (served.objectives.ttft_seconds, served.preset, served.shadowed) == (0.8, "session", False)
     assert (found.problems, found.left_out) == ((), {})
     assert (found.fleet.version, found.fleet.membership_epoch) == (1, 1)
+
+
+def test_instances_of_a_model_with_peers_say_where_their_kv_is_to_be_had() -> None:
+    peers = {"bytesPerToken": 1024, "bandwidth": "2Gi", "latency": "5ms"}
+    one = model(kvCache={"offload": {"memory": "8Gi", "peers": peers}})
+    lends = pod("a", notes={"fairlead.io/kv-peers-port": 5800, "fairlead.io/data-parallel": 2})
+    older = pod("b")
+    found = made([one], lends, older).fleet.instances["x/tiny"]
+    price = (1024, 2 * 2**30, 0.005)
+    assert [each.pull for each in found] == [Pull("10.0.0.1:5800", *price), Pull("10.0.0.1:5801", *price), None]
+    assert [each.pull for each in made([model()], lends).fleet.instances["x/tiny"]] == [None, None]
 
 
 @pytest.mark.parametrize(

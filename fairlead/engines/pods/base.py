@@ -15,6 +15,7 @@ HTTP_PORT: Final = 8000
 KV_EVENTS_PORT: Final = 5500
 SIDE_CHANNEL_PORT: Final = 5600
 KV_REPLAY_PORT: Final = 5700
+KV_PEERS_PORT: Final = 5800
 """Each data-parallel rank takes the next port, and a pool has at most 64 of them: the ranges do not meet."""
 BOOTSTRAP_PORT: Final = 8998
 """Where the engines of both kinds look for a prefill engine's bootstrap server unless told otherwise."""
@@ -146,7 +147,7 @@ def from_pod(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def network_ports(member: Member, *, bootstrap: bool, side_channel: bool) -> dict[str, int]:
+def network_ports(member: Member, *, bootstrap: bool, side_channel: bool, peers: bool = False) -> dict[str, int]:
     """The ports of a vLLM-like container, by name."""
     ports: dict[str, int] = {}
     if member.answers:
@@ -155,6 +156,8 @@ def network_ports(member: Member, *, bootstrap: bool, side_channel: bool) -> dic
         ports |= {"kv-events": KV_EVENTS_PORT, "kv-replay": KV_REPLAY_PORT}
     if side_channel:
         ports["kv-side-channel"] = SIDE_CHANNEL_PORT
+    if peers:
+        ports["kv-peers"] = KV_PEERS_PORT
     if bootstrap and member.answers:
         ports["kv-bootstrap"] = BOOTSTRAP_PORT
     return ports

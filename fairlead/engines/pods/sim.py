@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from fairlead import units
 from fairlead.api import PoolRole, Transfer
 from fairlead.cluster_labels import EngineNotes
 from fairlead.engines.pods.base import (
@@ -37,11 +38,12 @@ def sim_container(member: Member) -> EngineContainer:
     spec, cache = member.spec, member.spec.kv_cache
     prefills = member.pool.role is PoolRole.PREFILL
     where = f"${LEADER_ADDRESS}" if not member.answers else "127.0.0.1"
+    lends = spec.peers is not None and member.pool.parallelism.data == 1  # all ranks are one process with one port
     meets = prefills and cache.transfer is Transfer.MOONCAKE
     return EngineContainer(
         command=("python3", "-m", "fairlead_sim", "engine"),
         args=(*_switches(member), *spec.engine.args),
-        env=(from_pod("POD_IP", "status.podIP"),) if member.hands_over else (),
+        env=(from_pod("POD_IP", "status.podIP"),) if member.hands_over or spec.peers is not None else (),
         ports=network_ports(member, bootstrap=False, side_channel=False),
         notes=EngineNotes(
             port=HTTP_PORT,
@@ -51,6 +53,7 @@ def sim_container(member: Member) -> EngineContainer:
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
             served_name=member.spec.engine.served_model_name,
+            kv_peers_port=HTTP_PORT if lends else None,
         ),
         health=Health(startup_period=1) if member.answers else None,
         drain=Drain(f"http://{where}:{HTTP_PORT}/metrics", GAUGES),
@@ -78,4 +81,8 @@ def _switches(member: Member) -> list[str]:
     if member.hands_over:
         found += [f"--kv-connector={cache.transfer.value.lower()}", f"--kv-role={member.side}"]
         found += ["--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
+    elif spec.peers is not None:
+        found += ["--kv-connector=p2p", "--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
+        found += [f"--kv-bytes-per-token={spec.peers.bytes_per_token}"]
+        found += [f"--kv-bytes-per-second={units.size_bytes(spec.peers.bandwidth)}"]
     return found

@@ -8,6 +8,7 @@ from fairlead.engines.pods.base import (
     BOOTSTRAP_PORT,
     HTTP_PORT,
     KV_EVENTS_PORT,
+    KV_PEERS_PORT,
     KV_REPLAY_PORT,
     LEADER_ADDRESS,
     NODE_INDEX,
@@ -43,7 +44,12 @@ def vllm_container(member: Member) -> EngineContainer:
         command=("vllm", "serve"),
         args=(loaded.argument, *_switches(member, streamed=loaded.streamed), *member.spec.engine.args),
         env=(*loaded.env, *_env(member)),
-        ports=network_ports(member, bootstrap=prefills_mooncake, side_channel=cache.transfer is Transfer.NIXL),
+        ports=network_ports(
+            member,
+            bootstrap=prefills_mooncake,
+            side_channel=cache.transfer is Transfer.NIXL,
+            peers=member.spec.peers is not None,
+        ),
         notes=EngineNotes(
             port=HTTP_PORT,
             data_parallel=shape.data,
@@ -52,6 +58,7 @@ def vllm_container(member: Member) -> EngineContainer:
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
             served_name=member.spec.engine.served_model_name,
+            kv_peers_port=KV_PEERS_PORT if member.spec.peers is not None else None,
         ),
         health=Health() if member.answers else None,
         drain=Drain(f"http://{where}:{HTTP_PORT}/metrics", GAUGES),
@@ -154,13 +161,16 @@ def _slower(member: Member) -> dict[str, Any] | None:
     config: dict[str, Any] = {"cpu_bytes_to_use": engine_bytes(offload, member.pool.parallelism)}
     if member.spec.kv_cache.events:
         config["self_describing_kv_events"] = True
+    if offload.peers is not None:
+        tier = {"type": "p2p", "host": "$(POD_IP)", "port": KV_PEERS_PORT}
+        config |= {"spec_name": "TieringOffloadingSpec", "secondary_tiers": [tier]}
     return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": config}
 
 
 def _env(member: Member) -> list[dict[str, Any]]:
     spec = member.spec
     found = [variable("VLLM_NO_USAGE_STATS", "1")]
-    if member.hands_over or member.spans_nodes:
+    if member.hands_over or member.spans_nodes or spec.peers is not None:
         # On a node with several networks, or behind a name that resolves to loopback, the engine would guess wrongly.
         found += [from_pod("POD_IP", "status.podIP"), variable("VLLM_HOST_IP", "$(POD_IP)")]
     if spec.kv_cache.transfer is Transfer.NIXL:
@@ -175,6 +185,8 @@ def _env(member: Member) -> list[dict[str, Any]]:
         ]
     if spec.adapters is not None:
         found.append(variable("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1"))
+    if spec.peers is not None:
+        found.append(variable("PYTHONHASHSEED", "0"))  # peers name blocks by hashes that they must agree on
     offload = spec.kv_cache.offload
     if offload is not None and offload.kind is OffloadKind.LMCACHE:
         found += lmcache_env(offload, member.pool.parallelism)
