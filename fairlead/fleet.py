@@ -48,6 +48,7 @@ class RoutingPreset(StrEnum):
     LLM_D = "llm-d"
     LMETRIC = "lmetric"
     MIN_TTFT = "min-ttft"
+    PREBLE = "preble"
 
 
 TRANSFERS = ("nixl", "mooncake", "sglang")

@@ -25,7 +25,8 @@ from fairlead_gateway.routing.pins import Pins
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.presets import dual_hash
 from fairlead_gateway.routing.presets.question import Option, Question
-from fairlead_gateway.routing.presets.table import HOLDING, PRESETS, RULES, Rule
+from fairlead_gateway.routing.presets.table import HOLDING, PRESETS, RULES, WINDOWED, Rule
+from fairlead_gateway.routing.recent import Recent
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
 from fairlead_gateway.routing.shared import Siblings
@@ -74,6 +75,7 @@ class ModelRouter:
         self._preset = ""
         self._rule: Rule | None = None  # None: the default
         self._held: HeldRequests | None = None  # while the preset holds requests
+        self._recent: Recent | None = None  # while the preset goes by it
         self._objectives = Objectives()
         self._ttft_limit: float | None = None
         self._ttft_grows = False
@@ -103,6 +105,7 @@ class ModelRouter:
         if model.preset != self._preset:
             self._rule = RULES.get(model.preset)
             self._held = HeldRequests(self._ledger, self._holdings) if model.preset in HOLDING else None
+            self._recent = Recent() if model.preset in WINDOWED else None
         self._model_key, self._preset, self._objectives = model.key, model.preset, model.objectives
         self._ttft_limit = model.objectives.ttft_limit(0.0)
         self._ttft_grows = model.objectives.ttft_per_kilo_token_seconds != 0.0
@@ -119,6 +122,8 @@ class ModelRouter:
             self._homes, self._weights = Homes(weights, secret=self._secret), weights
         self._ledger.keep(weights)
         self._glimpses.keep(weights)
+        if self._recent is not None:
+            self._recent.keep(weights)
         self._ready = {
             item.id: self._holdings.place(
                 item.id,
@@ -188,6 +193,8 @@ class ModelRouter:
             self._siblings.sent(self._model_key, request, instance_id)
         if self._held is not None:
             self._held.put(request, found.size(bit), matched, now)
+        if self._recent is not None:
+            self._recent.sent(instance_id, seconds, prompt - matched, now)
         if place is not None:
             self._hold(place, request.chain)
 
@@ -221,8 +228,9 @@ class ModelRouter:
 
     def first_token(self, request_id: str, now: float) -> None:
         """The engine answered: this prefill is no longer before anyone."""
-        del now
         self._ledger.first_token(request_id)
+        if self._recent is not None:
+            self._recent.first_token(request_id, now)
         if self._held is not None:
             self._held.forget(request_id)
 
@@ -236,8 +244,7 @@ class ModelRouter:
         output_tokens: int | None = None,
     ) -> None:
         """The answer is complete; what the engine reported may be None."""
-        del now
-        flight = self._ended(request_id)
+        flight = self._ended(request_id, output_tokens, now)
         if flight is None:
             return
         self._tell_end(flight, prompt_tokens, cached_tokens)
@@ -257,8 +264,7 @@ class ModelRouter:
 
     def abandoned(self, request_id: str, now: float) -> None:
         """The request failed there or its client left: its load is gone at once."""
-        del now
-        flight = self._ended(request_id)
+        flight = self._ended(request_id, None, now)
         if flight is not None:
             self._tell_end(flight, None, None)
 
@@ -320,10 +326,13 @@ class ModelRouter:
         """How much prompt text that many of the engine's tokens are."""
         return int(tokens * _BYTES_PER_TOKEN / self._scale)
 
-    def _ended(self, request_id: str) -> Flight | None:
+    def _ended(self, request_id: str, output_tokens: int | None, now: float) -> Flight | None:
         if self._held is not None:
             self._held.forget(request_id)
-        return self._ledger.ended(request_id)
+        flight = self._ledger.ended(request_id)
+        if self._recent is not None and flight is not None:
+            self._recent.ended(request_id, flight.tally.instance, output_tokens, now)
+        return flight
 
     def _tell_end(self, flight: Flight, prompt_tokens: int | None, cached_tokens: int | None) -> None:
         if self._told is not None:
@@ -399,7 +408,7 @@ class ModelRouter:
         """All that a published rule may look at."""
         prompt = request.prompt_tokens * self._scale
         rate = self._scale / _BYTES_PER_TOKEN
-        found, options = self._holdings.matched(request), []
+        found, options, recent = self._holdings.matched(request), [], self._recent
         for place in places:
             load = self._ledger.seen(place.tally)
             hit = min(prompt, found.size(place.bit) * rate)
@@ -414,6 +423,10 @@ class ModelRouter:
                     matched_tokens=hit,
                     own_seconds=place.profile.prefill(prompt, hit),
                     held_bytes=self._holdings.held_bytes(place),
+                    recent_seconds=0.0 if recent is None else recent.load(place.id, load.inflight, now),
+                    eviction_seconds=0.0
+                    if recent is None
+                    else recent.eviction(place.id, prompt - hit, place.kv_tokens, now),
                 )
             )
         limit = self._objectives.ttft_limit(prompt)

@@ -82,7 +82,7 @@ def prefix_cache(question: Question) -> Decision:
 
 
 def cache_aware(question: Question) -> Decision:
-    """SGLang. Who holds least is told by tokens in flight: the size of its tree is not."""
+    """SGLang. Who holds least is told by the bytes of prompts that should be cached there, which its tree is of too."""
     options = question.options
     least = fewest(question, options)
     most = max([item.inflight for item in options])
@@ -92,9 +92,9 @@ def cache_aware(question: Question) -> Decision:
     best = _lowest(question, [-item.matched_tokens for item in options])
     if best.matched_tokens > SGLANG_MATCH * question.prompt_tokens:
         return _by_match(question, best, "cache-aware", "holds most of the prompt, over a half")
-    held = [item.inflight_tokens for item in options]
+    held = [float(item.held_bytes) for item in options]
     reason = "nobody holds half of the prompt: least held"
-    return _by(question, _lowest(question, held), "cache-aware", reason, "inflight_tokens", held)
+    return _by(question, _lowest(question, held), "cache-aware", reason, "held_bytes", held)
 
 
 def llm_d(question: Question) -> Decision:

@@ -16,10 +16,12 @@ def _nowhere(_: frozenset[str]) -> str | None:
 
 class Option:
     """One instance as it looks now. Seconds are of engine time, tokens are tokens; ``held_bytes`` is all that it should have in its
-    cache, as prompt text. Nobody changes one."""
+    cache, as prompt text; ``recent_seconds`` and ``eviction_seconds`` are of ``routing.recent``, zero for rules that do not go by it.
+    Nobody changes one."""
 
     __slots__ = (
         "backlog_seconds",
+        "eviction_seconds",
         "held_bytes",
         "id",
         "inflight",
@@ -27,6 +29,7 @@ class Option:
         "kv_tokens",
         "matched_tokens",
         "own_seconds",
+        "recent_seconds",
         "waiting",
     )
 
@@ -42,6 +45,8 @@ class Option:
         matched_tokens: float = 0.0,
         own_seconds: float = 0.0,
         held_bytes: int = 0,
+        recent_seconds: float = 0.0,
+        eviction_seconds: float = 0.0,
     ) -> None:
         self.id = id
         self.inflight = inflight
@@ -52,6 +57,8 @@ class Option:
         self.matched_tokens = matched_tokens
         self.own_seconds = own_seconds
         self.held_bytes = held_bytes
+        self.recent_seconds = recent_seconds
+        self.eviction_seconds = eviction_seconds
 
     @property
     def ttft_seconds(self) -> float:

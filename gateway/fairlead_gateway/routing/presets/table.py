@@ -6,7 +6,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet import RoutingPreset
-from fairlead_gateway.routing.presets import dualmap, published, simple
+from fairlead_gateway.routing.presets import dualmap, preble, published, simple
 from fairlead_gateway.routing.presets.question import Question
 
 PRESETS: Final = tuple(item.value for item in RoutingPreset)
@@ -26,7 +26,10 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "llm-d": published.llm_d,
         "lmetric": published.lmetric,
         "min-ttft": published.min_ttft,
+        "preble": preble.choose,
     }
 )
 HOLDING: Final = frozenset({"dualmap"})
 """Those that want requests to be held before engines, in an order of their own."""
+WINDOWED: Final = frozenset({"preble"})
+"""Those that go by what was sent in the last minutes."""

@@ -25,6 +25,7 @@ def one(
     own: float = 1.0,
     tokens: float = 0.0,
     waiting: int = 0,
+    held: int = 0,
 ) -> Option:
     return Option(
         id,
@@ -35,6 +36,7 @@ def one(
         kv_tokens=10_000,
         matched_tokens=matched,
         own_seconds=own,
+        held_bytes=held,
     )
 
 
@@ -63,7 +65,7 @@ SGLANG: list[tuple[str, list[Option], str]] = [
     ("a match over one half", many(4, 0, 0, i0=501.0), "i0"),
     (
         "exactly one half is no match: who holds least",
-        [one("a", 1, 500.0, tokens=900.0), one("b", 1, tokens=100.0)],
+        [one("a", 0, 500.0, held=900), one("b", 9, held=100)],
         "b",
     ),
     ("of two matches the longer", many(0, 0, 0, i0=600.0, i1=700.0), "i1"),
@@ -123,7 +125,7 @@ def test_golden_decisions(rule: str, all_: list[Option], chosen: str) -> None:
             assert decision.reason
 
 
-@pytest.mark.parametrize("rule", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft"])
+@pytest.mark.parametrize("rule", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "preble"])
 def test_equal_instances_get_equal_shares(rule: str) -> None:
     seen = Counter(RULES[rule](asked(many(2, 2, 2, 2), f"r{number}")).chosen for number in range(4_000))
     assert min(seen.values()) > 850
@@ -182,7 +184,7 @@ def test_every_preset_serves_through_the_router_past_those_that_failed(name: str
     assert router(name, 0).decide(prompt("nobody", 1), 0.0).chosen is None
 
 
-@pytest.mark.parametrize("name", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "chwbl"])
+@pytest.mark.parametrize("name", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "chwbl", "preble"])
 def test_presets_that_look_at_prefixes_go_back_to_them(name: str) -> None:
     made = router(name)
     for session in range(12):
