@@ -362,6 +362,10 @@ class Limits:
     link_unproven: int = _limit(
         8, "prompts in a row whose tokens of our own no engine tells of, until engines are asked instead for a minute"
     )
+    hint_seconds: float = _limit(
+        5.0, "which hot prefixes want another home is told this often, and is over after three times as long"
+    )
+    hints: int = _limit(16, "such prefixes of one model that are told, those that are worth most")
     link_kept_lessons: int = _limit(
         1_024, "prompts of one model whose links lie in Redis, 1 to 10 KB each; the oldest go"
     )

@@ -143,6 +143,8 @@ class Helper:
         self.learning = LearnSide(tell=self.crew.tell, clock=clock, limits=limits)
         if self.beside.others is not None:
             self.beside.others.elsewhere = self._sent_elsewhere
+            self.beside.others.hints = self.index.hints
+            self.index.hot = self.beside.others.shared
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short, or a defect was the reason.

@@ -16,7 +16,8 @@ from fairlead.clock import Clock
 from fairlead.fleet import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway import channel_messages as say
-from fairlead_gateway.hot_counts import HotCounts
+from fairlead_gateway.hinting import Hinting
+from fairlead_gateway.hot_counts import HotCounts, HotShare
 from fairlead_gateway.routing.prefix import PrefixChain, block_ends
 from fairlead_gateway.telemetry import Load
 from fairlead_kvstore.exchange.exchange import Exchange, Hooks
@@ -24,6 +25,7 @@ from fairlead_kvstore.exchange.hot import HotTables
 from fairlead_kvstore.exchange.peers import Groups
 from fairlead_kvstore.exchange.records import HotTable, Sent, secret_print
 from fairlead_kvstore.exchange.records import Load as Shared
+from fairlead_kvstore.index.hints import Hint
 from fairlead_kvstore.redis import RedisLink
 
 _sent = msgspec.msgpack.Decoder(list[say.Sent])
@@ -67,6 +69,8 @@ class Others:
         self._clock = clock
         self.elsewhere: Callable[[str, str, int, Sequence[int]], None] | None = None
         """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
+        self.hints: Callable[[str], Sequence[Hint]] = lambda _: ()
+        """Which of a model's hot prefixes want another home."""
         self._applied: Fleet | None = None
         self._model_of: dict[str, str] = {}
         self._ready: dict[str, Groups] = {}
@@ -85,13 +89,23 @@ class Others:
             limits=limits,
         )
 
+        self._hinting = Hinting(
+            link,
+            clock,
+            models=lambda: [key for key in self._active() if (term := self.tables.term(key)) is not None and term.ours],
+            hints=lambda key: self.hints(key),
+            limits=limits,
+        )
+
     def start(self) -> None:
         """Begin on the running loop."""
         self.exchange.start()
         self.tables.start()
+        self._hinting.start()
 
     async def stop(self) -> None:
         """Take leave of the others."""
+        await self._hinting.stop()
         await self.tables.stop()
         await self.exchange.stop()
 
@@ -158,6 +172,10 @@ class Others:
     def _hot(self, model: str, epoch: int, table: HotTable | None) -> None:
         found = table or HotTable()
         self._workers.hot(say.Hot(model, epoch, found.serving, found.prefilling))
+
+    def shared(self, model: str) -> list[HotShare]:
+        """The model's hot prefixes, and how much they are used."""
+        return self._counts.shared(model, self._clock.now())
 
     # For people ----------------------------------------------------------------------------------------------------------
 

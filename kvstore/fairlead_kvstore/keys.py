@@ -3,6 +3,7 @@
     fl1:{<namespace>/<model>}:dec               stream: what gateways decided, the last minutes
     fl1:{<namespace>/<model>}:sent              stream: what gateways have just sent where and have in flight, their heartbeats
     fl1:{<namespace>/<model>}:hot               hash: the hot-prefix table and who keeps it; expires by itself, and is its lease
+    fl1:{<namespace>/<model>}:want              string: hot prefixes that want another home; expires by itself
     fl1:{<namespace>/<model>}:lnk               stream: which blocks of text are which blocks of tokens, as hashes
     fl1:{<namespace>/<model>/<shard>}:own       which indexer writes the index just now; expires by itself
     fl1:{<namespace>/<model>/<shard>}:ev        stream: what changed in the index, since the oldest part of it was written down
@@ -36,6 +37,11 @@ def sent(model_key: str) -> str:
 def hot(model_key: str) -> str:
     """The table of hot prefixes of one model."""
     return f"{_tag(model_key)}:hot"
+
+
+def hints(model_key: str) -> str:
+    """Which hot prefixes of one model want another home."""
+    return f"{_tag(model_key)}:want"
 
 
 def links(model_key: str) -> str:

@@ -17,6 +17,7 @@ from fairlead_cli.errors import BadIndex
 from fairlead_cli.indexing.reaching import away
 from fairlead_kvstore import keys
 from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index.hints import Hints, unpacked
 from fairlead_kvstore.index.layout import AT, DATA, META, Header, Meta, changes_at, decode, header_instance, parse_at
 from fairlead_kvstore.index.left import fields
 from fairlead_kvstore.index.load import Loaded, NotLoaded, load
@@ -64,6 +65,7 @@ class Picture:
     lease: Lease | None = None
     tail: Tail = field(default_factory=Tail)
     notes: Notes | None = None
+    hints: Hints | None = None
     headers: dict[str, Header] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     loaded: Loaded | None = None
@@ -125,6 +127,7 @@ async def _once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -
             ("XRANGE", ev, "-", "+", "COUNT", 1),
             ("XREVRANGE", ev, "+", "-", "COUNT", 1),
             ("HKEYS", idx),
+            ("GET", keys.hints(model_key)),
         ]
     )
     if replies is None:
@@ -133,7 +136,8 @@ async def _once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -
         if isinstance(reply, ResponseError):
             picture.trouble = f"Redis refuses: {str(reply).splitlines()[0][:120]}"
             return picture
-    (at, meta, notes), lease, left, length, first, last, names = replies
+    (at, meta, notes), lease, left, length, first, last, names, hints = replies
+    picture.hints = unpacked(hints)
     picture.at, picture.lease = parse_at(at), parse_lease(lease, left)
     picture.meta = _value(picture, "meta", meta, Meta)
     picture.notes = _value(picture, "notes", notes, Notes)

@@ -17,6 +17,7 @@ from fairlead.units import duration
 from fairlead_cli.indexing.picture import Picture
 from fairlead_cli.local.words import UNKNOWN
 from fairlead_kvstore.index.census import Census, census
+from fairlead_kvstore.index.hints import Hint
 from fairlead_kvstore.index.victims import Victim, victims
 
 _HEADS = (
@@ -64,7 +65,8 @@ class Holding(msgspec.Struct, kw_only=True):
 
 
 class Stats(msgspec.Struct, kw_only=True):
-    """One model. ``stale_seconds``: how long nobody has written, None while somebody does; ``trouble``: why it cannot be used."""
+    """One model. ``stale_seconds``: how long nobody has written, None while somebody does; ``trouble``: why it cannot be used.
+    ``hints``: blocks in shared stores. ``wanted``: hot prefixes that want another home, None where no gateway tells."""
 
     model: str
     leader: str | None
@@ -77,6 +79,7 @@ class Stats(msgspec.Struct, kw_only=True):
     unreadable: dict[str, str]
     blocks: int
     hints: int
+    wanted: list[Hint] | None
     instances: list[Holding]
 
     @property
@@ -104,6 +107,7 @@ def stats(picture: Picture) -> Stats:
         unreadable=picture.unreadable,
         blocks=blocks,
         hints=mirror.hints if mirror is not None else 0,
+        wanted=None if picture.hints is None else picture.hints.hints,
         instances=[
             _holding(picture, name, counted.get(name, Census()), ranked.get(name)) for name in picture.instances
         ],
@@ -171,6 +175,8 @@ def _model(one: Stats) -> Iterator[RenderableType]:
         yield Text(f"  it cannot be used: {one.trouble}", style="red")
     for name, why in sorted(one.unreadable.items()):
         yield Text(f"  {name} cannot be read: {why}", style="red")
+    for hint in one.wanted or ():
+        yield Text(f"  {hint.prefix}  {hint.tokens:,} tokens want {hint.wanted} homes: {hint.reason}", style="yellow")
     if one.instances:
         yield _table(one.instances)
 

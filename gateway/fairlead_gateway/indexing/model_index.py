@@ -1,12 +1,14 @@
 """One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fairlead.limits import Limits
+from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.telemetry.index import Followed, InstanceIndex
 from fairlead_kvstore.index.census import Census, census
+from fairlead_kvstore.index.hints import Hint, Hot, hints
 from fairlead_kvstore.index.victims import Victim, victims
 from fairlead_kvstore.links.bridge import Bridge, Correction, Mirror
 from fairlead_kvstore.links.drift import Drift
@@ -58,6 +60,7 @@ class ModelIndex:
         self._on_relearn = on_relearn
         self.bridge = Bridge(key, mirror, secret=secret, limits=limits)
         self._most = limits.link_flights
+        self._hints_most = limits.hints
         self._census_seconds = limits.index_census_seconds
         self._count_due = float("-inf")
         self._counted: Mapping[str, Census] = {}
@@ -177,6 +180,17 @@ class ModelIndex:
         self._count_due = now + max(_COUNT_LEAST_SECONDS, self._census_seconds * blocks / 1e6)
         self._counted = counted
         self._victims = {one.instance: one for one in ranked}
+
+    def hints(self, hot: Iterable[HotShare], ready: Collection[str]) -> list[Hint]:
+        """Which of these prefixes want another home among the instances that are ready."""
+        bridge, found = self.bridge, []
+        for one in hot:
+            link = bridge.table.get(one.digest)
+            if link is not None and link.depth and bridge.block_size is not None:
+                holders = sum(name in ready for name in bridge.mirror.holders(link.own))
+                found.append(Hot(one.digest, one.share, one.per_second, link.depth * bridge.block_size, holders))
+        unknown = sum(not self._complete(name) for name in ready)
+        return hints(found, len(ready), unknown, self._hints_most)
 
     def look(self, instance: str, stale: str | None) -> InstanceIndex:
         """How far an instance is followed; ``stale`` says why nothing is heard, None while something is. What it holds is of the last

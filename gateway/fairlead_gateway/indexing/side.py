@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 import msgspec
 
 from fairlead.clock import Clock
-from fairlead.fleet import Fleet, Instance
+from fairlead.fleet import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead.tasks import ended
 from fairlead_gateway.channel import encoded
 from fairlead_gateway.channel_messages import Corrected, Given, Seen, SentRow, Want
+from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.indexing.asking import Asking
 from fairlead_gateway.indexing.here import Here, Tokenize
 from fairlead_gateway.indexing.links import Links
@@ -30,6 +31,7 @@ from fairlead_gateway.management.fetch import get
 from fairlead_gateway.reach import Reach
 from fairlead_gateway.routing.prefix import block_ends
 from fairlead_gateway.telemetry.index import ModelLook
+from fairlead_kvstore.index.hints import Hint
 from fairlead_kvstore.links.lesson import Lesson
 from fairlead_kvstore.truth.changes import Change
 
@@ -76,7 +78,7 @@ class Keeper(Protocol):
         """Keep the links of these models."""
         ...
 
-    def offer(self, model: str, lesson: Lesson, block_size: int) -> None:
+    def offer(self, model: str, lesson: Lesson) -> None:
         """A prompt was learned here."""
         ...
 
@@ -132,6 +134,8 @@ class IndexSide:
         self._task: asyncio.Task[None] | None = None
         self._anew = False
         self.dropped = 0
+        self.hot: Callable[[str], Sequence[HotShare]] = lambda _: ()
+        """The hot prefixes of a model; none are known where no gateways count them together."""
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -241,8 +245,19 @@ class IndexSide:
                 stale, table = self._source.stale(key), model.bridge.table
                 model.count(self._clock.now(), stale)
                 instances = {one.id: model.look(one.id, stale) for one in self._fleet.instances[key]}
-                found[key] = ModelLook(instances, len(table), table.lowered, table.learned, self._learned_how(key))
+                how, wanted = self._learned_how(key), tuple(self.hints(key))
+                found[key] = ModelLook(instances, len(table), table.lowered, table.learned, how, wanted)
         return found
+
+    def hints(self, key: str) -> list[Hint]:
+        """Which of the model's hot prefixes want another home. Prefixes that are not linked are not judged."""
+        model = self._models.get(key)
+        ready = [
+            one.id
+            for one in self._fleet.instances.get(key, ())
+            if one.state is InstanceState.READY and one.role is not Role.PREFILL
+        ]
+        return [] if model is None else model.hints(self.hot(key), ready)
 
     def notes(self) -> list[str]:
         """What is missing or degraded, in words."""
@@ -329,9 +344,9 @@ class IndexSide:
             doubted=doubted,
         )
         if done and self._keeper is not None and model.bridge.block_size is not None:
-            lesson = model.bridge.table.lesson(hashes)
+            lesson = model.bridge.table.lesson(hashes, model.bridge.block_size)
             if lesson is not None:
-                self._keeper.offer(key, lesson, model.bridge.block_size)
+                self._keeper.offer(key, lesson)
         self._busy.add(key)
         self._wake.set()
         return done

@@ -80,6 +80,19 @@ class Links(_Model):
     how: str = Field(description="How that is learned, in words.")
 
 
+class Wanted(_Model):
+    """A hot prefix that fewer instances hold than its share of the prompts keeps busy."""
+
+    prefix: str = Field(description="The keyed hash of its text.")
+    share: float = Field(description="Of the last prompts.")
+    per_second: float
+    tokens: int
+    holders: int
+    wanted: int = Field(description="Instances that should hold it.")
+    worth: float = Field(description="Tokens a second that may be computed for lack of another home.")
+    reason: str
+
+
 class Profile(_Model):
     """What an engine's work costs, as requests are routed by it."""
 
@@ -123,6 +136,7 @@ class Model(_Model):
     preset: str
     objectives: Objectives
     links: Links | None = Field(description="Null where no instance of the model tells what it holds.")
+    wanted: list[Wanted] = Field(description="Known where gateways share a Redis and instances tell what they hold.")
     instances: list[Instance]
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+import msgspec
+
 from fairlead import decision, fleet
 from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
 from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
@@ -39,6 +41,7 @@ def fleet_json(
                     itl_seconds=model.objectives.itl_seconds,
                 ),
                 links=_links(index.get(key)),
+                wanted=_wanted(index.get(key)),
                 instances=[
                     _instance(
                         instance,
@@ -60,6 +63,10 @@ def _links(look: ModelLook | None) -> models.Links | None:
     if look is None:
         return None
     return models.Links(blocks=look.links, lowered=look.lowered, prompts=look.learned, how=look.how)
+
+
+def _wanted(look: ModelLook | None) -> list[models.Wanted]:
+    return [] if look is None else [models.Wanted(**msgspec.structs.asdict(one)) for one in look.wanted]
 
 
 def _index(one: InstanceIndex | None) -> models.Index | None:

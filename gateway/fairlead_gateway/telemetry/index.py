@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fairlead_kvstore.index.census import Census
+from fairlead_kvstore.index.hints import Hint
 from fairlead_kvstore.index.victims import Victim
 
 
@@ -41,13 +42,14 @@ class InstanceIndex:
 @dataclass(frozen=True, slots=True)
 class ModelLook:
     """One model: its instances by id; blocks of prompts that are linked, links that had to be lowered, prompts that were learned, and
-    how they are learned, in words."""
+    how they are learned, in words; hot prefixes that want another home."""
 
     instances: Mapping[str, InstanceIndex]
     links: int
     lowered: int
     learned: int
     how: str
+    wanted: tuple[Hint, ...] = ()
 
 
 Looks = Mapping[str, ModelLook]

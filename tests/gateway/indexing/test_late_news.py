@@ -1,6 +1,7 @@
 """An answer that missed what its engine had just lost is late news; one that missed what nobody saw go is a ghost."""
 
 from fairlead.limits import Limits
+from fairlead_gateway.hot_counts import HotShare
 from fairlead_gateway.indexing.model_index import ModelIndex
 from fairlead_gateway.telemetry.index import Followed
 from fairlead_kvstore.index.mirror import IndexMirror
@@ -98,3 +99,15 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
         place.pass_(3.0)
     assert place.state() is Followed.INDEX
     assert place.model.look(ENGINE, None).quarantines == 1
+
+
+def test_a_hot_prefix_that_one_of_four_holds_wants_more_homes_and_one_that_is_not_linked_is_not_judged() -> None:
+    place = Place()
+    ready = [ENGINE, "b", "c", "d"]
+    hot = [HotShare(HASHES[-1], 0.7, 10.0), HotShare(HASHES[0], 0.2, 10.0), HotShare(77, 0.9, 10.0)]
+    (hint,) = place.model.hints(hot, ready)
+    assert (hint.prefix, hint.holders, hint.wanted, hint.tokens) == (f"{HASHES[-1]:016x}", 1, 3, 192)
+    assert hint.reason.endswith("1 hold it, 3 are not known completely")
+    place.told([Stored(name, Tier.GPU, 1, OWNS) for name in ("b", "c")])
+    assert place.model.hints(hot, ready) == []
+    assert place.model.hints(hot, ["c", "d"])[0].wanted == 2, "what instances hold that are not ready is nobody's"

@@ -33,7 +33,9 @@ NUMBER = st.integers(1, 2**64 - 1)
 def lesson_of(name: int, blocks: int = 4) -> Lesson:
     """A prompt of some byte blocks, with twice as many token blocks; a longer one of a name goes on from the shorter."""
     hashes = [name * 1_000 + number for number in range(1, blocks + 1)]
-    return Lesson(hashes, [2**40 + name * 1_000 + number for number in range(2 * blocks)], range(2, 2 * blocks + 1, 2))
+    return Lesson(
+        hashes, [2**40 + name * 1_000 + number for number in range(2 * blocks)], range(2, 2 * blocks + 1, 2), 16
+    )
 
 
 @dataclass(slots=True)
@@ -76,7 +78,7 @@ def check(server: Valkey, work: Callable[..., Awaitable[None]], *sides: Side) ->
 def test_who_starts_later_knows_what_was_learned_before(server: Valkey) -> None:
     async def work(_: Redis, one: Side, two: Side) -> None:
         for name in range(1, 2 * PAGE):
-            one.kept.offer(KEY, lesson_of(name), 16)
+            one.kept.offer(KEY, lesson_of(name))
         await one.look()
         await two.look()
         assert two.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE)]
@@ -101,7 +103,7 @@ def test_a_conversation_is_one_entry_whoever_learns_its_turns(server: Valkey) ->
     async def work(redis: Redis, one: Side, two: Side) -> None:
         for blocks in range(2, 12):
             learns = one if blocks % 2 else two
-            learns.kept.offer(KEY, lesson_of(1, blocks), 16)
+            learns.kept.offer(KEY, lesson_of(1, blocks))
             await one.look()
             await two.look()
         assert await redis.xlen(keys.links(KEY)) == 1
@@ -117,13 +119,13 @@ def test_a_conversation_is_one_entry_whoever_learns_its_turns(server: Valkey) ->
 
 def test_what_is_wrong_is_deleted_for_all_who_start_later(server: Valkey) -> None:
     async def work(redis: Redis, one: Side, two: Side) -> None:
-        one.kept.offer(KEY, lesson_of(1), 16)
+        one.kept.offer(KEY, lesson_of(1))
         await one.look()
-        one.kept.offer(KEY, lesson_of(2), 16)
+        one.kept.offer(KEY, lesson_of(2))
         one.kept.forget(KEY)
         await one.look()
         assert await redis.exists(keys.links(KEY)) == 0
-        one.kept.offer(KEY, lesson_of(3), 16)
+        one.kept.offer(KEY, lesson_of(3))
         await one.look()
         await two.look()
         assert two.heads() == [3_004]
@@ -133,19 +135,19 @@ def test_what_is_wrong_is_deleted_for_all_who_start_later(server: Valkey) -> Non
 
 def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Valkey) -> None:
     async def work(redis: Redis, one: Side, strange: Side) -> None:
-        strange.kept.offer(KEY, lesson_of(1), 16)
+        strange.kept.offer(KEY, lesson_of(1))
         await strange.kept.write()
         for data in (b"", b"\x01", b"\x02abc", b"\x01" + msgspec.msgpack.encode({"hashes": 3}), b"\x01" * 70_000):
             await redis.xadd(keys.links(KEY), {GATEWAY: b"x", DATA: data})
         await redis.xadd(keys.links(KEY), {b"other": b"fields"})
-        strange.kept.offer(KEY, lesson_of(2), 16)
+        strange.kept.offer(KEY, lesson_of(2))
         await strange.kept.write()
         await one.look()
         assert one.taken == []
         assert one.kept.unreadable == 8
         await redis.delete(keys.links(KEY))
         await redis.set(keys.links(KEY), "a string")
-        one.kept.offer(KEY, lesson_of(3), 16)
+        one.kept.offer(KEY, lesson_of(3))
         await one.look()
 
     check(server, work, side(server.url, "a"), side(server.url, "b", secret=b"another"))
@@ -156,11 +158,11 @@ def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
 
     async def work(redis: Redis, one: Side) -> None:
         for name in range(1, 1_000):
-            one.kept.offer(KEY, lesson_of(name), 16)
+            one.kept.offer(KEY, lesson_of(name))
             if not name % 100:
                 await one.look()
-        one.kept.offer(KEY, lesson_of(1_001, 400), 16)  # too long
-        one.kept.offer("ns/unknown", lesson_of(1), 16)
+        one.kept.offer(KEY, lesson_of(1_001, 400))  # too long
+        one.kept.offer("ns/unknown", lesson_of(1))
         await one.look()
         assert await redis.xlen(keys.links(KEY)) <= 300, "Redis cuts whole nodes of a stream"
         assert 0 < await redis.ttl(keys.links(KEY)) <= limits.link_kept_day_seconds
@@ -173,12 +175,12 @@ def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
 
 def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) -> None:
     async def work(_: Redis, one: Side) -> None:
-        one.kept.offer(KEY, lesson_of(1), 16)
+        one.kept.offer(KEY, lesson_of(1))
         one.kept.start()
         server.kill()
         await until(lambda: not one.link.state.connected)
         for name in range(2 * LIMITS.link_kept_waiting):
-            one.kept.offer(KEY, lesson_of(name + 1), 16)
+            one.kept.offer(KEY, lesson_of(name + 1))
         assert len(one.kept._waiting) == LIMITS.link_kept_waiting
         await one.kept.stop()
 
@@ -188,10 +190,10 @@ def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) ->
 @given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, max_size=40), st.integers(1, 64))
 def test_a_lesson_comes_out_as_it_went_in(hashes: list[int], owns: list[int], block_size: int) -> None:
     lesson = counted(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
-    data = packed(lesson, secret=PRINT, block_size=block_size)
+    data = packed(lesson, secret=PRINT)
     found = unpacked(data, secret=PRINT, most_bytes=len(data))
     assert found is not None
-    assert (list(found.hashes), list(found.owns)) == (hashes, owns)
+    assert (list(found.hashes), list(found.owns), found.block_size) == (hashes, owns, block_size)
     assert list(found.depths) == [min(depth, len(owns)) for depth in lesson.depths]
     assert unpacked(data, secret=b"another", most_bytes=len(data)) is None
     assert unpacked(data, secret=PRINT, most_bytes=len(data) - 1) is None
@@ -206,7 +208,7 @@ def test_no_bytes_do_harm(data: bytes) -> None:
 def test_no_text_and_no_token_is_in_what_is_kept() -> None:
     tokens = array("I", range(70_000, 70_064))
     lesson = guessed([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
-    data = packed(lesson, secret=PRINT, block_size=16)
+    data = packed(lesson, secret=PRINT)
     assert not any(token.to_bytes(4, "little") in data for token in tokens)
     assert len(data) < 8 * 6 + 4 * 2 + 80
 
@@ -215,10 +217,10 @@ def test_a_lesson_that_is_known_in_parts_only_is_none() -> None:
     table = LinkTable(most=10, most_owns=100)
     lesson = lesson_of(1)
     table.learn(lesson)
-    assert table.lesson([*lesson.hashes, 77]) is None
-    assert table.lesson([]) is None
-    found = table.lesson(lesson.hashes)
+    assert table.lesson([*lesson.hashes, 77], 16) is None
+    assert table.lesson([], 16) is None
+    found = table.lesson(lesson.hashes, 16)
     assert found is not None
     assert list(found.depths) == list(lesson.depths)
     with pytest.raises(ValueError, match="shorter"):
-        table.learn(Lesson([91, 92], [1, 2, 3], [1]))
+        table.learn(Lesson([91, 92], [1, 2, 3], [1], 16))
