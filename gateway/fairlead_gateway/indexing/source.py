@@ -77,10 +77,16 @@ class RedisSource:
 
     def notes(self) -> list[str]:
         """Models whose index is not kept up."""
-        stale = [key for key in self._models if self._feed.stale_since(key) is not None]
+        found = []
+        unled = set(self._feed.unled())
+        if unled:
+            found.append(
+                f"Redis is there, but no indexer leads {len(unled)} models, so their index is not kept up: {min(unled)}"
+            )
+        stale = [key for key in self._models if key not in unled and self._feed.stale_since(key) is not None]
         if not stale:
-            return []
-        return [f"the index of {len(stale)} models is not kept up: {stale[0]}: {self._feed.words(stale[0])}"]
+            return found
+        return [*found, f"the index of {len(stale)} models is not kept up: {stale[0]}: {self._feed.words(stale[0])}"]
 
     async def close(self) -> None:
         """Follow no more."""

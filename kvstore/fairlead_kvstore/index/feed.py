@@ -50,6 +50,7 @@ class _Model(msgspec.Struct):
     again_at: float = 0.0
     unreadable: dict[str, str] = {}
     loads: int = 0
+    led: bool | None = None  # whether there was a lease at the last look
 
 
 class Feed:
@@ -100,6 +101,12 @@ class Feed:
         if model is None:
             return self._clock.now()
         return model.stale_since if model.stale else None
+
+    def unled(self) -> list[str]:
+        """The models that no indexer leads, as far as a Redis that is there tells."""
+        if not self._link.state.connected:
+            return []
+        return [model.key for model in self._models.values() if model.led is False]
 
     def words(self, model_key: str) -> str:
         """For people: how good the mirror is, and why it is not better."""
@@ -240,6 +247,7 @@ class Feed:
         if isinstance(found, ResponseError) or isinstance(own, ResponseError):
             self._stale(model, "what Redis holds is not an index")
             return False
+        model.led = isinstance(own, bytes)
         at = parse_at(found[0])
         why = ready(at, found[1])
         if at is None or why is not None:

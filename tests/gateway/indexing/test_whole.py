@@ -164,7 +164,17 @@ def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp
         server = Valkey(tmp_path)
         server.start()
         try:
-            async with stage(tmp_path, 1, "--redis", server.url) as place, indexer(place.path, server.url):
+            async with stage(tmp_path, 1, "--redis", server.url) as place, AsyncExitStack() as stack:
+
+                async def unled() -> bool:
+                    return "Redis is there, but no indexer leads 1 models" in await place.gateway.notes()
+
+                async def led() -> bool:
+                    return not await unled()
+
+                await until_async(unled)
+                await stack.enter_async_context(indexer(place.path, server.url))
+                await until_async(led)
                 await place.until_state("incomplete")  # the index was loaded when it had not a block yet
                 await place.ask(text_of("first"))
                 await place.until_state("index")

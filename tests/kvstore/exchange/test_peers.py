@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fairlead.limits import Limits
-from fairlead_kvstore.exchange.peers import Peers
+from fairlead_kvstore.exchange.peers import LATE, Peers
 from fairlead_kvstore.exchange.records import Batch, Load
 
 KEY = "ns/a"
@@ -35,6 +38,29 @@ def test_a_gateway_that_falls_silent_has_nothing_in_flight_within_two_seconds() 
     peers.expire(11.51)
     assert peers.loads() == {}
     assert peers.present(11.51) == []
+
+
+@given(
+    gaps=st.lists(st.floats(0.0, Limits().beat_seconds), min_size=1, max_size=20),
+    phase=st.floats(0.0, Limits().beat_seconds / 2),
+    late=st.floats(0.0, Limits().sent_seconds_gathered + Limits().sent_look_seconds),
+)
+def test_whenever_a_gateway_dies_its_load_is_gone_within_two_seconds(
+    gaps: list[float], phase: float, late: float
+) -> None:
+    """Killed right after any batch, which is heard up to a round later; the receiver looks twice a beat, from any moment on."""
+    limits, peers = Limits(), Peers(b"s", Limits())
+    now = 10.0
+    for number, gap in enumerate(gaps, 1):
+        now += gap
+        peers.heard(KEY, "b", batch(number, {"e-0": ONE}, within=limits.beat_seconds), now + late, live=True)
+    died, tick = now, now + phase
+    while peers.loads():
+        peers.expire(tick)
+        assert not peers.loads() or tick < died + 2.0
+        tick += limits.beat_seconds / 2
+    assert peers.present(tick) == []
+    assert died + LATE * limits.beat_seconds < tick, "and not while it may only be late"
 
 
 def test_a_quiet_model_keeps_nobody_alive_whose_load_is_late() -> None:

@@ -35,6 +35,7 @@ def test_a_redis_that_comes_back_empty_gets_everything_again(server: Valkey, how
             assert since is not None
             assert since <= now
             assert "Redis is away" in world.feed.words(MODEL)
+            assert world.feed.unled() == [], "nobody can tell"
             await world.write(4)
             server.start()
             await world.link.wait_connected()
@@ -44,9 +45,11 @@ def test_a_redis_that_comes_back_empty_gets_everything_again(server: Valkey, how
             world.clock.advance(1.0)
             await world.feed.step()
             assert "Redis holds no index" in world.feed.words(MODEL)
+            assert world.feed.unled() == [MODEL]
             await world.write(4)
         await world.settle()
         world.agrees()
+        assert world.feed.unled() == []
         assert world.indexer.begun == 1, "its own truth is what counts"
 
     played(server.url, work)
