@@ -10,7 +10,8 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, InstanceState, Model, Objectives
 from fairlead.profile import EngineProfile, preset
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.presets.dual_hash import away_price
+from fairlead_gateway.routing.presets.dual_hash import away_price, choose
+from fairlead_gateway.routing.request import Candidate
 
 PROFILE = preset("910b4")
 
@@ -73,7 +74,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
     assert "over the objective" in why
 
 
-def test_when_nobody_meets_the_objective_the_soonest_first_token_wins() -> None:
+def test_when_nobody_comes_near_the_objective_the_soonest_first_token_wins() -> None:
     made = router(ttft=0.01)
     decision = made.decide(prompt("r", 1), 0.0)
     assert decision.rule == "slo-spill"
@@ -81,6 +82,30 @@ def test_when_nobody_meets_the_objective_the_soonest_first_token_wins() -> None:
     assert ttft[f"{decision.chosen}/predicted_ttft_seconds"] == min(
         value for value in ttft.values() if value is not None
     )
+
+
+def candidate(name: str, backlog: float, own: float) -> Candidate:
+    return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, home=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen"),
+    [
+        ((0.0, 0.0), "cached"),
+        ((4.5, 0.0), "cached"),
+        ((5.5, 3.0), "soon"),
+        ((8.0, 5.0), "cached"),
+        ((14.5, 12.0), "cached"),
+        ((15.5, 12.0), "soon"),
+        ((20.0, 16.0), "soon"),
+    ],
+)
+def test_prices_hold_within_the_objective_and_up_to_three_times_it_where_nobody_meets_it(
+    before: tuple[float, float], chosen: str
+) -> None:
+    """``cached`` computes 0.1 s and ``soon`` 1 s, each priced 17 times; so many seconds are before them. The objective is 5 s."""
+    both = [candidate("cached", before[0], 0.1), candidate("soon", before[1], 1.0)]
+    assert choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0).chosen == chosen
 
 
 def test_a_burst_of_one_prefix_spreads_beyond_its_homes() -> None:

@@ -13,8 +13,10 @@ Leaving home costs extra because homes are what keeps several gateways in step w
 where engines report cached prefixes that nobody had told of: others send there and we hear nothing of it (no Redis, no index, an
 index that is late), and homes are all that is common then. The last term spreads decoding, which prefill alone never sees.
 
-The objective decides how long affinity holds: as long as some candidate is predicted to meet it, the cheapest of
-those is taken; when none is, the prices no longer matter and the soonest first token wins (``slo-spill``).
+The objective decides how long affinity holds: as long as some candidate is predicted to meet it, the cheapest of those is taken. When
+none is, the cheapest of those that are at most three times as late is (``slo-spill``): a fleet that gives up its caches because it is
+overloaded has to compute more, and is overloaded for longer (measured 4 to 7 % over capacity: mean first token after 11.8 s by the
+soonest alone, 8.5 s by price). Only when none of them is within that either, the soonest first token wins.
 
 Sources: DualMap (arXiv 2602.06502: two homes, adaptive key, objective-aware switch); Preble and Mooncake (cost of
 recomputation, minimal TTFT). Ours: one price list in seconds instead of thresholds on one signal at a time, the
@@ -38,6 +40,8 @@ BLIND_SHARE: Final = 0.03
 BUSY_SHARE: Final = 0.06
 DECODE_SHARE: Final = 0.4
 OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
+OVERLOAD_TIMES: Final = 3.0
+"""The objective: up to so late a first token prices still hold where nobody meets the objective."""
 
 
 def choose(
@@ -59,23 +63,24 @@ def choose(
     recompute = 1.0 + RECOMPUTE_PRICE * min(1.0, mean_backlog_seconds / (BUSY_SHARE * scale))
     decode = DECODE_SHARE * scale
     away = recompute + away_price(unforeseen_share)
-    best = soonest = candidates[0]
-    best_cost = soonest_cost = soonest_first = 0.0
-    feasible = begun = False
+    best = late = soonest = candidates[0]
+    best_cost = late_cost = soonest_cost = soonest_first = 0.0
+    feasible = bearable = begun = False
     for item in candidates:
         own, backlog = item.own_seconds, item.backlog_seconds
         price = recompute if item.home or item.pinned else away
         cost = backlog + own * price + decode * item.inflight_tokens / item.kv_tokens
         first = backlog + own
         item.cost_seconds = cost
-        if first <= scale and (
-            not feasible or cost < best_cost or (cost == best_cost and item.inflight < best.inflight)
-        ):
-            best, best_cost, feasible = item, cost, True
+        if first <= scale:
+            if not feasible or cost < best_cost or (cost == best_cost and item.inflight < best.inflight):
+                best, best_cost, feasible = item, cost, True
+        elif first <= OVERLOAD_TIMES * scale and (not bearable or cost < late_cost):
+            late, late_cost, bearable = item, cost, True
         if not begun or first < soonest_first or (first == soonest_first and cost < soonest_cost):
             soonest, soonest_first, soonest_cost, begun = item, first, cost, True
     if not feasible:
-        best, best_cost = soonest, soonest_cost
+        best, best_cost = (late, late_cost) if bearable else (soonest, soonest_cost)
     rule = _rule(best, candidates, feasible, scale)
     return Decision(
         best.id,
@@ -145,7 +150,7 @@ class _Account:
             return "the only instance that can take it"
         first = f"first token in about {duration(best.ttft_seconds)}"
         if not self._feasible:
-            return f"no candidate meets {duration(objective)}; soonest: {first}"
+            return f"no candidate meets {duration(objective)}: {first}"
         if self._rule == "affinity":
             place = (
                 "a home"
@@ -188,7 +193,7 @@ class _Account:
         objective = self._objective
         if item.ttft_seconds > objective and self._best.ttft_seconds <= objective:
             return f"first token in {duration(item.ttft_seconds)}, over the objective of {duration(objective)}"
-        if self._best.ttft_seconds > objective:
+        if self._best.ttft_seconds > objective and item.ttft_seconds > self._best.ttft_seconds:
             return f"first token later: {duration(item.ttft_seconds)}"
         mine, theirs = duration(item.cost_seconds), duration(self._best.cost_seconds)
         if mine == theirs:
