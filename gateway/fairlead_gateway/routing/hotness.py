@@ -86,6 +86,11 @@ class HotPrefixes:
         self.epoch = 0
         """Of the table that keys are made by; 0 while they are made by what was counted here, or a table is about to be left."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether keys are made by the last of the tables that nobody tells any more."""
+        return self._table is not None and not self.epoch
+
     def __len__(self) -> int:
         return sum([level.hot for level in self._levels.values()])
 

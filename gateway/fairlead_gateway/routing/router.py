@@ -396,6 +396,7 @@ class ModelRouter:
             mean_backlog_seconds=mean,
             objective_seconds=limit,
             hot_epoch=self._hot.epoch,
+            hot_lost=self._hot.lost,
             unforeseen_share=self._unforeseen,
         )
         if decision.source is not None:

@@ -50,11 +50,12 @@ def choose(
     mean_backlog_seconds: float,
     objective_seconds: float | None,
     hot_epoch: int = 0,
+    hot_lost: bool = False,
     unforeseen_share: float = 0.0,
 ) -> Decision:
     """The best of at least one candidate, with the sums that decided it (J of the essay above, in seconds of engine time).
-    ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself; ``unforeseen_share`` is what
-    engines had cached of prompts lately beyond what was known.
+    ``hot_epoch`` is of the table by which the homes were found, 0 where the gateway counts for itself or (``hot_lost``) goes
+    by the last that was told; ``unforeseen_share`` is what engines had cached of prompts lately beyond what was known.
 
     A tie goes to the first of the candidates, and those come in order: who served the session last, home 1, home 2, the holder, the
     least busy.
@@ -89,7 +90,9 @@ def choose(
         home=best.home,
         matched_tokens=best.matched_tokens + best.pull_tokens,
         ttft_seconds=best.backlog_seconds + best.own_seconds,
-        account=_Account(rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch, unforeseen_share),
+        account=_Account(
+            rule, best, candidates, mean_backlog_seconds, feasible, scale, hot_epoch, hot_lost, unforeseen_share
+        ),
         source=best.source,
     )
 
@@ -114,7 +117,17 @@ def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objectiv
 class _Account:
     """The numbers of a decision; sentences and tables are made when somebody asks."""
 
-    __slots__ = ("_best", "_candidates", "_feasible", "_hot_epoch", "_mean", "_objective", "_rule", "_unforeseen")
+    __slots__ = (
+        "_best",
+        "_candidates",
+        "_feasible",
+        "_hot_epoch",
+        "_hot_lost",
+        "_mean",
+        "_objective",
+        "_rule",
+        "_unforeseen",
+    )
 
     def __init__(
         self,
@@ -125,6 +138,7 @@ class _Account:
         feasible: bool,
         objective: float,
         hot_epoch: int,
+        hot_lost: bool,
         unforeseen_share: float,
     ) -> None:
         self._rule = rule
@@ -134,15 +148,22 @@ class _Account:
         self._feasible = feasible
         self._objective = objective
         self._hot_epoch = hot_epoch
+        self._hot_lost = hot_lost
         self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
-        """Why the best one was taken, and where what it lacks comes from."""
-        best = self._best
-        if best.source is None:
-            return self._why()
-        took, instead = duration(best.own_seconds), duration(best.recompute_seconds)
-        return f"{self._why()}; {best.pull_tokens:.0f} tokens from {best.source}: {took} instead of {instead} to compute them"
+        """Why the best one was taken, where what it lacks comes from, and what was not known."""
+        best, why = self._best, self._why()
+        if best.source is not None:
+            took, instead = duration(best.own_seconds), duration(best.recompute_seconds)
+            why += f"; {best.pull_tokens:.0f} tokens from {best.source}: {took} instead of {instead} to compute them"
+        price = away_price(self._unforeseen)
+        if price > AWAY_PRICE and len(self._candidates) > 1:
+            why += f"; engines had {self._unforeseen:.1%} of prompts cached that nobody told of"
+            why += f", so leaving home costs {price:.0f} x its part"
+        if self._hot_lost:
+            why += "; hot prefixes as they were told last"
+        return why
 
     def _why(self) -> str:
         best, objective = self._best, self._objective

@@ -1,0 +1,114 @@
+"""What routing does when something is missing, and that decisions say so (docs/guides/routing.md, "When something is missing")."""
+
+from random import Random
+
+import pytest
+
+from fairlead.decision import Decision
+from fairlead.fleet import Instance, Model, Objectives
+from fairlead.profile import preset
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.presets.dual_hash import AWAY_PRICE_BLIND
+from fairlead_sim.seams import router as seam
+
+PROFILE = preset("h100-llama8b")
+TOKENS = 8_192
+
+
+def made(count: int = 8, ttft: float = 5.0) -> ModelRouter:
+    router = ModelRouter(secret=b"secret")
+    instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=PROFILE) for at in range(count)]
+    router.update(Model("default", "m", Objectives(ttft_seconds=ttft)), instances, 1)
+    return router
+
+
+def asked(number: int) -> RouteRequest:
+    draw, blocks = Random(number), TOKENS // 512
+    hashes = tuple(draw.getrandbits(64) for _ in range(blocks))
+    return RouteRequest(f"r{number}", PrefixChain(hashes, tuple(range(2_048, 2_048 * (blocks + 1), 2_048)), 0), TOKENS)
+
+
+def send(router: ModelRouter, request: RouteRequest) -> Decision:
+    decision = router.decide(request, 0.0)
+    assert decision.chosen is not None
+    router.dispatched(request, decision.chosen, 0.0)
+    return decision
+
+
+def ended(router: ModelRouter, request: RouteRequest, cached: int) -> None:
+    router.first_token(request.id, 0.0)
+    router.finished(request.id, 0.0, prompt_tokens=TOKENS, cached_tokens=cached, output_tokens=1)
+
+
+def test_all_is_well_and_nothing_is_said() -> None:
+    router = made()
+    for number in range(200):
+        reason = send(router, asked(number)).reason
+        assert "told" not in reason
+        assert "no candidate" not in reason
+        ended(router, asked(number), 0)
+
+
+def test_no_index_engines_that_have_more_than_was_told_keep_prompts_at_home() -> None:
+    router = made()
+    for number in range(300):
+        send(router, asked(number))
+        ended(router, asked(number), TOKENS // 4)  # other gateways sent it there
+    quiet = router.decide(asked(900), 0.0)
+    assert quiet.reason.endswith(
+        f"engines had 24.9% of prompts cached that nobody told of, so leaving home costs {AWAY_PRICE_BLIND:.0f} x its part"
+    )
+    homes = router.homes(asked(901))
+    for number in range(1_000, 1_012):  # both homes are busier than all others
+        for home in homes:
+            router.dispatched(asked(number + 100 * homes.index(home)), home, 0.0)
+    assert send(router, asked(901)).chosen in homes
+    seeing = made()
+    for number in range(1_000, 1_012):
+        for home in homes:
+            seeing.dispatched(asked(number + 100 * homes.index(home)), home, 0.0)
+    assert send(seeing, asked(901)).chosen not in homes
+
+
+def test_no_redis_hot_prefixes_go_by_the_last_table_and_then_by_what_is_counted_here() -> None:
+    router = made()
+    router.hot(7, frozenset())
+    assert "told last" not in send(router, asked(0)).reason
+    router.hot(0, frozenset())
+    said = ["hot prefixes as they were told last" in send(router, asked(number)).reason for number in range(1, 400)]
+    assert said[0]
+    assert not said[-1]
+    assert said == sorted(said, reverse=True)
+    assert router.decide(asked(999), 0.0).inputs["hot/table_epoch"].value is None
+
+
+def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
+    router = made(1)
+    for number in range(200):
+        decision = send(router, asked(number))
+        assert (decision.rule, decision.reason) == ("only-one", "the only instance that can take it")
+
+
+def test_all_overloaded_the_soonest_first_token_wins_and_the_reason_says_so() -> None:
+    router = made(ttft=0.5)
+    for number in range(200):
+        send(router, asked(number))
+    decision = send(router, asked(200))
+    assert decision.rule == "slo-spill"
+    assert decision.reason.startswith("no candidate meets 500ms; soonest: first token in about")
+    first = {name: one.value for name, one in decision.inputs.items() if name.endswith("/predicted_ttft_seconds")}
+    assert first[f"{decision.chosen}/predicted_ttft_seconds"] == min(value or 0.0 for value in first.values())
+
+
+@pytest.mark.parametrize("name", ["dual-hash", "dualmap", "least-request"])
+def test_no_metrics_a_tool_that_counts_nothing_gets_the_choices_of_one_that_counts_what_was_sent(name: str) -> None:
+    ids = [f"e{at}" for at in range(8)]
+    blind, seeing = (
+        seam({"n": 8, "live": ids, "block_tokens": 512, "ttft_slo": 5.0}, preset=name, seed=1) for _ in range(2)
+    )
+    sent = dict.fromkeys(ids, 0)
+    for number in range(300):
+        request = {"id": number, "arrival": 0.0, "prompt_tokens": 2_048, "blocks": (number % 9, number, -number, 7)}
+        chosen = blind.pick(request, [{"id": one, "up": True} for one in ids], 0.0)
+        assert chosen == seeing.pick(request, [{"id": one, "up": True, "inflight": sent[one]} for one in ids], 0.0)
+        sent[chosen] += 1

@@ -1,0 +1,74 @@
+"""One table of hot prefixes, one secret, one fleet: every replica and worker computes the same homes, whatever it saw before."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Hashable
+from random import Random
+
+from xxhash import xxh3_64_hexdigest
+
+from fairlead.fleet import Instance, Model
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+
+COUNT = 100_000
+FLEET = [f"main-{at}/8000/0" for at in range(8)]
+ENDS = [tuple(range(2_048, 2_048 * (blocks + 1), 2_048)) for blocks in range(14)]
+
+
+def prompts() -> list[RouteRequest]:
+    """Of blocks of 2 KiB; some begin alike, up to ten blocks."""
+    draw = Random(5)
+    roots = [tuple(draw.getrandbits(64) for _ in range(10)) for _ in range(40)]
+    found = []
+    for number in range(COUNT):
+        shared = roots[min(draw.randrange(40), draw.randrange(40))][: draw.randrange(11)]
+        hashes = (*shared, *[draw.getrandbits(64) for _ in range(3)])
+        found.append(RouteRequest(f"r{number}", PrefixChain(hashes, ENDS[len(hashes)], 0), 4_096.0))
+    return found
+
+
+def router(fleet: list[str]) -> ModelRouter:
+    made = ModelRouter(secret=b"one secret")
+    made.update(Model("default", "m"), [Instance(name, "default", "m", "main", "") for name in fleet], 1)
+    return made
+
+
+def table(asked: list[RouteRequest]) -> frozenset[Hashable]:
+    """All levels of some prompts, so that the keys of what begins alike reach deeper."""
+    return frozenset(digest for one in asked[::500] for digest in one.chain.hashes)
+
+
+def digest(made: ModelRouter, asked: list[RouteRequest]) -> str:
+    return xxh3_64_hexdigest("\n".join(" ".join(made.homes(one)) for one in asked).encode())
+
+
+def seen_elsewhere() -> str:
+    """Of a replica with another order of instances, that counted other traffic before and followed an older table."""
+    asked = prompts()
+    made = router(FLEET[::-1])
+    for one in asked[-2_000:]:
+        made.dispatched(one, made.decide(one, 0.0).chosen or "", 0.0)
+    made.hot(1, frozenset())
+    made.hot(2, table(asked))
+    return digest(made, asked)
+
+
+def test_every_replica_and_worker_has_the_same_homes_for_the_same_table() -> None:
+    asked = prompts()
+    here = router(FLEET)
+    alone = digest(here, asked)
+    here.hot(2, table(asked))
+    expected = digest(here, asked)
+    assert expected != alone  # the table matters
+    environ = {
+        **os.environ,
+        "PYTHONHASHSEED": "12345",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    child = subprocess.run([sys.executable, __file__], env=environ, capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == expected
+
+
+if __name__ == "__main__":
+    print(seen_elsewhere())
