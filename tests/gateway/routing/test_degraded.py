@@ -89,15 +89,19 @@ def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
         assert (decision.rule, decision.reason) == ("only-one", "the only instance that can take it")
 
 
-def test_all_overloaded_the_soonest_first_token_wins_and_the_reason_says_so() -> None:
-    router = made(ttft=0.5)
+@pytest.mark.parametrize(("ttft", "decides"), [(5.0, "cost_seconds"), (0.5, "predicted_ttft_seconds")])
+def test_all_overloaded_prices_decide_up_to_three_times_the_objective_and_the_soonest_beyond(
+    ttft: float, decides: str
+) -> None:
+    """Every instance has about 8 s before it. The reason says that nobody meets the objective."""
+    router = made(ttft=ttft)
     for number in range(200):
-        send(router, asked(number))
+        router.dispatched(asked(number), f"pod-{number % 8}", 0.0)
     decision = send(router, asked(200))
     assert decision.rule == "slo-spill"
-    assert decision.reason.startswith("no candidate meets 500ms; soonest: first token in about")
-    first = {name: one.value for name, one in decision.inputs.items() if name.endswith("/predicted_ttft_seconds")}
-    assert first[f"{decision.chosen}/predicted_ttft_seconds"] == min(value or 0.0 for value in first.values())
+    assert decision.reason.startswith("no candidate meets")
+    scored = {name: one.value or 0.0 for name, one in decision.inputs.items() if name.endswith(f"/{decides}")}
+    assert scored[f"{decision.chosen}/{decides}"] == min(scored.values())
 
 
 @pytest.mark.parametrize("name", ["dual-hash", "dualmap", "least-request"])
