@@ -73,9 +73,11 @@ bench-sharing: env ## several gateways in the fleet simulator, by what they know
 soak: compile ## engines killed, gateways restarted, hostile requests, a million more, as often as the bar says; bench/results/soak.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/test_soak.py -q
 
-nightly: compile ## the property tests with many more examples; ten million fuzzed inputs; bench/results/nightly.json
+nightly: compile ## the property tests with many more examples; ten million fuzzed inputs; ten thousand fleets in trouble; bench/results/nightly*.json
 	@FAIRLEAD_EXAMPLES=5000 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m property --timeout 1800
 	@$(RUN) scripts/nightly.py
+	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
+	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)
 
 generate: env ## CRDs and reference pages from the API types
 	@$(RUN) scripts/generate.py

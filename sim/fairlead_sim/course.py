@@ -157,9 +157,9 @@ class Course:
         self._settle(engine, now)
         engine.version += 1
         self._tell_members(now)
-        for sequence in engine.core.sequences():
-            flight = self._flights[sequence.id]
-            self._front.lost(sequence.id, now)
+        # Not those that the core still has: who is given the last token by the step under way has left it already.
+        for flight in [one for one in self._flights.values() if one.instance == name and not one.ended]:
+            self._front.lost(flight.request.id, now)
             self._lost(flight, now)
 
     def join(self, name: str, now: float) -> None:

@@ -11,6 +11,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import HELD, Course
 from fairlead_sim.engine import Sequence as EngineSequence
@@ -91,6 +92,7 @@ class OneRouter:
         self._choices = choices
         self._holding: Holding | None = None
         self._course: Course | None = None
+        self._cut: frozenset[str] = frozenset()
         self.on_home = 0
 
     def begin(self, course: Course) -> None:
@@ -105,7 +107,7 @@ class OneRouter:
         asked = RouteRequest(
             request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
         )
-        decision = self._router.decide(asked, now)
+        decision = self._router.decide(asked, now, excluded=self._cut)
         chosen = self._choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
@@ -152,3 +154,22 @@ class OneRouter:
         self._router.abandoned(request, now)
         if self._holding is not None:
             self._holding.begun(request, now)
+
+    def unreachable(self, names: frozenset[str], now: float) -> None:
+        """The gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
+        anew, the other answers are cut. Not of presets that hold requests."""
+        self._cut = names
+        assert self._course is not None
+        for flight in list(self._course.flights()):
+            if not flight.ended and flight.instance in names:
+                self._router.abandoned(flight.request.id, now)
+                self._course.again(flight.request.id, now)
+
+    def loads(self) -> Mapping[str, InstanceLoad]:
+        """What the router counts as sent and not over."""
+        return self._router.loads()
+
+    def cut_of(self, request: str) -> frozenset[str]:
+        """The engines that are out of reach."""
+        del request
+        return self._cut

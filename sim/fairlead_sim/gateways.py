@@ -29,23 +29,24 @@ from fairlead.profile import EngineProfile
 from fairlead_gateway.others_row import OthersRow
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.hotness import HotPrefixes
+from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_gateway.routing.prefix import block_ends
 from fairlead_gateway.routing.shared import SharedRows, Siblings, bytes_of
 from fairlead_kvstore.exchange.outgoing import Outgoing
 from fairlead_kvstore.exchange.peers import Peers
 from fairlead_kvstore.exchange.records import Batch, Load, Sent
-from fairlead_kvstore.index.mirror import IndexMirror
 from fairlead_kvstore.links.bridge import Bridge
 from fairlead_kvstore.links.lesson import guessed
 from fairlead_kvstore.truth import changes as said
-from fairlead_kvstore.truth.tiers import Tier
-from fairlead_sim.blocks import Cleared, KvEvent, Removed, Stored
+from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import Course
 from fairlead_sim.engine import EngineCore
 from fairlead_sim.engine import Sequence as EngineSequence
 from fairlead_sim.fleet import MODEL, NAMESPACE, instances_of, made_up_chain
+from fairlead_sim.told_index import ToldIndex, held_blocks
 from fairlead_sim.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.traces import TraceRequest
+from fairlead_sim.weather import CALM, Weather
 
 _LIMITS = Limits()
 _PRINT = b"one secret for all"
@@ -85,7 +86,8 @@ class Restart:
 
 class Gateways:
     """``count`` gateways of one fleet as one ``Front``. Requests go to one of them by chance, or where ``by_session`` all of a
-    session go to one. ``engines`` are the names of equal engines."""
+    session go to one. ``engines`` are the names of equal engines, those that
+    come later included (``members`` says who is there). ``weather`` is what becomes of all that is told."""
 
     def __init__(
         self,
@@ -100,16 +102,18 @@ class Gateways:
         block_tokens: int,
         by_session: bool = False,
         restart: Restart | None = None,
+        weather: Weather = CALM,
     ) -> None:
         if count < 1:
             raise BadInput(f"{count} gateways cannot answer anything", field="gateways")
         self.knowledge = knowledge
         self.engines = tuple(engines)
+        self.live: Sequence[str] = self.engines
         self.profile = profile
         self.model = Model(NAMESPACE, MODEL, objectives, "dual-hash")
         self.secret = secret
         self.block_tokens = block_tokens
-        self.index = _Index(self.engines)
+        self.index = ToldIndex(self.engines)
         self.hot = _Hot()
         self.stream: list[tuple[float, str, Batch]] = []
         self.course: Course | None = None
@@ -118,12 +122,15 @@ class Gateways:
         self._draw = Random(f"which gateway {seed}")
         self._by_session = by_session
         self._restart = restart
+        self._weather = weather
+        self._lives = Counter[str]()
         self._arrived = 0
         self._epoch = 1
         self._chain = partial(made_up_chain, secret=secret, seed=self.model.key.encode())
         self._serving = [self._gateway() for _ in range(count)]
         self._all = list(self._serving)
         self._flying: dict[str, _Gateway] = {}
+        self._last = self._serving[0]
 
     # --- the front of a course --------------------------------------------------------------------------------------------
 
@@ -141,7 +148,7 @@ class Gateways:
         if self._restart is not None and self._arrived == self._restart.at_request:
             self._start_anew(self._restart.gateway, now)
         self._arrived += 1
-        gateway = self._serving[self._way(request)]
+        gateway = self._last = self._serving[self._way(request)]
         chosen, why = gateway.arrive(request, self._chain(request), now)
         if chosen is not None:
             self._flying[request.id] = gateway
@@ -162,17 +169,54 @@ class Gateways:
     def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Every gateway hears of it a little later, in the order in which engines tell."""
         if self.knowledge.index:
-            self._course().later(now + self.knowledge.index_seconds, partial(self._hear_engine, instance, events))
+            life = self._lives[instance]
+            for at in self._weather.arrivals(now, self.knowledge.index_seconds):
+                self._course().later(at, partial(self._hear_engine, instance, life, events))
 
     def members(self, live: Sequence[str], now: float) -> None:
-        """Every gateway's watch tells it."""
+        """Every gateway's watch tells it. Of an engine that left nothing is believed any more."""
         self._epoch += 1
+        left = [name for name in self.live if name not in live]
+        self.live = list(live)
+        self._lives.update(left)
+        for name in left:
+            self._tell_changes(self.index.left(name))
         for gateway in self._all:
             gateway.router.update(self.model, instances_of(live, self.profile), self._epoch)
 
     def lost(self, request: str, now: float) -> None:
         """Its load is gone at once."""
         self._flying.pop(request).router.abandoned(request, now)
+
+    def unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
+        """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
+        anew, the other answers are cut."""
+        one = self._serving[gateway]
+        one.cut = names
+        course = self._course()
+        there = [name for name, its in self._flying.items() if its is one and course.flight(name).instance in names]
+        self._anew(there, now)
+
+    def cut_of(self, request: str) -> frozenset[str]:
+        """The engines that the gateway does not reach which has, or just refused, the request."""
+        return self._flying.get(request, self._last).cut
+
+    def killed(self, gateway: int, now: float) -> None:
+        """One gateway is killed and its answers are cut; what had no first token arrives anew, at a new gateway."""
+        old = self._serving[gateway]
+        old.gone = True
+        self._start_anew(gateway, now)
+        self._serving[gateway].cut = old.cut
+        self._anew([name for name, its in self._flying.items() if its is old], now)
+
+    def _anew(self, requests: Sequence[str], now: float) -> None:
+        for request in requests:
+            self.lost(request, now)
+            self._course().again(request, now)
+
+    def loads(self) -> list[Mapping[str, InstanceLoad]]:
+        """What each gateway that is there counts as its own."""
+        return [gateway.router.loads() for gateway in self._all if not gateway.gone]
 
     def believed(self, request: TraceRequest) -> float:
         """Tokens of a prompt that some instance holds, as the gateway believes that believes most."""
@@ -183,8 +227,11 @@ class Gateways:
 
     def tell(self, teller: "_Gateway", batch: Batch, now: float) -> None:
         """The others know it a little later."""
-        self.stream.append((now, teller.name, batch))
-        self._course().later(now + self.knowledge.told_seconds, partial(self._hear, teller.name, batch))
+        arrivals = self._weather.arrivals(now, self.knowledge.told_seconds)
+        if arrivals:
+            self.stream.append((now, teller.name, batch))
+        for at in arrivals:
+            self._course().later(at, partial(self._hear, teller.name, batch))
 
     def later(self, at: float, act: Callable[[float], None]) -> None:
         """As the course's."""
@@ -199,14 +246,18 @@ class Gateways:
             if gateway.name != name:
                 gateway.hear(name, batch, now, live=True)
 
-    def _hear_engine(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        changes = self.index.changes(instance, events)
+    def _hear_engine(self, instance: str, life: int, events: Sequence[KvEvent], now: float) -> None:
+        if life == self._lives[instance]:
+            self._tell_changes(self.index.changes(instance, events))
+
+    def _tell_changes(self, changes: Sequence[said.Change]) -> None:
         for gateway in self._all:
             gateway.bridge.changed(changes)
 
     def _tell_hot(self, now: float) -> None:
         if self.hot.asked(self._serving, now):
-            self.later(now + self.knowledge.told_seconds, partial(self._hear_hot, self.hot.epoch, self.hot.table))
+            for at in self._weather.arrivals(now, self.knowledge.told_seconds):
+                self.later(at, partial(self._hear_hot, self.hot.epoch, self.hot.table))
         self.later(now + _LIMITS.hot_ask_seconds, self._tell_hot)
 
     def _hear_hot(self, epoch: int, table: frozenset[int], now: float) -> None:
@@ -256,13 +307,14 @@ class _Gateway:
         self._flying: dict[str, tuple[str, int]] = {}
         self.leaving = False
         self.gone = False
+        self.cut: frozenset[str] = frozenset()
         self._beaten = float("-inf")
         self.router = ModelRouter(
             secret=all_.secret,
             seed=0,
             siblings=Siblings(rows, self._sent, lambda *_: None, lambda *_: None),
         )
-        self.router.update(all_.model, instances_of(all_.engines, all_.profile), 1)
+        self.router.update(all_.model, instances_of(all_.live, all_.profile), 1)
 
     def start(self, at: float, *, shares: bool) -> None:
         """Rounds begin."""
@@ -292,7 +344,7 @@ class _Gateway:
         asked = RouteRequest(request.id, chain, tokens, output, request.session, pin=pin)
         if self._all.knowledge.perfect:
             self._know(request, chain)
-        decision = self.router.decide(asked, now)
+        decision = self.router.decide(asked, now, excluded=self.cut)
         if decision.chosen is None:
             return None, decision.reason
         self.router.dispatched(asked, decision.chosen, now)
@@ -316,7 +368,7 @@ class _Gateway:
     def _know(self, request: TraceRequest, chain: PrefixChain) -> None:
         keys = trace_keys(request.blocks, request.prompt_tokens, self._all.block_tokens)
         for name, core in self._all.cores().items():
-            blocks = _held(core, keys)
+            blocks = held_blocks(core, keys)
             held = bisect_left(chain.ends, blocks * self._all.block_tokens * BYTES_PER_TOKEN + 1)
             self.router.corrected(name, "all", (), [chain.hashes[:held]] if held else [])
 
@@ -347,6 +399,8 @@ class _Gateway:
             )
 
     def _tell(self, now: float) -> None:
+        if self.gone:
+            return
         loads: dict[str, Load] = {}
         if self._all.knowledge.loads:
             for name, load in self.router.loads().items():
@@ -389,9 +443,11 @@ class _Gateway:
     def _settle(self, now: float) -> None:
         self.peers.expire(now)
         as_said = self._all.knowledge.as_said
-        self._others.show(self.peers.loads() if as_said else self.peers.expected({MODEL: (self._all.engines,)}))
+        self._others.show(self.peers.loads() if as_said else self.peers.expected({MODEL: (self._all.live,)}))
 
     def _correct(self, now: float) -> None:
+        if self.gone:
+            return
         for one in self.bridge.corrections(now):
             held = [tuple(array("Q", chain)) for chain in one.held]
             self.router.corrected(one.instance, one.forget.value, array("Q", one.gone), held)
@@ -422,47 +478,3 @@ class _Hot:
         self.table = table  # type: ignore[assignment]
         self.epoch += 1
         return True
-
-
-class _Index:
-    """What engines tell, as changes of an index: the first and the last copy of a block only."""
-
-    def __init__(self, engines: Sequence[str]) -> None:
-        self.mirror = IndexMirror()
-        self._copies: dict[str, Counter[int]] = {name: Counter() for name in engines}
-        self.mirror.apply([said.Marked(name, True, "", 0.0) for name in engines])
-
-    def changes(self, instance: str, events: Sequence[KvEvent]) -> list[said.Change]:
-        """In their order; the mirror has taken them over."""
-        copies = self._copies[instance]
-        found: list[said.Change] = []
-        for event in events:
-            match event:
-                case Stored():
-                    new = [key for key in event.keys if not copies[key]]
-                    copies.update(event.keys)
-                    found.append(said.Stored(instance, Tier.GPU, event.parent or 0, new))
-                case Removed():
-                    copies[event.key] -= 1
-                    if copies[event.key] <= 0:
-                        del copies[event.key]
-                        found.append(said.Removed(instance, Tier.GPU, [event.key]))
-                case Cleared():
-                    copies.clear()
-                    found.append(said.Cleared(instance, 0, "cleared"))
-        self.mirror.apply(found)
-        return found
-
-
-def _held(core: EngineCore, keys: Sequence[int]) -> int:
-    """How many blocks of a prompt an engine holds or is about to compute for somebody else."""
-    most = len(core.pool.match(keys, len(keys)))
-    for sequence in core.sequences():
-        shared = 0
-        for one, other in zip(sequence.keys[most:], keys[most:], strict=False):
-            if one != other:
-                break
-            shared += 1
-        if shared:
-            most += shared
-    return most

@@ -19,6 +19,7 @@ from fairlead_sim.engine import Sequence as EngineSequence
 from fairlead_sim.holding import Holding
 from fairlead_sim.trace_prompts import trace_keys
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_sim.weather import CALM, Weather
 
 _INFLIGHT: Final = 0
 _WAITING: Final = 1
@@ -91,12 +92,19 @@ class _Gateway:
         self.holding: Holding | None = None
         self.counters: dict[str, list[float]] = {}
         self.published: dict[str, list[float]] = {}
+        self.cut: frozenset[str] = frozenset()
         self._flying: dict[str, tuple[str, list[float]]] = {}
 
+    def flying(self, among: frozenset[str] | None = None) -> list[str]:
+        """Requests that it sent or holds, to any engine or to these."""
+        return [request for request, (to, _) in self._flying.items() if among is None or to in among]
+
     def endpoints(self, blocks: Sequence[int], held: Mapping[str, Sequence[Asked]]) -> list[Endpoint]:
-        """All that are in service, as this gateway sees them."""
+        """All that are in service and can be reached, as this gateway sees them."""
         found, sharing = [], self.all.sharing
         for name in self.all.live:
+            if name in self.cut:
+                continue
             seen = list(self.counters.get(name, (0.0, 0.0, 0.0, 0.0)))
             if sharing is not None:
                 for other in self.all.gateways:
@@ -149,9 +157,17 @@ class Outside:
     shared between gateways, nor told by engines."""
 
     def __init__(
-        self, cores: Sequence[Any], names: Sequence[str], *, kv_tokens: int, sharing: Sharing | None, seed: int = 0
+        self,
+        cores: Sequence[Any],
+        names: Sequence[str],
+        *,
+        kv_tokens: int,
+        sharing: Sharing | None,
+        seed: int = 0,
+        weather: Weather = CALM,
     ) -> None:
         self.sharing = sharing
+        self._weather = weather
         self.kv_tokens = kv_tokens
         self.live = list(names)
         self.asked: dict[str, Asked] = {}
@@ -167,8 +183,7 @@ class Outside:
         """Those that bind late hold requests from now on."""
         self._course = course
         for gateway in self.gateways:
-            if hasattr(gateway.core, "order_key"):
-                gateway.holding = Holding(_Order(gateway), self._let_go, course.later)
+            self._may_hold(gateway, course)
 
     def later(self, at: float, act: Callable[[float], None]) -> None:
         """As the course has it."""
@@ -229,7 +244,8 @@ class Outside:
     def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Engines' events, as late as everything that is shared."""
         if self.sharing is not None:
-            self.later(now + self.sharing.sent_seconds, lambda _: self._apply(instance, events))
+            for at in self._weather.arrivals(now, self.sharing.sent_seconds):
+                self.later(at, lambda _: self._apply(instance, events))
 
     def members(self, live: Sequence[str], now: float) -> None:
         """As a watch tells it; what was held for an engine that left is asked anew."""
@@ -252,6 +268,47 @@ class Outside:
         if gateway.holding is not None:
             gateway.holding.begun(request, now)
         self._forget(request, now)
+
+    def unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
+        """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
+        anew, the other answers are cut."""
+        one = self.gateways[gateway]
+        one.cut = names
+        self._anew(one, names, now)
+
+    def cut_of(self, request: str) -> frozenset[str]:
+        """The engines that the request's gateway does not reach."""
+        return self._of[request].cut
+
+    def killed(self, gateway: int, core: Any, now: float) -> None:
+        """One gateway is killed and its answers are cut; what had no first token arrives anew, at the one with this ``core``."""
+        assert self._course is not None
+        old = self.gateways[gateway]
+        new = self.gateways[gateway] = _Gateway(self, core)
+        new.cut = old.cut
+        self._may_hold(new, self._course)
+        if hasattr(core, "on_endpoints"):
+            core.on_endpoints(list(self.live), now)
+        for request, its in self._of.items():
+            if its is old:
+                self._of[request] = new
+        self._anew(old, None, now)
+
+    def _anew(self, gateway: "_Gateway", among: frozenset[str] | None, now: float) -> None:
+        """Everything that it has in flight."""
+        assert self._course is not None
+        for request in gateway.flying(among):
+            to = gateway.over(request, now)
+            if to is not None and among is not None and hasattr(gateway.core, "on_complete"):
+                gateway.core.on_complete(self.asked[request], to, now, None)
+            if gateway.holding is not None:
+                gateway.holding.begun(request, now)
+            self._forget(request, now)
+            self._course.again(request, now)
+
+    def _may_hold(self, gateway: "_Gateway", course: Course) -> None:
+        if hasattr(gateway.core, "order_key"):
+            gateway.holding = Holding(_Order(gateway), self._let_go, course.later)
 
     def _let_go(self, request: str, to: str, now: float) -> None:
         assert self._course is not None

@@ -16,6 +16,7 @@ from fairlead_sim.script import Happening, play
 from fairlead_sim.served import Served
 from fairlead_sim.trace_prompts import Prompts
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate
+from fairlead_sim.weather import CALM, Weather
 
 H100: Final = preset("h100-llama8b")
 OBJECTIVES: Final = Objectives(ttft_seconds=TARGET_SECONDS)
@@ -27,11 +28,12 @@ AT_ONCE: Final = Sharing()
 @dataclass(frozen=True, slots=True)
 class Seam:
     """Cores of an outside tool: ``core(info, preset, seed)`` makes one (``fairlead_sim.seams``), and each gateway has its own.
-    ``sharing`` None: gateways and engines tell nothing."""
+    ``sharing`` None: gateways and engines tell nothing. ``weather`` is what becomes of engines' events on their way."""
 
     core: Callable[[Mapping[str, Any], str, int], Any]
     gateways: int = 1
     sharing: Sharing | None = AT_ONCE
+    weather: Weather = CALM
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +84,49 @@ class Trial:
         bar, shared = bar or Bar(), prompts or self.prompts()
         return capacity(lambda rate: self.keeps(at_rate(requests, rate), bar, prompts=shared), guess)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the engines that are there at the beginning."""
+        return [f"sim-{index}/0/0" for index in range(self.engines)]
+
+    def front(self, prompts: Prompts) -> OneRouter | Outside:
+        """What stands before the engines."""
+        if self.seam is None:
+            return self._one(self.names, prompts)
+        profile, seam = self.profile, self.seam
+        cores = [self.core(seam) for _ in range(seam.gateways)]
+        return Outside(
+            cores,
+            self.names,
+            kv_tokens=profile.kv_tokens,
+            sharing=seam.sharing,
+            seed=self.seed,
+            weather=seam.weather,
+        )
+
+    def core(self, seam: Seam) -> Any:
+        """One more of the seam's cores, told of the engines of the beginning."""
+        profile = self.profile
+        info = {
+            "n": self.engines,
+            "live": self.names,
+            "block_tokens": TRACE_BLOCK_TOKENS,
+            "ttft_slo": self.objectives.ttft_limit(0.0),
+            "prefill_s_per_token": profile.prefill_token_seconds,
+            "kv_tokens": profile.kv_tokens,
+            "max_seqs": profile.max_sequences,
+            "step_tokens": profile.step_tokens,
+        }
+        return seam.core(info, self.preset, self.seed)
+
     def _course(
         self, requests: Sequence[TraceRequest], prompts: Prompts | None, judge: Judge | None
     ) -> tuple[list[Served], OneRouter | Outside]:
-        names = [f"sim-{index}/0/0" for index in range(self.engines)]
         shared = prompts or self.prompts()
-        front = self._one(names, shared) if self.seam is None else self._outside(names, self.seam)
+        front = self.front(shared)
         course = Course(
             front,
-            names,
+            self.names,
             self.profile,
             block_tokens=TRACE_BLOCK_TOKENS,
             events=self.seam is not None and self.seam.sharing is not None,
@@ -105,21 +141,6 @@ class Trial:
         router = ModelRouter(secret=self._secret, seed=self.seed)
         router.update(model, instances_of(names, self.profile), 1)
         return OneRouter(router, prompts.chain, {}, model, self.profile)
-
-    def _outside(self, names: list[str], seam: Seam) -> Outside:
-        profile = self.profile
-        info = {
-            "n": len(names),
-            "live": names,
-            "block_tokens": TRACE_BLOCK_TOKENS,
-            "ttft_slo": self.objectives.ttft_limit(0.0),
-            "prefill_s_per_token": profile.prefill_token_seconds,
-            "kv_tokens": profile.kv_tokens,
-            "max_seqs": profile.max_sequences,
-            "step_tokens": profile.step_tokens,
-        }
-        cores = [seam.core(info, self.preset, self.seed) for _ in range(seam.gateways)]
-        return Outside(cores, names, kv_tokens=profile.kv_tokens, sharing=seam.sharing, seed=self.seed)
 
     @property
     def _model(self) -> Model:

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""``make nightly``'s fleets: ten thousand seeds of the fleet simulator with faults, and bench/results/nightly-fleet.json.
+
+    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--out FILE]
+    scripts/nightly_fleet.py --replay SEED       play one seed again, with what happens in it
+
+Safety is looked at all the time and liveness when all is well again (``fairlead_sim.guard``, ``fairlead_sim.nights``). A seed that
+breaks something is printed with the command that plays it again; then the exit code is 1. Where the simulator is compiled
+(``scripts/compile.py --sim``) it runs compiled, with equal results.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fairlead.compiled import is_compiled
+from fairlead.testing.reports import commit, machine
+from fairlead_sim import engine
+from fairlead_sim.compiled import run_compiled
+from fairlead_sim.nights import Night, night
+from fairlead_sim.trouble import drawn
+
+ROOT = Path(__file__).parents[1]
+SEEDS = 10_000
+_AT_ONCE = 10
+_SAID_EVERY = 500
+
+
+def main() -> int:
+    """Play them; 1 when something is broken."""
+    options = _options()
+    run_compiled()
+    if options.replay is not None:
+        print(drawn(options.replay).described())
+        again = night(options.replay)
+        print(again)
+        if again.broken:
+            print(again.told())
+        return 1 if again.broken else 0
+    begun, nights = time.monotonic(), list[Night]()
+    seeds = range(options.first, options.first + options.seeds)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for one in pool.map(night, seeds, chunksize=_AT_ONCE):
+            nights.append(one)
+            if one.broken:
+                print(one.told(), flush=True)
+            if len(nights) % _SAID_EVERY == 0:
+                print(f"{len(nights):,} of {len(seeds):,} seeds, {time.monotonic() - begun:.0f} s", flush=True)
+    result = _result(options, nights, time.monotonic() - begun)
+    path = Path(options.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{result['seeds']:,} seeds, {len(result['found'])} broken, {result['seconds']} s -> {path}")
+    return 1 if result["found"] else 0
+
+
+def _result(options: argparse.Namespace, nights: list[Night], seconds: float) -> dict[str, Any]:
+    scenes = [drawn(one.seed) for one in nights]
+    happened = Counter[str]()
+    for scene in scenes:
+        happened.update([str(one.what) for one in scene.script])
+        happened.update({"partition": len(scene.partitions), "gateway killed": len(scene.kills)})
+        happened.update({"spell of lost, late or doubled messages": len(scene.spells)})
+    return {
+        "machine": machine(),
+        "commit": commit(ROOT),
+        "compiled": is_compiled(engine.__file__),
+        "first": options.first,
+        "seeds": len(nights),
+        "jobs": options.jobs,
+        "seconds": round(seconds, 1),
+        "fronts": dict(sorted(Counter([scene.front for scene in scenes]).items())),
+        "presets": dict(sorted(Counter([scene.preset for scene in scenes]).items())),
+        "happened": dict(sorted(happened.items())),
+        "requests": sum([one.requests for one in nights]),
+        "answers_cut": sum([one.cut for one in nights]),
+        "requests_sent_again": sum([one.retried for one in nights]),
+        "requests_without_any_engine": sum([one.nobody for one in nights]),
+        "looks": sum([one.looks for one in nights]),
+        "least_attainment_after": round(min([one.attainment_after for one in nights], default=0.0), 3),
+        "found": [{"seed": one.seed, "broken": one.broken} for one in nights if one.broken],
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fleets in trouble, by the thousand.")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (10,000)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (0)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (every core)")
+    parser.add_argument("--out", default=str(ROOT / "bench" / "results" / "nightly-fleet.json"), help="the report")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="play one seed again")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
