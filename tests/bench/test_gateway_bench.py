@@ -205,7 +205,9 @@ def test_keys_are_checked_where_the_gateway_knows_how() -> None:
 
 
 def test_the_decision_alone_is_measured_with_the_gateways_code() -> None:
-    assert decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5) > 0
+    usual = decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5)
+    crowded = decision.decision_seconds("2k", blocks=1_000, seed=1, crowded=True, batches=2, batch=5)
+    assert min(usual, crowded) > 0
 
 
 def test_the_usage_of_a_process_tree_grows_with_its_work() -> None:

@@ -5,7 +5,7 @@ It runs in a process that is started as a worker is, so that it measures the com
 The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a gateway that has run for a while.
 
 ``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index as well, each prompt is put aside
-for the helper, and holders are known by two bits instead of one.
+for the helper, and holders are known by two bits instead of one. ``CROWDED``: among 64 engines that all are busy, and the p99.
 """
 
 import asyncio
@@ -31,9 +31,12 @@ from fairlead_gateway.model import understand
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from gatewaybench.bodies import SIZES, UNIQUE, bodies
-from gatewaybench.cases import FOLLOWED
+from gatewaybench.cases import CROWDED, FOLLOWED
 
 INSTANCES = 10
+INSTANCES_CROWDED = 64
+BUSY_EACH = 4
+"""Requests in flight on each of many, so that mean and least are worked out and not known to be nothing."""
 _SECRET = b"bench"
 _CHAIN_BLOCKS = 500
 _BLOCK_BYTES = 256
@@ -42,7 +45,8 @@ _KV_TOKENS = 1 << 40  # the index is bounded by its blocks, not by what an engin
 
 
 def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[str, float]:
-    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell), each measured in a process like a worker's."""
+    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell, or ``CROWDED``, then the p99), each measured in a process
+    like a worker's."""
     environ = worker_environment(os.environ)
     here = str(Path(__file__).parents[1])
     environ["PYTHONPATH"] = os.pathsep.join(part for part in (environ.get("PYTHONPATH"), here) if part)
@@ -75,38 +79,51 @@ class _Later:
 
 
 def decision_seconds(
-    size: str, *, blocks: int, seed: int, followed: bool = False, batches: int = 20, batch: int = 100
+    size: str,
+    *,
+    blocks: int,
+    seed: int,
+    followed: bool = False,
+    crowded: bool = False,
+    batches: int = 20,
+    batch: int = 100,
 ) -> float:
-    """Seconds of one decision: the median of the means of ``batches`` batches."""
-    limits = replace(Limits(), mirror_blocks_per_instance=blocks // INSTANCES)
-    fleet = _fleet(followed=followed)
+    """Seconds of one decision: the median of the means of ``batches`` batches, of the p99s where it is ``crowded``."""
+    instances = INSTANCES_CROWDED if crowded else INSTANCES
+    limits = replace(Limits(), mirror_blocks_per_instance=blocks // instances)
+    fleet = _fleet(instances, followed=followed)
     (key,) = fleet.models
     later = _Later()
     teller = IndexTeller(later, cast(asyncio.AbstractEventLoop, cast(Any, later)), limits)
     router = ModelRouter(secret=_SECRET, limits=limits, told=teller.hooks)
     router.update(fleet.models[key], fleet.instances[key], fleet.membership_epoch)
-    _fill(router, blocks, random.Random(seed), followed=followed)
+    _fill(router, blocks, instances, random.Random(seed), followed=followed)
+    if crowded:
+        _occupy(router, instances, random.Random(seed))
     texts = bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
     head = Head("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
     gc.collect()
     gc.freeze()
     try:
-        means = []
+        figures = []
         for turn in range(batches):
             wanted = [
                 texts[number % len(texts)].replace(UNIQUE, f"{turn * batch + number:016x}").encode()
                 for number in range(batch)
             ]
-            means.append(_batch(wanted, f"turn-{turn}", router, fleet, limits, head))
+            spent = _batch(wanted, f"turn-{turn}", router, fleet, limits, head)
+            figures.append(sorted(spent)[int(0.99 * len(spent))] if crowded else statistics.fmean(spent))
             later.run()
-        return statistics.median(means)
+        return statistics.median(figures)
     finally:
         gc.unfreeze()
 
 
-def _batch(wanted: list[bytes], name: str, router: ModelRouter, fleet: Fleet, limits: Limits, head: Head) -> float:
-    """The mean; the requests' ends are not part of it."""
-    spent = 0.0
+def _batch(
+    wanted: list[bytes], name: str, router: ModelRouter, fleet: Fleet, limits: Limits, head: Head
+) -> list[float]:
+    """Of each; the requests' ends are not part of it."""
+    spent = []
     for number, body in enumerate(wanted):
         start = time.perf_counter()
         ask = understand(_PATH, body, fleet, limits)
@@ -114,24 +131,31 @@ def _batch(wanted: list[bytes], name: str, router: ModelRouter, fleet: Fleet, li
         decision = router.decide(request, start)
         assert decision.chosen is not None
         router.dispatched(request, decision.chosen, start)
-        spent += time.perf_counter() - start
+        spent.append(time.perf_counter() - start)
         router.abandoned(request.id, start)
-    return spent / len(wanted)
+    return spent
 
 
-def _fill(router: ModelRouter, blocks: int, rng: random.Random, *, followed: bool) -> None:
+def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, *, followed: bool) -> None:
     """Prompts that nobody will ask for again, evenly on all instances."""
     ends = tuple(range(_BLOCK_BYTES, (_CHAIN_BLOCKS + 1) * _BLOCK_BYTES, _BLOCK_BYTES))
     for number in range(-(-blocks // _CHAIN_BLOCKS)):
         chain = PrefixChain(tuple(rng.getrandbits(64) for _ in ends), ends, 0)
         request = RouteRequest(f"filling-{number}", chain, ends[-1] / 4)
-        router.dispatched(request, _instance_id(number % INSTANCES), 0.0)
+        router.dispatched(request, _instance_id(number % instances), 0.0)
         router.abandoned(request.id, 0.0)
         if followed:
-            router.corrected(_instance_id(number % INSTANCES), "", (), [chain.hashes])
+            router.corrected(_instance_id(number % instances), "", (), [chain.hashes])
 
 
-def _fleet(*, followed: bool) -> Fleet:
+def _occupy(router: ModelRouter, instances: int, rng: random.Random) -> None:
+    """Every instance has requests that wait for their first token, of different lengths."""
+    for number in range(instances * BUSY_EACH):
+        request = RouteRequest(f"busy-{number}", PrefixChain((), (), rng.getrandbits(64)), rng.uniform(100.0, 8_000.0))
+        router.dispatched(request, _instance_id(number % instances), 0.0)
+
+
+def _fleet(count: int, *, followed: bool) -> Fleet:
     model = Model("default", "bench-model")
     profile = replace(presets()["h100-llama8b"], kv_tokens=_KV_TOKENS)
     instances = tuple(
@@ -144,7 +168,7 @@ def _fleet(*, followed: bool) -> Fleet:
             profile=profile,
             kv_events=f"tcp://127.0.0.1:{9100 + number}" if followed else None,
         )
-        for number in range(INSTANCES)
+        for number in range(count)
     )
     return Fleet(1, 1, {model.key: model}, {model.key: instances})
 
@@ -154,5 +178,13 @@ def _instance_id(number: int) -> str:
 
 
 if __name__ == "__main__":
-    size, comma, _ = sys.argv[3].partition(FOLLOWED)
-    print(decision_seconds(size, blocks=int(sys.argv[1]), seed=int(sys.argv[2]), followed=bool(comma)))
+    size, comma, kind = sys.argv[3].partition(",")
+    print(
+        decision_seconds(
+            size,
+            blocks=int(sys.argv[1]),
+            seed=int(sys.argv[2]),
+            followed=comma + kind == FOLLOWED,
+            crowded=comma + kind == CROWDED,
+        )
+    )

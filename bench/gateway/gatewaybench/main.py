@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gatewaybench.bodies import write as write_bodies
-from gatewaybench.cases import CASES, DECIDED, FOLLOWED, FULL, QUICK, Case, Plan
+from gatewaybench.cases import CASES, CROWDED, DECIDED, FOLLOWED, FULL, QUICK, Case, Plan
 from gatewaybench.decision import decisions_seconds
 from gatewaybench.engine import MockEngine
 from gatewaybench.measure import Run, measure
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 2
-    kinds = [size + followed for size in DECIDED for followed in ("", FOLLOWED)]
+    kinds = [size + followed for size in DECIDED for followed in ("", FOLLOWED)] + [DECIDED[-1] + CROWDED]
     decisions = decisions_seconds(kinds, blocks=_INDEX_BLOCKS, seed=given.seed)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     with ExitStack() as stack:
