@@ -61,7 +61,8 @@ class _Engine:
 class Course:
     """``names`` are those of equal engines; with ``events`` the front hears what they store and remove. The front hears of first
     tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be shared by courses. ``watch`` sees
-    each request at its first token, and at its end where that is an error."""
+    each request at its first token, and at its end where that is an error. ``reserve_tokens`` of output must fit beside a prompt that
+    an engine admits (None: all of them; 0: it admits by the prompt, and preempts)."""
 
     def __init__(
         self,
@@ -74,7 +75,9 @@ class Course:
         hearing_seconds: float = 0.0,
         prompts: Prompts | None = None,
         watch: Callable[[Flight, float], None] | None = None,
+        reserve_tokens: int | None = None,
     ) -> None:
+        self._reserve_tokens = reserve_tokens
         self._watch = watch
         self._front = front
         self._profile = profile
@@ -141,6 +144,10 @@ class Course:
         flight = self._flights[request_id]
         flight.instance = instance
         self._put(flight, now)
+
+    def refuse(self, request_id: str, why: str, now: float) -> None:
+        """A request that was held is served no more."""
+        self._end(self._flights[request_id], now, why)
 
     def again(self, request_id: str, now: float) -> None:
         """A request without a first token arrives anew, at a front that has forgotten it; an answer under way is cut."""
@@ -233,6 +240,7 @@ class Course:
             prompt_tokens=request.prompt_tokens,
             max_tokens=request.output_tokens,
             keys=self._prompts.keys(request),
+            reserve_tokens=self._reserve_tokens,
         )
         if engine.foreseen:
             self._settle(engine, now)

@@ -28,6 +28,7 @@ SHY: Final = 20.0
 RECENT: Final = 128
 SURPRISE: Final = 2.2
 """Bound on the distance times the root of the number of answers: passed by chance once in 8,000."""
+TABLE_SECONDS: Final = 2.0
 _CHECK_EVERY: Final = 32
 _MOST_WEIGHT: Final = 1e9
 _LOG_RATIO: Final = math.log(RATIO)
@@ -113,14 +114,14 @@ class Lengths:
     ) -> float | None:
         """The length (tokens, all of the answer) that ``share`` of the answers that reach more than ``generated`` stay within. None
         where nothing was seen yet."""
-        counts = self._counts(kind, prompt_tokens, now)
+        counts = self.shares(kind, prompt_tokens, now)
         if counts is None:
             return None
         return conditional_quantile(counts, share, generated)
 
     def mean(self, kind: Hashable, prompt_tokens: float, now: float, *, generated: int = 0) -> float | None:
         """The mean length of the answers that reach more than ``generated``; None where nothing was seen yet."""
-        counts = self._counts(kind, prompt_tokens, now)
+        counts = self.shares(kind, prompt_tokens, now)
         if counts is None:
             return None
         first, part = _after(counts, generated)
@@ -145,7 +146,7 @@ class Lengths:
         found = self._classes.get(_levels(kind, prompt_tokens)[0])
         return 0.0 if found is None else found.size(now)
 
-    def _counts(self, kind: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
+    def shares(self, kind: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
         """Shares by bin; what few answers leave open is filled in from wider classes."""
         shares: list[float] | None = None
         narrow, wide = _levels(kind, prompt_tokens)
@@ -160,6 +161,46 @@ class Lengths:
                 trust = size / (size + SHY)
                 shares = [trust * one + (1.0 - trust) * other for one, other in zip(own, shares, strict=True)]
         return shares
+
+
+class Medians:
+    """What is still to come of answers that got as far, at the median. Tables are made anew every few seconds at most: they are asked
+    for once for each sequence of an engine."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        self._lengths = lengths
+        self._tables: dict[Hashable, tuple[float, list[float] | None]] = {}
+
+    def coming(self, kind: Hashable, prompt_tokens: float, generated: int, now: float) -> float | None:
+        """Tokens; None where nothing was seen yet."""
+        key = _levels(kind, prompt_tokens)[0]
+        known = self._tables.get(key)
+        if known is None or not 0.0 <= now - known[0] < TABLE_SECONDS:
+            if len(self._tables) > BINS:
+                self._tables.clear()
+            counts = self._lengths.shares(kind, prompt_tokens, now)
+            known = self._tables[key] = (now, None if counts is None else median_table(counts))
+        table = known[1]
+        if table is None:
+            return None
+        return max(1.0, table[0 if generated < 1 else bin_of(generated)] - generated)
+
+
+def median_table(counts: list[float]) -> list[float]:
+    """By bin, the median length of the answers that are longer than the bin's beginning; the next token where none was."""
+    after, sums = 0.0, [0.0] * BINS
+    for index in range(BINS - 1, -1, -1):
+        after += counts[index]
+        sums[index] = after
+    found, at = [], 0
+    for index in range(BINS):
+        half = sums[index] / 2
+        at = max(at, index)
+        while at + 1 < BINS and sums[at + 1] > half:
+            at += 1
+        lower, upper, held = lower_edge(at), lower_edge(at + 1), counts[at]
+        found.append(lower_edge(index) + 1.0 if half <= 0.0 else lower + (upper - lower) * (sums[at] - half) / held)
+    return found
 
 
 def bin_of(tokens: float) -> int:

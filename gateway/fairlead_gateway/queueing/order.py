@@ -19,7 +19,7 @@ Sources: FlowPrefill's S-EDF (feasible first) with the bounded rescue that its i
 """
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -31,10 +31,11 @@ RESCUE: Final = 0.05
 QUANTUM_SECONDS: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """A request that is held. ``tier`` 0 goes before 1; ``objective_seconds`` is to its first token; ``own_seconds`` the engine time
-    of its prefill; ``program_at`` when the conversation or program it belongs to began (its own arrival where it belongs to none)."""
+    of its prefill; ``program_at`` when the conversation or program it belongs to began (its own arrival where it belongs to none);
+    ``long`` is its class of prompts; ``size`` the bytes kept while it waits."""
 
     id: str
     arrival: float
@@ -44,6 +45,8 @@ class Waiting:
     tenant: Hashable = None
     weight: float = 1.0
     program_at: float | None = None
+    long: bool = False
+    size: int = 0
 
     @property
     def deadline(self) -> float:
@@ -63,14 +66,17 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Who goes now, and by which rule: ``overdue``, ``deadline``, ``rescue`` or ``late`` (nobody can meet the objective)."""
+    """Who goes now, and by which rule: ``overdue``, ``deadline``, ``rescue`` or ``late`` (nobody can meet the objective). ``owed``:
+    those that are late were passed over, and come nearer to their turn."""
 
     request: Waiting
     rule: str
     reason: str
+    owed: bool = False
 
 
 _Entry = tuple[float, int, Waiting]
+_Key = tuple[Hashable, bool]
 
 
 class _Lane:
@@ -89,7 +95,7 @@ class Line:
     def __init__(self) -> None:
         self._held: dict[str, Waiting] = {}
         self._order = count()
-        self._tiers: dict[int, dict[Hashable, _Lane]] = {}
+        self._tiers: dict[int, dict[_Key, _Lane]] = {}
         self._overdue: list[_Entry] = []
         self._credits = Credits()
         self._rescue = 0.0
@@ -100,13 +106,18 @@ class Line:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._held
 
+    def held(self) -> Iterable[Waiting]:
+        """All of them, by arrival here."""
+        return self._held.values()
+
     def add(self, request: Waiting) -> None:
         """Hold one more."""
         self._held[request.id] = request
         lanes = self._tiers.setdefault(request.tier, {})
-        lane = lanes.get(request.tenant)
+        key = (request.tenant, request.long)
+        lane = lanes.get(key)
         if lane is None:
-            lane = lanes[request.tenant] = _Lane()
+            lane = lanes[key] = _Lane()
         turn = next(self._order)
         heapq.heappush(lane.feasible, (request.deadline, turn, request))
         heapq.heappush(self._overdue, (request.overdue_at, turn, request))
@@ -114,52 +125,61 @@ class Line:
 
     def remove(self, request_id: str) -> bool:
         """It is not held any more, and was not served: its client left. False when it is not here."""
-        return self._held.pop(request_id, None) is not None
+        found = self._held.pop(request_id, None) is not None
+        self._forget_if_empty()
+        return found
 
-    def next(self, now: float) -> Turn | None:
-        """Who goes ``now``; it is no longer held, and its tenant is charged for it. None when nobody is held."""
-        turn = self._choose(now)
+    def next(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
+        """Who goes ``now``, taken. None when nobody is held who may."""
+        turn = self.peek(now, closed)
         if turn is not None:
-            request = turn.request
-            del self._held[request.id]
-            self._credits.served(request.tenant, request.own_seconds, request.weight)
-            if not self._held:
-                self._tiers.clear()
-                self._overdue.clear()
+            self.take(turn)
         return turn
 
-    def _choose(self, now: float) -> Turn | None:
-        latest = self._latest_overdue(now)
+    def peek(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
+        """Who would go ``now``, of the classes (``Waiting.long``) that are not ``closed``."""
+        latest = self._latest_overdue(now, closed)
         if latest is not None:
             waited = (now - latest.arrival) / latest.objective_seconds
             return Turn(latest, "overdue", f"has waited {waited:.1f} times its objective")
         for tier in sorted(self._tiers):
-            lanes = self._open_lanes(tier, now)
+            lanes = self._open_lanes(tier, now, closed)
             if lanes:
                 return self._of_lanes(lanes)
         return None
 
-    def _of_lanes(self, lanes: dict[Hashable, _Lane]) -> Turn:
+    def take(self, turn: Turn) -> None:
+        """It goes: it is no longer held, and its tenant is charged for it."""
+        request = turn.request
+        del self._held[request.id]
+        self._credits.served(request.tenant, request.own_seconds, request.weight)
+        if turn.rule == "rescue":
+            self._rescue += RESCUE - 1.0
+        elif turn.owed:
+            self._rescue += RESCUE
+        self._forget_if_empty()
+
+    def _of_lanes(self, lanes: dict[_Key, _Lane]) -> Turn:
         """By credit, then by deadline or rescue. Each lane has somebody."""
-        least = min(self._credits.of(tenant) for tenant in lanes)
-        near = [lane for tenant, lane in lanes.items() if self._credits.of(tenant) <= least + QUANTUM_SECONDS]
+        least = min(self._credits.of(tenant) for tenant, _ in lanes)
+        near = [lane for (tenant, _), lane in lanes.items() if self._credits.of(tenant) <= least + QUANTUM_SECONDS]
         feasible = [lane for lane in near if lane.feasible]
         late = [lane for lane in near if lane.late]
-        if feasible and late:
-            self._rescue += RESCUE
-        if feasible and (not late or self._rescue < 1.0):
-            _, _, request = heapq.heappop(min(feasible, key=_first_feasible).feasible)
-            return Turn(request, "deadline", "has the earliest deadline of those that can still be met")
-        _, _, request = heapq.heappop(min(late, key=_first_late).late)
+        if feasible and (not late or self._rescue + RESCUE < 1.0):
+            request = min(feasible, key=_first_feasible).feasible[0][2]
+            reason = "has the earliest deadline of those that can still be met"
+            return Turn(request, "deadline", reason, owed=bool(late))
+        request = min(late, key=_first_late).late[0][2]
         if not feasible:
             return Turn(request, "late", "nobody's objective can be met; its program began first")
-        self._rescue -= 1.0
         return Turn(request, "rescue", "is late, and every twentieth turn belongs to those")
 
-    def _open_lanes(self, tier: int, now: float) -> dict[Hashable, _Lane]:
+    def _open_lanes(self, tier: int, now: float, closed: Collection[bool]) -> dict[_Key, _Lane]:
         """The lanes of a tier that have somebody, after those that cannot meet their objective any more have moved over."""
         lanes, found = self._tiers[tier], {}
-        for tenant, lane in list(lanes.items()):
+        for key, lane in list(lanes.items()):
+            if key[1] in closed:
+                continue
             while lane.feasible:
                 _, turn, request = lane.feasible[0]
                 if self._is_held(request) and request.latest_start >= now:
@@ -171,12 +191,12 @@ class Line:
             while lane.late and not self._is_held(lane.late[0][2]):
                 heapq.heappop(lane.late)
             if lane.feasible or lane.late:
-                found[tenant] = lane
+                found[key] = lane
             else:
-                del lanes[tenant]
+                del lanes[key]
         return found
 
-    def _latest_overdue(self, now: float) -> Waiting | None:
+    def _latest_overdue(self, now: float, closed: Collection[bool]) -> Waiting | None:
         """Of those that are overdue, the one that waits longest for its objective."""
         found: Waiting | None = None
         due: list[_Entry] = []
@@ -185,21 +205,27 @@ class Line:
             if not self._is_held(entry[2]):
                 continue
             due.append(entry)
+            if entry[2].long in closed:
+                continue
             if found is None or _stretch(entry[2], now) > _stretch(found, now):
                 found = entry[2]
             if len(due) >= _LOOK_MOST:
                 break
         for entry in due:
-            if entry[2] is not found:
-                heapq.heappush(self._overdue, entry)
+            heapq.heappush(self._overdue, entry)
         return found
+
+    def _forget_if_empty(self) -> None:
+        if not self._held:
+            self._tiers.clear()
+            self._overdue.clear()
 
     def _is_held(self, request: Waiting) -> bool:
         return self._held.get(request.id) is request
 
     def _present(self, newcomer: Hashable) -> list[Hashable]:
         """The tenants that have somebody, but for the newcomer."""
-        return [tenant for lanes in self._tiers.values() for tenant in lanes if tenant != newcomer]
+        return [tenant for lanes in self._tiers.values() for tenant, _ in lanes if tenant != newcomer]
 
 
 _LOOK_MOST: Final = 64

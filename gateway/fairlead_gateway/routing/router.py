@@ -310,6 +310,10 @@ class ModelRouter:
         """This process's own load on every instance that is ready, and on those that still have some of it."""
         return {item: self._ledger.load(item) for item in dict.fromkeys((*self._ready, *self._ledger.busy()))}
 
+    def standing(self) -> list[tuple[Place, Tally]]:
+        """The ready instances, and what siblings and we have there: what the gate before them sees."""
+        return [(place, self._ledger.seen(place.tally)) for place in self._places]
+
     def least_backlog(self) -> float:
         """Seconds of prefill before the least busy ready instance, what siblings sent included."""
         return min((self._ledger.seen(place.tally).backlog_seconds for place in self._places), default=0.0)
