@@ -64,8 +64,9 @@ bench-operator: env ## the operator and a thousand models before a real API serv
 operator-soak: env ## operators that hand over, lead at once, lose the API server, are killed around every write; bench/results/operator-soak.json
 	@$(RUN) bench/operator/soak.py
 
-bench-routing: env ## policies and rates in the fleet simulator; out/bench/routing.json
-	@$(RUN) bench/routing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
+bench-routing: env ## the bars of routing and a grid of presets in the fleet simulator; out/bench/routing.json
+	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
+	@$(RUN) bench/routing/run.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
 bench-sharing: env ## several gateways in the fleet simulator, by what they know of one another; out/bench/sharing.json
 	@$(RUN) bench/sharing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))

@@ -1,25 +1,18 @@
-"""Routing policies × arrival rates in the fleet simulator, and the goals that they must reach.
+"""The traffic of ``fairlead demo`` under its presets, in the simulator, beside what a demo measured live.
 
-    python bench/routing.py [--trace FILE] [--live out/demo/report.json] [--out out/bench/routing.json]
-
-The traffic is that of ``fairlead demo``: the first 1,000 requests of at most 20,480 prompt tokens, 8 engines of the 910b4 profile.
-With ``--live`` the report of a demo gives the live rows; without it those rows are left out.
+The first 1,000 requests of at most 20,480 prompt tokens, 8 engines of the 910b4 profile.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from table import Row, comparing, goals, measuring, write
+from table import Row, comparing, goals, measuring
 
 from fairlead.fleet import Objectives
 from fairlead.profile import preset
 from fairlead_cli.replaying.simulated import Simulation
 from fairlead_cli.replaying.summary import Summary, summarize
-from fairlead_cli.replaying.traffic import Traffic, traffic
+from fairlead_cli.replaying.traffic import Traffic
 
 PRESETS = ("dual-hash", "round-robin", "least-request", "session")
 RATES = (1.0, 4.0, 6.5, 8.0)
@@ -29,23 +22,6 @@ OBJECTIVES = Objectives(ttft_seconds=5.0, itl_seconds=0.3)
 FIGURES = (("p90 TTFT", "ttft_p90", "s"), ("cached tokens", "cached", "share"), ("in objective", "within", "share"))
 SECRETS = 3
 """Homes are hashes of a secret: a single one is a draw, so each figure is the mean over so many."""
-
-
-def main(arguments: list[str]) -> int:
-    """Measure, write, print. A goal that does not hold stays in the table and fails nothing: this measures, tests judge."""
-    parser = argparse.ArgumentParser(description="Routing policies × arrival rates in the fleet simulator.")
-    parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
-    parser.add_argument("--live", type=Path, help="report.json of a demo, for the live rows")
-    parser.add_argument("--out", type=Path, default=Path("out/bench/routing.json"))
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    wanted = traffic(given.trace, limit=1_000, rate=RATE, seed=given.seed)
-    print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
-    rows = list(simulated_rows(wanted, given.seed))
-    if given.live is not None:
-        rows += live_rows(json.loads(given.live.read_text(encoding="utf-8")))
-    write("routing", rows, seed=given.seed, file=given.out)
-    return 0
 
 
 def simulated_rows(wanted: Traffic, seed: int) -> Iterator[Row]:
@@ -128,7 +104,3 @@ def _mean(runs: Iterator[Mapping[str, float | None]]) -> Mapping[str, float | No
         values = [value for run in every if (value := run[what]) is not None]
         found[what] = sum(values) / len(values) if values else None
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""One measurement of the grid: a preset behind the router seam, on some traffic, from a seed; and many of them side by side.
+
+What a cell found is written to a file as soon as it is there, under the cell's own words and a digest of the simulator's and the
+router's sources: a run that was ended goes on, and nothing that was measured before a change is taken for what is.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fairlead.compiled import copy_of
+from fairlead.profile import EngineProfile, preset
+from fairlead_sim.compiled import package_folders
+from fairlead_sim.figures import UNGUARDED, Bar, windows
+from fairlead_sim.outside import Sharing
+from fairlead_sim.script import Happening, What, scaling
+from fairlead_sim.seams import router
+from fairlead_sim.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, read_mooncake, spread_ties
+from fairlead_sim.traffic import FAMILIES
+from fairlead_sim.trial import Seam, Trial
+
+GUESSES = {"agents": 45.0, "tenants": 33.0, "rag": 25.5, "flash-crowd": 37.0, "bursty": 35.0, "conversation": 20.0}
+"""Where the search for a capacity begins, requests/s of eight engines; it may end anywhere."""
+BARS = {"guarded": Bar(), "unguarded": UNGUARDED, "strict": Bar(seconds=2.0, share=0.99, guard_share=0.0)}
+REQUESTS_AN_ENGINE = 1_500
+WINDOW_SECONDS = 30.0
+Found = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Without a ``rate`` its capacity is searched for, by ``bar``. ``sent_seconds`` None: gateways share nothing. ``happens`` names a
+    script; ``pooled`` makes one engine of all, with all their memory and as fast as all together."""
+
+    preset: str
+    traffic: str
+    seed: int
+    profile: str = "h100-llama8b"
+    engines: int = 8
+    gateways: int = 1
+    sent_seconds: float | None = 0.0
+    loads_seconds: float = 0.0
+    bar: str = "guarded"
+    rate: float | None = None
+    happens: str = ""
+    pooled: bool = False
+
+
+def measure(cell: Cell, trace: Path | None) -> Found:
+    """``capacity`` in requests/s, or what was found at the cell's rate."""
+    requests = _traffic(cell.traffic, cell.seed, REQUESTS_AN_ENGINE * cell.engines, trace)
+    trial = _trial(cell)
+    if cell.rate is None:
+        guess = GUESSES[cell.traffic] * cell.engines / 8 * (1.0 if cell.profile == "h100-llama8b" else 0.36)
+        return {"capacity": trial.capacity(requests, bar=BARS[cell.bar], guess=guess)}
+    scaled = at_rate(requests, cell.rate)
+    trial = replace(trial, script=_script(cell, scaled[-1].arrival))
+    begun = time.process_time()
+    found = trial.figures(scaled)
+    seconds = time.process_time() - begun
+    worst = {"worst_window": min(windows(trial.run(scaled), WINDOW_SECONDS))} if cell.happens else {}
+    return worst | {
+        "attainment": found.attainment,
+        "ttft_p90": found.ttft_p90 or math.inf,
+        "tpot_p99": found.tpot_p99 or math.inf,
+        "cached": found.cached_token_share,
+        "spread": found.load_spread or 0.0,
+        "preempted": found.preempted_share,
+        "a_minute": 60.0 * found.requests / seconds,
+    }
+
+
+def _core(info: Mapping[str, Any], name: str, seed: int) -> Any:
+    return router(info, preset=name, seed=seed)
+
+
+def _trial(cell: Cell) -> Trial:
+    profile = preset(cell.profile)
+    engines = cell.engines
+    if cell.pooled:
+        profile, engines = _together(profile, engines), 1
+    sharing = None if cell.sent_seconds is None else Sharing(cell.sent_seconds, cell.loads_seconds)
+    seam = Seam(_core, cell.gateways, sharing)
+    return Trial(cell.preset, profile, engines, cell.seed, seam=seam)
+
+
+def _together(profile: EngineProfile, engines: int) -> EngineProfile:
+    return replace(
+        profile.faster(float(engines)),
+        kv_tokens=profile.kv_tokens * engines,
+        max_sequences=profile.max_sequences * engines,
+    )
+
+
+def _script(cell: Cell, end: float) -> tuple[Happening, ...]:
+    if cell.happens == "lost":
+        return (Happening(0.5 * end, What.LOSE, "sim-3/0/0"),)
+    if cell.happens == "6-8-6":
+        return scaling(6, 8, 0.35 * end, 0.7 * end)
+    return ()
+
+
+@cache
+def _traffic(name: str, seed: int, requests: int, trace: Path | None) -> list[TraceRequest]:
+    if name == "conversation":
+        assert trace is not None
+        return [one for one in spread_ties(read_mooncake(trace)) if one.prompt_tokens <= MAX_PROMPT_TOKENS]
+    return FAMILIES[name](requests, seed=seed)
+
+
+class Lab:
+    """Measures cells, each once. ``keep`` is the file of what was found before and is found now."""
+
+    def __init__(self, keep: Path, trace: Path | None, jobs: int, said: Callable[[str], None]) -> None:
+        self._keep = keep
+        self.trace = trace
+        self._jobs = jobs
+        self._said = said
+        self._state = copy_of(package_folders(), Path()).name
+        self._found: dict[str, Found] = {}
+        if keep.exists():
+            for line in keep.read_text(encoding="utf-8").splitlines():
+                told = json.loads(line)
+                if told["state"] == self._state:
+                    self._found[told["cell"]] = told["found"]
+
+    def __call__(self, cells: Iterable[Cell]) -> dict[Cell, Found]:
+        """What each of them found."""
+        wanted = list(dict.fromkeys(cells))
+        missing = [cell for cell in wanted if _key(cell) not in self._found]
+        if missing:
+            self._keep.parent.mkdir(parents=True, exist_ok=True)
+            with ProcessPoolExecutor(self._jobs) as pool, self._keep.open("a", encoding="utf-8") as file:
+                runs = {cell: pool.submit(measure, cell, self.trace) for cell in missing}
+                for number, (cell, run) in enumerate(runs.items(), 1):
+                    found = self._found[_key(cell)] = run.result()
+                    file.write(json.dumps({"state": self._state, "cell": _key(cell), "found": found}) + "\n")
+                    file.flush()
+                    self._said(f"{number} of {len(missing)}: {cell.preset}, {cell.traffic}, seed {cell.seed}")
+        return {cell: self._found[_key(cell)] for cell in wanted}
+
+    def capacities(self, cells: Sequence[Cell]) -> list[float]:
+        """Of each, in their order."""
+        found = self(cells)
+        return [found[cell]["capacity"] for cell in cells]
+
+
+def _key(cell: Cell) -> str:
+    return json.dumps(asdict(cell), sort_keys=True)
+
+
+def geometric(values: Iterable[float]) -> float:
+    """Their geometric mean; 0 where one is 0."""
+    every = list(values)
+    return math.exp(math.fsum(map(math.log, every)) / len(every)) if all(value > 0.0 for value in every) else 0.0
