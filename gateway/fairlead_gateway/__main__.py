@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairlead import fleetsource
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, read, unknown
@@ -20,8 +21,6 @@ from fairlead_gateway.early import Early
 from fairlead_gateway.ports import Address
 
 if TYPE_CHECKING:
-    from fairlead.clock import Clock
-    from fairlead.fleet import FleetSource
     from fairlead_gateway.keys_file import KeysFile
     from fairlead_gateway.tls import Certificate
 
@@ -63,6 +62,7 @@ def _run(
 ) -> int:
     import asyncio
     import logging
+    import random
 
     from fairlead import system
     from fairlead.clock import SystemClock
@@ -81,7 +81,9 @@ def _run(
     plan = Plan(
         public=public,
         private=private,
-        source=_source(options, clock, limits),
+        source=fleetsource.source_of(
+            options, os.environ, clock, random.random, agent="fairlead-gateway", limits=limits
+        ),
         gateway_id=f"{socket.gethostname()}-{os.getpid()}",
         secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),
         pepper=settings.key_pepper.encode() if settings.key_pepper else None,
@@ -103,19 +105,6 @@ def _run(
     return asyncio.run(serve())
 
 
-def _source(options: argparse.Namespace, clock: "Clock", limits: Limits) -> "FleetSource":
-    """Where the fleet comes from. Raises BadInput when there is no way to a cluster."""
-    if options.kube is None:
-        from fairlead.fleetfile import FileFleetSource
-
-        return FileFleetSource(Path(options.fleet), clock, limits=limits)
-    import random
-
-    from fairlead.kubefleet.opening import kube_source
-
-    return kube_source(options.kube, os.environ, clock, random.random, agent="fairlead-gateway", limits=limits)
-
-
 def _checked(settings: GatewaySettings) -> None:
     """What the workers will read of the settings: what is wrong with it is said here, once. Raises SettingsError."""
     from fairlead_gateway import memory
@@ -135,15 +124,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-gateway", description="An OpenAI-compatible gateway in front of the engines of a fleet."
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
-    source.add_argument(
-        "--kube",
-        nargs="?",
-        const="",
-        metavar="NAMESPACE,...",
-        help="the models of a cluster, of all its namespaces or of these; by KUBECONFIG, or the pod's service account",
-    )
+    fleetsource.add_arguments(parser)
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="the public port; 0 is a free one")
     parser.add_argument(
         "--manage", default="127.0.0.1:0", metavar="HOST:PORT", help="the management port (a free loopback port)"

@@ -13,13 +13,11 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from fairlead import system
+from fairlead import fleetsource, system
 from fairlead.clock import Clock, SystemClock
 from fairlead.compiled import is_compiled
 from fairlead.errors import FairleadError, SettingsError
-from fairlead.fleet import FleetSource
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.settings import IndexerSettings, read, unknown
@@ -49,7 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limits, clock = Limits(), SystemClock()
         host, port = _address(options.listen)
         plan = Plan(
-            source=_source(options, clock, limits),
+            source=fleetsource.source_of(
+                options,
+                os.environ,
+                clock,
+                random.random,
+                agent="fairlead-indexer",
+                limits=limits,
+                report=lambda error: _LOG.warning("the last fleet stays: %s", error),
+            ),
             redis=_redis(options.redis or settings.redis_url),
             holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             secret=(settings.hash_secret or "").encode(),
@@ -71,22 +77,6 @@ async def _run(plan: Plan, clock: Clock, limits: Limits) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop)
     await process.run()
-
-
-def _source(options: argparse.Namespace, clock: Clock, limits: Limits) -> FleetSource:
-    """Where the fleet comes from. Raises BadInput when there is no way to a cluster."""
-    if options.kube is None:
-        from fairlead.fleetfile import FileFleetSource
-
-        return FileFleetSource(
-            Path(options.fleet),
-            clock,
-            limits=limits,
-            report=lambda error: _LOG.warning("the last fleet stays: %s", error),
-        )
-    from fairlead.kubefleet.opening import kube_source
-
-    return kube_source(options.kube, os.environ, clock, random.random, agent="fairlead-indexer", limits=limits)
 
 
 def _redis(url: str | None) -> str:
@@ -119,15 +109,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-indexer", description="Reads which blocks engines have cached, and writes it to Redis."
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
-    source.add_argument(
-        "--kube",
-        nargs="?",
-        const="",
-        metavar="NAMESPACE,...",
-        help="the models of a cluster, of all its namespaces or of these; by KUBECONFIG, or the pod's service account",
-    )
+    fleetsource.add_arguments(parser)
     parser.add_argument("--redis", metavar="URL", help="the gateways' Redis; else FAIRLEAD_REDIS_URL")
     parser.add_argument(
         "--listen",

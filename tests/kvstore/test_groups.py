@@ -1,9 +1,8 @@
 """The link to what is more than one server: a master that sentinels replace, and a cluster, both real."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from redis.exceptions import ResponseError
@@ -11,7 +10,7 @@ from redis.exceptions import ResponseError
 from fairlead.clock import SystemClock
 from fairlead.limits import Limits
 from fairlead.testing.processes import wait_until
-from fairlead.testing.valkey_servers import Group, cluster, watched_pair
+from fairlead.testing.valkey_servers import Group
 from fairlead.testing.waiting import until
 from fairlead_kvstore.redis import RedisLink
 from fairlead_kvstore.servers import Command
@@ -20,18 +19,6 @@ pytestmark = pytest.mark.timeout(300)
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_deadline_seconds=2.0)
 KEYS = [f"fl1:{{ns/model-{number}}}:gw" for number in range(12)]
 """In slots of every master."""
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Group]:
-    with watched_pair(tmp_path) as group:
-        yield group
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> Iterator[Group]:
-    with cluster(tmp_path) as group:
-        yield group
 
 
 def linked(url: str, work: Callable[[RedisLink], Awaitable[None]]) -> None:

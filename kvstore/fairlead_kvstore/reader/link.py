@@ -5,12 +5,13 @@ So each connection has a socket of its own: what comes from it is one process's.
 away; if the process lives, the replay that follows brings it.
 """
 
+from functools import partial
 from typing import Protocol
 
 import zmq
 
 from fairlead.limits import Limits
-from fairlead_kvstore.reader.sockets import ENDS, Sockets, message, size
+from fairlead_kvstore.reader.sockets import ENDS, OnLoop, Sockets, message, size
 from fairlead_kvstore.reader.timers import Loop
 from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
 
@@ -38,31 +39,21 @@ class Link:
         self, endpoint: str, listener: Listener, *, sockets: Sockets, turns: Turns, loop: Loop, limits: Limits
     ) -> None:
         self._listener = listener
-        self._turns = turns
-        self._loop = loop
         self._limits = limits
         self._up = False
-        self._open = True
         self._socket = sockets.open(zmq.SUB, limits.kv_waiting_batches)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = sockets.monitor(self._socket)
-        try:
-            self._socket.connect(endpoint)
-        except BaseException:
-            self._monitor.close()
-            self._socket.close(linger=0)
-            raise
-        self._descriptors = self._socket.fileno(), self._monitor.fd
-        for one in self._descriptors:
-            loop.add_reader(one, self._readable)
-        self._readable()  # the descriptors tell of changes only: look once for what came before
+        connect = partial(self._socket.connect, endpoint)
+        self._held = OnLoop(self, self._socket, connect, turns=turns, loop=loop, monitor=self._monitor)
+        self._held.ready()
 
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
         self._news()
         used, found = 0, list[list[bytes]]()
-        while self._open and used < most:
+        while self._held.open and used < most:
             parts = message(self._socket, self._limits.kv_frames)
             if parts is None:
                 break
@@ -70,21 +61,11 @@ class Link:
             found.append(parts)
         if found:
             self._listener.heard(found)
-        return used, self._open and used >= most
+        return used, self._held.open and used >= most
 
     def close(self) -> None:
         """End it; the listener is not told."""
-        if not self._open:
-            return
-        self._open = False
-        for one in self._descriptors:
-            self._loop.remove_reader(one)
-        self._turns.gone(self)
-        self._monitor.close()
-        self._socket.close(linger=0)
-
-    def _readable(self) -> None:
-        self._turns.ready(self)
+        self._held.close()
 
     def _news(self) -> None:
         for event, _ in self._monitor.events():
@@ -94,5 +75,5 @@ class Link:
             elif event & ENDS:
                 self.close()
                 self._listener.down("disconnected" if self._up else "it cannot be connected to")
-            if not self._open:
+            if not self._held.open:
                 return

@@ -8,6 +8,7 @@ publishes is counted and thrown away.
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -16,7 +17,7 @@ import zmq
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_kvstore.reader.endpoints import address_of
-from fairlead_kvstore.reader.sockets import Sockets, size
+from fairlead_kvstore.reader.sockets import OnLoop, Sockets, size
 from fairlead_kvstore.reader.timers import Loop
 from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
 
@@ -70,26 +71,19 @@ class Listening:
             raise BadInput(f"KV events cannot be listened for on {endpoint}", field="events", hint=hint)
         self.strangers: Counter[str] = Counter()
         self._find = find
-        self._turns = turns
-        self._loop = loop
         self._limits = limits
         self._by: dict[Dialer, int] = {}
-        self._open = True
         self._socket = sockets.open(zmq.SUB, limits.kv_waiting_batches)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = sockets.monitor(self._socket)
+        bind = partial(self._socket.bind, endpoint)
         try:
-            self._socket.bind(endpoint)
+            self._held = OnLoop(self, self._socket, bind, turns=turns, loop=loop, monitor=self._monitor)
         except zmq.ZMQError as error:
-            self._monitor.close()
-            self._socket.close(linger=0)
             text = f"KV events cannot be listened for on {endpoint}: {error}"
             raise BadInput(text, field="events", hint=hint) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        self._descriptors = self._socket.fileno(), self._monitor.fd
-        for one in self._descriptors:
-            loop.add_reader(one, self._readable)
-        self._readable()
+        self._held.ready()
 
     @property
     def engines(self) -> int:
@@ -99,7 +93,7 @@ class Listening:
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
         used = 0
-        while self._open:
+        while self._held.open:
             self._news()
             frames = self._message()
             if frames is None:
@@ -108,7 +102,7 @@ class Listening:
             used += size(parts) + MESSAGE_BYTES
             self._heard(parts, _descriptor(frames[0]))
             if used >= most:
-                return used, self._open
+                return used, self._held.open
         return used, False
 
     def forget(self, line: Dialer) -> None:
@@ -117,13 +111,7 @@ class Listening:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._open:
-            self._open = False
-            for one in self._descriptors:
-                self._loop.remove_reader(one)
-            self._turns.gone(self)
-            self._monitor.close()
-            self._socket.close(linger=0)
+        self._held.close()
 
     def _message(self) -> list[zmq.Frame] | None:
         try:
@@ -158,9 +146,6 @@ class Listening:
             self._by[line] = descriptor
             line.up()
         line.heard([parts])
-
-    def _readable(self) -> None:
-        self._turns.ready(self)
 
     def _news(self) -> None:
         for event, value in self._monitor.events():

@@ -6,13 +6,14 @@ the sockets' queues. So the queue of the asking socket is long, and because of t
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import zmq
 
 from fairlead.limits import Limits
 from fairlead_kvstore.events.sequence import replay_request
-from fairlead_kvstore.reader.sockets import Sockets, message, size
+from fairlead_kvstore.reader.sockets import OnLoop, Sockets, message, size
 from fairlead_kvstore.reader.timers import Loop
 from fairlead_kvstore.reader.turns import MESSAGE_BYTES, Turns
 
@@ -32,18 +33,9 @@ class Asking:
         self, endpoint: str, asker: Answered, *, sockets: Sockets, turns: Turns, loop: Loop, limits: Limits
     ) -> None:
         self._asker = asker
-        self._turns = turns
-        self._loop = loop
         self._limits = limits
-        self._open = True
         self._socket = sockets.open(zmq.DEALER, limits.kv_replay_waiting)
-        try:
-            self._socket.connect(endpoint)
-        except BaseException:
-            self._socket.close(linger=0)
-            raise
-        self._descriptor = self._socket.fileno()
-        loop.add_reader(self._descriptor, self._readable)
+        self._held = OnLoop(self, self._socket, partial(self._socket.connect, endpoint), turns=turns, loop=loop)
 
     def ask(self, start: int) -> bool:
         """Ask for everything from ``start`` on; False when the request cannot even be sent."""
@@ -51,32 +43,25 @@ class Asking:
             self._socket.send_multipart(replay_request(start), flags=zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
-        self._readable()  # sending may have swallowed the descriptor's report
+        self._held.ready()  # sending may have swallowed the descriptor's report
         return True
 
     def read(self, most: int) -> tuple[int, bool]:
         """Its turn, see ``Turns``."""
         used = 0
-        while self._open:
+        while self._held.open:
             parts = message(self._socket, self._limits.kv_frames)
             if parts is None:
                 return used, False
             used += size(parts) + MESSAGE_BYTES
             self._asker.answered(parts)
             if used >= most:
-                return used, self._open
+                return used, self._held.open
         return used, False
 
     def close(self) -> None:
         """End it; what still comes is not heard."""
-        if self._open:
-            self._open = False
-            self._loop.remove_reader(self._descriptor)
-            self._turns.gone(self)
-            self._socket.close(linger=0)
-
-    def _readable(self) -> None:
-        self._turns.ready(self)
+        self._held.close()
 
 
 class Ticket:

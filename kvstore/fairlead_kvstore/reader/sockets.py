@@ -7,12 +7,15 @@ when it has had enough and comes back by ``Turns``.
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from typing import Final
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from fairlead.limits import Limits
+from fairlead_kvstore.reader.timers import Loop
+from fairlead_kvstore.reader.turns import Source, Turns
 
 Context = zmq.Context["zmq.Socket[bytes]"]
 Socket = zmq.Socket[bytes]
@@ -116,3 +119,52 @@ class Monitor:
         with contextlib.suppress(zmq.ZMQError):
             self._watched.disable_monitor()
         self._pair.close(linger=0)
+
+
+class OnLoop:
+    """A socket that ``source`` reads in turns for as long as it is ``open``. ``attach`` connects or binds it; what that raises closes
+    it. ``monitor`` tells of its connections, where somebody listens to that."""
+
+    def __init__(
+        self,
+        source: Source,
+        socket: Socket,
+        attach: Callable[[], object],
+        *,
+        turns: Turns,
+        loop: Loop,
+        monitor: Monitor | None = None,
+    ) -> None:
+        self.open = True
+        self._source = source
+        self._socket = socket
+        self._monitor = monitor
+        self._turns = turns
+        self._loop = loop
+        try:
+            attach()
+        except BaseException:
+            self._release()
+            raise
+        self._descriptors = [socket.fileno()] if monitor is None else [socket.fileno(), monitor.fd]
+        for one in self._descriptors:
+            loop.add_reader(one, self.ready)
+
+    def ready(self) -> None:
+        """It may have something to read: the descriptors tell of changes only, so say so after anything was done to it."""
+        self._turns.ready(self._source)
+
+    def close(self) -> None:
+        """End it; nobody is told, and what still comes is not heard."""
+        if not self.open:
+            return
+        self.open = False
+        for one in self._descriptors:
+            self._loop.remove_reader(one)
+        self._turns.gone(self._source)
+        self._release()
+
+    def _release(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
+        self._socket.close(linger=0)

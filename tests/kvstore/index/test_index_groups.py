@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from fairlead.clock import SystemClock
 from fairlead.limits import Limits
 from fairlead.testing.processes import wait_until
-from fairlead.testing.valkey_servers import cluster, watched_pair
+from fairlead.testing.valkey_servers import Group
 from fairlead.testing.waiting import until
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.feed import Feed
@@ -90,52 +89,49 @@ def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) 
     asyncio.run(main())
 
 
-def test_what_a_failover_loses_is_written_again(tmp_path: Path) -> None:
+def test_what_a_failover_loses_is_written_again(pair: Group) -> None:
     """The replica hangs while entries and an epoch are written, the master dies, and the replica becomes master with what it has."""
-    with watched_pair(tmp_path) as pair:
-        _own, idx, ev = keys.index_keys(MODELS[0])
+    _own, idx, ev = keys.index_keys(MODELS[0])
 
-        async def work(live: Live) -> None:
-            master, replica = pair.nodes
+    async def work(live: Live) -> None:
+        master, replica = pair.nodes
+        live.prompt()
+        await until(live.agree)
+        await asyncio.to_thread(wait_until, lambda: replica.ask("XLEN", ev) == master.ask("XLEN", ev), "it has all")
+        before = master.ask("HGET", idx, "at")
+        replica.freeze()
+        for _ in range(2):  # more than sockets hold: what comes after it never leaves the master
+            await asyncio.to_thread(master.ask, "SET", "other", "x" * 16_000_000)
+        for _ in range(3):
             live.prompt()
             await until(live.agree)
-            await asyncio.to_thread(wait_until, lambda: replica.ask("XLEN", ev) == master.ask("XLEN", ev), "it has all")
-            before = master.ask("HGET", idx, "at")
-            replica.freeze()
-            for _ in range(2):  # more than sockets hold: what comes after it never leaves the master
-                await asyncio.to_thread(master.ask, "SET", "other", "x" * 16_000_000)
-            for _ in range(3):
-                live.prompt()
-                await until(live.agree)
-            assert master.ask("HGET", idx, "at") != before
-            master.kill()
-            replica.thaw()
-            await until(lambda: not live.feed._link.state.connected)
-            await until(lambda: live.feed.stale_since(MODELS[0]) is not None)
-            await until(live.agree)
+        assert master.ask("HGET", idx, "at") != before
+        master.kill()
+        replica.thaw()
+        await until(lambda: not live.feed._link.state.connected)
+        await until(lambda: live.feed.stale_since(MODELS[0]) is not None)
+        await until(live.agree)
+        live.prompt()
+        await until(live.agree)
+        assert replica.ask("ROLE")[0] == "master"
+        assert live.indexers[0].begun == 1, "the truth went on"
+        assert replica.ask("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
+
+    lived(pair.url, MODELS[:1], work)
+
+
+def test_models_are_spread_over_the_masters_of_a_cluster_and_each_is_whole(ring: Group) -> None:
+    async def work(live: Live) -> None:
+        for _ in range(5):
             live.prompt()
             await until(live.agree)
-            assert replica.ask("ROLE")[0] == "master"
-            assert live.indexers[0].begun == 1, "the truth went on"
-            assert replica.ask("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
+        held = [await asyncio.to_thread(node.ask, "DBSIZE") for node in ring.nodes[:3]]
+        assert sum(held) == 3 * len(MODELS)
+        assert all(held), "every master has some"
+        first, replica = ring.nodes[0], ring.nodes[3]
+        first.kill()
+        await until(lambda: replica.ask("ROLE")[0] == "master")
+        live.prompt()
+        await until(live.agree)
 
-        lived(pair.url, MODELS[:1], work)
-
-
-def test_models_are_spread_over_the_masters_of_a_cluster_and_each_is_whole(tmp_path: Path) -> None:
-    with cluster(tmp_path) as ring:
-
-        async def work(live: Live) -> None:
-            for _ in range(5):
-                live.prompt()
-                await until(live.agree)
-            held = [await asyncio.to_thread(node.ask, "DBSIZE") for node in ring.nodes[:3]]
-            assert sum(held) == 3 * len(MODELS)
-            assert all(held), "every master has some"
-            first, replica = ring.nodes[0], ring.nodes[3]
-            first.kill()
-            await until(lambda: replica.ask("ROLE")[0] == "master")
-            live.prompt()
-            await until(live.agree)
-
-        lived(ring.url, MODELS, work)
+    lived(ring.url, MODELS, work)

@@ -1,60 +1,13 @@
 """The model of the truth, one thing that real engines do at a time."""
 
-from typing import Any
-
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_kvstore.events.wire import AllCleared, Batch, Event, Removed, Stored
+from fairlead_kvstore.events.wire import AllCleared, Removed, Stored
 from fairlead_kvstore.truth import changes
-from fairlead_kvstore.truth.changes import Change
 from fairlead_kvstore.truth.identity import block_extras, own_hashes, root
+from fairlead_kvstore.truth.testing import MODEL, OWN, TOKENS, Index, hashes, removed, stored
 from fairlead_kvstore.truth.tiers import Tier
-from fairlead_kvstore.truth.truth import Truth
-
-MODEL = "default/tiny"
-OWN = own_hashes(root(MODEL), TOKENS := list(range(100, 112)), 2)  # six blocks of two
-
-
-def stored(first: int, last: int, *, base: int = 1000, **more: Any) -> Stored:
-    """Blocks ``first`` to ``last`` of ``TOKENS``, known to the engine as ``base`` + number."""
-    fields: dict[str, Any] = {"medium": "GPU", "extra_keys": [None] * (last + 1 - first), "group_idx": 0, **more}
-    parent = base + first - 1 if first else None
-    handles = [base + number for number in range(first, last + 1)]
-    return Stored(list(handles), parent, TOKENS[2 * first : 2 * last + 2], 2, **fields)
-
-
-def removed(*numbers: int, base: int = 1000, medium: str = "GPU") -> Removed:
-    return Removed([base + number for number in numbers], medium, 0)
-
-
-class Index:
-    """A truth with a clock, and one instance attached."""
-
-    def __init__(self, limits: Limits | None = None, **media: frozenset[str]) -> None:
-        self.truth = Truth(limits=limits or Limits())
-        self.now = 0.0
-        self.truth.attach("i", MODEL, self.now, **media)
-
-    def say(self, *events: Event, seconds: float = 1.0, instance: str = "i") -> list[Change]:
-        self.now += seconds
-        return self.truth.apply(instance, Batch(0.0, events), self.now)
-
-    def depths(self, own: list[int] = OWN, instance: str = "i") -> tuple[int, ...]:
-        """Blocks reached with GPU, CPU, disk and a shared store."""
-        found = self.truth.held(instance, own)
-        return tuple(found[tier] for tier in Tier)
-
-    @property
-    def counts(self) -> Any:
-        return self.truth.state("i").counts
-
-
-def hashes(told: list[Change]) -> list[tuple[str, list[int]]]:
-    """(kind, own hashes) of each change; numbers of blocks where they are known."""
-    place = {own: number for number, own in enumerate(OWN)}
-    return [(type(one).__name__, [place.get(own, -1) for own in getattr(one, "hashes", [])]) for one in told]
-
 
 # --- what is stored and removed -----------------------------------------------------------------------------------------
 
@@ -218,102 +171,6 @@ def test_a_full_report_of_a_hit_tells_a_late_reader_all() -> None:
     assert index.depths()[0] == 4
 
 
-# --- tiers --------------------------------------------------------------------------------------------------------------
-
-
-def test_offloaded_blocks_are_named_by_the_handle_since_they_come_without_extra_keys() -> None:
-    index = Index()
-    index.say(stored(0, 2, extra_keys=[["acme"], None, None]))
-    index.say(*[stored(number, number, medium="CPU", extra_keys=None) for number in range(3)])
-    salted = own_hashes(root(MODEL), TOKENS, 2, block_extras(6, 2, salt="acme"))
-    assert index.depths() == (0, 0, 0, 0)
-    index.say(removed(2), removed(1))
-    assert index.depths(salted) == (1, 3, 3, 3)
-    assert hashes(index.say(removed(0, 1, 2, medium="CPU")))[0][0] == "Removed"
-    assert index.depths(salted) == (1, 1, 1, 1)
-
-
-def test_offloaded_blocks_of_unknown_content_are_counted_not_credited() -> None:
-    index = Index()
-    index.say(stored(5, 5, base=9000))  # this engine names extra keys
-    assert index.say(stored(0, 1, medium="CPU", extra_keys=None)) == []
-    assert (index.counts.unnamed, index.depths()) == (2, (0, 0, 0, 0))
-
-
-def test_an_engine_that_never_names_extra_keys_is_taken_at_its_word() -> None:
-    index = Index()
-    index.say(Stored([1], None, TOKENS[:2], 2, None, "GPU"), Stored([2], 1, TOKENS[2:4], 2, None, "CPU_PINNED"))
-    assert index.depths() == (1, 2, 2, 2)
-
-
-def test_a_tier_fills_the_gaps_of_the_faster_one() -> None:
-    index = Index()
-    index.say(stored(0, 5), stored(2, 3, medium="CPU"), stored(4, 4, medium="DISK"))
-    index.say(removed(2, 3, 4, 5))
-    assert index.depths() == (2, 4, 5, 5)
-
-
-def test_a_shared_store_is_a_hint_for_all_members_that_runs_out() -> None:
-    index = Index(Limits(kv_shared_seconds=100.0))
-    index.truth.attach("other", MODEL, 0.0)
-    index.say(stored(0, 2))
-    told = index.say(*[stored(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert hashes(told) == [("Hinted", [0, 1, 2])]
-    index.say(removed(0, 1, 2))
-    assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
-    assert index.truth.expire(index.now + 10) == []
-    assert hashes(index.truth.expire(index.now + 100)) == [("Expired", [0, 1, 2])]
-    assert index.depths(instance="other") == (0, 0, 0, 0)
-
-
-def test_a_shared_store_does_not_repeat_itself() -> None:
-    index = Index(Limits(kv_shared_seconds=100.0))
-    index.say(stored(0, 0))
-    again = stored(0, 0, medium="cpu", extra_keys=None)
-    kinds = [[name for name, _ in hashes(index.say(again, seconds=30.0))] for _ in range(4)]
-    assert kinds == [["Hinted"], [], ["Hinted"], []]
-
-
-def test_a_restart_leaves_what_the_store_has() -> None:
-    index = Index()
-    index.say(stored(0, 2), stored(0, 0, medium="cpu", extra_keys=None))
-    index.truth.restarted("i", "the numbers went back", 9.0)
-    assert index.depths() == (0, 0, 0, 1)
-    index.truth.detach("i", "gone")
-    index.truth.attach("i", MODEL, 10.0)
-    assert index.depths() == (0, 0, 0, 0)
-
-
-def test_hints_are_bounded_and_the_oldest_go() -> None:
-    index = Index(Limits(kv_shared_blocks=2))
-    index.say(stored(0, 2))
-    told = index.say(*[stored(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert hashes(told)[-1] == ("Expired", [0])
-
-
-@pytest.mark.parametrize(("medium", "locality", "media", "expected"), [
-    ("GPU", None, {}, (1, 1, 1, 1)),
-    (None, None, {}, (1, 1, 1, 1)),
-    ("CPU", None, {}, (0, 1, 1, 1)),
-    ("CPU_PINNED", None, {}, (0, 1, 1, 1)),
-    ("disk", None, {}, (0, 0, 1, 1)),
-    ("cpu", None, {}, (0, 0, 0, 1)),
-    ("STORAGE", None, {}, (0, 0, 0, 1)),
-    ("a new medium", None, {}, (0, 0, 0, 1)),
-    ("CPU", "REMOTE", {}, (0, 0, 0, 1)),
-    ("CPU", "LOCAL", {}, (0, 1, 1, 1)),
-    ("cpu", None, {"exact_media": frozenset({"cpu"})}, (0, 1, 1, 1)),
-    ("STORAGE", None, {"exact_media": frozenset({"storage"})}, (0, 0, 1, 1)),
-    ("CPU", None, {"shared_media": frozenset({"cpu"})}, (0, 0, 0, 1)),
-])  # fmt: skip
-def test_media_as_engines_spell_them(
-    medium: str | None, locality: str | None, media: dict[str, frozenset[str]], expected: tuple[int, ...]
-) -> None:
-    index = Index(**media)
-    index.say(Stored([1], None, TOKENS[:2], 2, None, medium, locality=locality))
-    assert index.depths() == expected
-
-
 # --- clears and restarts ------------------------------------------------------------------------------------------------
 
 
@@ -421,34 +278,6 @@ def test_a_clear_while_the_stream_is_broken_off_counts_when_it_goes_on() -> None
     assert (index.truth.state("i").complete, index.depths()[0]) == (False, 0)
     index.truth.resumed("i")
     assert index.truth.state("i").complete
-
-
-# --- hybrid models ------------------------------------------------------------------------------------------------------
-
-
-def test_only_the_full_attention_group_decides() -> None:
-    index = Index()
-    window = {"group_idx": 1, "kv_cache_spec_kind": "sliding_window", "kv_cache_spec_sliding_window": 128}
-    index.say(stored(0, 3, **window), stored(0, 3, kv_cache_spec_kind="full_attention"))
-    assert index.depths()[0] == 4
-    index.say(Removed([1003], "GPU", 1), Removed([1002], "GPU", 1))
-    assert index.depths()[0] == 4
-    index.say(Removed([1003], "GPU", 0))
-    assert index.depths()[0] == 3
-    assert (index.truth.state("i").hybrid, index.counts.other_groups) == (True, 3)
-
-
-def test_a_model_without_full_attention_is_not_credited() -> None:
-    index = Index()
-    index.say(stored(0, 3, kv_cache_spec_kind="sliding_window"))
-    assert (index.depths()[0], index.truth.state("i").hybrid) == (0, True)
-
-
-@pytest.mark.parametrize("kind", [None, "unknown", "full_attention", "mla_attention", "sink_full_attention"])
-def test_kinds_that_count(kind: str | None) -> None:
-    index = Index()
-    index.say(stored(0, 1, kv_cache_spec_kind=kind))
-    assert (index.depths()[0], index.truth.state("i").hybrid) == (2, False)
 
 
 # --- ages and memory ----------------------------------------------------------------------------------------------------
