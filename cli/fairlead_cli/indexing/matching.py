@@ -2,7 +2,8 @@
 
 Hashes are computed here as everybody computes them (``truth/identity.py``), once for each size of blocks that the model's engines
 have. ``tier`` is the slowest that is needed to reach so far, ``age_seconds`` how long ago the last of these blocks was stored or used
-there, to sixteen seconds; a block that only a shared store may have has no age.
+there, to sixteen seconds. Of what only a shared store may have it is the age of the oldest hint that is needed: the store tells
+nobody what it throws out, so old ones are likely gone.
 """
 
 import asyncio
@@ -92,7 +93,12 @@ def matched(picture: Picture, prompt: Prompt, secret: bytes) -> tuple[Answer, di
         complete = known is not None and known.complete
         told = None if tier is None else tier.name.lower()
         url = note.url if note is not None else None
-        answer.instances.append(Found(name, url, reached * (size or 0), told, None, complete))
+        age = None
+        if size and tier is Tier.REMOTE:
+            needed = chains[size][blocks[Tier.DISK] : reached]
+            known_ages = [mirror.hint_age_seconds(own, picture.now) for own in needed]
+            age = max((one for one in known_ages if one is not None), default=None)
+        answer.instances.append(Found(name, url, reached * (size or 0), told, age, complete))
     answer.instances.sort(key=lambda one: (-one.matched_tokens, one.id))
     return answer, last
 
@@ -187,8 +193,8 @@ def _note(data: Any, picture: Picture, last: Mapping[str, int], found: dict[str,
 def as_json(answer: Answer, found: Mapping[str, float]) -> bytes:
     """As it is printed."""
     for one in answer.instances:
-        then = found.get(one.id)
-        one.age_seconds = None if then is None else round(then, 1)
+        age = found.get(one.id, one.age_seconds)
+        one.age_seconds = None if age is None else round(age, 1)
     return msgspec.json.format(msgspec.json.encode(answer), indent=2)
 
 

@@ -53,6 +53,7 @@ class IndexMirror:
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
         self._most = limits.index_mirror_blocks
         self._hints_most = limits.kv_shared_blocks
+        self._hint_seconds = limits.kv_shared_seconds
         self._masks: dict[int, int] = {}
         self._interned: dict[int, int] = {}
         self._places: dict[str, int] = {}
@@ -126,9 +127,11 @@ class IndexMirror:
                 if bits >> tier & 1:
                     yield own, tier
 
-    def hinted(self, own: int) -> bool:
-        """Whether a store that all instances share probably has the block."""
-        return own in self._hints
+    def hint_age_seconds(self, own: int, now: float) -> float | None:
+        """How long ago a block was last said to be written to a store that all instances share, to half of the time for which that
+        counts; None where nobody said so. The store tells nobody what it throws out, so the older, the less likely it is there."""
+        until = self._hints.get(own)
+        return None if until is None else max(0.0, self._hint_seconds - (until - now))
 
     def standing(self, instance: str) -> Known | None:
         """How sure it is what this instance holds; None when nothing was told."""

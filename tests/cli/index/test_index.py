@@ -22,7 +22,7 @@ from fairlead_gateway.hinting import Hinting
 from fairlead_kvstore import keys
 from fairlead_kvstore.index.hints import Hot, hints
 from fairlead_kvstore.index.layout import header_field
-from fairlead_kvstore.truth.changes import Removed, Stored
+from fairlead_kvstore.truth.changes import Hinted, Removed, Stored
 from fairlead_kvstore.truth.tiers import Tier
 
 pytestmark = pytest.mark.timeout(300)
@@ -74,6 +74,25 @@ def test_match_tells_the_slowest_tier_that_is_needed(
         found = {one["id"]: one for one in printed(capsys)["instances"]}
         assert (found["a"]["matched_tokens"], found["a"]["tier"]) == (40, "cpu")
         assert found["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
+
+    played(server.url, work)
+
+
+def test_match_says_how_old_the_oldest_hint_of_a_shared_store_is(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(scene: Scene) -> None:
+        await scene.prompt("a", PROMPT)
+        await scene.prompt("b", PROMPT[:17])
+        hashes = [own for own, _ in scene.indexer.truth.content("a")]
+        now, counts = SystemClock().now(), Limits().kv_shared_seconds
+        await scene.tell(
+            Hinted(MODEL, hashes[:3], now + counts - 400.0), Hinted(MODEL, hashes[3:], now + counts - 100.0)
+        )
+        assert await scene.call("match", model=MODEL, tokens=tokens) == 0
+        found = {one["id"]: one for one in printed(capsys)["instances"]}
+        assert (found["a"]["tier"], found["b"]["tier"], found["b"]["matched_tokens"]) == ("gpu", "remote", 40)
+        assert 400.0 <= found["b"]["age_seconds"] < counts
 
     played(server.url, work)
 
