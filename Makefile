@@ -3,7 +3,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 TRACE ?= ../shared/traces/conversation_trace.jsonl
-JOBS ?= 2
+# Tests side by side: one a processor.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # Level of `make cluster-up`: full, or api for the API alone.
 LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".

@@ -27,6 +27,10 @@ VERBS = {
         "fairlead_cli.replay:replay",
         "Send a trace's requests to a running gateway and report what came of it.",
     ),
+    "simulate": (
+        "fairlead_cli.simulate:simulate",
+        "What would another routing preset do with this traffic? On a virtual clock, without a cluster.",
+    ),
     "demo": (
         "fairlead_cli.demo:demo",
         "The main job with its report: real traffic under three presets, live and simulated.",

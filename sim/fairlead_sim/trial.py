@@ -63,7 +63,9 @@ class Trial:
         homed = None
         if isinstance(front, OneRouter) and self.preset == "dual-hash" and served:
             homed = front.on_home / len(served)
-        return figures(counted(served), self.engines, home_share=homed)
+        limit = self.objectives.ttft_limit(0.0)
+        target = TARGET_SECONDS if limit is None else limit
+        return figures(counted(served), self.engines, home_share=homed, target_seconds=target)
 
     def keeps(self, requests: Sequence[TraceRequest], bar: Bar, *, prompts: Prompts | None = None) -> bool:
         """Whether the fleet keeps the bar on these requests; an answer of no comes early."""

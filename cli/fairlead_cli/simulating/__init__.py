@@ -1,0 +1,1 @@
+"""``fairlead simulate``: what is asked, the runs, and the table."""

@@ -1,0 +1,64 @@
+"""What a simulation found, on a terminal and as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fairlead.units import duration
+from fairlead_cli.simulating.asked import Asked
+from fairlead_cli.simulating.comparing import Result
+
+COLUMNS = ("preset", "met", "TTFT p50", "p90", "p99", "TPOT p99", "cached", "σ/µ", "preempted")
+
+
+def show(wanted: Asked, results: Sequence[Result], console: Console) -> None:
+    """One line a preset, and what the columns are."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    columns = (*COLUMNS, "carries") if wanted.capacity else COLUMNS
+    for column in columns:
+        table.add_column(column, justify="left" if column == "preset" else "right", no_wrap=True)
+    for one in results:
+        table.add_row(*_cells(one, capacity=wanted.capacity))
+    console.print(table)
+    met = f"met: first tokens within {duration(wanted.objective)}"
+    console.print(f"  {met}; σ/µ: spread of computed tokens over engines", highlight=False, soft_wrap=True)
+    failed = {one.preset: one.figures.errors for one in results if one.figures.errors}
+    for name, errors in failed.items():
+        console.print(f"  [bold red]{name}: {errors} requests failed[/]", highlight=False)
+
+
+def write(wanted: Asked, results: Sequence[Result], file: Path) -> None:
+    """``{"traffic", "requests", "rate", "engines", "profile", "objective_seconds", "seed", "presets": {NAME: figures}}``."""
+    told = {
+        "traffic": wanted.source.name,
+        "requests": len(wanted.source.requests),
+        "rate": wanted.rate,
+        "engines": wanted.engines,
+        "profile": wanted.profile.name,
+        "objective_seconds": wanted.objective,
+        "seed": wanted.seed,
+        "presets": {one.preset: asdict(one.figures) | {"capacity": one.capacity} for one in results},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _cells(one: Result, *, capacity: bool) -> list[str]:
+    found = one.figures
+    times = (found.ttft_p50, found.ttft_p90, found.ttft_p99, found.tpot_p99)
+    cells = [
+        one.preset,
+        f"{found.attainment:.1%}",
+        *["–" if seconds is None else duration(seconds) for seconds in times],
+        f"{found.cached_token_share:.1%}",
+        "–" if found.load_spread is None else f"{found.load_spread:.2f}",
+        f"{found.preempted_share:.1%}",
+    ]
+    if capacity:
+        cells.append("nothing near it" if not one.capacity else f"{one.capacity:.1f}/s")
+    return cells

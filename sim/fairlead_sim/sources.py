@@ -1,0 +1,48 @@
+"""Where simulated traffic comes from, by one word: a family of generated traffic, or a trace's file in one of the known formats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.errors import BadInput
+from fairlead_sim.azure import COLUMNS, read_azure
+from fairlead_sim.traces import TraceRequest, read_mooncake, spread_ties
+from fairlead_sim.traffic import FAMILIES, conversation
+
+REQUESTS = 12_000
+"""Of generated traffic, where no number is asked for: an hour of it."""
+GENERATED = (*FAMILIES, "conversation")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Requests by arrival, and what they are in words."""
+
+    name: str
+    requests: Sequence[TraceRequest]
+
+    @property
+    def rate(self) -> float:
+        """Mean arrivals a second."""
+        span = self.requests[-1].arrival - self.requests[0].arrival
+        return (len(self.requests) - 1) / span if span > 0 else 1.0
+
+
+def source(named: str, *, limit: int | None = None, seed: int = 0) -> Source:
+    """A family by name, else a file: Azure's CSV by its first line, else Mooncake's JSON lines. Raises BadInput."""
+    if limit is not None and limit < 1:
+        raise BadInput(f"at least 1 request is simulated, not {limit}", field="limit")
+    made = FAMILIES.get(named)
+    if made is not None:
+        return Source(f"generated {named} (seed {seed})", made(limit or REQUESTS, seed=seed))
+    if named == "conversation":
+        return Source(f"generated conversation (seed {seed})", conversation(limit or REQUESTS, seed=seed))
+    path = Path(named)
+    if not path.exists():
+        raise BadInput(
+            f"there is no traffic {named!r}", field="traffic", hint=f"a file, or one of {', '.join(GENERATED)}"
+        )
+    with open(path, "rb") as file:
+        azure = file.readline(200).startswith(COLUMNS[0].encode())
+    read = read_azure if azure else read_mooncake
+    return Source(path.name, spread_ties(read(path, limit=limit)))

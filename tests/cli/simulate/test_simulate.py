@@ -1,0 +1,72 @@
+"""`fairlead simulate`: what another preset would do with some traffic."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def simulate(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "fairlead_cli", "simulate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={"COLUMNS": "120"})
+
+
+def test_presets_are_compared_on_the_same_requests_and_equal_arguments_give_equal_figures(tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    arguments = [
+        "agents",
+        "--limit",
+        "400",
+        "--rate",
+        "30",
+        "--engines",
+        "4",
+        "--presets",
+        "dual-hash",
+        "--presets",
+        "round-robin",
+    ]
+    for file in files:
+        done = simulate(*arguments, "--out", str(file))
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "400 requests at 30/s; 4 engines h100-llama8b, first token within 5 s" in done.stdout
+    told = [json.loads(file.read_text()) for file in files]
+    assert told[0] == told[1]
+    presets = told[0]["presets"]
+    assert list(presets) == ["dual-hash", "round-robin"]
+    assert presets["dual-hash"]["cached_token_share"] > 1.2 * presets["round-robin"]["cached_token_share"]
+    assert presets["dual-hash"]["attainment"] > presets["round-robin"]["attainment"]
+    assert {one["requests"] for one in presets.values()} == {360}  # the first tenth warms the caches
+    assert {one["capacity"] for one in presets.values()} == {None}
+
+
+def test_a_capacity_is_searched_for_where_it_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = simulate(
+        *("rag", "--limit", "300", "--engines", "2", "--presets", "dual-hash", "--capacity", "--ttft", "0.5"),
+        *("--out", str(file)),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(file.read_text())
+    assert told["presets"]["dual-hash"]["capacity"] > 0.5
+    assert "carries" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing-of-that-name"], "there is no traffic 'nothing-of-that-name'"),
+        (["agents", "--presets", "fastest"], "--presets: there is no preset 'fastest'"),
+        (["agents", "--engines", "0"], "--engines must be from 1 to 1024, not 0"),
+        (["agents", "--rate", "0"], "--rate must be above 0 requests/s, not 0"),
+        (["agents", "--ttft", "-1"], "--ttft must be above 0 s, not -1"),
+        (["agents", "--profile", "abacus"], "abacus"),
+        (["agents", "--limit", "0"], "at least 1 request is simulated, not 0"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said_by_name(arguments: list[str], words: str) -> None:
+    done = simulate(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
