@@ -29,7 +29,7 @@ from fairlead_sim.trouble import drawn
 ROOT = Path(__file__).parents[1]
 SEEDS = 10_000
 _AT_ONCE = 10
-_SAID_EVERY = 500
+_WRITTEN_EVERY = 500
 
 
 def main() -> int:
@@ -50,14 +50,18 @@ def main() -> int:
             nights.append(one)
             if one.broken:
                 print(one.told(), flush=True)
-            if len(nights) % _SAID_EVERY == 0:
-                print(f"{len(nights):,} of {len(seeds):,} seeds, {time.monotonic() - begun:.0f} s", flush=True)
-    result = _result(options, nights, time.monotonic() - begun)
+            if len(nights) % _WRITTEN_EVERY == 0 or len(nights) == len(seeds):
+                _write(options, nights, time.monotonic() - begun)
+    return 1 if any(one.broken for one in nights) else 0
+
+
+def _write(options: argparse.Namespace, nights: list[Night], seconds: float) -> None:
+    """What has been played so far is there already, whoever ends the run."""
+    result = _result(options, nights, seconds)
     path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['seeds']:,} seeds, {len(result['found'])} broken, {result['seconds']} s -> {path}")
-    return 1 if result["found"] else 0
+    print(f"{result['seeds']:,} seeds, {len(result['found'])} broken, {result['seconds']} s -> {path}", flush=True)
 
 
 def _result(options: argparse.Namespace, nights: list[Night], seconds: float) -> dict[str, Any]:
