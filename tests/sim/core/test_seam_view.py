@@ -56,6 +56,28 @@ def test_a_tool_that_does_not_count_what_was_sent_is_not_believed() -> None:
     assert sorted(seam.pick(request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == ["e0", "e1", "e2", "e3"]
 
 
+def test_what_is_all_ours_is_known_better_here_than_by_a_tool_that_has_not_heard_what_is_cached() -> None:
+    """Two requests with the same prompt: the second computes nothing, whatever the tool counts until events tell it so."""
+
+    def told(**pending: float) -> list[Any]:
+        return [
+            endpoint(name, pending=pending.get(name, 0.0), inflight=2 if name in pending else 0, matched_tokens=0)
+            for name in INFO["live"]  # type: ignore[attr-defined]
+        ]
+
+    seam, blocks = router(INFO, preset="min-ttft"), tuple(range(40))
+    at = seam.pick(request("a", blocks), told(), 0.0)
+    seam.on_first_token(request("a", blocks), at, 1.0, 0)
+    assert seam.pick(request("b", blocks), told(), 1.0) == at
+    late = told(**{at: 2 * 512.0 * len(blocks)})
+    assert seam.pick(request("c", blocks), late, 1.0) == at
+    crowd = [
+        item if item.id != at else endpoint(at, pending=item.pending_prefill_tokens, inflight=9, matched_tokens=0)
+        for item in late
+    ]
+    assert seam.pick(request("d", blocks), crowd, 1.0) != at
+
+
 def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
     def told(**tokens: int) -> list[Any]:
         return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in ("e0", "e1", "e2", "e3")]
