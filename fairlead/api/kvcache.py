@@ -1,12 +1,15 @@
 """``spec.kvCache``: where KV goes besides the accelerator's own memory."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from fairlead.api.values import Size
 from fairlead.strict import PositiveDuration, Rule, Strict
+
+_STORE: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?$"
+"""No user and no password: what stands in a spec is no secret."""
 
 
 class OffloadKind(StrEnum):
@@ -49,6 +52,13 @@ class Offload(Strict):
             broken=lambda one: one.disk is not None and one.kind is not OffloadKind.LMCACHE,
         ),
         Rule(
+            cel="!has(self.store) || self.kind == 'LMCache'",
+            message="only LMCache shares a store",
+            fix="write `kind: LMCache`, or remove store",
+            at=("store",),
+            broken=lambda one: one.store is not None and one.kind is not OffloadKind.LMCACHE,
+        ),
+        Rule(
             cel="!has(self.peers) || self.kind == 'Native'",
             message="only Native offloading lends to peers",
             fix="write `kind: Native`, or remove peers",
@@ -70,6 +80,16 @@ class Offload(Strict):
     ]
     disk: Annotated[
         Size | None, Field(description="scratch disk of one pod, behind the memory", examples=["500Gi"])
+    ] = None
+    store: Annotated[
+        str | None,
+        Field(
+            description="a store that all instances share, behind memory and disk: a server of LMCache, a Redis without a password, "
+            "or a Mooncake store. Engines look there by themselves for what they lack",
+            pattern=_STORE,
+            max_length=256,
+            examples=["lm://kv-store.chat.svc:65432"],
+        ),
     ] = None
     peers: Annotated[
         Peers | None,

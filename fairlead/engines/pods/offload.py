@@ -34,6 +34,8 @@ def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], .
             variable("LMCACHE_LOCAL_DISK", f"file://{LMCACHE_FOLDER}/"),
             variable("LMCACHE_MAX_LOCAL_DISK_SIZE", f"{rank_bytes(offload.disk, shape) / _GB:.2f}"),
         ]
+    if offload.store is not None:
+        env += [variable("LMCACHE_REMOTE_URL", offload.store), variable("LMCACHE_REMOTE_SERDE", "naive")]
     return tuple(env)
 
 
