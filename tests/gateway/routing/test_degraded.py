@@ -8,7 +8,8 @@ from fairlead.decision import Decision
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import preset
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.presets.dual_hash import AWAY_PRICE_BLIND
+from fairlead_gateway.routing.presets.dual_hash import AWAY_PRICE_BLIND, choose
+from fairlead_gateway.routing.request import Candidate
 from fairlead_sim.seams import router as seam
 
 PROFILE = preset("h100-llama8b")
@@ -102,6 +103,16 @@ def test_all_overloaded_prices_decide_up_to_three_times_the_objective_and_the_so
     assert decision.reason.startswith("no candidate meets")
     scored = {name: one.value or 0.0 for name, one in decision.inputs.items() if name.endswith(f"/{decides}")}
     assert scored[f"{decision.chosen}/{decides}"] == min(scored.values())
+
+
+def test_who_is_sooner_but_dearer_is_not_said_to_be_later_where_nobody_meets_the_objective() -> None:
+    def one(name: str, backlog: float, own: float) -> Candidate:
+        return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, home=True)
+
+    both = [one("cached", 7.0, 0.1), one("sooner", 5.5, 1.0)]
+    decision = choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0)
+    assert decision.chosen == "cached"
+    assert [item.why for item in decision.rejected] == ["costs 22.5s against 8.7s"]
 
 
 @pytest.mark.parametrize("name", ["dual-hash", "dualmap", "least-request"])

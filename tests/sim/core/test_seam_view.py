@@ -8,7 +8,7 @@ import pytest
 from fairlead_sim.seam_view import EndpointView
 from fairlead_sim.seams import HoldingSeamRouter, router
 
-INFO = {
+INFO: dict[str, Any] = {
     "live": ["e0", "e1", "e2", "e3"],
     "block_tokens": 512,
     "ttft_slo": 5.0,
@@ -38,7 +38,7 @@ def fleet(**pending: float) -> list[Any]:
     """Endpoints with so many tokens before them of somebody else's requests."""
     return [
         endpoint(name, pending=pending.get(name, 0.0), inflight=3 if name in pending else 0) for name in INFO["live"]
-    ]  # type: ignore[attr-defined]
+    ]
 
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
@@ -62,7 +62,7 @@ def test_what_is_all_ours_is_known_better_here_than_by_a_tool_that_has_not_heard
     def told(**pending: float) -> list[Any]:
         return [
             endpoint(name, pending=pending.get(name, 0.0), inflight=2 if name in pending else 0, matched_tokens=0)
-            for name in INFO["live"]  # type: ignore[attr-defined]
+            for name in INFO["live"]
         ]
 
     seam, blocks = router(INFO, preset="min-ttft"), tuple(range(40))
