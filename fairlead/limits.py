@@ -50,6 +50,9 @@ class Limits:
     write_high_bytes: int = _limit(256 * 1024, "unsent bytes to a slow reader before its engine is paused")
     hold_requests: int = _limit(2_000, "requests of one model held by a worker before engines; the next is refused")
     hold_bytes: int = _limit(256 * 1024 * 1024, "bodies of a model's held requests in a worker; the next is refused")
+    hold_starting_seconds: float = _limit(
+        30.0, "a request waits so long for the first instance of a model that is starting, then 503"
+    )
     hold_seconds: float = _limit(60.0, "a request held this long is answered 503: clients give up about then")
     decision_log: int = _limit(4_096, "decisions kept in memory by a worker")
     prefix_blocks: int = _limit(4_096, "blocks hashed of one prompt; what lies behind never decides a route")

@@ -8,6 +8,7 @@ GatewayError
 ├── NoKey                  401  no API key, or one that is not known
 ├── UnknownPath            404      UnknownModel   404      WrongMethod   405
 ├── Quarantined            422  engines broke off on this very request before
+├── Shed                   429  the request's tier goes last, and its objective cannot be met
 ├── NoInstance             503  no engine of this model is ready
 ├── Overloaded             503  engines, or this gateway, are full
 ├── EngineFailed           502  engines were asked and failed
@@ -149,6 +150,14 @@ class Quarantined(BadRequest):
             hint="change it, or ask the operator with this id",
             fields=(("x-should-retry", "false"), ("retry-after", f"{max(1, round(seconds))}")),
         )
+
+
+class Shed(GatewayError):
+    """Raised when a request of a sheddable tier could not meet its objective behind those that are held."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "shed"
 
 
 class NoInstance(GatewayError):

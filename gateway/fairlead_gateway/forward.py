@@ -21,6 +21,7 @@ from fairlead_gateway.continuation import Said, continuable
 from fairlead_gateway.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.errors import GatewayError, Quarantined, error_body, error_event
 from fairlead_gateway.health import Health
+from fairlead_gateway.holding import Holding
 from fairlead_gateway.job import Job
 from fairlead_gateway.judge import is_error_object, judge, not_served
 from fairlead_gateway.keepalive import KeepAlive
@@ -85,8 +86,10 @@ class Forward:
         budget: RetryBudget,
         samples: Samples | None = None,
         rows: RowTeller | None = None,
+        holding: Holding,
     ) -> None:
         self._routes = routes
+        self._holding = holding
         self._rows = rows
         self._samples = samples
         self._prefill = prefill
@@ -145,6 +148,7 @@ class Forward:
             if left is not None:
                 raise Quarantined(left)
             self.budget.request(self._now())
+            await self._holding.turn(job)
             await self._prefill.before(job)
         while True:
             first, begun = begun, None
@@ -174,7 +178,12 @@ class Forward:
     def choose(self, job: Job, excluded: frozenset[str], now: float) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
         unusable = excluded if job.handoff is None else excluded | self._prefill.unfit(job, excluded)
-        decision = self._routes.choose(job.ask.key, job.route, now, unusable)
+        avoid = job.avoid if job.avoid and not job.failures else None
+        decision = self._routes.choose(job.ask.key, job.route, now, unusable if avoid is None else unusable | avoid)
+        if avoid is not None and decision.chosen is None:
+            decision = self._routes.choose(job.ask.key, job.route, now, unusable)
+        if job.release is not None and not job.failures:
+            decision = decision.told(reason=f"{job.release.words()}; then {decision.rule}: {decision.reason}")
         if job.story is not None:
             decision = self._prefill.told(job, decision)
         chosen = decision.chosen
@@ -229,6 +238,7 @@ class Forward:
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
         router.dispatched(job.route, job.instance_id, now)
+        self._holding.sent(job, now)
         if self._samples is not None and router.followed:
             self._samples.offer(job.ask, job.route)
         if self._rows is not None and job.handoff is None:
@@ -258,6 +268,7 @@ class Forward:
             if self._rows is not None and job.handoff is None:
                 self._rows.gone(job.route.id, now)
         self._health.breaker.unknown(job.instance_id)
+        self._holding.ended(job, finished, now)
 
     def message(self, job: Job, instance: Instance) -> list[bytes]:
         """The request as this attempt's engine gets it."""
@@ -360,6 +371,7 @@ class Forward:
         if answer.stream:
             if job.router is not None:
                 job.router.first_token(job.route.id, self._now())
+                self._holding.first_token(job, self._now())
             if self._rows is not None and job.handoff is None and answer.first_at is not None:
                 self._rows.first_token(job.route.id, answer.first_at)
             assert answer.first_at is not None

@@ -27,6 +27,7 @@ from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
 from fairlead_gateway.forward import Begun, Forward
 from fairlead_gateway.head import Head
 from fairlead_gateway.health import Health
+from fairlead_gateway.holding import Holding
 from fairlead_gateway.job import Job
 from fairlead_gateway.keys import Keys
 from fairlead_gateway.learning.rows import RowTeller
@@ -121,8 +122,8 @@ class Gateway(Host):
             quarantine=quarantine,
             draw=draw,
         )
-        self._build_ways(quarantine, budget)
         self._loop = loop
+        self._build_ways(quarantine, budget)
         # One thread: more would not be faster, and each would make the loop wait longer for its turn.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._new_id = new_id
@@ -131,7 +132,15 @@ class Gateway(Host):
         self._under_way: dict[str, asyncio.Task[None] | Short] = {}
 
     def _build_ways(self, quarantine: Quarantine, budget: RetryBudget) -> None:
-        """The two ways to an engine and back."""
+        """The two ways to an engine and back, and who waits before them."""
+        self.holding = Holding(
+            routes=self._routes,
+            telemetry=self.telemetry,
+            limits=self.limits,
+            clock=self.clock,
+            loop=self._loop,
+            keyed=self._keys is not None,
+        )
         self._forward = Forward(
             routes=self._routes,
             pool=self._pool,
@@ -145,6 +154,7 @@ class Gateway(Host):
             budget=budget,
             samples=self._samples,
             rows=self._rows,
+            holding=self.holding,
         )
         self._short = ShortWay(
             self,
@@ -153,6 +163,7 @@ class Gateway(Host):
             health=self._health,
             quarantine=quarantine,
             prefilling=self._prefill_routes,
+            holding=self.holding,
             limits=self.limits,
             clock=self.clock,
         )
@@ -173,6 +184,7 @@ class Gateway(Host):
         self._prefill_routes.apply(fleet, self.clock.now())
         self.reach.apply(fleet)
         self._pool.keep_only(self._routes.addresses())
+        self.holding.apply(fleet)
         self._loaded = True
 
     def heard(self, key: str, instance_id: str, chain: PrefixChain, pin: Hashable) -> None:

@@ -1,6 +1,7 @@
 """One request on its way through the rooms, with everything that has become known of it."""
 
 from collections.abc import Callable
+from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet import Instance
@@ -10,20 +11,26 @@ from fairlead_gateway.handoff_story import HandoffStory
 from fairlead_gateway.listen import Request
 from fairlead_gateway.model import Ask
 from fairlead_gateway.patience import Patience
+from fairlead_gateway.queueing.gate import Asked, Release
 from fairlead_gateway.reply import Reply
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.sse import Usage
 from fairlead_gateway.steps import Trace
 
+_NOBODY: Final[frozenset[str]] = frozenset()
+
 
 class Job:
     """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
-    body is known by in quarantine; from then on the body may have been let go."""
+    body is known by in quarantine; from then on the body may have been let go. ``asked`` is what it asked of the gate before engines,
+    ``avoid`` the engines that had no room for it, ``release`` how it was let go where it was held."""
 
     __slots__ = (
         "ask",
+        "asked",
         "attempt",
+        "avoid",
         "cached_tokens",
         "client_gone",
         "decision",
@@ -42,6 +49,7 @@ class Job:
         "output_tokens",
         "patience",
         "prompt_tokens",
+        "release",
         "reply",
         "request",
         "route",
@@ -90,6 +98,9 @@ class Job:
         self.handed_over: bool = False
         self.trace: Trace | None = None
         self.fingerprint: bytes | None = None
+        self.asked: Asked | None = None
+        self.avoid: frozenset[str] = _NOBODY
+        self.release: Release | None = None
 
     def known_by(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
         """The fingerprint of the body, whether or not that is still here."""

@@ -16,6 +16,7 @@ from fairlead_gateway.answer import Answer
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.forward import Begun, Forward
 from fairlead_gateway.health import Health
+from fairlead_gateway.holding import Holding
 from fairlead_gateway.job import Job
 from fairlead_gateway.judge import judge
 from fairlead_gateway.lateness import FIELD, too_late
@@ -61,6 +62,7 @@ class ShortWay:
         health: Health,
         quarantine: Quarantine,
         prefilling: Routes,
+        holding: Holding,
         limits: Limits,
         clock: Clock,
     ) -> None:
@@ -73,11 +75,12 @@ class ShortWay:
         self.overdue = Overdue(pool.loop, self.answer_seconds, clock.now)
         self._quarantine = quarantine
         self._prefilling = prefilling
+        self._holding = holding
 
     def fits(self, job: Job) -> bool:
-        """Whether nothing of the request asks for more."""
+        """Whether nothing of the request asks for more, and it need not wait."""
         ask = job.ask
-        return not (
+        plain = not (
             ask.stream
             or ask.opaque
             or job.trace is not None
@@ -85,6 +88,7 @@ class ShortWay:
             or job.request.head.get(FIELD) is not None
             or self._prefilling.has(ask.key)
         )
+        return plain and self._holding.straight(job)
 
     def go(self, job: Job) -> None:
         """Send it. Raises GatewayError when it cannot go anywhere."""

@@ -1,6 +1,7 @@
 """Fleets that change under the traffic: draining and gone instances, new ones, none at all."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(monkeyp
 def test_without_a_ready_instance_the_answer_says_why_and_when_to_come_back() -> None:
     async def main() -> None:
         fleet = fleet_of(["http://127.0.0.1:1"] * 4, states=[STARTING, STARTING, DRAINING, InstanceState.SLEEPING])
-        async with running_gateway(fleet) as running:
+        async with running_gateway(fleet, replace(Limits(), hold_starting_seconds=0.0)) as running:
             answer = await ask(running.url, GOOD)
             assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
             assert "2 starting" in answer.error["message"]

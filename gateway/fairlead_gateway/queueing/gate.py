@@ -90,6 +90,10 @@ class Release:
     full: frozenset[str]
     waited_seconds: float
 
+    def words(self) -> str:
+        """As the decision says it."""
+        return f"held for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
+
 
 @dataclass(slots=True)
 class Asked:
@@ -141,12 +145,17 @@ class Gate:
 
     def arrived(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict:
         """A request came. It is held from here on where the verdict says so."""
+        return self.passes(asked, engines, now) or self.joins(asked, engines, now)
+
+    def passes(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict | None:
+        """A request came: it goes at once, or None."""
         one = asked.waiting
         one.long = self._pools.arrived(one.objective_seconds, one.own_seconds, now)
-        if not self._asked:
-            verdict = self._straight(asked, engines, now)
-            if verdict is not None:
-                return verdict
+        return None if self._asked else self._straight(asked, engines, now)
+
+    def joins(self, asked: Asked, engines: Sequence[Engine], now: float) -> Verdict:
+        """A request that came and did not go at once is held, or refused."""
+        one = asked.waiting
         refused = self._refused(asked, len(engines), now)
         if refused is not None:
             return refused

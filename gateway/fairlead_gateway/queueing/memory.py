@@ -61,6 +61,7 @@ class Memory:
         self._coming = coming
         self._flights: dict[str, _Flight] = {}
         self._engines: dict[str, _Engine] = {}
+        self._plan = 0.0
 
     def sent(self, request: RouteRequest, engine: str, prompt_tokens: float, kind: Hashable, now: float) -> None:
         """A request went to an engine; a retry first ends what it was."""
@@ -73,6 +74,7 @@ class Memory:
             place = self._engines[engine] = _Engine()
         place.flights[request.id] = flight
         place.plan += plan
+        self._plan += plan
 
     def first_token(self, request_id: str, now: float) -> None:
         """From now on its answer grows."""
@@ -85,6 +87,7 @@ class Memory:
         flight = self._flights.pop(request_id, None)
         if flight is None:
             return
+        self._plan = self._plan - flight.plan if self._flights else 0.0
         place = self._engines[flight.engine]
         del place.flights[request_id]
         place.plan = place.plan - flight.plan if place.flights else 0.0
@@ -95,6 +98,12 @@ class Memory:
         """The others are gone, once nothing of ours is there."""
         for name in [name for name, place in self._engines.items() if name not in engines and not place.flights]:
             del self._engines[name]
+
+    def roomy(self, request: RouteRequest, capacity: float) -> bool:
+        """Whether the request fits an engine of this capacity even with all that is in flight anywhere."""
+        most = request.max_tokens
+        own = 2.0 * request.prompt_tokens + (most or GUESS_TOKENS)
+        return self._plan + own <= PLAIN * FULL * capacity
 
     def free_tokens(self, engine: str, capacity: float, now: float) -> float:
         """Llumnix's numerator: what is free at the worst moment still to come."""

@@ -66,6 +66,12 @@ FAMILIES: Final = (
         ("model", "outcome", "reason"),
         "Requests of a model with prefill engines: done, bypassed (one engine did it all), or failed and went on as plain ones.",
     ),
+    Family(
+        _P + "held_total",
+        "counter",
+        ("model", "rule"),
+        "Requests that did not go at once, by how that ended: the rule that let them go, left, or why they were refused.",
+    ),
     Family(_P + "prefill_legs_total", "counter", ("model", "result"), "Prefill engines asked: ok, or what went wrong."),
     Family(_P + "prefill_seconds", "histogram", _MODEL, "A prefill engine's answer, from asked to whole."),
     Family(

@@ -22,6 +22,7 @@ TABLES = (
     "ejections_by_reason",
     "failed",
     "handoffs",
+    "held",
     "prefill_legs",
     "retries_by_reason",
 )

@@ -159,6 +159,7 @@ class ModelSeries(Tally):
         "ejections_by_reason",
         "failed",
         "handoffs",
+        "held",
         "instances",
         "prefill_legs",
         "retries_by_reason",
@@ -175,6 +176,7 @@ class ModelSeries(Tally):
         self.failed: dict[str, int] = {}
         self.handoffs: dict[tuple[str, str], int] = {}
         self.prefill_legs: dict[str, int] = {}
+        self.held: dict[str, int] = {}
         self.instances: dict[str, InstanceSeries] = {}
         self._clear()
 

@@ -87,6 +87,10 @@ class Telemetry:
         """Another engine was asked for the rest of a stream that broke: ``whole``, or ``broken`` again."""
         at.count(self._series(model_key).continued, how, self._label_values)
 
+    def held(self, model_key: str, rule: str) -> None:
+        """A request is held no longer, or was not let wait; ``rule`` is one word of a closed list."""
+        at.count(self._series(model_key).held, rule, self._label_values)
+
     def handoff(self, model_key: str, outcome: str, reason: str) -> None:
         """What became of one prompt's way from prefill to decode: ``done``, ``bypassed`` or ``failed``; ``reason`` is one word."""
         at.count_pair(self._series(model_key).handoffs, outcome, reason, self._label_values)

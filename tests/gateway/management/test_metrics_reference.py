@@ -33,6 +33,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.shared = Shared()
     made_up.telemetry.rejected(None, 404, "unknown-model")
     made_up.telemetry.handoff("chat/llama-70b", "failed", "expired")
+    made_up.telemetry.held("chat/llama-70b", "deadline")
     made_up.telemetry.prefilled("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
     made_up.telemetry.own.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
     made_up.telemetry.own.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)

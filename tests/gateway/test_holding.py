@@ -1,0 +1,225 @@
+"""Requests that wait in the gateway, over real sockets: whose turn it is, and every way in which waiting ends."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from fairlead.fleet import Fleet, InstanceState, Objectives
+from fairlead.limits import Limits
+from fairlead.profile import EngineProfile
+from fairlead.testing.engine import Call, Gate, ScriptedEngine, honest, scripted_engine
+from fairlead.testing.raw_http import Answer, Connection, ask, post
+from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
+
+READY, STARTING = InstanceState.READY, InstanceState.STARTING
+SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)
+"""A second a token: nothing is worked off while a test runs."""
+GROWING = Objectives(ttft_seconds=10.0, ttft_per_kilo_token_seconds=1_000.0)
+
+
+def chat(words: int, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "w " * words}], "stream": True, **more}
+
+
+SHORT, LONG = chat(2), chat(400)
+
+
+class Mute:
+    """Says nothing at all until ``go_on``: no first token either."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def script(self, call: Call) -> None:
+        await self.go_on.wait()
+        await honest(call)
+
+
+def slow_fleet(urls: list[str], **more: Any) -> Fleet:
+    fleet = fleet_of(urls, objectives=GROWING, **more)
+    instances = tuple(replace(one, profile=SLOW) for one in fleet.instances[KEY])
+    return replace(fleet, instances={KEY: instances})
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not seen():  # noqa: ASYNC110 - what is waited for happens in other tasks of this loop
+            await asyncio.sleep(0.001)
+
+
+def held(running: Running) -> int:
+    return running.gateway.holding.held()
+
+
+def counted(running: Running) -> dict[str, int]:
+    return dict(running.gateway.telemetry.models[KEY].held)
+
+
+async def holding(
+    use: Callable[[Running, ScriptedEngine, Mute, "asyncio.Task[Answer]"], Awaitable[None]],
+    limits: Limits | None = None,
+) -> None:
+    """One engine that is at a first prompt and says nothing, behind a gateway that has seen two objectives."""
+    mute = Mute()
+    async with scripted_engine(mute.script) as engine, running_gateway(slow_fleet([engine.url]), limits) as running:
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(ask(running.url, LONG))
+            await until(lambda: len(engine.calls) == 1)
+            await use(running, engine, mute, first)
+            mute.go_on.set()
+        assert held(running) == 0
+        assert {load.inflight for load in running.gateway.loads().values()} == {0}
+
+
+def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        loop = asyncio.get_running_loop()
+        later = loop.create_task(ask(running.url, chat(150)))
+        await until(lambda: held(running) == 1)
+        sooner = loop.create_task(ask(running.url, SHORT))
+        await until(lambda: held(running) == 2)
+        assert len(engine.calls) == 1
+        mute.go_on.set()
+        answers = [await first, await later, await sooner]
+        assert [answer.status for answer in answers] == [200] * 3
+        order = [len(call.json["messages"][0]["content"]) for call in engine.calls]
+        assert order == [800, 4, 300]
+        said = running.gateway.decisions.get(answers[2].fields["x-fairlead-decision"])
+        assert said is not None
+        assert said.last.decision.reason.startswith("held for 0.")
+        assert "(deadline: has the earliest deadline" in said.last.decision.reason
+        assert counted(running) == {"deadline": 2}
+
+    run(holding(use))
+
+
+def test_plain_requests_wait_as_streams_do() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        plain = asyncio.get_running_loop().create_task(ask(running.url, SHORT | {"stream": False}))
+        await until(lambda: held(running) == 1)
+        mute.go_on.set()
+        assert (await first).status == (await plain).status == 200
+        assert len(engine.calls) == 2
+
+    run(holding(use))
+
+
+def test_a_client_that_goes_leaves_the_line() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        connection = await Connection.to(running.url)
+        await connection.send(post(SHORT))
+        await until(lambda: held(running) == 1)
+        await connection.close()
+        await until(lambda: held(running) == 0)
+        mute.go_on.set()
+        assert (await first).status == 200
+        assert len(engine.calls) == 1
+        assert counted(running) == {"left": 1}
+
+    run(holding(use))
+
+
+def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        async with scripted_engine() as other:
+            waiting = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+            await until(lambda: held(running) == 1)
+            running.gateway.apply(
+                slow_fleet([engine.url, other.url], version=2, states=[InstanceState.DRAINING, READY])
+            )
+            assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
+            assert len(engine.calls) == 1
+            mute.go_on.set()
+            assert (await first).status == 200
+
+    run(holding(use))
+
+
+def test_a_clients_deadline_ends_its_waiting() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        answer = await ask(running.url, SHORT, more="x-request-timeout: 0.2\r\n")
+        assert answer.status == 504
+        assert held(running) == 0
+        assert len(engine.calls) == 1
+
+    run(holding(use))
+
+
+def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        waiting = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+        await until(lambda: held(running) == 1)
+        answer = await ask(running.url, SHORT)
+        assert (answer.status, answer.error["code"]) == (503, "overloaded")
+        assert "held already" in answer.error["message"]
+        assert int(answer.fields["retry-after"]) >= 1
+        mute.go_on.set()
+        assert (await waiting).status == 200
+
+    run(holding(use, replace(Limits(), hold_requests=1)))
+
+
+def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
+    async def main() -> None:
+        async with (
+            scripted_engine() as engine,
+            running_gateway(fleet_of([engine.url], states=[STARTING])) as running,
+        ):
+            waiting = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+            await until(lambda: held(running) == 1)
+            running.gateway.apply(fleet_of([engine.url], version=2))
+            assert (await waiting).status == 200
+
+    run(main())
+
+
+def test_when_nothing_is_starting_any_more_the_wait_is_over() -> None:
+    async def main() -> None:
+        async with running_gateway(fleet_of(["http://127.0.0.1:1"], states=[STARTING])) as running:
+            waiting = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+            await until(lambda: held(running) == 1)
+            running.gateway.apply(replace(fleet_of([], version=2)))
+            answer = await waiting
+            assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
+            assert counted(running) == {"none-ready": 1}
+
+    run(main())
+
+
+def test_memory_that_would_overflow_is_waited_for() -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with scripted_engine(gate.script) as engine:
+            fleet = fleet_of([engine.url])
+            small = replace(SLOW, kv_tokens=700, prefill_token_seconds=1e-6)
+            fleet = replace(fleet, instances={KEY: tuple(replace(one, profile=small) for one in fleet.instances[KEY])})
+            async with running_gateway(fleet) as running, asyncio.TaskGroup() as group:
+                body = chat(600, max_tokens=200)
+                first = group.create_task(ask(running.url, body))
+                await until(lambda: len(engine.calls) == 1)
+                second = group.create_task(ask(running.url, body | {"user": json.dumps({})}))
+                await until(lambda: held(running) == 1)
+                gate.go_on.set()
+                assert (await first).status == (await second).status == 200
+                assert len(engine.calls) == 2
+
+    run(main())
+
+
+def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with (
+            scripted_engine(gate.script) as engine,
+            running_gateway(fleet_of([engine.url])) as running,
+            asyncio.TaskGroup() as group,
+        ):
+            for number in range(20):
+                group.create_task(ask(running.url, chat(200, user=f"{number}")))
+            await until(lambda: len(engine.calls) == 20)
+            assert running.gateway.holding.doors() == 0
+            gate.go_on.set()
+
+    run(main())
