@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import pytest
+
 from fairlead.clock import ManualClock
-from fairlead.errors import Unavailable
+from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.channel_messages import Sample, SentRow
 from fairlead_gateway.indexing.asking import Asking
 from fairlead_gateway.indexing.here import Here
+from fairlead_gateway.indexing.links import Links, links_of
 from fairlead_gateway.indexing.tokens import Asked
 from fairlead_gateway.samples import CHAT, COMPLETION
 
@@ -174,3 +177,13 @@ def test_a_name_that_is_no_path_below_the_folder_is_not_followed() -> None:
         here = Here(scene, "/tokenizers", key, scene.clock, LIMITS)
         assert not here.trusted
         assert here.words == "engines are asked for the tokens of prompts: no tokenizer: the model's name is no path"
+
+
+def test_what_the_setting_may_say() -> None:
+    assert links_of(None) is Links.ENGINE
+    assert links_of("off") is Links.OFF
+    assert links_of("process", "/tokenizers") is Links.PROCESS
+    with pytest.raises(SettingsError, match="no way to learn links"):
+        links_of("guess")
+    with pytest.raises(SettingsError, match="without a folder of tokenizers"):
+        links_of("process", None)
