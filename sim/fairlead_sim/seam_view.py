@@ -1,9 +1,10 @@
 """What a tool behind the router seam tells of its endpoints, as the router takes it.
 
 **Load.** The tool's counters are the whole load of an endpoint: this core's own part, exact, and that of the others as it was
-published last. They are read when a decision asks for that endpoint and not before. Where they count no more requests than this
-core sent, its own ledger is the load: all of it is ours, and a tool that counts prefill by what events told of caches counts too
-much for as long as they are late. A tool that does not count what it was told to send is not believed either.
+published last. They are read when a decision asks for that endpoint and not before. Where they count just the requests that
+this core sent, prefill before us is the less of what the tool counts and of our own ledger: both count a cached prompt that they have
+not heard of as uncached, the tool for as long as events are late, we where another gateway sent it. A tool that does not count what
+it was told to send is not believed.
 
 **Cached prefixes.** ``matched_tokens`` is what KV events tell. They come late, and never of what waits or runs, so the blocks of
 every request sent there count as cached from the pick until ``LATE_SECONDS`` after its end. Where no endpoint says what is cached,
@@ -67,15 +68,18 @@ class EndpointView:
         """An endpoint's whole load, given what this core sent there."""
         endpoint = self._endpoints.get(own.instance)
         inflight = None if endpoint is None else read(endpoint, "inflight")
-        if inflight is None or inflight <= own.inflight:
+        if inflight is None or inflight < own.inflight:
             return own
         waiting, pending = read(endpoint, "waiting"), read(endpoint, "pending_prefill_tokens")
         tokens = read(endpoint, "inflight_tokens")
+        backlog = own.backlog_seconds if pending is None else float(pending) * self._seconds
+        if inflight == own.inflight:  # all of it is ours, and who knows of more that is cached is right
+            backlog = min(backlog, own.backlog_seconds)
         return Tally(
             own.instance,
             int(inflight),
             own.waiting if waiting is None else int(waiting),
-            own.backlog_seconds if pending is None else float(pending) * self._seconds,
+            backlog,
             own.inflight_tokens if tokens is None else float(tokens),
         )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fairlead_gateway.routing.ledger import Tally
 from fairlead_sim.seam_view import EndpointView
 from fairlead_sim.seams import HoldingSeamRouter, router
 
@@ -56,7 +57,7 @@ def test_a_tool_that_does_not_count_what_was_sent_is_not_believed() -> None:
     assert sorted(seam.pick(request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == ["e0", "e1", "e2", "e3"]
 
 
-def test_what_is_all_ours_is_known_better_here_than_by_a_tool_that_has_not_heard_what_is_cached() -> None:
+def test_of_what_is_all_ours_the_less_counts_as_a_tool_may_not_have_heard_what_is_cached() -> None:
     """Two requests with the same prompt: the second computes nothing, whatever the tool counts until events tell it so."""
 
     def told(**pending: float) -> list[Any]:
@@ -76,6 +77,23 @@ def test_what_is_all_ours_is_known_better_here_than_by_a_tool_that_has_not_heard
         for item in late
     ]
     assert seam.pick(request("d", blocks), crowd, 1.0) != at
+
+
+@pytest.mark.parametrize(
+    ("inflight", "pending", "backlog"),
+    [
+        (2, 9_000.0, 3.0),  # ours alone; the tool has not heard what is cached
+        (2, 1_000.0, 1.0),  # ours alone; we have not
+        (3, 9_000.0, 9.0),  # somebody else's too
+        (1, 9_000.0, 3.0),  # not counted
+    ],
+)
+def test_prefill_before_us_is_the_less_of_both_counts_where_all_is_ours(
+    inflight: int, pending: float, backlog: float
+) -> None:
+    view = EndpointView(0.001, 512)
+    view.look({"e0": endpoint("e0", pending=pending, inflight=inflight)})
+    assert view.load(Tally("e0", 2, 2, 3.0, 4_000.0)).backlog_seconds == pytest.approx(backlog)
 
 
 def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
