@@ -10,7 +10,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -71,6 +71,9 @@ bench-routing: env ## the bars of routing and a grid of presets in the fleet sim
 
 bench-sharing: env ## several gateways in the fleet simulator, by what they know of one another; out/bench/sharing.json
 	@$(RUN) bench/sharing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
+
+bench-scheduling: env ## the gate before simulated engines: two objectives, long prompts among short ones, memory; out/bench/scheduling.json
+	@$(RUN) bench/scheduling.py
 
 soak: compile ## engines killed, gateways restarted, hostile requests, a million more, as often as the bar says; bench/results/soak.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/test_soak.py -q

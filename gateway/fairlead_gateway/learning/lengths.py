@@ -29,6 +29,8 @@ RECENT: Final = 128
 SURPRISE: Final = 2.2
 """Bound on the distance times the root of the number of answers: passed by chance once in 8,000."""
 TABLE_SECONDS: Final = 2.0
+PLANNED: Final = 0.6
+"""A little over the median: the tail is heavy, and the sum of medians below the median of the sum."""
 _CHECK_EVERY: Final = 32
 _MOST_WEIGHT: Final = 1e9
 _LOG_RATIO: Final = math.log(RATIO)
@@ -163,9 +165,9 @@ class Lengths:
         return shares
 
 
-class Medians:
-    """What is still to come of answers that got as far, at the median. Tables are made anew every few seconds at most: they are asked
-    for once for each sequence of an engine."""
+class Planned:
+    """What to plan for answers that got as far: the length that ``PLANNED`` of them stay within. Tables are made anew every few
+    seconds at most: they are asked for once for each sequence of an engine."""
 
     def __init__(self, lengths: Lengths) -> None:
         self._lengths = lengths
@@ -179,27 +181,27 @@ class Medians:
             if len(self._tables) > BINS:
                 self._tables.clear()
             counts = self._lengths.shares(kind, prompt_tokens, now)
-            known = self._tables[key] = (now, None if counts is None else median_table(counts))
+            known = self._tables[key] = (now, None if counts is None else planned_table(counts))
         table = known[1]
         if table is None:
             return None
         return max(1.0, table[0 if generated < 1 else bin_of(generated)] - generated)
 
 
-def median_table(counts: list[float]) -> list[float]:
-    """By bin, the median length of the answers that are longer than the bin's beginning; the next token where none was."""
+def planned_table(counts: list[float]) -> list[float]:
+    """By bin, the length that ``PLANNED`` of the answers beyond the bin's beginning stay within; the next token where none was."""
     after, sums = 0.0, [0.0] * BINS
     for index in range(BINS - 1, -1, -1):
         after += counts[index]
         sums[index] = after
     found, at = [], 0
     for index in range(BINS):
-        half = sums[index] / 2
+        rest = sums[index] * (1.0 - PLANNED)
         at = max(at, index)
-        while at + 1 < BINS and sums[at + 1] > half:
+        while at + 1 < BINS and sums[at + 1] > rest:
             at += 1
         lower, upper, held = lower_edge(at), lower_edge(at + 1), counts[at]
-        found.append(lower_edge(index) + 1.0 if half <= 0.0 else lower + (upper - lower) * (sums[at] - half) / held)
+        found.append(lower_edge(index) + 1.0 if rest <= 0.0 else lower + (upper - lower) * (sums[at] - rest) / held)
     return found
 
 

@@ -25,7 +25,7 @@ from enum import StrEnum
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_gateway.learning.lengths import Lengths, Medians
+from fairlead_gateway.learning.lengths import Lengths, Planned
 from fairlead_gateway.queueing.backlog import Backlogs
 from fairlead_gateway.queueing.drain import Drain
 from fairlead_gateway.queueing.memory import Memory
@@ -122,11 +122,11 @@ class Gate:
         self._pools = Pools()
         self._drain = Drain()
         self._lengths = Lengths(most=_CLASSES)
-        self._medians = Medians(self._lengths)
+        self._planned = Planned(self._lengths)
         self._answers = 0
         self._who: tuple[Hashable, int] | None = None
         self._mixed = False
-        self.memory = Memory(self._medians.coming)
+        self.memory = Memory(self._planned.coming)
         self._backlogs = Backlogs()
 
     def engine(

@@ -1,14 +1,15 @@
 """Whether a request's tokens will fit an engine's memory to the end: Past-Future, over everything this process has sent there.
 
-What is held now is known: prompts without what they share, and the tokens that came since (the time since the first, at the pace of
-the engine's last answers). What is still to come is the median of the answers that got as far (``learning/lengths``), never more than
-the client allowed. The request joins where the worst moment still to come (``learning/peak``) stays under the memory.
+What is held now is known: prompts without what they share, and the tokens that came since (the time since the first, at the pace
+of the engine's last answers). What is still to come is what six of ten answers that got as far stay within
+(``learning/lengths``), never more than the client allowed. The request joins where the worst moment still to come
+(``learning/peak``) stays under the memory.
 
 Nobody is stopped by what is not known: an engine whose memory nobody stated has room; before the first answers of a model its
 requests count ``GUESS_TOKENS`` of output. While an engine is at most half planned, nothing is computed for it at all.
 
-**Headroom** (Llumnix): a request of a lower tier leaves ``HEADROOM`` of the memory free for each tier above it. **Freeness**, tokens
-free at the worst moment for each sequence there, is what engines are compared by; one that drains has none.
+**Headroom** (Llumnix): a request of a lower tier leaves ``HEADROOM`` of the memory free for each tier above it. **Freeness**,
+tokens free at the worst moment for each sequence there, is what engines are compared by; one that drains has none.
 
 What other processes hold there is not known one by one; the caller says how many tokens that is, and they count as they are.
 

@@ -7,8 +7,8 @@ ones at the same time, so that the others are there for the short ones that come
 in the work of the last half minute, so that neither class pays for the other's overload; a long prompt whose objective comes near may
 have one engine more (``gate``).
 
-Measured: without the bound the highest load at which both classes keep their objectives is some 0.7 of what the engines can
-compute, in whatever order they go; with it 0.94. A bound from the short prompts' need alone starves the long ones near
+Measured: without the bound the highest load at which both classes keep their objectives is some 0.8 of what the engines can
+compute, in whatever order they go; with it 0.99. A bound from the short prompts' need alone starves the long ones near
 saturation; two engines more for the urgent ones cost the short ones more than they bring.
 
 Source: LAPS (arXiv 2601.11589) for the two classes and the moving bound; ours: seconds of the uncached part instead of

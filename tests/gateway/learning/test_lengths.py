@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.learning.lengths import BINS, Lengths, Medians, bin_of, conditional_quantile, lower_edge
+from fairlead_gateway.learning.lengths import BINS, PLANNED, Lengths, Planned, bin_of, conditional_quantile, lower_edge
 
 
 def drawn(draw: random.Random, kind: str) -> int:
@@ -113,15 +113,15 @@ def test_a_quantile_is_beyond_what_is_out_and_rises_with_its_share(
     assert share == 0.0 or found <= conditional_quantile(counts, min(1.0, share + 0.1), generated) + 1e-6
 
 
-def test_a_table_of_medians_says_what_the_quantile_says() -> None:
+def test_the_table_that_is_planned_by_says_what_the_quantile_says() -> None:
     draw, lengths = random.Random(3), Lengths(most=8)
     for number in range(600):
         lengths.learn("chat", 500, int(draw.lognormvariate(5.0, 1.0)) + 1, float(number))
-    medians = Medians(lengths)
-    assert Medians(Lengths(most=8)).coming("chat", 500, 0, 0.0) is None
+    planned = Planned(lengths)
+    assert Planned(Lengths(most=8)).coming("chat", 500, 0, 0.0) is None
     for out in (0, 10, 100, 400):
-        told = medians.coming("chat", 500, out, 600.0)
-        exact = lengths.quantile(0.5, "chat", 500, 600.0, generated=out)
+        told = planned.coming("chat", 500, out, 600.0)
+        exact = lengths.quantile(PLANNED, "chat", 500, 600.0, generated=out)
         assert told is not None
         assert exact is not None
         assert told == pytest.approx(exact - out, rel=0.15, abs=2.0)

@@ -1,0 +1,256 @@
+"""What the gate before engines brings: two objectives, long prompts among short ones, memory; and the goals that it must reach.
+
+    python bench/scheduling.py [--out out/bench/scheduling.json] [--requests 6000] [--seeds 1,2,3]
+
+Simulated engines behind the production router (h100-llama8b, eight of them, prompts that share nothing). *Load* is the prefill
+that comes ÷ the prefill that the engines can compute alone. FCFS: each request goes to an engine at once, which serves by
+arrival. EDF and S-EDF hold as the gate does, by deadline alone or by its order, without its bound on long prompts. The seeds
+were not those it was built with.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from table import Row, comparing, goals, measuring, write
+
+from fairlead.fleet import Model, Objectives
+from fairlead.limits import Limits
+from fairlead.profile import EngineProfile, preset
+from fairlead_gateway.learning.lengths import Lengths
+from fairlead_gateway.queueing.gate import Gate
+from fairlead_gateway.queueing.order import Line, Turn
+from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.course import Course
+from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
+from fairlead_sim.gated import Gated
+from fairlead_sim.served import Served
+from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
+
+H100 = preset("h100-llama8b")
+A100 = replace(preset("a100-qwen7b"), kv_tokens=120_000)
+ENGINES = 8
+SHORT_SECONDS, LONG_SECONDS = 0.25, 4.0
+LAPS_SHORT_SECONDS = 0.4
+SHARE = 0.9
+_SECRET = b"bench"
+_PLENTY = replace(Limits(), hold_requests=10**9, hold_bytes=10**15, hold_seconds=1e9)
+
+Objective = Callable[[TraceRequest], float]
+
+
+class ByDeadline(Line):
+    """The earliest deadline first, whether or not it can be met."""
+
+    def peek(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
+        """Whoever is due first."""
+        first = min(self.held(), key=lambda one: one.deadline, default=None)
+        return None if first is None else Turn(first, "deadline", "is due first")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Prompt sizes as drawn, an objective for each, and how many tokens answers have."""
+
+    sizes: Callable[[random.Random], int]
+    objective: Objective
+
+    def requests(self, load: float, seed: int, count: int) -> list[TraceRequest]:
+        """Poisson arrivals at a load of all engines' prefill."""
+        draw = random.Random(seed)
+        sizes = [self.sizes(draw) for _ in range(count)]
+        rate = load * ENGINES * count / sum(H100.prefill(size) for size in sizes)
+        return arriving(draw, rate, [(size, 16) for size in sizes])
+
+
+def arriving(draw: random.Random, rate: float, sizes: Sequence[tuple[int, int]]) -> list[TraceRequest]:
+    """Prompt and answer tokens at ``rate`` a second."""
+    at, made = 0.0, []
+    for number, (prompt, output) in enumerate(sizes):
+        at += draw.expovariate(rate)
+        made.append(TraceRequest(f"r{number}", at, prompt, output, ()))
+    return made
+
+
+def _two_classes(draw: random.Random) -> int:
+    return draw.randint(200, 2_000) if draw.random() < 0.88 else draw.randint(8_000, 16_000)
+
+
+def _lmsys(draw: random.Random) -> int:
+    return draw.randint(32, 256) if draw.random() < 0.81 else draw.randint(257, 2_048)
+
+
+def _laps(draw: random.Random) -> int:
+    return 16_000 if draw.random() < 0.05 else _lmsys(draw)
+
+
+TWO = Traffic(_two_classes, lambda one: SHORT_SECONDS if one.prompt_tokens <= 2_000 else LONG_SECONDS)
+LAPS = Traffic(_laps, lambda one: LAPS_SHORT_SECONDS if one.prompt_tokens <= 2_048 else LONG_SECONDS)
+LAPS_SHORT = Traffic(_lmsys, lambda one: LAPS_SHORT_SECONDS)
+
+
+def run(
+    requests: list[TraceRequest],
+    how: str,
+    *,
+    objective: Objective | None = None,
+    profile: EngineProfile = H100,
+    engines: int = ENGINES,
+    block_tokens: int = TRACE_BLOCK_TOKENS,
+    reserve_tokens: int | None = None,
+    most_tokens: int | None = None,
+) -> list[Served]:
+    """``how``: ``fcfs`` sends at once; ``gate``, ``edf`` and ``sedf`` hold."""
+    names = [f"sim-{number}/0/0" for number in range(engines)]
+    model = Model(NAMESPACE, MODEL, Objectives(ttft_seconds=LONG_SECONDS))
+    router = ModelRouter(secret=_SECRET)
+    router.update(model, instances_of(names, profile), 1)
+    prompts = Prompts(block_tokens, secret=_SECRET, seed=model.key.encode())
+    front: OneRouter = OneRouter(router, prompts.chain, {}, model, profile)
+    if how != "fcfs":
+        gate = Gate(_PLENTY, ByDeadline() if how == "edf" else None, pooled=how == "gate")
+        front = Gated(router, prompts.chain, model, profile, gate, objective=objective, most_tokens=most_tokens)
+    course = Course(front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens)
+    return course.serve(requests)
+
+
+def kept(traffic: Traffic, how: str, load: float, seeds: Sequence[int], count: int) -> tuple[float, float, float]:
+    """Shares of the short and the long class within their objectives, means over seeds, and the longest wait in objectives."""
+    shares: tuple[list[float], list[float]] = ([], [])
+    stretch = 0.0
+    for seed in seeds:
+        requests = traffic.requests(load, seed, count)
+        served = run(requests, how, objective=traffic.objective)
+        within: tuple[list[bool], list[bool]] = ([], [])
+        for request, one in list(zip(requests, served, strict=True))[count // 10 :]:
+            wanted = traffic.objective(request)
+            took = float("inf") if one.ttft_seconds is None else one.ttft_seconds
+            within[wanted > 1.0].append(took <= wanted)
+            stretch = max(stretch, took / wanted)
+        for share, ones in zip(shares, within, strict=True):
+            share.append(sum(ones) / len(ones))
+    return sum(shares[0]) / len(seeds), sum(shares[1]) / len(seeds), stretch
+
+
+def knee(how: str, seeds: Sequence[int], count: int) -> float:
+    """The highest load, to a hundredth, at which both classes have nine of ten within their objectives."""
+    low, high = 0.4, 1.2
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        short, long, _ = kept(TWO, how, middle, seeds, count)
+        low, high = (middle, high) if min(short, long) >= SHARE else (low, middle)
+    return low
+
+
+def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[Row]:
+    """Knees, and what nobody waits beyond."""
+    knees = {how: knee(how, seeds, count) for how in ("gate", "fcfs", "edf", "sedf")}
+    for how, name in (("fcfs", "FCFS"), ("edf", "EDF")):
+        metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
+        yield comparing(metric, "load", knees["gate"], name, knees[how], wanted[metric])
+    yield comparing("the same, gate ÷ S-EDF without the bound", "load", knees["gate"], "S-EDF", knees["sedf"], None)
+    for load in (knees["gate"], 1.0):
+        short, long, stretch = kept(TWO, "gate", load, seeds, count)
+        at = "at the knee" if load != 1.0 else "at load 1.0"
+        metric = f"two objectives: longest wait {at}, in objectives"
+        yield measuring(metric, "×", stretch, wanted[metric])
+        yield measuring(f"two objectives: short within theirs {at}", "share", short, None)
+        yield measuring(f"two objectives: long within theirs {at}", "share", long, None)
+
+
+def laps_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[Row]:
+    """The short class among long ones against a fleet that has only short ones, at equal loads."""
+    for load in (0.5, 0.7, 0.8):
+        mixed = _p90(LAPS, "gate", load, seeds, count)
+        alone = _p90(LAPS_SHORT, "fcfs", load, seeds, count)
+        metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ a short-only fleet's"
+        yield comparing(metric, "s", mixed, "short only", alone, wanted.get(metric))
+        metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ without the gate"
+        yield comparing(metric, "s", mixed, "FCFS", _p90(LAPS, "fcfs", load, seeds, count), None)
+
+
+def _p90(traffic: Traffic, how: str, load: float, seeds: Sequence[int], count: int) -> float:
+    found: list[float] = []
+    for seed in seeds:
+        requests = traffic.requests(load, seed, count)
+        served = run(requests, how, objective=traffic.objective)
+        pairs = list(zip(requests, served, strict=True))[count // 10 :]
+        found += [one.ttft_seconds or 0.0 for request, one in pairs if request.prompt_tokens <= 2_048]
+    return sorted(found)[int(0.9 * len(found))]
+
+
+def answers(draw: random.Random) -> tuple[int, int]:
+    """Prompt and answer of a chat; 15 % reason at length. At most 8,192 tokens."""
+    prompt = min(8_000, max(16, int(draw.lognormvariate(6.6, 0.9))))
+    output = draw.lognormvariate(7.6, 0.5) if draw.random() < 0.15 else draw.lognormvariate(5.0, 0.9)
+    return prompt, max(1, min(8_192, int(output)))
+
+
+def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[Row]:
+    """One engine of 120,000 tokens that admits by the prompt alone, with the gate before it and without."""
+    for rate in (3.5, 3.75, 4.0):
+        found: dict[str, tuple[float, float]] = {}
+        for how in ("fcfs", "gate"):
+            preempted = good = total = 0
+            for seed in seeds:
+                draw = random.Random(seed)
+                requests = arriving(draw, rate, [answers(draw) for _ in range(count)])
+                options = {"profile": A100, "engines": 1, "block_tokens": 16, "reserve_tokens": 0, "most_tokens": 8_192}
+                served = run(requests, how, **options)[count // 10 :]  # type: ignore[arg-type]
+                preempted += sum(one.preemptions for one in served)
+                good += sum(_good(one) for one in served)
+                total += len(served)
+            found[how] = preempted / total, good / total
+        at = f"at {rate:g}/s"
+        metric = f"memory {at}: preemptions per request"
+        yield measuring(metric, "share", found["gate"][0], wanted.get(metric))
+        metric = f"memory {at}: preemptions: gate ÷ aggressive"
+        yield comparing(metric, "share", found["gate"][0], "aggressive", found["fcfs"][0], wanted.get(metric))
+        metric = f"memory {at}: goodput: gate ÷ aggressive"
+        yield comparing(metric, "share", found["gate"][1], "aggressive", found["fcfs"][1], wanted.get(metric))
+
+
+def _good(one: Served) -> bool:
+    """First token within 5 s, then 0.1 s a token at most."""
+    pace = one.itl_mean_seconds
+    return one.ttft_seconds is not None and one.ttft_seconds <= 5.0 and (pace is None or pace <= 0.1)
+
+
+def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[Row]:
+    """How far the share of answers within the ninth decile is from nine tenths, after 500 answers."""
+    covered = total = 0
+    for seed in range(12 * len(seeds)):
+        draw, lengths = random.Random(seed), Lengths(most=64)
+        for number in range(500):
+            lengths.learn("chat", 900.0, answers(draw)[1], number * 0.5)
+        bound = lengths.quantile(0.9, "chat", 900.0, 250.0)
+        seen = [bound is not None and answers(draw)[1] <= bound for _ in range(4_000)]
+        covered, total = covered + sum(seen), total + len(seen)
+    metric = "length: ninth decile after 500 answers, points off"
+    yield measuring(metric, "points", 100.0 * abs(covered / total - 0.9), wanted[metric])
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print. A goal that does not hold stays in the table and fails nothing."""
+    parser = argparse.ArgumentParser(description="Scheduling before simulated engines.")
+    parser.add_argument("--out", type=Path, default=Path("out/bench/scheduling.json"))
+    parser.add_argument("--requests", type=int, default=6_000)
+    parser.add_argument("--seeds", default="11,12,13")
+    given = parser.parse_args(arguments)
+    seeds, wanted = [int(one) for one in given.seeds.split(",")], goals("scheduling")
+    rows = [
+        *length_rows(wanted, seeds),
+        *memory_rows(wanted, seeds, given.requests // 2),
+        *laps_rows(wanted, seeds, given.requests),
+        *two_class_rows(wanted, seeds, given.requests),
+    ]
+    write("scheduling", rows, seed=seeds[0], file=given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
