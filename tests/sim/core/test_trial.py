@@ -5,6 +5,7 @@ import math
 import pytest
 
 from fairlead_sim.capacity import Judge, Missed, capacity
+from fairlead_sim.course import CUT
 from fairlead_sim.figures import UNGUARDED, Bar, counted
 from fairlead_sim.holding import EVERY_SECONDS, Holding
 from fairlead_sim.script import Happening, What, scaling
@@ -138,3 +139,12 @@ def test_whatever_happens_to_engines_every_request_is_answered_once(preset: str)
             assert one.arrival <= 14.0
             assert one.arrival + (one.ttft_seconds or math.inf) >= 8.0
     assert math.isfinite(max(one.finish or 0.0 for one in served))
+
+
+def test_an_engine_that_is_lost_during_the_step_of_a_last_token_takes_that_answer_with_it() -> None:
+    """The engine has done with the request by then, and nobody has heard."""
+    (whole,) = Trial(engines=1).run([request(0, 0.0)])
+    between = (whole.times[-2] + whole.times[-1]) / 2
+    (cut,) = Trial(engines=1, script=(Happening(between, What.LOSE, ENGINE.format(0)),)).run([request(0, 0.0)])
+    assert cut.error == CUT
+    assert list(cut.times) == list(whole.times[:-1])
