@@ -87,7 +87,8 @@ class Restart:
 class Gateways:
     """``count`` gateways of one fleet as one ``Front``. Requests go to one of them by chance, or where ``by_session`` all of a
     session go to one. ``engines`` are the names of equal engines, those that
-    come later included (``members`` says who is there). ``weather`` is what becomes of all that is told."""
+    come later included (``members`` says who is there). ``weather`` is what becomes of all that is told.
+    ``chain`` replaces the made-up prefix chains where the prompts' real text is known."""
 
     def __init__(
         self,
@@ -103,6 +104,8 @@ class Gateways:
         by_session: bool = False,
         restart: Restart | None = None,
         weather: Weather = CALM,
+        preset: str = "dual-hash",
+        chain: Callable[[TraceRequest], PrefixChain] | None = None,
     ) -> None:
         if count < 1:
             raise BadInput(f"{count} gateways cannot answer anything", field="gateways")
@@ -110,7 +113,7 @@ class Gateways:
         self.engines = tuple(engines)
         self.live: Sequence[str] = self.engines
         self.profile = profile
-        self.model = Model(NAMESPACE, MODEL, objectives, "dual-hash")
+        self.model = Model(NAMESPACE, MODEL, objectives, preset)
         self.secret = secret
         self.block_tokens = block_tokens
         self.index = ToldIndex(self.engines)
@@ -126,7 +129,7 @@ class Gateways:
         self._lives = Counter[str]()
         self._arrived = 0
         self._epoch = 1
-        self._chain = partial(made_up_chain, secret=secret, seed=self.model.key.encode())
+        self._chain = chain or partial(made_up_chain, secret=secret, seed=self.model.key.encode())
         self._serving = [self._gateway() for _ in range(count)]
         self._all = list(self._serving)
         self._flying: dict[str, _Gateway] = {}

@@ -1,0 +1,238 @@
+"""The simulator beside real gateways and simulated engines over HTTP: the same requests, instance names, secret and hence homes.
+
+    python bench/agreement.py [--requests 400] [--speed 1] [--out out/bench/agreement.json]
+
+One gateway, and three that share a Redis, under four presets each; requests reach one of the three by the same draw here and there.
+What is compared is the share of prompt tokens that engines found in their caches, the mean TTFT, and the order of the presets by
+either. Two presets whose simulated values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
+``fairlead_cli.replaying.simulated``), so the simulated value is the mean over arrivals that are a few milliseconds apart.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from table import Row, comparing, goals, measuring, write
+
+from fairlead.fleet import Objectives
+from fairlead.fleetfile import write_atomic
+from fairlead.profile import preset
+from fairlead.testing.sim_engine import engine_processes
+from fairlead.testing.valkey import Valkey
+from fairlead_cli.replaying.client import Client
+from fairlead_cli.replaying.outcome import Outcome
+from fairlead_cli.replaying.prompts import PromptBuilder, Target, live_chains, plan
+from fairlead_cli.replaying.simulated import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jittered
+from fairlead_cli.replaying.summary import on_clock
+from fairlead_gateway.routing import PrefixChain
+from fairlead_gateway.testing import KEY, fleet_of
+from fairlead_gateway.testing_process import gateway_process
+from fairlead_sim.course import Course
+from fairlead_sim.fleet import simulate
+from fairlead_sim.gateways import Gateways, Knowledge
+from fairlead_sim.tokenizer import Tokenizer
+from fairlead_sim.traces import TraceRequest, at_rate
+from fairlead_sim.traffic import FAMILIES
+
+NAME = "agreement"
+PRESETS = ("dual-hash", "prefix-cache", "llm-d", "round-robin")
+GATEWAYS = (1, 3)
+ENGINES = 4
+NAMES = tuple([f"e-{number}/{number}/0" for number in range(ENGINES)])
+PROFILE = "h100-llama8b"
+FAMILY = "agents"
+RATE = 8.0
+DRAWS = 5
+TIE = 0.03
+SEED = 21
+SECRET = "the secret of all gateways of this benchmark"
+OBJECTIVES = Objectives(ttft_seconds=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Of one run, or the mean of several: share of prompt tokens found in caches, seconds to the first token, failures. ``retraced``
+    is what the simulator's engines take for the very choices of a live run."""
+
+    cached: float
+    ttft: float
+    failed: int = 0
+    retraced: float | None = None
+
+
+def simulated(
+    count: int, rule: str, requests: Sequence[TraceRequest], chain: Callable[[TraceRequest], PrefixChain]
+) -> Result:
+    """The mean over draws of arrivals."""
+    found = []
+    for draw in range(DRAWS):
+        front = Gateways(
+            count,
+            NAMES,
+            preset(PROFILE),
+            knowledge=Knowledge(),
+            objectives=OBJECTIVES,
+            secret=SECRET.encode(),
+            seed=SEED,
+            block_tokens=ENGINE_BLOCK_TOKENS,
+            preset=rule,
+            chain=chain,
+        )
+        course = Course(front, NAMES, preset(PROFILE), block_tokens=ENGINE_BLOCK_TOKENS)
+        served = course.serve(jittered(requests, JITTER_SECONDS, draw) if draw else requests)
+        cached = sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served)
+        found.append(Result(cached, fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)))
+    return Result(fmean(one.cached for one in found), fmean(one.ttft for one in found))
+
+
+async def live(count: int, rule: str, requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float) -> Result:
+    """Processes of their own, and gone again."""
+    os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # fmt: off
+        engines = await stack.enter_async_context(engine_processes(
+            ENGINES, "--block-size", str(ENGINE_BLOCK_TOKENS), "--max-model-len", "32768", "--profile", PROFILE,
+            "--speed", str(speed),
+        ))
+        # fmt: on
+        fleet = fleet_of([engine.url for engine in engines], preset=rule, objectives=OBJECTIVES)
+        profile = preset(PROFILE).faster(speed)
+        fleet = replace(fleet, instances={KEY: tuple(replace(one, profile=profile) for one in fleet.instances[KEY])})
+        path = folder / "fleet.yaml"
+        write_atomic(path, fleet)
+        sharing: list[str] = []
+        if count > 1:
+            server = Valkey(folder)
+            server.start()
+            stack.callback(server.kill)
+            sharing = ["--redis", server.url]
+        running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(count)]
+        outcomes = await _replayed([one.url for one in running], requests, builder, speed)
+    whole = [one for one in outcomes if one.error is None]
+    return Result(
+        sum(one.cached_tokens or 0 for one in whole) / max(1, sum(one.prompt_tokens for one in whole)),
+        fmean(one.ttft_seconds for one in whole if one.ttft_seconds is not None),
+        len(outcomes) - len(whole),
+        _retraced(requests, {one.id: one.instance for one in whole if one.instance is not None}),
+    )
+
+
+def _retraced(requests: Sequence[TraceRequest], choices: Mapping[str, str]) -> float:
+    served = simulate(
+        requests,
+        profile=preset(PROFILE),
+        engines=ENGINES,
+        preset="round-robin",
+        objectives=OBJECTIVES,
+        block_tokens=ENGINE_BLOCK_TOKENS,
+        secret=SECRET.encode(),
+        seed=SEED,
+        instance_ids=NAMES,
+        choices=choices,
+    )
+    return fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)
+
+
+async def _replayed(
+    urls: Sequence[str], requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float
+) -> list[Outcome]:
+    """Each request at the gateway that the simulator draws for it, too."""
+    draw = Random(f"which gateway {SEED}")
+    ways = [draw.randrange(len(urls)) for _ in requests]
+    runs = []
+    for number, url in enumerate(urls):
+        mine = [one for one, way in zip(requests, ways, strict=True) if way == number]
+        target = Target(url, model=KEY.partition("/")[2])
+        planned = plan(mine, target, speed=speed, builder=builder)
+        runs.append(Client(target.host, target.port).run(planned))
+    return [one for run in await asyncio.gather(*runs) for one in on_clock(run.outcomes, speed)]
+
+
+def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
+    """``found``: live and simulated, by gateways and preset."""
+    wanted = goals(NAME)
+    made = []
+    for count in GATEWAYS:
+        apart, slower = [], []
+        for rule in PRESETS:
+            real, same = found[count, rule]
+            what = f"{count} gateway{'s' if count > 1 else ''}, {rule}"
+            apart.append(abs(100 * (real.cached - same.cached)))
+            made.append(comparing(f"{what}: cached tokens", "share", real.cached, "simulated", same.cached, None))
+            slower.append(real.ttft / real.retraced if real.retraced else math.inf)
+            made.append(
+                comparing(f"{what}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None)
+            )
+            made.append(comparing(f"{what}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None))
+        for metric, value, unit in (
+            (f"{count} gateways: cached tokens, live and simulated apart, at most", max(apart), "points"),
+            (
+                f"{count} gateways: pairs of presets in another order by cached tokens",
+                _crossed(found, count, 0),
+                "pairs",
+            ),
+            (f"{count} gateways: pairs of presets in another order by mean TTFT", _crossed(found, count, 1), "pairs"),
+            (
+                f"{count} gateways: mean TTFT on the same choices, live ÷ simulated, furthest from 1",
+                max(slower, key=lambda one: abs(one - 1.0)),
+                "ratio",
+            ),
+        ):
+            made.append(measuring(metric, unit, value, wanted[metric]))
+    metric = "requests that failed"
+    made.append(measuring(metric, "requests", sum(real.failed for real, _ in found.values()), wanted[metric]))
+    return made
+
+
+def _crossed(found: Mapping[tuple[int, str], tuple[Result, Result]], count: int, what: int) -> int:
+    crossed = 0
+    for one, other in combinations(PRESETS, 2):
+        (real, same), (real_other, same_other) = (
+            [(side.cached, side.ttft)[what] for side in found[count, rule]] for rule in (one, other)
+        )
+        if abs(same - same_other) > TIE * max(same, same_other):
+            crossed += (real < real_other) != (same < same_other)
+    return crossed
+
+
+async def _main(count: int, speed: float, out: Path) -> None:
+    requests = at_rate(FAMILIES[FAMILY](count, seed=SEED), RATE)
+    builder = PromptBuilder(Tokenizer())
+    chain = live_chains(builder, secret=SECRET.encode(), model_key=KEY)
+    chains = {request.id: chain(request) for request in requests}
+    found = {}
+    loads = [os.getloadavg()[0]]
+    for gateways in GATEWAYS:
+        for rule in PRESETS:
+            same = simulated(gateways, rule, requests, lambda request: chains[request.id])
+            real = await live(gateways, rule, requests, builder, speed)
+            found[gateways, rule] = real, same
+            print(gateways, rule, real, same, flush=True)
+            loads.append(os.getloadavg()[0])
+    write(NAME, rows(found), seed=SEED, file=out, load_average=loads)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description="The simulator beside what it simulates.")
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--speed", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    given = parser.parse_args(arguments)
+    asyncio.run(_main(given.requests, given.speed, given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
