@@ -36,7 +36,8 @@ Found = Mapping[str, float]
 @dataclass(frozen=True, slots=True)
 class Cell:
     """Without a ``rate`` its capacity is searched for, by ``bar``. ``sent_seconds`` None: gateways share nothing. ``happens`` names a
-    script; ``pooled`` makes one engine of all, with all their memory and as fast as all together."""
+    script; ``pooled`` makes one engine of all, with all their memory and as fast as all together. Without ``seam`` one router is
+    driven directly, as ``fairlead simulate`` does it."""
 
     preset: str
     traffic: str
@@ -50,6 +51,7 @@ class Cell:
     rate: float | None = None
     happens: str = ""
     pooled: bool = False
+    seam: bool = True
 
 
 def measure(cell: Cell, trace: Path | None) -> Found:
@@ -86,7 +88,7 @@ def _trial(cell: Cell) -> Trial:
     if cell.pooled:
         profile, engines = _together(profile, engines), 1
     sharing = None if cell.sent_seconds is None else Sharing(cell.sent_seconds, cell.loads_seconds)
-    seam = Seam(_core, cell.gateways, sharing)
+    seam = Seam(_core, cell.gateways, sharing) if cell.seam else None
     return Trial(cell.preset, profile, engines, cell.seed, seam=seam)
 
 
