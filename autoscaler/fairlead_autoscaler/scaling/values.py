@@ -1,0 +1,127 @@
+"""What the autoscaler decides from, and what it decides: the values between its shell, its core and the simulator.
+
+Missing is None, never zero: a counter that nobody could read, a gateway that did not answer. What the API server says of pods is
+always there; where it was away the shell does not call the core at all. Counters come as what they rose by since the last tick
+(``fairlead_autoscaler.scaling.clean`` mends what no counter can be: NaN, negative, infinite, a reset).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fairlead.decision import Input
+from fairlead.fleet import Role
+from fairlead.profile import EngineProfile
+
+
+class ReplicaState(StrEnum):
+    """Where a replica is in its life."""
+
+    PENDING = "pending"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """What does not change about a pool while it is scaled. ``profile`` is a prior and may be wrong; start-up seconds (median and
+    nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica."""
+
+    name: str
+    role: Role = Role.SERVE
+    cost_per_hour: float = 1.0
+    minimum: int = 1
+    maximum: int = 1
+    profile: EngineProfile | None = None
+    startup_p50_seconds: float | None = None
+    startup_p90_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledModel:
+    """One model and its pools. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in seconds of the histograms that replicas
+    come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long a client waits for a first token."""
+
+    name: str
+    ttft_seconds: float | None
+    itl_seconds: float | None
+    pools: tuple[PoolFacts, ...]
+    target: float = 0.99
+    patience_seconds: float | None = None
+    interval_seconds: float = 5.0
+    ttft_bounds: tuple[float, ...] = ()
+    itl_bounds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySeen:
+    """What gateways counted since the last tick, of the model: requests that arrived (held and rejected included), their prompt
+    tokens, those held now, and clients that gave up."""
+
+    arrivals: float
+    prompt_tokens: float
+    held: float = 0.0
+    abandoned: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSeen:
+    """A replica: what the API server knows of it, and what was measured (gauges now, counters since the last tick; None = nobody
+    could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts per
+    bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before."""
+
+    id: str
+    state: ReplicaState
+    age_seconds: float
+    startup_seconds: float | None = None
+    running: float | None = None
+    waiting: float | None = None
+    kv_share: float | None = None
+    prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+    itl_seconds: float | None = None
+    finished: float | None = None
+    first_tokens: float | None = None
+    ttft_seconds: float | None = None
+    ttft_counts: tuple[float, ...] | None = None
+    itl_counts: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSeen:
+    """A pool: what is asked and what there is (Kubernetes API), and its replicas; None where their metrics could not be read.
+    ``pending_ages_seconds``: since when each pending replica starts."""
+
+    desired: int
+    ready: int
+    pending: int = 0
+    draining: int = 0
+    pending_ages_seconds: tuple[float, ...] = ()
+    replicas: tuple[ReplicaSeen, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at a model. ``now`` is seconds on a clock that only goes on."""
+
+    now: float
+    gateway: GatewaySeen | None
+    pools: Mapping[str, PoolSeen]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """How many replicas a pool should have, and why: ``rule`` is the closed-list name of what decided, ``reason`` one sentence,
+    ``inputs`` the numbers by name with their ages, in the order in which they lead to ``replicas``."""
+
+    replicas: int
+    rule: str
+    reason: str
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now. A pool that is not in ``pools`` stays as it is."""
+
+    pools: Mapping[str, PoolPlan] = field(default_factory=dict)
