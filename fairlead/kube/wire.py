@@ -107,6 +107,7 @@ class Wire:
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
         self._known: tuple[Headers, str] = ((), "")
 
     @property
@@ -132,7 +133,8 @@ class Wire:
         return await self._exchanged(made, head, ask.body or b"", until, wanted)
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections; one that is being made ends as soon as it is."""
+        self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -177,6 +179,9 @@ class Wire:
             words = str(error) or type(error).__name__
             raise Unsent(f"cannot connect to {self._named}: {words}") from error
         self._all.add(made)
+        if self._closed:
+            made.abort()
+            raise Unsent(f"the client of {self._named} is closed")
         return made
 
     async def _exchanged(

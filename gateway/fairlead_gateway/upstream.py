@@ -289,6 +289,7 @@ class Pool:
         self._peers: dict[str, Peer] = {}
         self._knocks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def idle(self, address: str) -> Upstream | None:
         """A connection that is ready to use."""
@@ -335,7 +336,10 @@ class Pool:
             task.add_done_callback(self._knocks.discard)
 
     def park(self, connection: Upstream) -> None:
-        """Keep a connection for the next request."""
+        """Keep a connection for the next request, unless there will be none."""
+        if self._closed:
+            connection.abort()
+            return
         waiting = self._idle.get(connection.address)
         if waiting is None:
             waiting = self._idle[connection.address] = []
@@ -361,7 +365,8 @@ class Pool:
             del self._peers[address]
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, and each that is in use when its answer is over."""
+        self._closed = True
         self.keep_only(frozenset())
         for task in self._knocks:
             task.cancel()

@@ -131,6 +131,21 @@ def test_one_knock_answers_all_that_wait_and_not_while_the_engine_speaks_to_anyb
     run(main())
 
 
+def test_an_answer_that_ends_after_the_gateway_closed_leaves_no_connection() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = Pool(Limits(), loop, Reach({}, loop.time))
+        async with scripted_engine() as engine:
+            connection = await pool.connect(engine.url)
+            pool.close()
+            pool.park(connection)
+            assert not connection.usable
+            assert pool.idle(engine.url) is None
+            await until(lambda: engine.open == 0)
+
+    run(main())
+
+
 def test_a_stale_connection_is_replaced_without_a_word() -> None:
     seen: dict[int, int] = {}
 

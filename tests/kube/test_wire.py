@@ -205,6 +205,18 @@ def test_one_who_gives_up_waiting_leaves_no_answer_for_the_next() -> None:
     run(Scripted(b"", b"", OK), check)
 
 
+def test_a_connection_that_is_made_while_its_client_is_closed_does_not_stay() -> None:
+    async def check(wire: Wire, scripted: Scripted) -> None:
+        waiting = asyncio.create_task(asked(wire))
+        await asyncio.sleep(0)  # it has begun to connect
+        await wire.close()
+        with pytest.raises(Unsent, match="is closed"):
+            await waiting
+        await until(lambda: wire.connections == 0 == scripted.open)
+
+    run(Scripted(OK), check)
+
+
 def test_nobody_who_listens_means_that_nothing_was_sent() -> None:
     async def main() -> None:
         server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
