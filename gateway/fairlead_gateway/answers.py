@@ -73,6 +73,7 @@ class Answers:
             [(share, value) for share, value in lags if value is not None],
             dict(gateway.telemetry.own),
             gateway.in_flight(),
+            gateway.holding.held(),
         )
 
     def _standings(self) -> dict[str, tuple[str, str]]:

@@ -282,7 +282,8 @@ class WireLoad(msgspec.Struct, array_like=True, frozen=True):
 
 
 class State(msgspec.Struct, array_like=True):
-    """How a worker is. ``standings`` are those of instances that are not simply healthy: (standing, why in words)."""
+    """How a worker is. ``standings`` are those of instances that are not simply healthy: (standing, why in words); ``held`` are
+    requests that wait, by model."""
 
     ready: bool
     notes: list[str]
@@ -291,6 +292,7 @@ class State(msgspec.Struct, array_like=True):
     lag: list[tuple[float, float]]
     own: dict[str, int]
     in_flight: int
+    held: dict[str, int]
 
 
 class WireDecision(msgspec.Struct, array_like=True):

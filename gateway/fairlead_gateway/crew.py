@@ -203,8 +203,7 @@ class Crew:
             shared.clear(self._cells, self._limits.shared_slots, hand.row)
         self._free_rows.append(hand.row)
         self._buried = sum_of([self._buried, _without_windows(hand.counters)])
-        for name, value in hand.own.items():
-            self._buried_own[name] = self._buried_own.get(name, 0) + value
+        self._buried_own = summed([self._buried_own, hand.own])
         self._tell_siblings()
 
     def _replace(self, number: int, pause_seconds: float) -> None:
@@ -367,11 +366,7 @@ class Crew:
 
     def own(self) -> dict[str, int]:
         """What belongs to no model, as last known, added up."""
-        found = dict(self._buried_own)
-        for hand in self.hands:
-            for name, value in hand.own.items():
-                found[name] = found.get(name, 0) + value
-        return found
+        return summed([self._buried_own, *(hand.own for hand in self.hands)])
 
     def loads(self) -> dict[str, say.WireLoad]:
         """What is in flight by instance, as the workers last told it."""
@@ -422,6 +417,15 @@ def together(workers: Iterable[Mapping[str, say.WireLoad]]) -> dict[str, say.Wir
         for item, load in loads.items():
             known = found.get(item)
             found[item] = load if known is None else _both(known, load)
+    return found
+
+
+def summed(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of all workers, added up by name."""
+    found: dict[str, int] = {}
+    for counts in workers:
+        for name, count in counts.items():
+            found[name] = found.get(name, 0) + count
     return found
 
 

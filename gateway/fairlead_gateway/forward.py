@@ -375,7 +375,8 @@ class Forward:
             if self._rows is not None and job.handoff is None and answer.first_at is not None:
                 self._rows.first_token(job.route.id, answer.first_at)
             assert answer.first_at is not None
-            telemetry.first_token(key, name, answer.first_at - job.request.received)
+            limit = job.ask.model.objectives.ttft_limit(self._routes.prompt_tokens(key, job.route))
+            telemetry.first_token(key, name, answer.first_at - job.request.received, limit)
         renaming = _renaming(job, answer)
         if renaming is not None:
             answer.rewrite, answer.rewrite_plain = renaming.events, renaming.pieces

@@ -324,7 +324,7 @@ class Gateway(Host):
             self._defect(unique, job, error, reply, request)
 
     def _job(self, request: Request, reply: Reply, unique: str, ask: Ask, route: RouteRequest) -> Job:
-        self.telemetry.received(ask.key)
+        self.telemetry.received(ask.key, self._routes.prompt_tokens(ask.key, route))
         job = Job(request, reply, unique, ask, route)
         if self._tracer is not None:
             job.trace = self._tracer.begin(request)
@@ -406,6 +406,8 @@ class Gateway(Host):
 
     def _left_early(self, request: Request, reply: Reply, job: Job | None) -> None:
         """The client left before any engine was asked."""
+        if job is not None:
+            self.telemetry.left_early(job.ask.key)
         if self._observing is not None:
             self._observing.answered(request, reply, CLIENT_GONE, "client-gone", job)
 

@@ -22,7 +22,7 @@ from fairlead.tasks import ended, failed
 from fairlead_gateway import channel_messages as say
 from fairlead_gateway import quiet_log
 from fairlead_gateway.beside import Beside
-from fairlead_gateway.crew import Crew, together
+from fairlead_gateway.crew import Crew, summed, together
 from fairlead_gateway.decision_log import Logged
 from fairlead_gateway.early import Early
 from fairlead_gateway.hand import Hand
@@ -359,6 +359,7 @@ class Helper:
             self.index.look(),
             None if self.beside.others is None else self.beside.others.heard(),
             self.learning.look,
+            summed(state.held for _, state in states),
         )
 
     async def counted(self, *, windows: bool) -> Telemetry:

@@ -85,9 +85,9 @@ class Holding:
         if door is not None and (job.asked is not None or not door.passes(job)):
             await door.wait(job)
 
-    def held(self) -> int:
-        """Requests that wait."""
-        return sum(len(door) for door in self._doors.values())
+    def held(self) -> dict[str, int]:
+        """Requests that wait, by model; models of which nobody waits are left out."""
+        return {key: len(door) for key, door in self._doors.items() if len(door)}
 
     def doors(self) -> int:
         """Models whose requests may be held."""

@@ -11,6 +11,7 @@ from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
 from fairlead.testing.engine import Call, Gate, ScriptedEngine, honest, scripted_engine
 from fairlead.testing.raw_http import Answer, Connection, ask, post
+from fairlead_gateway.telemetry import series as at
 from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gateway
 
 READY, STARTING = InstanceState.READY, InstanceState.STARTING
@@ -50,7 +51,7 @@ async def until(seen: Callable[[], bool]) -> None:
 
 
 def held(running: Running) -> int:
-    return running.gateway.holding.held()
+    return running.gateway.holding.held().get(KEY, 0)
 
 
 def counted(running: Running) -> dict[str, int]:
@@ -117,6 +118,7 @@ def test_a_client_that_goes_leaves_the_line() -> None:
         assert (await first).status == 200
         assert len(engine.calls) == 1
         assert counted(running) == {"left": 1}
+        assert running.gateway.telemetry.models[KEY].ints[at.ABANDONED] == 1
 
     run(holding(use))
 

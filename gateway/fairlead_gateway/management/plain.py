@@ -42,7 +42,7 @@ class Plain:
         view = self._view
         pieces: list[bytes] = []
         look, telemetry = await view.look(), await view.counted(windows=False)
-        telemetry.lag = look.lag
+        telemetry.lag, telemetry.waiting = look.lag, look.held
         for piece in telemetry.render_parts(view.fleet(), look.loads, view.clock.now()):
             pieces.append(piece)
             await asyncio.sleep(0)

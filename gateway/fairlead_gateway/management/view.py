@@ -17,7 +17,7 @@ from fairlead_gateway.telemetry.index import Looks
 class Look:
     """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
     how late the latest of the event loops runs, ``index`` how far models are followed; ``others`` are gateways that are heard and the
-    seconds since, None without a Redis; ``learned`` says what an instance's engine costs."""
+    seconds since, None without a Redis; ``learned`` says what an instance's engine costs; ``held`` counts who waits, by model."""
 
     ready: bool
     notes: list[str]
@@ -27,6 +27,7 @@ class Look:
     index: Looks = field(default_factory=dict)
     others: Sequence[tuple[str, float]] | None = None
     learned: Callable[[str], Learned | None] | None = None
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 class View(Protocol):

@@ -4,9 +4,9 @@ A value that is not known has no line at all: missing is not zero. Histograms ar
 ``histogram``), which costs nothing because exported buckets are cumulative.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -20,24 +20,18 @@ from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOU
 from fairlead_gateway.telemetry.index import Followed, InstanceIndex, Looks, ModelLook
 from fairlead_gateway.telemetry.load import Load, Shared
 from fairlead_gateway.telemetry.series import ModelSeries
+from fairlead_gateway.telemetry.text import escape, histogram_text
 
 Parts: TypeAlias = Iterator[bytes]
 Line: TypeAlias = str
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL: Final = 'model="{}"'
-_UNSAFE: Final = re.compile(r'[\\"\n]')
-_ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 _EXPORTED_SECONDS: Final = tuple(
     (index, f"{SECONDS_BOUNDS[index]:.6g}") for index in range(0, len(SECONDS_BOUNDS), FINE_PER_DOUBLING)
 )
 _EXPORTED_TOKENS: Final = tuple((index, f"{bound:.0f}") for index, bound in enumerate(TOKEN_BOUNDS))
 _EXPORTED_OVERHEAD: Final = tuple((index, f"{bound:.6g}") for index, bound in enumerate(OVERHEAD_BOUNDS))
-
-
-def escape(value: str) -> str:
-    """A label's value as the text format wants it."""
-    return _UNSAFE.sub(lambda match: _ESCAPES[match[0]], value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +46,7 @@ class _Scrape:
     now: float
     uptime_seconds: float
     own: Mapping[str, float]
+    waiting: Mapping[str, int]
     index: Looks
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
@@ -70,10 +65,11 @@ def parts(
     now: float,
     uptime_seconds: float,
     own: Mapping[str, float] = MappingProxyType({}),
+    waiting: Mapping[str, int] = MappingProxyType({}),
     index: Looks = MappingProxyType({}),
 ) -> Parts:
     """One piece of text per family; a family without a value keeps its HELP and TYPE lines. ``own`` belongs to no model."""
-    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own, index)
+    scrape = _Scrape(models, fleet, loads, lag, shared, now, uptime_seconds, own, waiting, index)
     for family in FAMILIES:
         lines = _RENDERERS[family.name](family.name, scrape)
         yield (family.head + "".join(lines)).encode()
@@ -137,22 +133,6 @@ def _drawn(
             yield histogram_text(name, labels.format(escaped, escaped), counts, exported, total(series))
 
     return lines
-
-
-def histogram_text(
-    name: str, labels: str, counts: Sequence[int], exported: Sequence[tuple[int, str]], total: str
-) -> str:
-    """The lines of one histogram; ``exported`` says up to which fine bucket each bound reaches."""
-    out: list[str] = []
-    running, position = 0, 0
-    for index, bound in exported:
-        running += sum(counts[position : index + 1])
-        position = index + 1
-        out.append(f'{name}_bucket{{{labels},le="{bound}"}} {running}\n')
-    running += sum(counts[position:])
-    out.append(f'{name}_bucket{{{labels},le="+Inf"}} {running}\n')
-    out.append(f"{name}_sum{{{labels}}} {total}\n{name}_count{{{labels}}} {running}\n")
-    return "".join(out)
 
 
 def _statuses(name: str, scrape: _Scrape) -> Iterator[Line]:
@@ -220,6 +200,19 @@ def _model_load(read: Callable[[Load], int], labels: str = _MODEL) -> _Renderer:
             yield f"{name}{{{labels.format(escape(key), escape(key))}}} {total}\n"
 
     return lines
+
+
+def _waiting(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key in scrape.fleet.models:
+        yield f'{name}{{model="{escape(key)}"}} {scrape.waiting.get(key, 0)}\n'
+
+
+def _instance_objective(name: str, scrape: _Scrape, ttft: int, itl: int) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        for instance_id, instance in series.instances.items():
+            labels = _instance_labels(key, instance_id)[:-1]
+            for objective, position in (("itl", itl), ("ttft", ttft)):
+                yield f'{name}{labels},objective="{objective}"}} {instance.ints[position]}\n'
 
 
 def _instance_load(read: Callable[[Load], float]) -> _Renderer:
@@ -359,10 +352,12 @@ _P: Final = "fairlead_gateway_"
 _E: Final = "llm_d_epp_"
 _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "received_total": _counter(at.RECEIVED),
+    _P + "received_prompt_tokens_total": _counter(at.ARRIVED_TOKENS),
     _P + "requests_total": _statuses,
     _P + "rejected_total": _kinds,
     _P + "errors_total": _counter(at.ERRORS),
     _P + "aborts_total": _counter(at.ABORTS),
+    _P + "abandoned_total": _counter(at.ABANDONED),
     _P + "retries_total": _by("reason", lambda series: series.retries_by_reason),
     _P + "continued_total": _by("result", lambda series: series.continued),
     _P + "failed_total": _by("error", lambda series: series.failed),
@@ -390,6 +385,7 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "duration_seconds": _histogram(at.DURATION, at.DURATION_SUM),
     _P + "request_prompt_tokens": _tokens(*_INPUT),
     _P + "request_output_tokens": _tokens(*_OUTPUT),
+    _P + "held": _waiting,
     _P + "in_flight": _model_load(lambda load: load.inflight),
     _P + "queue": _model_load(lambda load: load.waiting),
     _P + "instances": _states,
@@ -406,6 +402,8 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "instance_output_tokens_total": _instance_counter(at.I_OUTPUT_TOKENS),
     _P + "instance_ttft_seconds": _instance_summary(at.I_FIRST, at.I_TTFT_SUM),
     _P + "instance_itl_seconds": _instance_summary(at.I_GAPS, at.I_ITL_SUM),
+    _P + "instance_within_objective_total": partial(_instance_objective, ttft=at.I_WITHIN_TTFT, itl=at.I_WITHIN_ITL),
+    _P + "instance_judged_total": partial(_instance_objective, ttft=at.I_JUDGED_TTFT, itl=at.I_JUDGED_ITL),
     _P + "engine_running": _signal(lambda signals: signals.running),
     _P + "engine_waiting": _signal(lambda signals: signals.waiting),
     _P + "engine_kv_usage": _signal(lambda signals: signals.kv_usage),

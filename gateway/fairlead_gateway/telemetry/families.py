@@ -32,10 +32,19 @@ _IS: Final = "The endpoint picker's name"
 
 FAMILIES: Final = (
     Family(_P + "received_total", "counter", _MODEL, "Requests read whole for a model that exists."),
+    Family(
+        _P + "received_prompt_tokens_total", "counter", _MODEL, "Their prompt tokens, as estimated when they were read."
+    ),
     Family(_P + "requests_total", "counter", ("model", "status"), "Requests ended, by the status told to the client."),
     Family(_P + "rejected_total", "counter", ("model", "status", "kind"), "Requests that never reached an engine."),
     Family(_P + "errors_total", "counter", _MODEL, "Requests that failed by no fault of the client."),
     Family(_P + "aborts_total", "counter", _MODEL, "Requests whose client left before the end."),
+    Family(
+        _P + "abandoned_total",
+        "counter",
+        _MODEL,
+        "Requests whose client left before the first token, those held for an engine included.",
+    ),
     Family(
         _P + "retries_total", "counter", ("model", "reason"), "Attempts given up before the first byte and repeated."
     ),
@@ -114,6 +123,7 @@ FAMILIES: Final = (
     Family(_P + "duration_seconds", "histogram", _MODEL, "Request read to last byte sent."),
     Family(_P + "request_prompt_tokens", "histogram", _MODEL, "Prompt tokens of one request."),
     Family(_P + "request_output_tokens", "histogram", _MODEL, "Generated tokens of one request."),
+    Family(_P + "held", "gauge", _MODEL, "Requests that wait in the gateway until an engine has room for them."),
     Family(_P + "in_flight", "gauge", _MODEL, "Requests sent to engines and not ended."),
     Family(_P + "queue", "gauge", _MODEL, "Of those in flight, the ones without a first token."),
     Family(_P + "instances", "gauge", ("model", "state"), "Instances in the fleet, by state."),
@@ -136,6 +146,18 @@ FAMILIES: Final = (
     Family(_P + "instance_output_tokens_total", "counter", _INSTANCE, "Tokens that the instance generated."),
     Family(_P + "instance_ttft_seconds", "summary", _INSTANCE, "First tokens of the instance: sum and count."),
     Family(_P + "instance_itl_seconds", "summary", _INSTANCE, "Gaps between pieces of its streams: sum and count."),
+    Family(
+        _P + "instance_within_objective_total",
+        "counter",
+        (*_INSTANCE, "objective"),
+        "Of the instance: first tokens in time (ttft), ended streams whose mean time per token was met (itl).",
+    ),
+    Family(
+        _P + "instance_judged_total",
+        "counter",
+        (*_INSTANCE, "objective"),
+        "Of the instance: first tokens and ended streams that the objective applied to.",
+    ),
     Family(_P + "engine_running", "gauge", _ENGINE, "Requests in the batch, as the engine says."),
     Family(_P + "engine_waiting", "gauge", _ENGINE, "Requests in the engine's own queue."),
     Family(_P + "engine_kv_usage", "gauge", _ENGINE, "Share of the KV blocks that running requests hold (0 to 1)."),

@@ -39,7 +39,9 @@ JUDGED_ITL: Final = 18
 WITHIN_ITL: Final = 19
 JUDGED: Final = 20
 WITHIN: Final = 21
-COUNTERS: Final = 22
+ARRIVED_TOKENS: Final = 22
+ABANDONED: Final = 23
+COUNTERS: Final = 24
 SECONDS_BINS: Final = len(SECONDS_BOUNDS) + 1
 TOKEN_BINS: Final = len(TOKEN_BOUNDS) + 1
 OVERHEAD_BINS: Final = len(OVERHEAD_BOUNDS) + 1
@@ -72,7 +74,11 @@ I_OUTPUT_TOKENS: Final = 5
 I_FIRST: Final = 6
 I_GAPS: Final = 7
 I_EJECTED: Final = 8
-I_INTS: Final = 9
+I_JUDGED_TTFT: Final = 9
+I_WITHIN_TTFT: Final = 10
+I_JUDGED_ITL: Final = 11
+I_WITHIN_ITL: Final = 12
+I_INTS: Final = 13
 I_TTFT_SUM: Final = 0
 I_ITL_SUM: Final = 1
 I_SUMS: Final = 2
@@ -136,6 +142,7 @@ class ModelSeries(Tally):
     """All counts of one model; ``instances`` in the order in which they were first used."""
 
     __slots__ = (
+        "_arrived",
         "_by_status",
         "_cache_known",
         "_cached",
@@ -181,7 +188,7 @@ class ModelSeries(Tally):
         self._clear()
 
     def _clear(self) -> None:
-        self._received = self._routed = self._on_home = self._finished = self._ok = 0
+        self._received = self._arrived = self._routed = self._on_home = self._finished = self._ok = 0
         self._prompt = self._computed = self._output = self._cached = self._cache_known = 0
         self._predicted = self._prediction_known = self._prediction_error = 0
         self._duration_sum = self._overhead_sum = self._itl_sum = 0.0
@@ -191,6 +198,7 @@ class ModelSeries(Tally):
         ints, sums = self._ints, self._sums
         for position, more in (
             (RECEIVED, self._received),
+            (ARRIVED_TOKENS, self._arrived),
             (ROUTED, self._routed),
             (ON_HOME, self._on_home),
             (FINISHED, self._finished),
@@ -218,10 +226,11 @@ class ModelSeries(Tally):
             self._fold()
         return self._by_status
 
-    def came(self) -> None:
-        """A request has been read whole."""
+    def came(self, prompt_tokens: int) -> None:
+        """A request has been read whole, of so many prompt tokens as far as that is known by then."""
         self._added = True
         self._received += 1
+        self._arrived += prompt_tokens
 
     def went(self, rule: str, home: bool, limit: int) -> None:
         """An instance was chosen by a rule; at most ``limit`` rules are told apart."""
@@ -244,6 +253,8 @@ class ModelSeries(Tally):
         status = outcome.status
         if outcome.client_gone:
             self._ints[ABORTS] += 1
+            if outcome.ttft_seconds is None:
+                self._ints[ABANDONED] += 1
         elif status >= 500 or outcome.error is not None:
             self._ints[ERRORS] += 1
             count(self.failed, outcome.error or f"status-{status}", limit)

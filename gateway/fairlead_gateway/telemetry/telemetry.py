@@ -45,12 +45,17 @@ class Telemetry:
         self.started = clock.now()
         self.models: dict[str, ModelSeries] = {}
         self.own: dict[str, int] = {}  # what belongs to no model, by the metric's name without its prefix
+        self.waiting: Mapping[str, int] = {}  # requests held now, by model
         self.index: Looks = {}  # the same of the index
         self.peers: dict[str, float] = {}  # the same of other gateways, known to the helper alone
 
-    def received(self, model_key: str) -> None:
-        """A request for a model that exists has been read whole."""
-        self._series(model_key).came()
+    def received(self, model_key: str, prompt_tokens: float = 0.0) -> None:
+        """A request for a model that exists has been read whole; ``prompt_tokens`` as estimated by then."""
+        self._series(model_key).came(int(prompt_tokens))
+
+    def left_early(self, model_key: str) -> None:
+        """A client left before any engine was asked."""
+        self._series(model_key).ints[at.ABANDONED] += 1
 
     def rejected(self, model_key: str | None, status: int, kind: str) -> None:
         """A request was answered by the gateway itself; ``kind`` is one word of a closed list (``unknown-model``)."""
@@ -108,14 +113,17 @@ class Telemetry:
         series.ints[at.PREFILL + bucket(SECONDS_BOUNDS, seconds)] += 1
         series.sums[at.PREFILL_SUM] += seconds
 
-    def first_token(self, model_key: str, instance_id: str, seconds: float) -> None:
-        """The first token left for the client ``seconds`` after the request was read."""
+    def first_token(self, model_key: str, instance_id: str, seconds: float, limit_seconds: float | None = None) -> None:
+        """The first token left for the client ``seconds`` after the request was read; ``limit_seconds`` is its objective."""
         series = self._series(model_key)
         series.ints[at.TTFT + bucket(SECONDS_BOUNDS, seconds)] += 1
         series.sums[at.TTFT_SUM] += seconds
         instance = self._instance(series, instance_id)
         instance.ints[at.I_FIRST] += 1
         instance.sums[at.I_TTFT_SUM] += seconds
+        if limit_seconds is not None:
+            instance.ints[at.I_JUDGED_TTFT] += 1
+            instance.ints[at.I_WITHIN_TTFT] += seconds <= limit_seconds
 
     def inter_token(self, model_key: str, instance_id: str, seconds: float) -> None:
         """One more piece of a stream, ``seconds`` after the piece before it. The hottest call of all."""
@@ -135,6 +143,9 @@ class Telemetry:
         if outcome.instance_id is not None:
             instance = self._instance(series, outcome.instance_id)
             instance.ended(computed, outcome.output_tokens or 0)
+            if outcome.within_itl is not None:
+                instance.ints[at.I_JUDGED_ITL] += 1
+                instance.ints[at.I_WITHIN_ITL] += outcome.within_itl
             if not outcome.client_gone and (outcome.status >= 500 or outcome.error is not None):
                 instance.ints[at.I_ERRORS] += 1
 
@@ -156,6 +167,7 @@ class Telemetry:
             now=now,
             uptime_seconds=now - self.started,
             own={**self.own, **self.peers},
+            waiting=self.waiting,
             index=self.index,
         )
 

@@ -17,8 +17,8 @@ from fairlead_gateway.management.stats import model_stats
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import Outcome, Telemetry, attainment
 from fairlead_gateway.telemetry import series as at
-from fairlead_gateway.telemetry.exposition import escape
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket, quantile
+from fairlead_gateway.telemetry.text import escape
 
 KEY = "default/tiny"
 HERE = "main-0/9001/0"
@@ -47,7 +47,7 @@ def _samples(
 
 def test_one_request_is_counted_once_everywhere() -> None:
     telemetry = Telemetry(ManualClock(1_000.0))
-    telemetry.received(KEY)
+    telemetry.received(KEY, 990.7)
     telemetry.routed(KEY, HERE, Decision(HERE, "affinity", "home", inputs={f"{HERE}/home": Input(1.0)}))
     telemetry.first_token(KEY, HERE, 0.4)
     telemetry.inter_token(KEY, HERE, 0.02)
@@ -55,6 +55,7 @@ def test_one_request_is_counted_once_everywhere() -> None:
     seen = _samples(telemetry)
     model, instance = f"model={KEY}", f"instance={HERE},model={KEY}"
     assert seen["fairlead_gateway_received_total", model] == 1
+    assert seen["fairlead_gateway_received_prompt_tokens_total", model] == 990
     assert seen["fairlead_gateway_requests_total", f"{model},status=200"] == 1
     assert seen["fairlead_gateway_home_decisions_total", model] == 1
     assert seen["fairlead_gateway_decisions_total", f"{model},rule=affinity"] == 1
@@ -351,3 +352,41 @@ def test_what_waits_in_fields_of_its_own_is_seen_by_whoever_asks_and_counted_onc
     assert math.isclose(series.sums[at.DURATION_SUM], 3.0)
     assert (series.ints[at.FINISHED], series.by_status) == (2, {200: 2})
     assert series.instances[HERE].ints[at.I_FINISHED] == 2
+
+
+def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_end() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    for seconds, limit in ((0.4, 0.5), (0.6, 0.5), (9.0, None)):
+        telemetry.first_token(KEY, HERE, seconds, limit)
+    telemetry.finished(replace(ENDED, within_itl=False))
+    telemetry.finished(replace(ENDED, within_itl=None))
+    seen = _samples(telemetry)
+    where = f"instance={HERE},model={KEY}"
+    found = {
+        (kind, objective): seen[f"fairlead_gateway_instance_{kind}_total", f"{where},objective={objective}"]
+        for kind in ("within_objective", "judged")
+        for objective in ("ttft", "itl")
+    }
+    assert found == {
+        ("within_objective", "ttft"): 1,
+        ("judged", "ttft"): 2,
+        ("within_objective", "itl"): 0,
+        ("judged", "itl"): 1,
+    }
+
+
+def test_who_leaves_before_the_first_token_has_given_up_and_who_leaves_later_has_not() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    telemetry.left_early(KEY)
+    telemetry.finished(replace(ENDED, client_gone=True, ttft_seconds=None))
+    telemetry.finished(replace(ENDED, client_gone=True, ttft_seconds=0.4))
+    seen = _samples(telemetry)
+    assert seen["fairlead_gateway_abandoned_total", f"model={KEY}"] == 2
+    assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 2
+
+
+def test_held_requests_are_shown_and_a_model_of_which_nobody_waits_has_a_zero() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    assert _samples(telemetry)["fairlead_gateway_held", f"model={KEY}"] == 0
+    telemetry.waiting = {KEY: 3}
+    assert _samples(telemetry)["fairlead_gateway_held", f"model={KEY}"] == 3
