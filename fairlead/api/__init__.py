@@ -3,6 +3,7 @@
 from fairlead.api.accelerator_class import AcceleratorClassSpec, CountRule, Toleration
 from fairlead.api.accelerators import builtin_accelerators
 from fairlead.api.adapters import Adapters
+from fairlead.api.autoscaling import Autoscaling, ScalingMode, Schedule
 from fairlead.api.conditions import ConditionType, Reason
 from fairlead.api.engine import Engine, EngineKind
 from fairlead.api.environment import EnvironmentSource, EnvironmentVariable
@@ -30,6 +31,7 @@ __all__ = [
     "AcceleratorClass",
     "AcceleratorClassSpec",
     "Adapters",
+    "Autoscaling",
     "Condition",
     "ConditionStatus",
     "ConditionType",
@@ -63,6 +65,8 @@ __all__ = [
     "Rollout",
     "Routing",
     "RoutingPreset",
+    "ScalingMode",
+    "Schedule",
     "Toleration",
     "Transfer",
     "builtin_accelerators",

@@ -41,11 +41,17 @@ class Replicas(Strict):
         Field(
             ge=1,
             le=4096,
-            description="the most that whoever scales the pool gets; left out = no bound. Local mode runs min",
+            description="the most that whoever scales the pool gets: the autoscaler, an HPA, KEDA or `kubectl scale`; left out = no "
+            "bound, and the autoscaler leaves the pool at its min",
             examples=["16"],
             json_schema_extra=_INT32,
         ),
     ] = None
+
+    @property
+    def scaled(self) -> bool:
+        """There is room between its bounds, which is what the autoscaler needs."""
+        return self.max is not None and self.max > self.min
 
 
 class Parallelism(Strict):

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fairlead.api.accelerator_class import AcceleratorClassSpec
 from fairlead.api.adapters import Adapters
+from fairlead.api.autoscaling import Autoscaling, ScalingMode
 from fairlead.api.engine import Engine, EngineKind
 from fairlead.api.kvcache import KvCache, Peers, Transfer
 from fairlead.api.metadata import Metadata
@@ -59,6 +60,12 @@ def _shapes_external(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     return False
 
 
+def _schedules_nobody(spec: "ModelDeploymentSpec") -> FieldPath | bool:
+    known = {pool.name for pool in spec.pools}
+    found = [n for n, one in enumerate(spec.autoscaling.schedules) if one.pool is not None and one.pool not in known]
+    return ("autoscaling", "schedules", found[0], "pool") if found else False
+
+
 _SPLIT = "self.pools.exists(pool, pool.role == 'Prefill')"
 _OWN = "self.engine.kind in ['custom', 'external']"
 
@@ -66,7 +73,7 @@ _OWN = "self.engine.kind in ['custom', 'external']"
 class ModelDeploymentSpec(Strict):
     """What to serve, on what, and how well."""
 
-    planned: ClassVar[frozenset[str]] = frozenset({"autoscaling", "price"})
+    planned: ClassVar[frozenset[str]] = frozenset({"price"})
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="self.engine.kind == 'external' || self.pools.all(pool, has(pool.accelerator))",
@@ -163,6 +170,34 @@ class ModelDeploymentSpec(Strict):
             at=("replicas",),
             broken=lambda one: one.replicas is not None and one.external,
         ),
+        Rule(
+            cel="self.autoscaling.mode == 'Off' || self.engine.kind == 'external' || self.pools.exists(pool, "
+            "has(pool.replicas.max) && pool.replicas.max > pool.replicas.min) || has(self.autoscaling.schedules)",
+            message="there is nothing to scale: no pool may have more instances than its min",
+            fix="give a pool a max above its min, for example `replicas: {min: 1, max: 8}`",
+            at=("autoscaling", "mode"),
+            broken=lambda one: (
+                one.autoscaling.mode is not ScalingMode.OFF
+                and not one.external
+                and not any(pool.replicas.scaled for pool in one.pools)
+                and not one.autoscaling.schedules
+            ),
+        ),
+        Rule(
+            cel="self.autoscaling.mode == 'Off' || self.engine.kind != 'external'",
+            message="an external engine is not run by Fairlead, which cannot set its replicas",
+            fix="write `mode: Off`",
+            at=("autoscaling", "mode"),
+            broken=lambda one: one.autoscaling.mode is not ScalingMode.OFF and one.external,
+        ),
+        Rule(
+            cel="!has(self.autoscaling.schedules) || self.autoscaling.schedules.all(schedule, !has(schedule.pool) || "
+            "self.pools.exists(pool, pool.name == schedule.pool))",
+            message="a schedule names a pool that there is not",
+            fix="write the name of a pool, or leave it out for all of them",
+            at=("autoscaling",),
+            broken=_schedules_nobody,
+        ),
     )
 
     model: Annotated[ModelSource, Field(examples=['{source: "hf://Qwen/Qwen3-8B"}'])]
@@ -189,6 +224,7 @@ class ModelDeploymentSpec(Strict):
     adapters: Annotated[Adapters | None, Field(examples=["{slots: 8, maxRank: 64}"])] = None
     objectives: Annotated[Objectives, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = Objectives()
     routing: Annotated[Routing, Field(examples=["{preset: dual-hash}"])] = Routing()
+    autoscaling: Annotated[Autoscaling, Field(examples=["{mode: Auto}"])] = Autoscaling()
     rollout: Annotated[Rollout, Field(examples=["{surge: 2, drain: 10m}"])] = Rollout()
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from fairlead_operator.marks import REVISION, UNDO, annotation, digest
 from fairlead_operator.plan import WORKLOADS
 
 KEPT_REVISIONS = 10
-_NOT_THE_ENGINES = ("replicas", "rollout", "objectives", "routing")
+_NOT_THE_ENGINES = ("replicas", "autoscaling", "rollout", "objectives", "routing")
 
 
 @dataclass(frozen=True, slots=True)

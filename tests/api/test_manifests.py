@@ -141,10 +141,14 @@ def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
          "write 0.95 for 95 %"),
         ("  pools", "  objectives: {ttftPerKiloToken: 1ms}\n  pools", 6, "spec.objectives.ttftPerKiloToken",
          "ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`"),
-        ("  pools", "  autoscaling: {}\n  pools", 6, "spec.autoscaling",
+        ("  pools", "  price: {}\n  pools", 6, "spec.price",
          "this field is planned, but nothing in this release honours it", "remove it for now"),
         ("  pools", "  bananas: 1\n  pools", 6, "spec.bananas", "unknown field",
-         "remove it; known here: model, engine, replicas, pools, kvCache, adapters, objectives, routing, rollout"),
+         "remove it; known here: model, engine, replicas, pools, kvCache, adapters, objectives, routing, autoscaling, rollout"),
+        ("  pools", "  autoscaling: {mode: Off}\n  pools", 6, "spec.autoscaling.mode",
+         "must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`'),
+        ("  pools", "  autoscaling: {mode: auto}\n  pools", 6, "spec.autoscaling.mode",
+         'must be one of Auto, Advise, Off, not "auto"', "did you mean Auto?"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_line_field_and_fix(

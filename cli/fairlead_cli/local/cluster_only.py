@@ -53,7 +53,7 @@ def _unheard(spec: dict[str, Any]) -> Iterator[str]:
             yield f"spec.pools[{index}].replicas.max"
     if "offload" in spec.get("kvCache", {}):
         yield "spec.kvCache.offload"
-    yield from (f"spec.{name}" for name in ("adapters", "rollout") if name in spec)
+    yield from (f"spec.{name}" for name in ("adapters", "autoscaling", "rollout") if name in spec)
 
 
 def _general(path: str) -> str:

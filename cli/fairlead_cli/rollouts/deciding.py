@@ -97,7 +97,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, .
     found: list[str] = []
     for name in sorted(before.keys() | after.keys()):
         one, other = before.get(name), after.get(name)
-        if one == other or name in ("replicas", "objectives", "routing"):
+        if one == other or name in ("replicas", "autoscaling", "objectives", "routing"):
             continue
         if name == "rollout":
             drains = {(part or {}).get("drain") for part in (one, other)}

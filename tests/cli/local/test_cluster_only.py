@@ -55,6 +55,7 @@ EVERYTHING = (
   replicas: 3
   kvCache: {offload: {memory: 1Gi}}
   adapters: {}
+  autoscaling: {mode: Auto}
   rollout: {paused: true}
 """
 )
@@ -70,7 +71,7 @@ def test_fields_without_effect_are_told_of(tmp_path: Path) -> None:
     assert found.notes == (
         "a: no effect in local mode: spec.model.revision, spec.model.credentials, spec.model.cache, spec.engine.image, "
         "spec.engine.imagePullSecrets, spec.engine.env[1].valueFrom, spec.pools[0].parallelism, spec.pools[0].template, "
-        "spec.pools[0].replicas.max, spec.kvCache.offload, spec.adapters, spec.rollout",
+        "spec.pools[0].replicas.max, spec.kvCache.offload, spec.adapters, spec.autoscaling, spec.rollout",
     )
     (pool,) = found.pools
     assert pool.replicas == 3

@@ -1,0 +1,69 @@
+"""Schedules: which bounds a pool has at which time."""
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from pydantic import ValidationError
+
+from fairlead.api import Autoscaling, Schedule
+
+OFFICE = {
+    "name": "office",
+    "days": ["Mon", "Fri"],
+    "begin": "08:00",
+    "end": "20:00",
+    "timeZone": "Europe/Berlin",
+    "min": 4,
+}
+NIGHT = {"name": "night", "days": ["Fri"], "begin": "22:00", "end": "06:00", "max": 2}
+
+
+def at(text: str, zone: str = "UTC") -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("given", "when", "zone", "on"),
+    [
+        (OFFICE, "2026-11-20T07:59", "Europe/Berlin", False),  # a Friday
+        (OFFICE, "2026-11-20T08:00", "Europe/Berlin", True),
+        (OFFICE, "2026-11-20T18:59", "UTC", True),
+        (OFFICE, "2026-11-20T19:00", "UTC", False),
+        (OFFICE, "2026-07-03T18:00", "UTC", False),  # summer: an hour earlier by UTC
+        (OFFICE, "2026-11-21T12:00", "UTC", False),  # a Saturday
+        (NIGHT, "2026-11-20T21:59", "UTC", False),
+        (NIGHT, "2026-11-20T22:00", "UTC", True),
+        (NIGHT, "2026-11-21T05:59", "UTC", True),
+        (NIGHT, "2026-11-21T06:00", "UTC", False),
+        (NIGHT, "2026-11-21T23:00", "UTC", False),
+        ({**NIGHT, "begin": "00:00", "end": "00:00"}, "2026-11-20T23:59", "UTC", True),
+    ],
+)
+def test_a_schedule_is_on_by_its_own_clock(given: dict[str, object], when: str, zone: str, on: bool) -> None:
+    assert Schedule.model_validate(given).on(at(when, zone)) is on
+
+
+def bounds(*schedules: dict[str, object], pool: str = "main", least: int = 1, most: int = 8) -> tuple[int, int]:
+    always = {"begin": "00:00", "end": "00:00"}
+    named = [{"name": f"s{n}", **always, **one} for n, one in enumerate(schedules)]
+    return Autoscaling.model_validate({"schedules": named}).bounds(pool, least, most, at("2026-11-20T12:00"))
+
+
+def test_what_is_on_stands_instead_of_the_pools_own_numbers() -> None:
+    assert bounds() == (1, 8)
+    assert bounds({"min": 4}) == (4, 8)
+    assert bounds({"max": 16}) == (1, 16)
+    assert bounds({"min": 4, "pool": "other"}) == (1, 8)
+    assert bounds({"min": 3}, {"min": 5, "max": 6}) == (5, 6)
+
+
+def test_bounds_never_cross() -> None:
+    assert bounds({"min": 12}) == (12, 12)
+    assert bounds({"max": 2}, least=4) == (2, 2)
+    assert bounds({"min": 6}, {"max": 2}) == (6, 6)
+
+
+def test_a_time_zone_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValidationError, match='no time zone is called "Mars/Olympus"'):
+        Schedule.model_validate({**OFFICE, "timeZone": "Mars/Olympus"})
