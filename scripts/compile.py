@@ -130,6 +130,10 @@ SIMULATOR = [
         f"fairlead_sim/{part}.py"
         for part in ("blocks", "course", "engine", "fleet", "sequence", "served", "trace_prompts")
     ),
+    *(
+        f"fairlead_sim/scaling/{part}.py"
+        for part in ("book", "engine", "load", "loop", "plant", "pool", "token_engine")
+    ),
 ]
 """What a simulated request passes through."""
 

@@ -1,0 +1,75 @@
+"""One controller through scenarios, printed a line each; compiled where ``scripts/compile.py --sim`` has been run.
+
+    python -m fairlead_sim.scaling [SCENARIO ...] [--controller MODULE:NAME | --replicas N] [--seed N] [--traces FOLDER] [--series]
+
+``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and ``seed=`` and gives an object with ``step(observation) -> Plan``.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from fairlead_sim.compiled import run_compiled
+from fairlead_sim.scaling.loop import Controller, Outcome, Schedule, run
+from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.scenarios import KINDS
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0; wrong arguments end in argparse's way."""
+    parser = argparse.ArgumentParser(prog="python -m fairlead_sim.scaling", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(KINDS)}; all when none is named"
+    )
+    wanted = parser.add_mutually_exclusive_group()
+    wanted.add_argument("--controller", default="fairlead_autoscaler.scaling:Core", metavar="MODULE:NAME")
+    wanted.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--traces", type=Path, help="a folder with the published traces")
+    parser.add_argument("--series", action="store_true", help="replicas and attainment every five minutes, too")
+    given = parser.parse_args(arguments)
+    for name in given.scenarios:
+        if name not in KINDS:
+            parser.error(f"no scenario is called {name!r}")
+    for name in given.scenarios or KINDS:
+        scenario = KINDS[name](given.seed, given.traces)
+        begun = time.monotonic()
+        outcome = run(scenario, _controller(given, scenario))
+        _show(outcome, time.monotonic() - begun)
+        if given.series:
+            _show_series(scenario, outcome)
+    return 0
+
+
+def _controller(given: argparse.Namespace, scenario: Scenario) -> Controller:
+    if given.replicas is not None:
+        return Schedule([(0.0, {setup.facts.name: given.replicas for setup in scenario.pools})])
+    module, _, name = given.controller.partition(":")
+    make: Callable[..., Controller] = getattr(import_module(module), name)
+    return make(scenario.model, seed=scenario.seed)
+
+
+def _show(outcome: Outcome, seconds: float) -> None:
+    hours = " ".join(f"{name} {value:.2f} h" for name, value in outcome.replica_hours.items())
+    print(
+        f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f} ({hours})  "
+        f"abandoned {outcome.abandoned} lost {outcome.lost}  changes/h {outcome.changes_per_hour:.1f} "
+        f"turns/h {outcome.turns_per_hour:.1f}  {seconds:.1f} s",
+        flush=True,
+    )
+
+
+def _show_series(scenario: Scenario, outcome: Outcome) -> None:
+    for look in outcome.looks:
+        if look.now % 300.0 == 0.0:
+            within = outcome.within(look.now - 300.0, look.now)
+            share = "     –" if within is None else f"{100 * within:6.2f}"
+            print(f"  {look.now:8.0f} s  ready {look.ready}  desired {look.desired}  {share} %")
+
+
+if __name__ == "__main__":
+    run_compiled()  # returns where it runs compiled already, or nothing is
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""What arrives at a simulated model and what became of it: a load, and the book of a run over it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NEVER = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests in the order of arrival: seconds from the start, tokens of prompt and of answer (at least one of each)."""
+
+    arrivals: Sequence[float]
+    prompts: Sequence[int]
+    outputs: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+
+class Book:
+    """A load being served. Times are seconds, ``NEVER`` = it has not happened; a request is named by its place in the load.
+
+    ``sent`` is when a gateway last handed it to an engine, ``first`` when the client had its first token, ``end`` its last.
+    ``prefilled`` collects what prefill engines have done, (when, request), for the plant to hand on.
+    """
+
+    def __init__(self, load: Load, patience_seconds: float) -> None:
+        count = len(load)
+        self.arrival: list[float] = list(load.arrivals)
+        self.prompt: list[int] = list(load.prompts)
+        self.output: list[int] = list(load.outputs)
+        self.sent: list[float] = [NEVER] * count
+        self.first: list[float] = [NEVER] * count
+        self.end: list[float] = [NEVER] * count
+        self.patience = patience_seconds
+        self.abandoned = 0
+        self.lost = 0
+        self.prefilled: list[tuple[float, int]] = []
+
+    def gone(self, request: int, now: float) -> bool:
+        """Whether its client has given up waiting for a first token."""
+        return self.first[request] < 0.0 and now > self.arrival[request] + self.patience

@@ -1,0 +1,330 @@
+"""One replica as the autoscaler's plant needs it: every step's time exact, every token counted, none of them touched.
+
+A token-level engine (``fairlead_sim.engine``) visits each running sequence in each step. For a day of a million requests that is two
+hundred million visits, and what a controller can see of them is sums. The sums have a shorter way, because between two changes
+of the batch all sequences do the same thing:
+
+* A sequence that joins the decode batch at the end of step number ``k`` and still owes ``o - 1`` tokens ends with step
+  ``k + o - 1``. So a heap of step numbers says who ends when, and nobody's progress is kept.
+* While no prompt is computed, step ``j`` of a stretch with ``n`` sequences and ``r`` resident KV tokens takes
+  ``fixed(n) + c·(r + j·n)``, and ``k`` of them take ``k·first + c·n·k·(k - 1)/2``. A stretch runs to the next end, or to the first
+  step boundary at or after the moment the caller asks for (the root of that quadratic), in one go.
+* Steps that compute prompts are taken one at a time: about three a prompt.
+
+Prompts, the token budget, the order of admission and the memory that is set aside for a prompt and its whole answer are those of
+``fairlead_sim.engine`` with nothing cached, so that both give the same first and last tokens but for the floats' last digits; the
+tests run both in one plant and compare request by request. What is left out: prefix caches, preemption (impossible when a whole
+answer is set aside), priorities.
+"""
+
+from collections import deque
+from heapq import heappop, heappush
+from math import ceil, sqrt
+
+from fairlead.fleet import Role
+from fairlead.profile import EngineProfile
+from fairlead_sim.scaling.book import Book
+
+BLOCK_TOKENS = 16
+_SHIFT = 24
+_MASK = (1 << _SHIFT) - 1
+_NOBODY = -1
+
+
+class Tally:
+    """What an engine counted since the counters were last taken. Histograms are counts per bucket, the last one beyond all bounds."""
+
+    def __init__(self, ttft_bounds: tuple[float, ...], itl_bounds: tuple[float, ...]) -> None:
+        self._ttft_bounds = ttft_bounds
+        self._itl_bounds = itl_bounds
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.gap_seconds = 0.0
+        self.finished = 0
+        self.first_tokens = 0
+        self.ttft_seconds = 0.0
+        self.ttft_counts = [0] * (len(ttft_bounds) + 1)
+        self.itl_counts = [0] * (len(itl_bounds) + 1)
+
+    def gaps(self, tokens: int, seconds: float) -> None:
+        """So many tokens came, each so long after the one before it."""
+        self.gap_seconds += tokens * seconds
+        bucket = 0
+        for bound in self._itl_bounds:
+            if seconds <= bound:
+                break
+            bucket += 1
+        self.itl_counts[bucket] += tokens
+
+    def first(self, seconds: float, prompt_tokens: int) -> None:
+        """A first token came so long after its request."""
+        self.prompt_tokens += prompt_tokens
+        self.generated_tokens += 1
+        self.first_tokens += 1
+        self.ttft_seconds += seconds
+        bucket = 0
+        for bound in self._ttft_bounds:
+            if seconds <= bound:
+                break
+            bucket += 1
+        self.ttft_counts[bucket] += 1
+
+    def fresh(self) -> "Tally":
+        """The same with nothing counted."""
+        return Tally(self._ttft_bounds, self._itl_bounds)
+
+
+class Engine:
+    """What the plant asks of an engine. ``at`` is when its next step can begin; ``factor`` stretches every step (1 = as its profile
+    says). A decode engine computes one token of each prompt, the rest of whose KV came from a prefill engine; that one answers
+    with a single token, which no client sees."""
+
+    def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
+        self.profile = profile
+        self.role = role
+        self.book = book
+        self.tally = tally
+        self.at = 0.0
+        self.factor = 1.0
+
+    def add(self, request: int, now: float) -> None:
+        """Queue a request; ``advance`` has been called up to ``now``."""
+        raise AssertionError("of the subclasses")
+
+    def advance(self, until: float) -> None:
+        """Take every step that begins before ``until``."""
+        raise AssertionError("of the subclasses")
+
+    def sweep(self, now: float) -> None:
+        """Drop waiting requests whose clients gave up."""
+        raise AssertionError("of the subclasses")
+
+    def evict(self) -> list[int]:
+        """Everything that is here, in the order in which it came; nothing is afterwards."""
+        raise AssertionError("of the subclasses")
+
+    def running(self) -> int:
+        """Sequences in the batch."""
+        raise AssertionError("of the subclasses")
+
+    def waiting(self) -> int:
+        """Sequences queued."""
+        raise AssertionError("of the subclasses")
+
+    def kv_share(self) -> float:
+        """Of the KV memory that running sequences fill, 0..1."""
+        raise AssertionError("of the subclasses")
+
+    def burden_tokens(self) -> int:
+        """What a router goes by: tokens in flight, those of prompts not yet computed twice."""
+        raise AssertionError("of the subclasses")
+
+    # What both kinds do alike --------------------------------------------------------------------------------------------
+
+    def to_compute(self, request: int) -> int:
+        """Prompt tokens that this engine computes."""
+        return 1 if self.role is Role.DECODE else self.book.prompt[request]
+
+    def to_generate(self, request: int) -> int:
+        """Tokens that this engine answers with."""
+        return 1 if self.role is Role.PREFILL else self.book.output[request]
+
+    def set_aside(self, request: int) -> int:
+        """KV blocks that a prompt and its answer take."""
+        return -(-(self.book.prompt[request] + self.to_generate(request) - 1) // BLOCK_TOKENS)
+
+    def answered(self, request: int, now: float) -> None:
+        """Its first token came."""
+        book = self.book
+        self.tally.first(now - book.sent[request], self.to_compute(request))
+        if self.role is not Role.PREFILL and book.first[request] < 0.0:
+            book.first[request] = now
+
+    def ended(self, request: int, now: float) -> None:
+        """Its last token came."""
+        self.tally.finished += 1
+        if self.role is Role.PREFILL:
+            self.book.prefilled.append((now, request))
+        else:
+            self.book.end[request] = now
+
+
+class AggregatedEngine(Engine):
+    """The short way, see above."""
+
+    def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
+        super().__init__(profile, role, book, tally)
+        self._steps = 0
+        self._batch = 0  # sequences that decode
+        self._resident = 0  # KV tokens that the next decode step reads
+        self._blocks = profile.kv_tokens // BLOCK_TOKENS
+        self._most = max(1, min(profile.max_sequences, profile.step_tokens))
+        self._ends: list[int] = []  # heap of (step number << 24 | request)
+        self._queue: deque[int] = deque()
+        self._queued_tokens = 0  # prompt tokens of the queue, all of them
+        self._chunked = _NOBODY  # the prompt that did not fit the last step's budget
+        self._chunked_left = 0
+
+    def add(self, request: int, now: float) -> None:
+        if not self._batch and self._chunked < 0 and not self._queue:
+            self.at = max(self.at, now)
+        self._queue.append(request)
+        self._queued_tokens += self.book.prompt[request]
+
+    def advance(self, until: float) -> None:
+        while self.at < until:
+            if (self._chunked >= 0 or self._queue) and self._prompt_step():
+                continue
+            if not self._batch:
+                return
+            self._decode(until)
+
+    def sweep(self, now: float) -> None:
+        queue, book = self._queue, self.book
+        while queue and book.gone(queue[0], now):
+            self._drop()
+
+    def evict(self) -> list[int]:
+        here = [code & _MASK for code in self._ends]
+        if self._chunked >= 0:
+            here.append(self._chunked)
+        here.extend(self._queue)
+        self._queue.clear()
+        self._ends = []
+        self._queued_tokens = self._batch = self._resident = self._chunked_left = 0
+        self._chunked = _NOBODY
+        self._blocks = self.profile.kv_tokens // BLOCK_TOKENS
+        return sorted(here)
+
+    def running(self) -> int:
+        return self._batch + (self._chunked >= 0)
+
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def kv_share(self) -> float:
+        computed = 0 if self._chunked < 0 else self.book.prompt[self._chunked] - self._chunked_left
+        return min(1.0, (self._resident + computed) / self.profile.kv_tokens)
+
+    def burden_tokens(self) -> int:
+        in_prompt = 0 if self._chunked < 0 else self.book.prompt[self._chunked] + self._chunked_left
+        return self._resident + 2 * self._queued_tokens + in_prompt
+
+    def _drop(self) -> None:
+        """The queue's head has gone."""
+        self._queued_tokens -= self.book.prompt[self._queue.popleft()]
+        self.book.abandoned += 1
+
+    def _prompt_step(self) -> bool:
+        """One step that computes prompts; False when none can be admitted now."""
+        book, profile, queue = self.book, self.profile, self._queue
+        budget = profile.step_tokens - self._batch
+        computed, chunks, attention = 0, 0, 0.0
+        joined: list[int] = []
+        request = self._chunked
+        if request >= 0:
+            if book.gone(request, self.at):
+                self._blocks += self.set_aside(request)
+                self._chunked, self._chunked_left = _NOBODY, 0
+                book.abandoned += 1
+            else:
+                size = min(budget, self._chunked_left)
+                done = book.prompt[request] - self._chunked_left + size
+                attention += size * (done - size / 2)
+                budget -= size
+                computed += size
+                chunks += 1
+                self._chunked_left -= size
+                if not self._chunked_left:
+                    joined.append(request)
+                    self._chunked = _NOBODY
+        while budget > 0 and queue:
+            request = queue[0]
+            if book.gone(request, self.at):
+                self._drop()
+                continue
+            need = self.set_aside(request)
+            if self._batch + len(joined) >= self._most or need > self._blocks:
+                break
+            queue.popleft()
+            self._queued_tokens -= book.prompt[request]
+            self._blocks -= need
+            whole = self.to_compute(request)
+            size = min(budget, whole)
+            attention += size * (book.prompt[request] - whole + size / 2)
+            budget -= size
+            computed += size
+            chunks += 1
+            if size == whole:
+                joined.append(request)
+            else:
+                self._chunked, self._chunked_left = request, whole - size
+        if not chunks:
+            return False
+        # profile.step, written out: a call with keywords for each step costs as much as all the rest.
+        batch = self._batch
+        seconds = self.factor * (
+            profile.step_seconds
+            + max(profile.weights_seconds, profile.prefill_token_seconds * (batch + computed))
+            + profile.sequence_seconds * (batch + chunks)
+            + profile.resident_token_seconds * self._resident
+            + profile.attention_seconds * attention
+        )
+        self._stepped(1, seconds)
+        for request in joined:
+            self._join(request)
+        return True
+
+    def _join(self, request: int) -> None:
+        """Its prompt is computed and its first token there."""
+        self.answered(request, self.at)
+        tokens = self.to_generate(request)
+        if tokens == 1:
+            self._blocks += self.set_aside(request)
+            self.ended(request, self.at)
+            return
+        heappush(self._ends, (self._steps + tokens - 1) << _SHIFT | request)
+        self._batch += 1
+        self._resident += self.book.prompt[request] + 1
+
+    def _decode(self, until: float) -> None:
+        """Steps without prompts, up to the next end or the first boundary at or after ``until``."""
+        profile, batch = self.profile, self._batch
+        fixed = (
+            profile.step_seconds
+            + max(profile.weights_seconds, profile.prefill_token_seconds * batch)
+            + profile.sequence_seconds * batch
+        )
+        first = self.factor * (fixed + profile.resident_token_seconds * self._resident)
+        rise = self.factor * profile.resident_token_seconds * batch
+        steps = (self._ends[0] >> _SHIFT) - self._steps
+        gap = until - self.at
+        if steps > 1 and (steps - 1) * (first + rise * (steps - 2) / 2) >= gap:
+            steps = max(1, min(steps, _steps_to(gap, first, rise)))
+        self._stepped(steps, steps * (first + rise * (steps - 1) / 2))
+
+    def _stepped(self, steps: int, seconds: float) -> None:
+        """So many steps of the decode batch are over."""
+        batch = self._batch
+        self._steps += steps
+        self.at += seconds
+        if not batch:
+            return
+        self._resident += steps * batch
+        self.tally.generated_tokens += steps * batch
+        self.tally.gaps(steps * batch, seconds / steps)
+        ends, due = self._ends, (self._steps + 1) << _SHIFT
+        while ends and ends[0] < due:
+            request = heappop(ends) & _MASK
+            self._batch -= 1
+            self._resident -= self.book.prompt[request] + self.to_generate(request)
+            self._blocks += self.set_aside(request)
+            self.ended(request, self.at)
+
+
+def _steps_to(gap: float, first: float, rise: float) -> int:
+    """The fewest steps that take at least ``gap`` seconds, the first ``first`` and each ``rise`` longer than the one before."""
+    straight = first - rise / 2
+    if rise * gap < 1e-9 * straight * straight:
+        return ceil(gap / first)
+    return ceil((sqrt(straight * straight + 2.0 * rise * gap) - straight) / rise)

@@ -1,0 +1,167 @@
+"""Traffic for the autoscaler's scenarios, from a seed: how many arrive when, and how long their prompts and answers are.
+
+What a day looks like was read off published plots (Azure, one week of 2024: conversation and code); how long requests are and how
+much a minute differs from the next off its hour of conversations of 2023. Those files are not in the tree: their quantiles are, and
+where a file is at hand ``recorded`` reads the hour itself.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from fairlead_sim.scaling.book import Load
+from fairlead_sim.traces import TraceRequest
+
+_MINUTE = 60.0
+_GRID = 4096
+
+CHAT_DAY = (
+    (0.0, 3.0),
+    (2.0, 2.3),
+    (4.0, 2.0),
+    (6.0, 2.4),
+    (8.0, 3.8),
+    (10.0, 5.0),
+    (12.0, 4.4),
+    (14.5, 5.2),
+    (18.0, 4.2),
+    (20.5, 4.8),
+    (22.0, 4.0),
+    (24.0, 3.0),
+)
+"""(hour, level): three humps, 2.0 at night and 5.2 at the highest."""
+CODE_DAY = (
+    (0.0, 0.6),
+    (3.0, 0.5),
+    (6.0, 0.5),
+    (9.0, 5.0),
+    (10.5, 5.5),
+    (12.5, 4.6),
+    (15.0, 5.5),
+    (17.0, 4.6),
+    (19.0, 2.5),
+    (21.0, 1.3),
+    (24.0, 0.6),
+)
+"""(hour, level): eleven times as much by day as by night, risen within three hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of prompt and answer by quantile (0..1 in equal steps), drawn independently: the hour of conversations has -0.11
+    between the two."""
+
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+
+    def grids(self, stretch: float = 1.0) -> tuple[list[int], list[int]]:
+        """Values to draw from evenly; answers ``stretch`` times as long."""
+        outputs = [max(1, round(value * stretch)) for value in _grid(self.output)]
+        return [max(1, round(value)) for value in _grid(self.prompt)], outputs
+
+
+CHAT = Lengths(
+    (2, 181, 207, 372, 387, 396, 403, 414, 703, 984, 1020, 1045, 1071, 1097, 1130, 1189, 1315, 1877, 2735, 4083, 4142),
+    (7, 41, 54, 67, 77, 85, 91, 96, 103, 113, 129, 151, 177, 217, 384, 395, 400, 411, 424, 451, 620),
+)
+"""Of the hour of conversations: 1,155 / 211 on the mean."""
+SHORT_OUTPUT = Lengths(
+    (
+        20,
+        170,
+        330,
+        490,
+        650,
+        810,
+        970,
+        1130,
+        1290,
+        1450,
+        1620,
+        1800,
+        2000,
+        2220,
+        2470,
+        2760,
+        3110,
+        3560,
+        4200,
+        5300,
+        7400,
+    ),
+    (1, 5, 6, 7, 8, 8, 9, 10, 11, 12, 13, 15, 17, 19, 22, 26, 31, 40, 56, 100, 250),
+)
+"""Of code completion: about 2,048 / 28 on the mean."""
+
+
+def levels(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
+    """Requests a second in each minute: a day's shape (repeated), smooth between its points, with this mean over the minutes."""
+    hours = [hour for hour, _ in shape]
+    found = []
+    for minute in range(minutes):
+        hour = (minute + 0.5) / 60.0 % hours[-1]
+        after = bisect_right(hours, hour)
+        (begin, low), (end, high) = shape[after - 1], shape[after]
+        share = 0.5 - 0.5 * math.cos(math.pi * (hour - begin) / (end - begin))
+        found.append(low + share * (high - low))
+    scale = mean * minutes / math.fsum(found)
+    return [level * scale for level in found]
+
+
+def noisy(rates: Sequence[float], draw: Random, *, sigma: float, memory: float) -> list[float]:
+    """The same with noise: a minute's logarithm is off by ``sigma`` on the average, of which ``memory`` stays for the next minute."""
+    state, found = 0.0, []
+    for rate in rates:
+        state = memory * state + math.sqrt(1.0 - memory * memory) * draw.gauss(0.0, sigma)
+        found.append(rate * math.exp(state - sigma * sigma / 2.0))
+    return found
+
+
+def poisson(
+    rates: Sequence[float], lengths: Lengths, draw: Random, stretch: Callable[[float], float] | None = None
+) -> Load:
+    """Arrivals at the rate of their minute. ``stretch`` says by when how many times as long answers are."""
+    arrivals: list[float] = []
+    for minute, rate in enumerate(rates):
+        at, end = minute * _MINUTE, (minute + 1) * _MINUTE
+        while rate > 0.0:
+            at += draw.expovariate(rate)
+            if at >= end:
+                break
+            arrivals.append(at)
+    prompts, outputs = lengths.grids()
+    drawn = draw.random
+    longer = [1.0] * len(arrivals) if stretch is None else [stretch(at) for at in arrivals]
+    return Load(
+        arrivals,
+        [prompts[int(drawn() * _GRID)] for _ in arrivals],
+        [max(1, round(outputs[int(drawn() * _GRID)] * factor)) for factor in longer],
+    )
+
+
+def denser(requests: Sequence[TraceRequest], times: int, draw: Random, jitter_seconds: float = 30.0) -> Load:
+    """A recorded hour ``times`` as dense: each request again so often, at about the same time and with somebody else's lengths."""
+    copies = [*requests]
+    for _ in range(times - 1):
+        lengths = list(requests)
+        draw.shuffle(lengths)
+        copies += [
+            replace(other, arrival=max(0.0, one.arrival + draw.uniform(-jitter_seconds, jitter_seconds)))
+            for one, other in zip(requests, lengths, strict=True)
+        ]
+    copies.sort(key=lambda one: one.arrival)
+    return Load(
+        [one.arrival for one in copies], [one.prompt_tokens for one in copies], [one.output_tokens for one in copies]
+    )
+
+
+def _grid(quantiles: Sequence[int]) -> list[float]:
+    last = len(quantiles) - 1
+    values = []
+    for place in range(_GRID):
+        position = (place + 0.5) / _GRID * last
+        below = int(position)
+        values.append(quantiles[below] + (quantiles[below + 1] - quantiles[below]) * (position - below))
+    return values

@@ -1,0 +1,133 @@
+"""A controller runs a plant: an observation every tick, its plan applied at once; and what came of it, as numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan
+from fairlead_sim.scaling.book import Book
+from fairlead_sim.scaling.plant import Plant, Scenario
+
+_HOUR = 3600.0
+
+
+class Controller(Protocol):
+    """What sizes pools: the production core, a preset, an outside tool behind an adapter."""
+
+    def step(self, observation: Observation) -> Plan:
+        """What to do now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One tick: what each pool had and was asked to have, in the order of the scenario's pools."""
+
+    now: float
+    ready: tuple[int, ...]
+    desired: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``attainment`` is the share (0..1) of all requests whose TTFT and mean ITL were within the objectives; who gave up or was
+    cut is not. ``cost`` is in the pools' currency, ``replica_hours`` by pool. ``turns_per_hour`` counts changes of direction of a
+    pool's desired replicas, ``changes_per_hour`` all changes."""
+
+    scenario: str
+    requests: int
+    attainment: float
+    cost: float
+    replica_hours: Mapping[str, float]
+    abandoned: int
+    lost: int
+    changes_per_hour: float
+    turns_per_hour: float
+    looks: tuple[Look, ...]
+    book: Book
+    ttft_seconds: float
+    itl_seconds: float
+
+    def within(self, begin: float, end: float) -> float | None:
+        """The share of the requests that arrived in [begin, end); None when none did."""
+        places = [at for at, arrival in enumerate(self.book.arrival) if begin <= arrival < end]
+        if not places:
+            return None
+        return sum([inside(self.book, at, self.ttft_seconds, self.itl_seconds) for at in places]) / len(places)
+
+
+def inside(book: Book, request: int, ttft_seconds: float, itl_seconds: float) -> bool:
+    """Whether a request met both objectives."""
+    first, end = book.first[request], book.end[request]
+    if first < 0.0 or end < 0.0 or first - book.arrival[request] > ttft_seconds:
+        return False
+    gaps = book.output[request] - 1
+    return not gaps or end - first <= itl_seconds * gaps
+
+
+def run(scenario: Scenario, controller: Controller, *, exact: bool = False) -> Outcome:
+    """The whole scenario under one controller. ``exact``: with token-level engines, see ``Plant``."""
+    plant = Plant(scenario, exact=exact)
+    names = list(plant.pools)
+    looks: list[Look] = []
+    now = 0.0
+    while now < scenario.seconds:
+        now = min(scenario.seconds, now + scenario.model.interval_seconds)
+        plant.run(now)
+        plan = controller.step(plant.observe())
+        ready = tuple([len(plant.pools[name].ready) for name in names])
+        for name, wanted in plan.pools.items():
+            plant.scale(name, wanted.replicas)
+        looks.append(Look(now, ready, tuple([plant.pools[name].desired for name in names])))
+    plant.finish()
+    return _outcome(scenario, plant, looks)
+
+
+def _outcome(scenario: Scenario, plant: Plant, looks: list[Look]) -> Outcome:
+    book, model = plant.book, scenario.model
+    ttft = model.ttft_seconds or float("inf")
+    itl = model.itl_seconds or float("inf")
+    requests = len(scenario.load)
+    good = sum([inside(book, request, ttft, itl) for request in range(requests)])
+    hours = {name: pool.replica_seconds / _HOUR for name, pool in plant.pools.items()}
+    first = tuple([setup.initial for setup in scenario.pools])
+    series = [first, *[look.desired for look in looks]]
+    changes, turns = 0, 0
+    for desired in zip(*series, strict=True):
+        steps = [after - before for before, after in pairwise(desired) if after != before]
+        changes += len(steps)
+        turns += sum([(one > 0) != (other > 0) for one, other in pairwise(steps)])
+    spent = sum([hours[setup.facts.name] * setup.facts.cost_per_hour for setup in scenario.pools])
+    span = scenario.seconds / _HOUR
+    return Outcome(
+        scenario=scenario.name,
+        requests=requests,
+        attainment=good / requests if requests else 1.0,
+        cost=spent,
+        replica_hours=hours,
+        abandoned=book.abandoned,
+        lost=book.lost,
+        changes_per_hour=changes / span,
+        turns_per_hour=turns / span,
+        looks=tuple(looks),
+        book=book,
+        ttft_seconds=ttft,
+        itl_seconds=itl,
+    )
+
+
+class Schedule:
+    """A controller that knows when it wants how many: ``steps`` are (from when on, replicas by pool), in the order of time."""
+
+    def __init__(self, steps: Sequence[tuple[float, Mapping[str, int]]]) -> None:
+        self._steps = steps
+        self._next = 0
+
+    def step(self, observation: Observation) -> Plan:
+        """What the schedule says at this moment."""
+        wanted: Mapping[str, int] = {}
+        while self._next < len(self._steps) and self._steps[self._next][0] <= observation.now:
+            wanted = {**wanted, **self._steps[self._next][1]}
+            self._next += 1
+        return Plan({pool: PoolPlan(count, "schedule", "so it was laid down") for pool, count in wanted.items()})

@@ -1,0 +1,77 @@
+"""The token-level engine in the plant's clothes: what the aggregated one is compared with."""
+
+from itertools import count
+
+from fairlead.fleet import Role
+from fairlead.profile import EngineProfile
+from fairlead_sim.engine import EngineCore
+from fairlead_sim.scaling.book import Book
+from fairlead_sim.scaling.engine import BLOCK_TOKENS, Engine, Tally
+from fairlead_sim.sequence import Sequence
+
+
+class TokenEngine(Engine):
+    """``EngineCore``, step by step. Nothing is found in its cache."""
+
+    def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
+        super().__init__(profile, role, book, tally)
+        self._core = EngineCore(profile, block_tokens=BLOCK_TOKENS, max_queue=1 << 30, events=False)
+        self._order = count()
+        self._here: dict[str, int] = {}
+
+    def add(self, request: int, now: float) -> None:
+        if self._core.idle:
+            self.at = max(self.at, now)
+        book, name = self.book, f"{request}/{next(self._order)}"
+        self._here[name] = request
+        sequence = Sequence(name, now, book.prompt[request], self.to_generate(request), lookup=False)
+        sequence.pulled_tokens = book.prompt[request] - 1 if self.role is Role.DECODE else 0
+        self._core.add(sequence)
+
+    def advance(self, until: float) -> None:
+        while self.at < until:
+            self.sweep(self.at)
+            step = self._core.step(self.at)
+            if step is None:
+                return
+            seconds = self.factor * step.seconds
+            self.at += seconds
+            decoded = len(step.tokens) - len(step.joined)
+            self.tally.generated_tokens += decoded
+            self.tally.gaps(decoded, seconds)
+            for sequence in step.first:
+                self.answered(self._here[sequence.id], self.at)
+            for sequence, _ in step.finished:
+                self.ended(self._here.pop(sequence.id), self.at)
+
+    def evict(self) -> list[int]:
+        here = sorted(self._here.values())
+        for name in self._here:
+            self._core.abort(name)
+        self._here.clear()
+        return here
+
+    def running(self) -> int:
+        return self._core.stats.running
+
+    def waiting(self) -> int:
+        return self._core.stats.waiting
+
+    def kv_share(self) -> float:
+        return self._core.stats.kv_usage
+
+    def burden_tokens(self) -> int:
+        burden = 0
+        for sequence in self._core.sequences():
+            burden += sequence.prompt_tokens + sequence.generated
+            if not sequence.generated:
+                burden += sequence.prompt_tokens - sequence.computed
+        return burden
+
+    def sweep(self, now: float) -> None:
+        for sequence in self._core.sequences():
+            request = self._here[sequence.id]
+            if not sequence.generated and self.book.gone(request, now):
+                self._core.abort(sequence.id)
+                del self._here[sequence.id]
+                self.book.abandoned += 1
