@@ -6,7 +6,7 @@ changes of the set of instances that homes are computed over, so that everyone w
 the same homes.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -194,6 +194,7 @@ class FleetSource(Protocol):
 class Scaler(Protocol):
     """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
 
-    async def scale(self, key: str, pool: str, replicas: int) -> None:
-        """Ask for ``replicas`` of one pool of the model ``key``."""
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+        """Ask for ``replicas`` of one pool of the model ``key``. Where that is fewer than there are, those named first in ``leaving``
+        (replicas' ids) are to go, if whoever removes them can choose."""
         ...

@@ -434,6 +434,16 @@ class Limits:
     kube_series_end_seconds: float = _limit(360.0, "an event that did not repeat for this long begins anew")
     kube_resumes: int = _limit(3, "watches refused in a row, by an API server that answers, until it is listed anew")
 
+    autoscaler_read_seconds: float = _limit(2.0, "a gateway that shows its metrics later is missing from that look")
+    autoscaler_page_bytes: int = _limit(
+        64 * 1024 * 1024, "a gateway's metrics page; one of 4,096 engines has about 40 MB"
+    )
+    autoscaler_gateways: int = _limit(256, "gateways that are read; of more the rest is left out, and said to be")
+    autoscaler_carry_seconds: float = _limit(
+        60.0, "a gateway that does not answer is taken to go on as before for so long, then as gone"
+    )
+    autoscaler_signals_seconds: float = _limit(10.0, "what an engine said longer ago is not known any more")
+
 
 def table() -> list[tuple[str, int | float, str]]:
     """(name, value, why) for every limit, in order."""

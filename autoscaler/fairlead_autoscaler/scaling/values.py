@@ -82,6 +82,7 @@ class ReplicaSeen:
     itl_seconds: float | None = None
     finished: float | None = None
     first_tokens: float | None = None
+    cached_tokens: float | None = None
     ttft_seconds: float | None = None
     ttft_counts: tuple[float, ...] | None = None
     itl_counts: tuple[float, ...] | None = None

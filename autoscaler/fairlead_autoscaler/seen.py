@@ -1,0 +1,215 @@
+"""From what gateways answered to what the core is shown. Pure.
+
+Gateways are added up, since each counts its own requests. Engines are told of by every gateway, so of them the freshest word counts,
+and one that is older than ``Limits.autoscaler_signals_seconds`` is none: then the gateways' own ledgers say what is in flight.
+What nobody told is None.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from fairlead.fleet import Objectives
+from fairlead_autoscaler.deltas import Key
+from fairlead_autoscaler.scaling import (
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+)
+from fairlead_autoscaler.world import ModelState, PoolState, Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One gateway's part of a look. ``counted`` and ``relayed`` are rises since the last look, None where there is nothing to compare
+    with; ``gauges`` are as last read. ``why`` says what kept it from answering."""
+
+    name: str
+    counted: Mapping[Key, float] | None = None
+    relayed: Mapping[Key, float] | None = None
+    gauges: Mapping[Key, float] = field(default_factory=dict)
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All gateways at one moment. ``notes`` say which are missing, and what else is wrong, in words."""
+
+    gateways: tuple[Told, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def scaled_model(
+    name: str,
+    objectives: Objectives,
+    pools: Iterable[PoolFacts],
+    *,
+    interval_seconds: float,
+    patience_seconds: float | None = None,
+) -> ScaledModel:
+    """A model as the core knows it. Gateways count what was within the objectives, so these are the only edges of the histograms."""
+    ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
+    return ScaledModel(
+        name=name,
+        ttft_seconds=ttft,
+        itl_seconds=itl,
+        pools=tuple(pools),
+        target=objectives.target,
+        patience_seconds=patience_seconds,
+        interval_seconds=interval_seconds,
+        ttft_bounds=() if ttft is None else (ttft,),
+        itl_bounds=() if itl is None else (itl,),
+    )
+
+
+def observation(state: ModelState, readings: Readings, now: float, signals_seconds: float) -> Observation:
+    """What the core is shown of a model ``now``."""
+    key = state.model.name
+    return Observation(
+        now,
+        gateway_seen(key, readings),
+        {name: _pool(key, pool, readings, signals_seconds) for name, pool in state.pools.items()},
+    )
+
+
+def gateway_seen(key: str, readings: Readings) -> GatewaySeen | None:
+    """What all gateways counted of a model; None where none of them could say."""
+    parts = [one for one in readings.gateways if one.counted is not None]
+    if not parts:
+        return None
+    return GatewaySeen(
+        arrivals=_sum(parts, "arrivals", key) or 0.0,
+        prompt_tokens=_sum(parts, "prompt_tokens", key) or 0.0,
+        held=sum(one.gauges.get(("held", key), 0.0) for one in parts),
+        abandoned=_sum(parts, "abandoned", key) or 0.0,
+    )
+
+
+def _sum(parts: Iterable[Told], name: str, *rest: str) -> float | None:
+    """The rises of one counter over all gateways; None where no gateway had one to compare."""
+    told = [one.counted for one in parts if one.counted is not None]
+    return sum(counted.get((name, *rest), 0.0) for counted in told) if told else None
+
+
+def _pool(key: str, pool: PoolState, readings: Readings, signals_seconds: float) -> PoolSeen:
+    states = [one.state for one in pool.replicas]
+    blind = all(one.counted is None for one in readings.gateways)
+    return PoolSeen(
+        desired=pool.desired,
+        ready=states.count(ReplicaState.READY),
+        pending=states.count(ReplicaState.PENDING),
+        draining=states.count(ReplicaState.DRAINING),
+        pending_ages_seconds=tuple(one.age_seconds for one in pool.replicas if one.state is ReplicaState.PENDING),
+        replicas=None if blind else tuple(_replica(key, one, readings, signals_seconds) for one in pool.replicas),
+    )
+
+
+_LEDGER: Final = ("in_flight", "not_begun")
+
+
+def _replica(key: str, replica: Replica, readings: Readings, signals_seconds: float) -> ReplicaSeen:
+    parts = [_endpoint(key, one, readings, signals_seconds) for one in replica.instances]
+    blank = ReplicaSeen(replica.id, replica.state, replica.age_seconds, replica.startup_seconds)
+    if not parts:
+        return blank
+    shares = [part.kv_share for part in parts if part.kv_share is not None]
+    return ReplicaSeen(
+        replica.id,
+        replica.state,
+        replica.age_seconds,
+        replica.startup_seconds,
+        running=_all(part.running for part in parts),
+        waiting=_all(part.waiting for part in parts),
+        kv_share=max(shares, default=None),
+        prompt_tokens=_all(part.prompt_tokens for part in parts),
+        generated_tokens=_all(part.generated_tokens for part in parts),
+        itl_seconds=_all(part.itl_seconds for part in parts),
+        finished=_all(part.finished for part in parts),
+        first_tokens=_all(part.first_tokens for part in parts),
+        cached_tokens=_all(part.cached_tokens for part in parts),
+        ttft_seconds=_all(part.ttft_seconds for part in parts),
+        ttft_counts=_histogram(part.ttft_counts for part in parts),
+        itl_counts=_histogram(part.itl_counts for part in parts),
+    )
+
+
+def _endpoint(key: str, instance: str, readings: Readings, signals_seconds: float) -> ReplicaSeen:
+    """One endpoint of a replica; its id and state do not matter."""
+    engine = _freshest(key, instance, readings, signals_seconds)
+    running, waiting = _in_flight(key, instance, readings, engine)
+    relayed: Mapping[Key, float] = {} if engine is None or engine.relayed is None else engine.relayed
+    gateways = readings.gateways
+    generated = relayed.get(("generated_tokens", key, instance))
+    if generated is None:
+        generated = _sum(gateways, "output_tokens", key, instance)
+    gaps = _sum(gateways, "gaps", key, instance)
+    gap_seconds = _sum(gateways, "gap_seconds", key, instance)
+    itl = gap_seconds / gaps * generated if gaps and gap_seconds is not None and generated is not None else None
+    return ReplicaSeen(
+        instance,
+        ReplicaState.READY,
+        0.0,
+        running=running,
+        waiting=waiting,
+        kv_share=None if engine is None else engine.gauges.get(("kv_share", key, instance)),
+        prompt_tokens=relayed.get(("prompt_tokens", key, instance)),
+        generated_tokens=generated,
+        itl_seconds=itl,
+        finished=_sum(gateways, "finished", key, instance),
+        first_tokens=_sum(gateways, "first_tokens", key, instance),
+        cached_tokens=relayed.get(("cached_tokens", key, instance)),
+        ttft_seconds=_sum(gateways, "ttft_seconds", key, instance),
+        ttft_counts=_judged(gateways, key, instance, "ttft"),
+        itl_counts=_judged(gateways, key, instance, "itl"),
+    )
+
+
+def _freshest(key: str, instance: str, readings: Readings, signals_seconds: float) -> Told | None:
+    """The gateway that heard from the engine last; None where none did lately."""
+    found = [
+        (age, one.name, one)
+        for one in readings.gateways
+        if one.why is None and (age := one.gauges.get(("age_seconds", key, instance))) is not None
+    ]
+    age, _, told = min(found, default=(signals_seconds, "", None))
+    return told if age <= signals_seconds else None
+
+
+def _in_flight(key: str, instance: str, readings: Readings, engine: Told | None) -> tuple[float | None, float | None]:
+    """Running and waiting, as the engine says, else as gateways have sent it."""
+    if engine is not None:
+        running = engine.gauges.get(("running", key, instance))
+        waiting = engine.gauges.get(("waiting", key, instance))
+        if running is not None and waiting is not None:
+            return running, waiting
+    if not readings.gateways or any(one.why is not None for one in readings.gateways):
+        return None, None  # a part of it is no measure of the whole
+    in_flight, not_begun = (
+        sum(one.gauges.get((name, key, instance), 0.0) for one in readings.gateways) for name in _LEDGER
+    )
+    return in_flight - not_begun, not_begun
+
+
+def _judged(gateways: Iterable[Told], key: str, instance: str, objective: str) -> tuple[float, ...] | None:
+    """How many were within an objective, and how many were not."""
+    parts = tuple(gateways)
+    judged = _sum(parts, "judged", key, instance, objective)
+    within = _sum(parts, "within", key, instance, objective)
+    if judged is None or within is None:
+        return None
+    return within, max(0.0, judged - within)
+
+
+def _all(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _histogram(parts: Iterable[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    known = [part for part in parts if part is not None]
+    return tuple(sum(column) for column in zip(*known, strict=True)) if known else None

@@ -1,0 +1,157 @@
+"""What the owner of a model said is laid over what the core plans."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.api import Autoscaling
+from fairlead.fleet import Role
+from fairlead_autoscaler.governor import Ruling, Watch, amount, asked, governed, watched, widest
+from fairlead_autoscaler.scaling import Plan, PoolFacts, PoolPlan, PoolSeen, ReplicaSeen, ReplicaState, ScaledModel
+from fairlead_autoscaler.world import ModelState, PoolState
+
+WALL = 1_800_000_000.0  # a Friday, 08:00 UTC
+AUTO: dict[str, Any] = {"mode": "Auto"}
+
+
+def state(
+    desired: int, *, least: int = 0, most: int = 10, policy: dict[str, Any] | None = None, **pool: Any
+) -> ModelState:
+    model = ScaledModel("default/tiny", 2.0, None, (PoolFacts("main", minimum=least, maximum=most),))
+    return ModelState(model, Autoscaling(**(policy or AUTO)), {"main": PoolState(desired, **pool)})
+
+
+def ruled(
+    now_is: ModelState,
+    replicas: int | None,
+    *,
+    watch: Watch | None = None,
+    now: float = 1_000.0,
+    woken: bool = False,
+    frozen: bool = False,
+) -> Ruling:
+    plan = Plan({} if replicas is None else {"main": PoolPlan(replicas, "need", "as the load needs")})
+    seen = watch or watched(Watch(), now_is, 0.0, asked=True)
+    return governed(seen, now_is, plan, now, WALL, woken=woken, frozen=frozen)["main"]
+
+
+def test_a_plan_within_all_wishes_is_written_with_its_own_reason() -> None:
+    ruling = ruled(state(2), 5)
+    assert ruling == Ruling(5, 2, "need", "as the load needs", 5)
+    assert ruling.writes
+
+
+def test_what_is_as_it_should_be_is_not_written_and_no_plan_leaves_everything() -> None:
+    assert not ruled(state(5), 5).writes
+    ruling = ruled(state(3), None)
+    assert (ruling.replicas, ruling.rule, ruling.writes) == (3, "no-plan", False)
+
+
+def test_bounds_hold_whatever_was_planned_and_say_so() -> None:
+    assert ruled(state(2, least=1, most=4), 9).replicas == 4
+    ruling = ruled(state(2, least=1, most=4), 0)
+    assert (ruling.replicas, ruling.rule, ruling.planned) == (1, "bounds", 0)
+    assert "as the load needs" in ruling.reason
+
+
+def test_bounds_are_those_of_the_hour() -> None:
+    schedule = {"name": "early", "begin": "07:00", "end": "09:00", "min": 4}
+    policy = AUTO | {"schedules": [schedule]}
+    assert ruled(state(1, least=1, most=8, policy=policy), 1).replicas == 4
+    later = AUTO | {"schedules": [schedule | {"begin": "09:00", "end": "10:00"}]}
+    assert ruled(state(1, least=1, most=8, policy=later), 1).replicas == 1
+
+
+def test_no_more_than_a_step_within_a_minute_up_and_down() -> None:
+    policy = AUTO | {"step_up": 2, "step_down": "50%"}
+    assert ruled(state(3, policy=policy), 9).replicas == 5
+    grown = Watch({"main": ((990.0, 3), (995.0, 5))}, 990.0)
+    assert ruled(state(5, policy=policy), 9, watch=grown).replicas == 5
+    assert ruled(state(4, policy=policy), 1).replicas == 2
+    shrunk = Watch({"main": ((990.0, 4), (995.0, 2))}, 990.0)
+    assert ruled(state(2, policy=policy), 1, watch=shrunk).replicas == 2
+
+
+def test_a_step_never_turns_a_direction_round() -> None:
+    policy = AUTO | {"step_up": 1, "step_down": 1}
+    jumped = Watch({"main": ((990.0, 2), (995.0, 8))}, 990.0)  # somebody else raised it
+    assert ruled(state(8, policy=policy), 9, watch=jumped).replicas == 8
+
+
+def test_the_numbers_of_the_last_minute_are_kept_and_older_ones_forgotten() -> None:
+    seen = watched(Watch({"main": ((930.0, 9), (950.0, 3))}, 950.0), state(4), 1_000.0, asked=False)
+    assert seen == Watch({"main": ((950.0, 3), (1_000.0, 4))}, 950.0)
+    assert watched(seen, state(4), 1_001.0, asked=True).asked_at == 1_001.0
+
+
+def test_to_zero_only_after_the_silence_that_was_asked_for() -> None:
+    policy = AUTO | {"zero": {"after": "5m"}}
+    quiet = Watch({}, 1_000.0)
+    soon = ruled(state(2, policy=policy), 0, watch=quiet, now=1_299.0)
+    assert (soon.replicas, soon.rule) == (1, "zero-after")
+    assert ruled(state(2, policy=policy), 0, watch=quiet, now=1_300.0).replicas == 0
+    assert ruled(state(0, policy=policy), 0, watch=quiet, now=1_001.0).replicas == 0
+
+
+def test_a_held_request_starts_one_where_there_is_none_and_only_there() -> None:
+    ruling = ruled(state(0), 0, woken=True)
+    assert (ruling.replicas, ruling.rule) == (1, "wake")
+    assert ruled(state(0), None, woken=True).replicas == 1
+    assert ruled(state(2), 2, woken=True).replicas == 2
+    assert ruled(state(0), 3, woken=True).replicas == 3
+
+
+def test_waking_starts_one_of_each_role_and_only_where_none_of_the_role_runs() -> None:
+    facts = (
+        PoolFacts("small", minimum=0, maximum=4),
+        PoolFacts("large", minimum=0, maximum=4),
+        PoolFacts("pre", role=Role.PREFILL, minimum=0, maximum=4),
+    )
+    model = ScaledModel("default/tiny", 2.0, None, facts)
+    pools = {"small": PoolState(0), "large": PoolState(0), "pre": PoolState(1)}
+    now_is = ModelState(model, Autoscaling(**AUTO), pools)
+    found = governed(Watch(), now_is, Plan(), 0.0, WALL, woken=True, frozen=False)
+    assert {name: one.replicas for name, one in found.items()} == {"small": 1, "large": 0, "pre": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"policy": {"mode": "Advise"}}, "the mode is Advise"),
+        ({"policy": {"mode": "Off"}}, "the mode is Off"),
+        ({"held_by": "an HPA"}, "an HPA sets the number"),
+        ({"paused": "a rollout goes on"}, "a rollout goes on"),
+    ],
+)
+def test_what_keeps_a_number_from_being_written_is_said(more: dict[str, Any], why: str) -> None:
+    ruling = ruled(state(2, **more), 5)
+    assert (ruling.replicas, ruling.unwritten, ruling.writes) == (5, why, False)
+
+
+def test_the_freeze_stops_every_write() -> None:
+    assert ruled(state(2), 5, frozen=True).unwritten == "all scaling is frozen"
+
+
+def test_the_core_plans_within_the_widest_bounds_that_there_ever_are() -> None:
+    schedules = [
+        {"name": "day", "begin": "08:00", "end": "20:00", "min": 4, "max": 20},
+        {"name": "night", "begin": "20:00", "end": "08:00", "max": 2},
+    ]
+    now_is = state(1, least=3, most=8, policy=AUTO | {"schedules": schedules})
+    found = widest(now_is.model, now_is.policy).pools[0]
+    assert (found.minimum, found.maximum) == (2, 20)
+
+
+def test_a_percentage_is_of_what_there_is_and_one_at_least() -> None:
+    assert [amount(3, 10), amount("50%", 5), amount("10%", 1), amount("100%", 0)] == [3, 2, 1, 1]
+
+
+def test_what_is_not_known_counts_as_asked_for() -> None:
+    idle = {"main": PoolSeen(1, 1, replicas=(ReplicaSeen("a", ReplicaState.READY, 9.0, running=0.0, waiting=0.0),))}
+    assert not asked(idle, 0.0, 0.0)
+    assert asked(idle, None, 0.0)
+    assert asked(idle, 1.0, 0.0)
+    assert asked(idle, 0.0, 1.0)
+    busy = {"main": replace(idle["main"], replicas=(ReplicaSeen("a", ReplicaState.READY, 9.0, running=1.0),))}
+    assert asked(busy, 0.0, 0.0)

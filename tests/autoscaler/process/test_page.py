@@ -1,0 +1,75 @@
+"""A gateway's real page is read; other pages are refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from fairlead.clock import ManualClock
+from fairlead.errors import Unavailable
+from fairlead.fleet import Fleet, Instance, Model
+from fairlead.signals import EngineSignals
+from fairlead_autoscaler import page
+from fairlead_gateway.telemetry import Outcome, Telemetry
+
+KEY, HERE = "default/tiny", "main-0/9001/0"
+INSTANCE = Instance(
+    HERE,
+    "default",
+    "tiny",
+    "main",
+    "http://127.0.0.1:9001",
+    signals=EngineSignals(
+        running=3.0, waiting=1.0, kv_usage=0.25, prompt_tokens_total=900.0, generation_tokens_total=70.0
+    ),
+    received_at=1_008.5,
+)
+FLEET = Fleet(1, 1, {KEY: Model("default", "tiny"), "default/other": Model("default", "other")}, {KEY: (INSTANCE,)})
+
+
+def _rendered() -> str:
+    clock = ManualClock(1_000.0)
+    telemetry = Telemetry(clock)
+    telemetry.received(KEY, 500)
+    telemetry.received("default/other", 7)
+    telemetry.first_token(KEY, HERE, 0.4, 0.5)
+    telemetry.inter_token(KEY, HERE, 0.02)
+    telemetry.finished(Outcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
+    telemetry.left_early(KEY)
+    telemetry.waiting = {KEY: 2}
+    clock.advance(10.0)
+    return telemetry.render(FLEET, {}, clock.now()).decode()
+
+
+def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
+    found = page.read(_rendered(), [KEY])
+    assert found.uptime_seconds == 10.0
+    assert found.counted[("arrivals", KEY)] == 1
+    assert found.counted[("prompt_tokens", KEY)] == 500
+    assert found.counted[("abandoned", KEY)] == 1
+    assert found.counted[("finished", KEY, HERE)] == 1
+    assert found.counted[("first_tokens", KEY, HERE)] == 1
+    assert found.counted[("ttft_seconds", KEY, HERE)] == 0.4
+    assert found.counted[("within", KEY, HERE, "ttft")] == 1
+    assert found.relayed == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
+    assert found.gauges[("held", KEY)] == 2
+    assert found.gauges[("running", KEY, HERE)] == 3
+    assert found.gauges[("kv_share", KEY, HERE)] == 0.25
+    assert found.gauges[("age_seconds", KEY, HERE)] == 1.5
+    assert {key[1] for table in (found.counted, found.relayed, found.gauges) for key in table} == {KEY}
+
+
+def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:
+    silent = replace(INSTANCE, signals=EngineSignals(running=3.0))
+    text = Telemetry(ManualClock(0.0)).render(replace(FLEET, instances={KEY: (silent,)}), {}, 1_010.0).decode()
+    found = page.read(text, [KEY])
+    assert ("running", KEY, HERE) in found.gauges
+    assert ("kv_share", KEY, HERE) not in found.gauges
+    assert found.relayed == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<html>no</html>", "# TYPE up gauge\nup 1\n", "fairlead_gateway_uptime_seconds one\n", "{}"]
+)
+def test_what_is_no_gateways_page_is_refused(text: str) -> None:
+    with pytest.raises(Unavailable):
+        page.read(text, [KEY])

@@ -1,0 +1,113 @@
+"""Several gateways become one observation: what adds up, whose word counts, and what is missing."""
+
+from dataclasses import replace
+
+import pytest
+
+from fairlead.api import Autoscaling
+from fairlead.fleet import Objectives
+from fairlead_autoscaler.deltas import Key
+from fairlead_autoscaler.scaling import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
+from fairlead_autoscaler.seen import Readings, Told, observation, scaled_model
+from fairlead_autoscaler.world import ModelState, PoolState, Replica
+
+KEY, ONE, TWO = "default/tiny", "main-0/9001/0", "main-1/9002/0"
+MODEL = scaled_model(
+    KEY, Objectives(ttft_seconds=2.0, itl_seconds=0.05), [PoolFacts("main", maximum=4)], interval_seconds=5.0
+)
+STATE = ModelState(
+    MODEL,
+    Autoscaling(),
+    {
+        "main": PoolState(
+            3,
+            (
+                Replica("main-0", ReplicaState.READY, 100.0, 8.0, (ONE,)),
+                Replica("main-1", ReplicaState.PENDING, 3.0),
+                Replica("main-2", ReplicaState.DRAINING, 200.0, 9.0, (TWO,)),
+            ),
+        )
+    },
+)
+
+
+def told(name: str, arrivals: float = 10.0, **gauges: float) -> Told:
+    counted: dict[Key, float] = {
+        ("arrivals", KEY): arrivals,
+        ("prompt_tokens", KEY): 100.0 * arrivals,
+        ("abandoned", KEY): 1.0,
+        ("finished", KEY, ONE): 4.0,
+        ("first_tokens", KEY, ONE): 5.0,
+        ("ttft_seconds", KEY, ONE): 2.5,
+        ("gaps", KEY, ONE): 10.0,
+        ("gap_seconds", KEY, ONE): 0.4,
+        ("output_tokens", KEY, ONE): 33.0,
+        ("judged", KEY, ONE, "ttft"): 5.0,
+        ("within", KEY, ONE, "ttft"): 3.0,
+    }
+    here = {(key, KEY, ONE): value for key, value in gauges.items()}
+    return Told(name, counted, {("generated_tokens", KEY, ONE): 40.0}, {("held", KEY): 2.0, **here})
+
+
+def pool_of(readings: Readings) -> PoolSeen:
+    return observation(STATE, readings, 50.0, 10.0).pools["main"]
+
+
+def replica_of(readings: Readings) -> ReplicaSeen:
+    replicas = pool_of(readings).replicas
+    assert replicas is not None
+    return replicas[0]
+
+
+def test_what_gateways_counted_adds_up() -> None:
+    seen = observation(STATE, Readings((told("a"), told("b", 5.0))), 50.0, 10.0)
+    assert seen.now == 50.0
+    assert seen.gateway == GatewaySeen(15.0, 1_500.0, 4.0, 2.0)
+    one = replica_of(Readings((told("a"), told("b"))))
+    assert (one.finished, one.first_tokens, one.ttft_seconds, one.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
+    assert one.itl_counts == (0.0, 0.0)
+
+
+def test_pods_are_what_the_world_says_even_while_no_gateway_answers() -> None:
+    for readings in (Readings(), Readings((Told("a", why="silent"),))):
+        seen = observation(STATE, readings, 50.0, 10.0)
+        assert seen.gateway is None
+        pool = seen.pools["main"]
+        assert (pool.desired, pool.ready, pool.pending, pool.draining) == (3, 1, 1, 1)
+        assert pool.pending_ages_seconds == (3.0,)
+        assert pool.replicas is None
+
+
+def test_of_an_engine_the_freshest_word_counts_and_an_old_one_does_not() -> None:
+    old = told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=4.0)
+    new = told("b", running=3.0, waiting=1.0, kv_share=0.3, age_seconds=1.0)
+    one = replica_of(Readings((old, new)))
+    assert (one.running, one.waiting, one.kv_share) == (3.0, 1.0, 0.3)
+    assert one.generated_tokens == 40.0  # each gateway relays the same counter: it is not added up
+    stale = replica_of(Readings((told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=10.1),)))
+    assert (stale.kv_share, stale.generated_tokens) == (None, 33.0)
+
+
+def test_without_the_engines_word_the_ledgers_of_all_gateways_say_what_is_in_flight() -> None:
+    a, b = told("a", in_flight=5.0, not_begun=2.0), told("b", in_flight=3.0, not_begun=0.0)
+    one = replica_of(Readings((a, b)))
+    assert (one.running, one.waiting) == (6.0, 2.0)
+    one = replica_of(Readings((a, replace(b, why="silent"))))
+    assert (one.running, one.waiting) == (None, None)  # a part is no measure of the whole
+
+
+def test_the_time_between_tokens_is_of_all_tokens_that_were_generated() -> None:
+    one = replica_of(Readings((told("a", running=1.0, waiting=0.0, age_seconds=1.0),)))
+    assert one.itl_seconds == pytest.approx(40 * 0.04)
+
+
+def test_a_replica_without_an_endpoint_is_there_and_says_nothing() -> None:
+    replicas = pool_of(Readings((told("a"),))).replicas
+    assert replicas is not None
+    assert replicas[1] == ReplicaSeen("main-1", ReplicaState.PENDING, 3.0)
+
+
+def test_the_objectives_are_the_edges_of_the_histograms() -> None:
+    assert (MODEL.ttft_bounds, MODEL.itl_bounds) == ((2.0,), (0.05,))
+    none = scaled_model(KEY, Objectives(), [], interval_seconds=5.0)
+    assert (none.ttft_bounds, none.itl_bounds) == ((), ())
