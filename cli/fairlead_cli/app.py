@@ -15,7 +15,7 @@ VERBS = {
     ),
     "explain": (
         "fairlead_cli.explain:explain",
-        "Why a request went where it went: every attempt with its candidates, and what came of it.",
+        "Why a request went where it went, with every candidate and what came of it; where a prompt would go.",
     ),
     "index": (
         "fairlead_cli.index:index",

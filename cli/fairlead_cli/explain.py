@@ -1,4 +1,4 @@
-"""``fairlead explain``: one request, attempt by attempt, from the gateway's decision log."""
+"""``fairlead explain``: why a request went where it went, and where one would go, by the gateway's own words."""
 
 from typing import Annotated
 
@@ -6,22 +6,45 @@ from cyclopts import Parameter
 
 
 def explain(
-    request: Annotated[
-        str | None, Parameter(help="Its id, from the header x-fairlead-decision. Without: the last request.")
+    what: Annotated[
+        str | None,
+        Parameter(
+            help="A request's id, from the header x-fairlead-decision; without: the last request. The word route: where a "
+            "prompt would go just now."
+        ),
     ] = None,
     /,
     *,
+    model: Annotated[
+        str | None, Parameter(name=["--model", "-m"], help="Of route: the model, as a client names it.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        Parameter(
+            name=["--file", "-f"],
+            allow_leading_hyphen=True,
+            help="Of route: a file with the prompt, or with a whole request in JSON; - is standard input.",
+        ),
+    ] = None,
+    session: Annotated[str | None, Parameter(help="Of route: the conversation, as in the header x-session-id.")] = None,
     manage: Annotated[
         str | None, Parameter(help="The gateway's management address. Default: that of the running `fairlead up`.")
     ] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print the management API's own answer.")] = False,
 ) -> int:
-    """Say why a request went where it went, and what came of it.
+    """Say why a request went where it went, and what came of it; or where one would go.
 
-    Every attempt with all candidates, the numbers they were compared by and how old those were, the rule, and why the others
-    were not taken; the hand-off from prefill to decode; then the outcome. Exits 0 when told, 1 when the request is not (or no
-    longer) in the log, 2 on wrong usage, 3 when no gateway can be reached.
+    Of a request: every attempt with all candidates, the numbers they were compared by and how old those were, the rule, and why the
+    others were not taken; the hand-off from prefill to decode; then the outcome. `explain route -m MODEL -f prompt.txt` asks a
+    gateway where that prompt would go just now, and why; nothing is sent or remembered.
+
+    Exits 0 when told, 1 when the request is not (or no longer) in the log or would be refused, 2 on wrong usage, 3 when no gateway
+    can be reached.
     """
-    from fairlead_cli.local.explaining import run
+    from fairlead_cli.local.explaining import Route, misused, run, run_route
 
-    return run(request, manage, json)
+    if what == "route" and file is not None:
+        return run_route(Route(model, file, session), manage, json)
+    if what == "route" or model is not None or file is not None or session is not None:
+        return misused()
+    return run(what, manage, json)

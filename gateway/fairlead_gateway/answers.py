@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from fairlead_gateway import channel_messages as say
+from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.gateway import Gateway
 from fairlead_gateway.telemetry.parts import part_of
 from fairlead_gateway.wired import wire_logged
@@ -30,10 +31,18 @@ class Answers:
             await self._counters(question)
         elif isinstance(question, say.AskDecisions):
             await self._decisions(question)
+        elif isinstance(question, say.AskWhere):
+            self._send(say.Piece(question.ask, _encode(self._would(question)), True))
         else:
             found = self._gateway.decisions.get(question.request_id)
             data = _encode([] if found is None else [wire_logged(found)])
             self._send(say.Piece(question.ask, data, True))
+
+    def _would(self, question: say.AskWhere) -> say.Would:
+        try:
+            return say.Would(wire_logged(self._gateway.would(question.path, question.body, question.session)))
+        except GatewayError as error:
+            return say.Would(None, (error.status, str(error), error.param, error.code))
 
     def last(self) -> say.Last:
         """The counters at the end."""

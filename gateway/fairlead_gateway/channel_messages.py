@@ -137,6 +137,15 @@ class AskDecision(msgspec.Struct, tag=True):
     request_id: str
 
 
+class AskWhere(msgspec.Struct, tag=True):
+    """Where would this request go? Answered by one ``Would``."""
+
+    ask: int
+    path: str
+    body: bytes
+    session: str | None
+
+
 ToWorker: TypeAlias = (
     Setup
     | Snapshot
@@ -154,8 +163,9 @@ ToWorker: TypeAlias = (
     | AskCounters
     | AskDecisions
     | AskDecision
+    | AskWhere
 )
-Question: TypeAlias = AskState | AskCounters | AskDecisions | AskDecision
+Question: TypeAlias = AskState | AskCounters | AskDecisions | AskDecision | AskWhere
 
 # From a worker -----------------------------------------------------------------------------------------------------------
 
@@ -337,6 +347,13 @@ class WireRecord(msgspec.Struct, array_like=True):
     prompt_tokens: float
     caller: str | None
     story: WireStory | None
+
+
+class Would(msgspec.Struct):
+    """Where a request would go; ``refused`` (status, message, param, code) in its place is what it would be answered."""
+
+    found: "WireLogged | None"
+    refused: tuple[int, str, str | None, str | None] | None = None
 
 
 class WireLogged(msgspec.Struct, array_like=True):

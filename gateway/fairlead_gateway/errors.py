@@ -51,6 +51,14 @@ class GatewayError(FairleadError):
         return error_body(str(self), self.kind, self.param, self.code, request_id)
 
 
+class Refused(GatewayError):
+    """Raised when another process of the gateway says what a request would be answered."""
+
+    def __init__(self, status: int, message: str, param: str | None, code: str | None) -> None:
+        super().__init__(message, param=param, code=code)
+        self.status = status
+
+
 class BadRequest(GatewayError):
     """Raised when a request cannot be understood or holds a value that is out of range."""
 

@@ -20,9 +20,9 @@ from fairlead.fleet import Fleet
 from fairlead.lag import LoopLag
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
-from fairlead_gateway import quiet_log
+from fairlead_gateway import asking, quiet_log
 from fairlead_gateway.breaker import Breaker
-from fairlead_gateway.decision_log import DecisionLog
+from fairlead_gateway.decision_log import DecisionLog, Logged
 from fairlead_gateway.errors import GatewayError, UnknownPath, WrongMethod
 from fairlead_gateway.forward import Begun, Forward
 from fairlead_gateway.head import Head
@@ -221,6 +221,18 @@ class Gateway(Host):
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This gateway's own load by instance id."""
         return {**self._routes.loads(), **self._prefill_routes.loads()}
+
+    def would(self, path: str, body: bytes, session: str | None) -> Logged:
+        """Where a request would go just now, and why. Raises GatewayError as a request would be answered."""
+        return asking.would(
+            path,
+            body,
+            session,
+            routes=self._routes,
+            prefilling=self._prefill_routes,
+            limits=self.limits,
+            clock=self.clock,
+        )
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether requests are answered, and what is wrong or degraded, in words."""

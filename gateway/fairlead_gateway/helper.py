@@ -25,6 +25,7 @@ from fairlead_gateway.beside import Beside
 from fairlead_gateway.crew import Crew, summed, together
 from fairlead_gateway.decision_log import Logged
 from fairlead_gateway.early import Early
+from fairlead_gateway.errors import Refused
 from fairlead_gateway.hand import Hand
 from fairlead_gateway.indexing.links import Links
 from fairlead_gateway.indexing.side import IndexSide
@@ -395,6 +396,16 @@ class Helper:
         answers = await self.crew.ask(lambda number: say.AskDecision(number, request_id), list[say.WireLogged])
         wired = [one for _, pieces in answers for piece in pieces for one in piece]
         return logged_of(max(wired, key=lambda one: one.records[-1].wall)) if wired else None
+
+    async def would(self, path: str, body: bytes, session: str | None) -> list[Logged]:
+        """Where that request would go, by each worker that answers."""
+        answers = await self.crew.ask(lambda number: say.AskWhere(number, path, body, session), say.Would)
+        said = [pieces[0] for _, pieces in answers]
+        found = [logged_of(one.found) for one in said if one.found is not None]
+        refused = next((one.refused for one in said if one.refused is not None), None)
+        if refused is not None and not found:
+            raise Refused(*refused)
+        return found
 
     async def _states(self) -> list[tuple[int, say.State]]:
         answers = await self.crew.ask(say.AskState, say.State)

@@ -95,17 +95,19 @@ class Routes:
         """The URLs of all instances, in whatever state."""
         return frozenset(one.url for instances in self.fleet.instances.values() for one in instances)
 
-    def choose(self, key: str, request: RouteRequest, now: float, excluded: frozenset[str]) -> Decision:
-        """Ask the model's router, past those that sit out. Raises NoInstance when no instance is ready at all."""
+    def choose(
+        self, key: str, request: RouteRequest, now: float, excluded: frozenset[str], *, asking: bool = False
+    ) -> Decision:
+        """Ask the model's router, past those that sit out. Raises NoInstance when no instance is ready at all. ``asking``: somebody
+        wants to know, and nothing is remembered of it."""
         router = self._routers.get(key)
         out: Mapping[str, str] = {}
         if self._breaker.watching:
             out = self._breaker.sitting_out([item for item in self._ready.get(key, ()) if item not in excluded], now)
-        decision = (
-            router.decide(request, now, excluded=excluded.union(out) if out else excluded)
-            if router is not None
-            else None
-        )
+        decision: Decision | None = None
+        if router is not None:
+            ask = router.would if asking else router.decide
+            decision = ask(request, now, excluded=excluded.union(out) if out else excluded)
         if decision is not None and out:
             sitting = tuple(Rejected(item, why) for item, why in out.items())
             decision = decision.told(rejected=decision.rejected + sitting)

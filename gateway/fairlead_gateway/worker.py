@@ -213,7 +213,7 @@ class Worker:
                 self._notes = notes
             case say.Renew():
                 self._start(self._renew())
-            case say.AskState() | say.AskCounters() | say.AskDecisions() | say.AskDecision():
+            case say.AskState() | say.AskCounters() | say.AskDecisions() | say.AskDecision() | say.AskWhere():
                 self._start(answers.to(message))
             case _:
                 pass

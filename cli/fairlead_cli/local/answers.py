@@ -192,6 +192,14 @@ class Decision(Struct, frozen=True):
     handoff: Handoff | None = None
 
 
+class Would(Struct, frozen=True):
+    """``/api/route``: where a request would go, and how many of the workers asked say so."""
+
+    decision: Decision
+    workers: int
+    agreeing: int
+
+
 class Decisions(Struct, frozen=True):
     """``/api/decisions``, newest first."""
 

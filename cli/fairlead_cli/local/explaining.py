@@ -4,11 +4,14 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read
 from fairlead.units import duration
 from fairlead_cli.errors import NoStack
@@ -17,7 +20,13 @@ from fairlead_cli.local.management import Management
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.rundir import newest_stack
 
-OK, PROBLEM, UNREACHABLE = 0, 1, 3
+OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
+_PATHS: Final[Mapping[str, str]] = {
+    "messages": "/v1/chat/completions",
+    "prompt": "/v1/completions",
+    "input": "/v1/embeddings",
+}
+"""What a request's body has → where it is sent."""
 _SHOWN: Final[Mapping[str, str]] = {
     "cost_seconds": "cost",
     "predicted_ttft_seconds": "first token",
@@ -45,6 +54,83 @@ def run(request_id: str | None, manage: str | None, as_json: bool) -> int:
     else:
         print("\n".join(told(msgspec.json.decode(content, type=answers.Decision))))
     return OK
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What ``explain route`` was asked: of which model, the prompt's file (``-`` is standard input), and of which session."""
+
+    model: str | None
+    file: str
+    session: str | None
+
+
+def run_route(route: Route, manage: str | None, as_json: bool) -> int:
+    """Ask where a prompt would go and print it; the exit code."""
+    try:
+        path, body = question(route)
+        address = service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
+        content = asyncio.run(_where(address, read(CliSettings, os.environ).manage_token, path, body, route))
+    except BadInput as error:
+        print(f"fairlead explain route: {error}", file=sys.stderr)
+        return USAGE
+    except NoStack as error:
+        print(f"fairlead explain route: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except LookupError as error:
+        print(f"fairlead explain route: {error.args[0]}", file=sys.stderr)
+        return PROBLEM
+    if as_json:
+        print(msgspec.json.format(content, indent=2).decode())
+    else:
+        print("\n".join(would_told(msgspec.json.decode(content, type=answers.Would))))
+    return OK
+
+
+def misused() -> int:
+    """Say how ``explain route`` is asked."""
+    print("fairlead explain: a prompt is asked about with: fairlead explain route -m MODEL -f FILE", file=sys.stderr)
+    return USAGE
+
+
+def question(route: Route) -> tuple[str, bytes]:
+    """The path and body of the request that is asked about: a file that holds a request is taken as it is, any other text is one
+    message of a user. Raises BadInput."""
+    try:
+        data = sys.stdin.buffer.read() if route.file == "-" else Path(route.file).read_bytes()
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{route.file} cannot be read as text: {error}", field="--file") from None
+    try:  # values stay as they are written: where a prompt goes is decided by its very bytes
+        body = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except ValueError:
+        body = {}
+    path = next((path for name, path in _PATHS.items() if name in body), None)
+    if path is None:
+        path = _PATHS["messages"]
+        body = {"messages": msgspec.Raw(msgspec.json.encode([{"role": "user", "content": text}]))}
+    if route.model is not None:
+        body["model"] = msgspec.Raw(msgspec.json.encode(route.model))
+    if "model" not in body:
+        raise BadInput("of which model is not said", field="--model", hint="-m MODEL")
+    return path, msgspec.json.encode(body)
+
+
+async def _where(address: str, token: str | None, path: str, body: bytes, route: Route) -> bytes:
+    async with Management(address, token) as management:
+        return await management.where(path, body, route.session)
+
+
+def would_told(would: answers.Would) -> list[str]:
+    """Where a request would go, with everything it was found from."""
+    decision = would.decision
+    lines = [f"a request to {decision.model} · about {decision.prompt_tokens:,.0f} prompt tokens · nothing was sent"]
+    for choice in decision.choices:
+        lines += ["", f"→ {answers.short(choice.instance) if choice.instance else 'nowhere'} by the rule {choice.rule}"]
+        lines += [f"     {choice.reason}", *_table(choice.candidates, choice.inputs)]
+    if would.workers > 1:
+        lines += ["", f"{would.agreeing} of {would.workers} workers would choose this instance"]
+    return lines
 
 
 async def _ask(address: str, token: str | None, request_id: str | None) -> bytes:

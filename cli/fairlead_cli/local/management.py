@@ -75,6 +75,19 @@ class Management:
         self._read(found, answers.Decision)
         return found.content
 
+    async def where(self, path: str, body: bytes, session: str | None) -> bytes:
+        """Where that request would go, as it came, and known to be an answer. Raises LookupError with the gateway's words where the
+        request would be refused."""
+        headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
+        try:
+            found = await self._client.post("/api/route", params={"path": path}, content=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise NoStack(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
+        if found.status_code != 200 and b'"error"' in found.content and found.status_code not in (401, 403):
+            raise LookupError(f"it would be refused ({found.status_code}): {_message(found.content)}")
+        self._read(found, answers.Would)
+        return found.content
+
     async def snapshot(self, decisions: int, model: str | None = None) -> Snapshot:
         """All that a view of the stack shows."""
         return Snapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
@@ -117,6 +130,21 @@ class Management:
 
 
 _HINT = "is the stack running, and is this its management address (`fairlead up` prints it)?"
+
+
+def _message(content: bytes) -> str:
+    try:
+        return msgspec.json.decode(content, type=_Refusal).error.message
+    except ValueError:
+        return content[:200].decode("utf-8", "replace")
+
+
+class _Words(msgspec.Struct):
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    error: _Words
 
 
 def _instance(fleet: answers.Fleet, instance_id: str) -> answers.Instance | None:

@@ -1,4 +1,4 @@
-"""The JSON API: a handful of GET routes over the view, described by OpenAPI at ``/openapi.json``.
+"""The JSON API: a handful of routes over the view, all but one of them GET, described by OpenAPI at ``/openapi.json``.
 
 Answers about many models give the loop back between two models. ``app`` loads this module, and the framework with it, when somebody
 asks for the first time.
@@ -14,7 +14,9 @@ from starlette.exceptions import HTTPException
 
 import fairlead
 from fairlead.names import nearest
+from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.management import models
+from fairlead_gateway.management.guard import WHERE
 from fairlead_gateway.management.plain import Answer, Plain
 from fairlead_gateway.management.shapes import decision_json, fleet_json
 from fairlead_gateway.management.stats import model_stats, unknown_model_requests
@@ -27,7 +29,7 @@ def api(view: View, plain: Plain) -> FastAPI:
     """The ASGI app; ``plain`` answers what the description shares with it."""
     app = FastAPI(
         title="Fairlead gateway: management",
-        description='What one gateway sees and does. Reading only; null is "not known", never zero.',
+        description='What one gateway sees and does. Nothing is changed by asking; null is "not known", never zero.',
         version=fairlead.__version__,
         docs_url=None,
         redoc_url=None,
@@ -102,6 +104,23 @@ def _api(app: FastAPI, view: View) -> None:
         if logged is None:
             raise HTTPException(404, f"request {request_id!r} is not in the log, which keeps the last few thousand")
         return decision_json(logged)
+
+    @app.post(WHERE, summary="Where would this request go just now, and why? Nothing is sent", responses=_ERRORS)
+    async def where(
+        request: Request,
+        path: Annotated[str, Query(description="Where a client would send it.")] = "/v1/chat/completions",
+    ) -> models.Would:
+        """The body is the request's own; the session is told in x-session-id."""
+        try:
+            found = await view.would(path, await request.body(), request.headers.get("x-session-id"))
+        except GatewayError as error:
+            raise HTTPException(error.status, str(error)) from None
+        if not found:
+            raise HTTPException(503, "no worker answers")
+        chosen = [logged.last.decision.chosen for logged in found]
+        return models.Would(
+            decision=decision_json(found[0]), workers=len(found), agreeing=sum(one == chosen[0] for one in chosen)
+        )
 
 
 def _key(view: View, name: str) -> str:

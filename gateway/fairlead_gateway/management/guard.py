@@ -2,7 +2,8 @@
 
 A page of another site can make a browser send requests here, and by DNS rebinding (its own name resolved to our address)
 even read the answers. So the Host must be an address, a name without a dot, or a name that no public DNS serves, unless it
-is listed; a foreign Origin is refused; there are no CORS headers; and only GET is answered. Readiness, metrics and the (empty)
+is listed; a foreign Origin is refused; there are no CORS headers; and only GET is answered, beside one question that has a body
+and changes nothing. Readiness, metrics and the (empty)
 page are open; everything else asks for the management token or, where none is set, answers this machine only.
 """
 
@@ -18,6 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+WHERE: Final = "/api/route"
+"""Asks where a request would go: the one path that is asked with POST."""
 _PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
 _OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
 _HEADERS: Final = (
@@ -60,8 +63,9 @@ class Guard:
                 "this host name is not served here",
                 "use the address, or start the gateway with --manage-host NAME",
             )
-        if scope["method"] != "GET":
-            return 405, f"{scope['method']} is not possible here", "the management port only answers GET"
+        method = "POST" if scope["path"] == WHERE else "GET"
+        if scope["method"] != method:
+            return 405, f"{scope['method']} is not possible here", method
         sent = {name: value for name, value in headers if name in _READ}
         origin = sent.get(b"origin")
         if origin is not None and origin.decode("latin-1").partition("://")[2] != hosts[0]:
@@ -131,7 +135,7 @@ async def _answer(send: Send, status: int, message: str, hint: str) -> None:
     body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "hint": hint}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 405:
-        headers.append((b"allow", b"GET"))
+        headers.append((b"allow", hint.encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

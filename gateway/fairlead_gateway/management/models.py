@@ -319,6 +319,14 @@ class Decision(_Model):
     outcome: Outcome | None
 
 
+class Would(_Model):
+    """Where a request would go just now; nothing was sent."""
+
+    decision: Decision = Field(description="As that of a request, without an outcome.")
+    workers: int = Field(description="How many of the gateway's workers were asked; the decision is the first one's.")
+    agreeing: int = Field(description="How many of them would choose the same instance.")
+
+
 class Decisions(_Model):
     """Newest first."""
 

@@ -18,7 +18,7 @@ from fairlead_gateway.head import Head
 from fairlead_gateway.listen import Listener, Request
 from fairlead_gateway.management.app import management_app
 from fairlead_gateway.management.asgi import answer
-from fairlead_gateway.management.guard import App
+from fairlead_gateway.management.guard import WHERE, App
 from fairlead_gateway.management.view import View
 from fairlead_gateway.ports import BACKLOG
 from fairlead_gateway.reply import Reply
@@ -73,7 +73,9 @@ class _Desk:
         self._server = server
 
     def admit(self, head: Head) -> None:
-        """Nothing that has a body is waited for. Raises WrongMethod."""
+        """Nothing that has a body is waited for, beside the question that is one. Raises WrongMethod."""
+        if head.path == WHERE and head.method == "POST":
+            return
         raise WrongMethod(
             "the management port only answers GET, without a body", hint="use GET", fields=(("allow", "GET"),)
         )

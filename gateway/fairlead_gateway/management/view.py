@@ -62,3 +62,7 @@ class View(Protocol):
     async def decision(self, request_id: str) -> Logged | None:
         """Everything known of one request."""
         ...
+
+    async def would(self, path: str, body: bytes, session: str | None) -> list[Logged]:
+        """Where that request would go, by each worker that answers. Raises GatewayError as the request would be answered."""
+        ...

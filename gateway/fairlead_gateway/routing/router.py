@@ -150,7 +150,25 @@ class ModelRouter:
         retried = self._ledger.flies(request.id)  # a prompt is seen once, however often its request is retried
         chain, hot = request.chain, self._hot
         key = hot.key(chain) if retried else hot.observe(chain, len(self._ready))
-        rule = self._rule
+        return self._by(key, request, places, now, excluded)
+
+    def would(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
+        """What ``decide`` would say; nothing is counted or remembered of the question."""
+        places = [place for place in self._places if place.id not in excluded]
+        if not places:
+            return Decision(None, "none", "no instance is ready")
+        turn, pulled = self._turn, self._pulled
+        self._holdings.forget_asked()
+        decision = self._by(self._hot.key(request.chain), request, places, now, excluded)
+        self._holdings.forget_asked()
+        self._turn, self._pulled = turn, pulled
+        return decision
+
+    def _by(
+        self, key: Hashable, request: RouteRequest, places: list[Place], now: float, excluded: frozenset[str]
+    ) -> Decision:
+        """By the preset's rule, among ``places``; ``key`` is what homes are computed from."""
+        chain, rule = request.chain, self._rule
         if rule is None:
             return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places, now)
         named = self._preset == "session" and request.session is not None

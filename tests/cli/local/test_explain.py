@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -221,3 +222,64 @@ def test_a_page_that_is_no_management_api_is_not_taken_for_a_forgotten_request()
         done = explain("req-1", "--manage", server.url)
     assert done.returncode == 3
     assert "is not Fairlead's management API" in done.stderr
+
+
+def would(prompt: Path, *arguments: str, choices: int = 1) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
+    records = [record(1, decided(HOME, "affinity", "a home"))] * choices
+    shown = decision_json(Logged(records, None)).model_dump_json()
+    said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3}}'.encode()
+    with CannedServer({"/api/route": Answer([said])}) as server:
+        return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
+
+
+def test_where_a_prompt_would_go_is_told_with_what_the_workers_agree_on(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("what is a fairlead?")
+    done, server = would(prompt, "-m", "llama")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a request to chat/llama · about 4,100 prompt tokens · nothing was sent"
+    assert lines[2] == "→ main-0 by the rule affinity"
+    assert lines[-1] == "3 of 4 workers would choose this instance"
+    (asked,) = server.asked
+    assert msgspec.json.decode(asked.body) == {
+        "messages": [{"role": "user", "content": "what is a fairlead?"}],
+        "model": "llama",
+    }
+
+
+def test_a_file_that_holds_a_request_is_asked_about_as_it_is(tmp_path: Path) -> None:
+    prompt = tmp_path / "request.json"
+    prompt.write_text('{"model": "llama", "prompt": "once", "max_tokens": 5}')
+    done, server = would(prompt)
+    assert done.returncode == 0
+    (asked,) = server.asked
+    assert (asked.path, msgspec.json.decode(asked.body)["prompt"]) == ("/api/route?path=%2Fv1%2Fcompletions", "once")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-f", "prompt.txt"), "of which model is not said"),
+        (("-m", "llama", "-f", "nothing.txt"), "nothing.txt cannot be read"),
+        (("-m", "llama"), "fairlead explain route -m MODEL -f FILE"),
+    ],
+)
+def test_what_is_missing_to_ask_about_a_prompt_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_text("once")
+    with gateway() as server:
+        done = explain("route", *arguments, "--manage", server.url)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_what_would_be_refused_is_said_in_the_gateways_words(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("once")
+    with CannedServer({"/api/route": Answer([b'{"error": {"message": "no model \'llama\'"}}'], 404)}) as server:
+        done = explain("route", "-m", "llama", "-f", str(prompt), "--manage", server.url)
+    assert done.returncode == 1
+    assert "it would be refused (404): no model 'llama'" in done.stderr

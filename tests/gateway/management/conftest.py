@@ -63,6 +63,9 @@ class MadeUp:
     async def decision(self, request_id: str) -> Logged | None:
         return self.log.get(request_id)
 
+    async def would(self, path: str, body: bytes, session: str | None) -> list[Logged]:
+        return self.log.last(1)
+
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
         """Two models: a big one with a pool of ``ready`` + ``starting`` instances, a small one with two."""
         big = Model("chat", "llama-70b", Objectives(0.95, 2.0, 0.12, 0.05))
