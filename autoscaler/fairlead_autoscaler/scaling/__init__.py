@@ -1,5 +1,10 @@
 """The autoscaler's pure core: an observation and a state in, a plan with its reasons and the next state out."""
 
+from fairlead_autoscaler.scaling.core import Core
+from fairlead_autoscaler.scaling.decide import decide
+from fairlead_autoscaler.scaling.replicas import Rule
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.state import State
 from fairlead_autoscaler.scaling.values import (
     GatewaySeen,
     Observation,
@@ -10,9 +15,11 @@ from fairlead_autoscaler.scaling.values import (
     ReplicaSeen,
     ReplicaState,
     ScaledModel,
+    Schedule,
 )
 
 __all__ = [
+    "Core",
     "GatewaySeen",
     "Observation",
     "Plan",
@@ -21,5 +28,10 @@ __all__ = [
     "PoolSeen",
     "ReplicaSeen",
     "ReplicaState",
+    "Rule",
     "ScaledModel",
+    "ScalingSettings",
+    "Schedule",
+    "State",
+    "decide",
 ]

@@ -23,9 +23,23 @@ class ReplicaState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """Other bounds at some hours: from ``start_seconds`` to ``end_seconds`` of a day (over midnight where the end is not after the
+    start) that begins on one of ``days`` (0 = Monday), in a zone ``offset_seconds`` east of UTC. None = as the pool says."""
+
+    start_seconds: float
+    end_seconds: float
+    minimum: int | None = None
+    maximum: int | None = None
+    days: frozenset[int] = frozenset(range(7))
+    offset_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFacts:
     """What does not change about a pool while it is scaled. ``profile`` is a prior and may be wrong; start-up seconds (median and
-    nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica."""
+    nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica. ``warm`` replicas are kept
+    whatever the load, also where ``minimum`` is 0."""
 
     name: str
     role: Role = Role.SERVE
@@ -35,6 +49,8 @@ class PoolFacts:
     profile: EngineProfile | None = None
     startup_p50_seconds: float | None = None
     startup_p90_seconds: float | None = None
+    warm: int = 0
+    schedules: tuple[Schedule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +83,8 @@ class GatewaySeen:
 @dataclass(frozen=True, slots=True)
 class ReplicaSeen:
     """A replica: what the API server knows of it, and what was measured (gauges now, counters since the last tick; None = nobody
-    could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts per
-    bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before."""
+    could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts
+    per bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before."""
 
     id: str
     state: ReplicaState
@@ -103,11 +119,12 @@ class PoolSeen:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at a model. ``now`` is seconds on a clock that only goes on."""
+    """One look at a model. ``now`` is seconds on a clock that only goes on; ``wall`` is seconds since 1970, for schedules only."""
 
     now: float
     gateway: GatewaySeen | None
     pools: Mapping[str, PoolSeen]
+    wall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,148 @@
+"""What no counter can be is missing: NaN, infinite, negative, and more than any cluster could have counted.
+
+A value that is not there stays None. Nothing here turns a doubt into a number: who reads None decides what to do without.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fairlead.fleet import Role
+from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
+
+_MOST = 1e12
+"""Tokens, requests or seconds of one tick: more was never counted, whatever a counter says after it was reset."""
+
+
+def number(value: float | None) -> float | None:
+    """The value, or None where no counter or gauge can read so."""
+    if value is None:
+        return None
+    return value if 0.0 <= value <= _MOST else None  # NaN compares false
+
+
+def whole(value: float) -> int:
+    """A count of pods; what cannot be one is 0."""
+    seen = number(value)
+    return 0 if seen is None else int(seen)
+
+
+def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
+    """What gateways counted; None where arrivals or their tokens cannot be believed. ``held`` and ``abandoned`` are then 0 at
+    least."""
+    if seen is None:
+        return None
+    arrivals, prompt = number(seen.arrivals), number(seen.prompt_tokens)
+    if arrivals is None or prompt is None:
+        return None
+    held, abandoned = number(seen.held), number(seen.abandoned)
+    if held == seen.held and abandoned == seen.abandoned:
+        return seen
+    return GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the replicas of a pool measured since the last tick, together. ``entry``: requests begin here. ``told`` counts the
+    replicas that said something; ``resident_tokens`` is their KV. ``slow_tokens``: of those generated, how many on replicas
+    whose mean gap passes the objective (a request's mean gap counts, and no histogram of single gaps tells it).
+    ``in_flight`` maps replica to running and waiting together."""
+
+    entry: bool
+    told: int
+    running: float
+    waiting: float
+    resident_tokens: float
+    prompt_tokens: float
+    cached_tokens: float
+    generated_tokens: float
+    itl_seconds: float
+    finished: float
+    first_tokens: float
+    ttft_counts: tuple[float, ...]
+    slow_tokens: float
+    in_flight: dict[str, float]
+    finished_of: dict[str, float]
+
+
+_COUNTED = (
+    "running",
+    "waiting",
+    "prompt_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "itl_seconds",
+    "finished",
+    "first_tokens",
+)
+
+
+def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Totals | None:
+    """The sum over the replicas of a pool; None where nobody could read them, or none of them that is ready said anything."""
+    if pool.replicas is None:
+        return None
+    kv_tokens = facts.profile.kv_tokens if facts.profile else 0
+    sums = [0.0] * len(_COUNTED)
+    resident, told = 0.0, 0
+    ttft: list[float] = []
+    slow = 0.0
+    in_flight: dict[str, float] = {}
+    finished: dict[str, float] = {}
+    asked = 0
+    for replica in pool.replicas:
+        if replica.state is ReplicaState.PENDING:
+            continue
+        asked += 1
+        running, waiting = number(replica.running), number(replica.waiting)
+        if running is None and number(replica.finished) is None:
+            continue
+        told += 1
+        for index, name in enumerate(_COUNTED):
+            sums[index] += number(getattr(replica, name)) or 0.0
+        resident += min(1.0, number(replica.kv_share) or 0.0) * kv_tokens
+        _add(ttft, replica.ttft_counts)
+        if itl_seconds is not None:
+            slow += _slow(number(replica.generated_tokens) or 0.0, number(replica.itl_seconds) or 0.0, itl_seconds)
+        if running is not None and waiting is not None:
+            in_flight[replica.id] = running + waiting
+        finished[replica.id] = number(replica.finished) or 0.0
+    if asked and not told:
+        return None
+    return Totals(
+        facts.role is not Role.DECODE,
+        told,
+        sums[0],
+        sums[1],
+        resident,
+        sums[2],
+        sums[3],
+        sums[4],
+        sums[5],
+        sums[6],
+        sums[7],
+        tuple(ttft),
+        slow,
+        in_flight,
+        finished,
+    )
+
+
+def _add(total: list[float], counts: tuple[float, ...] | None) -> None:
+    if counts is None:
+        return
+    if not total:
+        total.extend([0.0] * len(counts))
+    for index, count in enumerate(counts[: len(total)]):
+        total[index] += number(count) or 0.0
+
+
+def _slow(generated: float, gaps_seconds: float, objective: float) -> float:
+    """Tokens of requests whose mean gap is likely beyond ``objective``, where the replica's mean gap is known."""
+    if generated < 1.0:
+        return 0.0
+    return generated * min(1.0, max(0.0, (gaps_seconds / generated / objective - 0.9) / 0.2))
+
+
+def startup(replica: ReplicaSeen) -> float | None:
+    """How long a replica took to become ready; None before, and where that cannot be."""
+    seen = number(replica.startup_seconds)
+    return seen if seen is not None and math.isfinite(seen) and seen < 86_400.0 else None

@@ -1,0 +1,176 @@
+"""What is learned while it runs: how fast engines are, how long answers get, how long starting takes, what the objectives saw.
+
+**Speed.** The step model gives the gap between tokens from what ran: sequences on average (seconds between tokens per second),
+resident tokens, prompt tokens per step. What was seen divided by that is how many times as slow as its profile an engine is. Its
+mean over the last three quarters of a minute scales every coefficient: an engine that got 35 % slower is known as such in two
+minutes.
+
+**Lengths.** Tokens generated per request finished, by a slow mean, and by a fast one where that has left the slow one by more than
+chance explains; requests in flight count for what they have generated already.
+
+**Budget.** The objective leaves a share of requests that may miss. The share that did, over minutes and over an hour, trims the
+margin on capacity between 0.85 and 1.15: the same constants then serve engines whose knee lies elsewhere than the model says. While
+more is asked than is ready nothing is learned: what misses then says that starting is slow, not that the knee lies elsewhere."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from fairlead_autoscaler.scaling import clean
+from fairlead_autoscaler.scaling.capacity import Step
+from fairlead_autoscaler.scaling.clean import Totals
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.values import PoolFacts, PoolSeen, ReplicaState
+
+_STARTS_KEPT = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Decaying sums of seconds between tokens: as seen, and as the profile says."""
+
+    seen: float = 0.0
+    expected: float = 0.0
+
+    def factor(self, settings: ScalingSettings) -> float:
+        """How many times as long as its profile says an engine takes; 1 until something was seen."""
+        if self.expected <= 1.0:
+            return 1.0
+        return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
+
+
+def speed(before: Speed, totals: Totals, facts: PoolFacts, seconds: float, settings: ScalingSettings) -> Speed:
+    """``before`` with what one tick of ``seconds`` showed."""
+    if facts.profile is None or totals.generated_tokens < 1.0 or totals.itl_seconds <= 0.0 or seconds <= 0.0:
+        return before
+    step = Step.of(facts.profile)
+    gap = totals.itl_seconds / totals.generated_tokens
+    sequences = totals.itl_seconds / seconds / totals.told
+    prompt = (totals.prompt_tokens - totals.cached_tokens) / seconds / totals.told
+    expected = (
+        step.base
+        + step.per_sequence * sequences
+        + step.per_resident * totals.resident_tokens / totals.told
+        + step.per_prompt * max(0.0, prompt) * gap
+    )
+    keep = math.exp(-seconds / settings.speed_seconds)
+    return Speed(
+        before.seen * keep + totals.generated_tokens * gap, before.expected * keep + totals.generated_tokens * expected
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A quotient of two sums that forget, fast and slow; ``fast_of`` also counts how much the fast one rests on."""
+
+    fast: float = 0.0
+    fast_of: float = 0.0
+    slow: float = 0.0
+    slow_of: float = 0.0
+
+    def plus(self, value: float, of: float, seconds: float, settings: ScalingSettings) -> "Ratio":
+        """With ``value`` over ``of`` of the last ``seconds``."""
+        fast = math.exp(-seconds / settings.length_seconds)
+        slow = math.exp(-seconds / settings.length_slow_seconds)
+        return Ratio(
+            self.fast * fast + value, self.fast_of * fast + of, self.slow * slow + value, self.slow_of * slow + of
+        )
+
+    def mean(self, otherwise: float) -> float:
+        """The slow mean, or the fast one where it is off by more than chance explains (three standard errors of exponential
+        lengths)."""
+        if self.slow_of < 1.0:
+            return self.slow / self.slow_of if self.slow_of > 0.2 else otherwise
+        slow = self.slow / self.slow_of
+        if self.fast_of < 4.0:
+            return slow
+        fast = self.fast / self.fast_of
+        return fast if abs(fast - slow) > 3.0 * slow / math.sqrt(self.fast_of) else slow
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens per request: of prompts as they arrive, of them from caches, and of answers."""
+
+    prompt: Ratio = field(default_factory=Ratio)
+    cached: Ratio = field(default_factory=Ratio)
+    output: Ratio = field(default_factory=Ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """How long replicas took to become ready (the last ones), and which of those that are there are counted."""
+
+    seconds: tuple[float, ...] = ()
+    counted: tuple[str, ...] = ()
+
+    def quantile(self, share: float, prior: float | None, otherwise: float) -> float:
+        """Of the starts that were seen, the prior counting as much as four of them."""
+        if not self.seconds:
+            return otherwise if prior is None else prior
+        ordered = sorted(self.seconds)
+        seen = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return seen if prior is None else (seen * len(ordered) + prior * 4) / (len(ordered) + 4)
+
+
+def starts(before: Starts, pool: PoolSeen) -> Starts:
+    """``before`` with the replicas that became ready since."""
+    if pool.replicas is None:
+        return before
+    ready = [replica for replica in pool.replicas if replica.state is not ReplicaState.PENDING]
+    known = set(before.counted)
+    if len(ready) == len(known) and all(replica.id in known for replica in ready):
+        return before
+    new = [clean.startup(replica) for replica in ready if replica.id not in known]
+    seconds = (*before.seconds, *(each for each in new if each is not None))[-_STARTS_KEPT:]
+    return Starts(seconds, tuple(replica.id for replica in ready))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Requests that missed and all that were judged, over minutes and over an hour, and the margin that follows."""
+
+    missed_fast: float = 0.0
+    judged_fast: float = 0.0
+    missed_slow: float = 0.0
+    judged_slow: float = 0.0
+    margin: float = 1.0
+
+
+def beyond(counts: tuple[float, ...], bounds: tuple[float, ...], objective: float | None) -> tuple[float, float]:
+    """How many of a histogram lie beyond ``objective``, and how many there are. Within a bucket they are taken as evenly spread; of
+    the last, which has no end, all are beyond."""
+    total = sum(counts)
+    if objective is None or total <= 0.0 or len(counts) != len(bounds) + 1:
+        return 0.0, 0.0
+    over, lower = 0.0, 0.0
+    for count, upper in zip(counts, (*bounds, math.inf), strict=True):
+        if lower >= objective - 1e-9 or (upper == math.inf and count):
+            over += count
+        elif upper > objective + 1e-9:
+            over += count * (upper - objective) / (upper - lower)
+        lower = upper
+    return over, total
+
+
+def budget(
+    before: Budget, missed: float, judged: float, seconds: float, allowed: float, learn: bool, settings: ScalingSettings
+) -> Budget:
+    """``before`` after ``seconds`` in which ``missed`` of ``judged`` requests missed where the share ``allowed`` may."""
+    fast, slow = (math.exp(-seconds / each) for each in (settings.budget_fast_seconds, settings.budget_slow_seconds))
+    after = Budget(
+        before.missed_fast * fast + missed,
+        before.judged_fast * fast + judged,
+        before.missed_slow * slow + missed,
+        before.judged_slow * slow + judged,
+        before.margin,
+    )
+    if not learn or after.judged_fast < 20.0:
+        return after
+    burn = after.missed_fast / after.judged_fast / allowed
+    burn_slow = after.missed_slow / after.judged_slow / allowed
+    margin = before.margin
+    if burn > 1.0:
+        margin += min(4.0, burn - 1.0) * settings.margin_up_per_second * seconds
+    elif burn_slow < settings.margin_spend and burn < settings.margin_spend:
+        margin -= settings.margin_down_per_second * seconds
+    return replace(after, margin=min(settings.margin_most, max(settings.margin_least, margin)))

@@ -1,0 +1,159 @@
+"""What arrives: its level, how much it spreads, where it is going.
+
+Arrivals and their prompt tokens are counted into bins of half a minute, over eight minutes. From the bins that are closed comes the
+**level**, the **spread** (the median absolute deviation of the bins around it, so that one bin in ten may be anything) and, where
+ramps warrant it, the **trend**: a line through the last five minutes, taken only where its slope is several times as large as the
+error of that slope. Extrapolated over a start-up of minutes, any smaller slope is noise times a long lever (measured: it costs more
+and serves no better). A **change point** forgets what was before: when the last seconds lie five spreads and a quarter away from
+the level, the old bins describe another load, and their spread would be the step's own height.
+
+Bins that are closed decide about everything but the last seconds, and the last seconds can only add. So more requests now never
+make for less now."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+
+_MAD = 1.4826
+"""From a median absolute deviation to the standard deviation of a normal distribution."""
+_SHOT = 2.0
+"""Variance of a request's work around its mean, plus one: what arrivals by chance alone spread (lengths about exponential)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """What arrived until ``at`` in ``seconds``; ``output`` is what a request was then thought to generate."""
+
+    at: float
+    seconds: float
+    requests: float
+    prompt: float
+    output: float
+
+    def plus(self, other: "Bin") -> "Bin":
+        """Both, as one bin that ends with ``other``."""
+        return Bin(
+            other.at,
+            self.seconds + other.seconds,
+            self.requests + other.requests,
+            self.prompt + other.prompt,
+            other.output,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What arrived: closed bins, the open one, and the ticks of the last seconds, each oldest first."""
+
+    bins: tuple[Bin, ...] = ()
+    open: Bin | None = None
+    recent: tuple[Bin, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Replicas that what arrives keeps at their knee: ``now``, ``spread`` of a bin around it, ``slope`` per second where a ramp
+    warrants it (else 0), and what the ``recent`` seconds brought. ``changed``: the level is of the recent seconds alone."""
+
+    now: float
+    spread: float
+    slope: float
+    recent: float
+    changed: bool = False
+
+    def upper(self, sigmas: float, ahead_seconds: float) -> float:
+        """What to be ready for so many seconds ahead."""
+        return max(self.now + self.slope * ahead_seconds, self.now) + sigmas * self.spread
+
+
+Price = Callable[[Bin], float]
+"""Replicas that a bin keeps at their knee."""
+
+
+def note(load: Load, tick: Bin, settings: ScalingSettings) -> Load:
+    """``load`` with what one tick brought. Ticks of no length are left out."""
+    if tick.seconds <= 0.0:
+        return load
+    bins, opened = load.bins, load.open
+    if opened is not None and opened.seconds >= settings.bin_seconds - 1e-6:
+        oldest = tick.at - settings.level_seconds
+        bins = tuple(old for old in (*bins, opened) if old.at > oldest)
+        opened = None
+    opened = tick if opened is None else opened.plus(tick)
+    recent = tuple(old for old in load.recent if old.at > tick.at - settings.recent_seconds)
+    return Load(bins, opened, (*recent, tick))
+
+
+def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> Level | None:
+    """The level of ``load`` at ``price``; None before anything was counted. ``shot`` is the replica-seconds of one request."""
+    if not load.recent:
+        return None
+    recent = _mean(load.recent, price)
+    closed = load.bins
+    if not closed:
+        return Level(recent, _by_chance(recent, shot, settings.bin_seconds), 0.0, recent, True)
+    values = [price(each) for each in closed]
+    slope, fitted, residuals = _line(closed, values, settings)
+    if slope == 0.0:
+        middle = sum(values) / len(values)
+        residuals = [value - middle for value in values]
+        fitted = middle
+    spread = max(_MAD * _median([abs(each) for each in residuals]), _by_chance(fitted, shot, settings.bin_seconds))
+    return Level(max(0.0, fitted), spread, max(0.0, slope), recent)
+
+
+def changed(load: Load, seen: Level, settings: ScalingSettings) -> bool:
+    """Is what arrives now another load than the level was taken from?"""
+    if seen.changed or not load.recent:
+        return False
+    seconds = sum(each.seconds for each in load.recent)
+    if seconds < settings.recent_seconds / 2:
+        return False
+    spread = seen.spread * math.sqrt(max(1.0, settings.bin_seconds / seconds))
+    away = abs(seen.recent - seen.now)
+    return away > settings.change_sigmas * spread and away > settings.change_share * seen.now
+
+
+def forget(load: Load) -> Load:
+    """``load`` as if it began with its recent seconds."""
+    together = load.recent[0]
+    for each in load.recent[1:]:
+        together = together.plus(each)
+    return replace(load, bins=(), open=together)
+
+
+def _mean(bins: Sequence[Bin], price: Price) -> float:
+    seconds = sum(each.seconds for each in bins)
+    return sum(price(each) * each.seconds for each in bins) / seconds if seconds > 0.0 else 0.0
+
+
+def _by_chance(value: float, shot: float, seconds: float) -> float:
+    """The spread that arrivals by chance give a bin whose mean is ``value``."""
+    return math.sqrt(_SHOT * max(0.0, value) * shot / seconds)
+
+
+def _line(bins: Sequence[Bin], values: Sequence[float], settings: ScalingSettings) -> tuple[float, float, list[float]]:
+    """Slope per second, value at the end and residuals of a line through the last bins; slope 0 where it is not to be believed."""
+    first = bins[-1].at - settings.trend_seconds
+    start = next(index for index, each in enumerate(bins) if each.at > first)
+    times = [each.at - bins[-1].at for each in bins[start:]]
+    chosen = values[start:]
+    count = len(times)
+    if count < 5:
+        return 0.0, 0.0, []
+    mean_time, mean = sum(times) / count, sum(chosen) / count
+    across = sum((time - mean_time) ** 2 for time in times)
+    slope = sum((time - mean_time) * (value - mean) for time, value in zip(times, chosen, strict=True)) / across
+    residuals = [value - mean - slope * (time - mean_time) for time, value in zip(times, chosen, strict=True)]
+    error = math.sqrt(sum(each * each for each in residuals) / (count - 2) / across)
+    if slope <= settings.trend_t * error:
+        return 0.0, 0.0, []
+    return slope, mean - slope * mean_time, residuals
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

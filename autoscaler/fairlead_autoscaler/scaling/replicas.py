@@ -1,0 +1,177 @@
+"""From a need to a number: what guards the way down and hurries the way up.
+
+Up at once, in one step: a pending replica counts as one that is there, so nothing is ordered twice. Where requests wait already, up
+to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
+half is ready as soon as a typical one, not as the slowest. As soon as enough are ready, the rest is cancelled.
+
+Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes, the pool was not
+lowered just now, and what would be left carries the largest need of the window also with the caches that go (the **what-if**)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from fairlead.decision import Input
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.state import PoolState
+from fairlead_autoscaler.scaling.values import PoolPlan, PoolSeen
+
+
+class Rule(StrEnum):
+    """What decided about a number."""
+
+    FROZEN = "frozen"
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
+    ENOUGH = "enough"
+    UP = "up"
+    HEDGED = "hedged"
+    CANCELLED = "cancelled"
+    BLIND = "blind"
+    BLIND_UP = "blind-up"
+    LYING = "lying"
+    RESTART = "restart"
+    WHAT_IF = "what-if"
+    STEP = "step"
+    DOWN = "down"
+    WAKE = "wake"
+    ZERO = "zero"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the load asks of a pool: ``target`` replicas, of which ``needed`` exactly. ``urgent``: requests wait. ``asleep``:
+    nothing is needed. ``capacity_after`` is what a replica carries when one fewer shares the caches, as a share of now."""
+
+    target: int
+    needed: float
+    urgent: bool
+    asleep: bool
+    capacity_after: float
+    inputs: Mapping[str, Input]
+    bound: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why nothing may be lowered: seconds since arrivals were known (None = they are), what lies, and whether it just began."""
+
+    blind_seconds: float | None
+    lie: str | None
+    calm: bool
+
+
+def planned(
+    state: PoolState,
+    seen: PoolSeen,
+    wanted: Wanted,
+    doubt: Doubt,
+    bounds: tuple[int, int],
+    now: float,
+    settings: ScalingSettings,
+) -> tuple[PoolState, PoolPlan]:
+    """The pool's number and why."""
+    least, most = bounds
+    if settings.freeze:
+        return state, _plan(seen.desired, Rule.FROZEN, "scaling is frozen", seen, wanted, 0, bounds)
+    hedged = min(state.hedged, max(0, seen.desired - seen.ready))
+    plain = seen.desired - hedged
+    target, rule, reason = _number(state, seen, plain, wanted, doubt, now, settings)
+    if target < least:
+        target, rule, reason = least, Rule.MINIMUM, f"fewer than {least} are not allowed"
+    if target > most:
+        target, rule, reason = most, Rule.MAXIMUM, f"{target} are needed, more than {most} are not allowed"
+    extra = _extra(hedged, seen, target, wanted, doubt, most, settings)
+    if extra > hedged:
+        rule, reason = (
+            Rule.HEDGED,
+            f"requests wait: {extra} more than {target} are started, to keep the first that are ready",
+        )
+    elif extra < hedged and target == plain:
+        rule, reason = (
+            Rule.CANCELLED,
+            f"{seen.ready} are ready: {hedged - extra} that were started beside are not needed",
+        )
+    total = target + extra
+    lowered = target < plain
+    after = replace(state, hedged=extra, lowered_at=now if lowered else state.lowered_at)
+    return after, _plan(total, rule, reason, seen, wanted, extra, bounds)
+
+
+def _number(
+    state: PoolState,
+    seen: PoolSeen,
+    plain: int,
+    wanted: Wanted,
+    doubt: Doubt,
+    now: float,
+    settings: ScalingSettings,
+) -> tuple[int, Rule, str]:
+    """The number without bounds and hedges."""
+    target = wanted.target
+    if doubt.blind_seconds is not None:
+        why = doubt.lie or "arrivals are not known"
+        held = Rule.LYING if doubt.lie else Rule.BLIND
+        if target > plain and doubt.blind_seconds >= settings.blind_hold_seconds:
+            return target, Rule.BLIND_UP, f"{why} for {doubt.blind_seconds:.0f} s: a quarter more than the last need"
+        return plain, held, f"{why}: what there is stays"
+    if target > plain:
+        rule = Rule.WAKE if plain == 0 else Rule.UP
+        return target, rule, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
+    if target == plain:
+        return plain, Rule.ENOUGH, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
+    if doubt.lie is not None:
+        return plain, Rule.LYING, f"{doubt.lie}: what there is stays"
+    if doubt.calm:
+        return plain, Rule.RESTART, "nothing is lowered before two minutes were watched"
+    if wanted.asleep and target == 0:
+        return 0, Rule.ZERO, "silent for longer than idling is worth"
+    return _down(state, plain, wanted, now, settings)
+
+
+def _down(state: PoolState, plain: int, wanted: Wanted, now: float, settings: ScalingSettings) -> tuple[int, Rule, str]:
+    """How far down, where down it may go."""
+    floor = max(wanted.target, 1 if wanted.needed > 0.0 else 0)
+    while floor < plain and wanted.needed > floor * wanted.capacity_after * settings.what_if_share and floor > 1:
+        floor += 1
+    if floor >= plain:
+        return plain, Rule.WHAT_IF, f"{plain - 1} would carry {wanted.needed:.2f}, with the caches that go only just"
+    if state.lowered_at is not None and now - state.lowered_at < settings.down_every_seconds:
+        return plain, Rule.STEP, f"lowered {now - state.lowered_at:.0f} s ago"
+    most = 1 if plain <= settings.down_small else max(1, math.floor(plain * settings.down_share))
+    if floor < plain - most:
+        return plain - most, Rule.DOWN, f"{wanted.needed:.2f} were needed at most within the window, {most} less a step"
+    return floor, Rule.DOWN, f"{wanted.needed:.2f} were needed at most within the window"
+
+
+def _extra(
+    hedged: int, seen: PoolSeen, target: int, wanted: Wanted, doubt: Doubt, most: int, settings: ScalingSettings
+) -> int:
+    """How many more than ``target`` to have started."""
+    missing = target - seen.ready
+    room = max(0, most - target)
+    if doubt.blind_seconds is not None or doubt.lie is not None:
+        return min(hedged, room)
+    if missing <= 0:
+        return 0
+    if wanted.urgent and missing >= max(1.0, settings.hedge_missing_share * target):
+        return min(room, max(hedged, math.ceil((settings.hedge - 1.0) * missing)))
+    return min(hedged, room)
+
+
+def _plan(
+    replicas: int, rule: Rule, reason: str, seen: PoolSeen, wanted: Wanted, extra: int, bounds: tuple[int, int]
+) -> PoolPlan:
+    inputs = {
+        **wanted.inputs,
+        "needed_here_replicas": Input(wanted.needed),
+        "target_replicas": Input(float(wanted.target)),
+        "desired_replicas": Input(float(seen.desired)),
+        "ready_replicas": Input(float(seen.ready)),
+        "pending_replicas": Input(float(seen.pending)),
+        "hedged_replicas": Input(float(extra)),
+        "minimum_replicas": Input(float(bounds[0])),
+        "maximum_replicas": Input(float(bounds[1])),
+    }
+    return PoolPlan(replicas, rule.value, reason, inputs)

@@ -1,0 +1,75 @@
+"""What can be set of the scaling core. One set serves every model that was measured (docs/decisions/0033): change it only with a
+replay beside the old one (``fairlead replay-scaling``).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingSettings:
+    """Times in seconds, shares 0..1, the rest plain numbers.
+
+    ``freeze``: nothing is changed while it is set, whatever is seen; the plan still says what it would be about.
+    """
+
+    freeze: bool = False
+
+    # Load: what arrives, in bins.
+    bin_seconds: float = 30.0
+    level_seconds: float = 480.0
+    recent_seconds: float = 30.0
+    spread_sigmas: float = 1.0
+    change_sigmas: float = 5.0
+    change_share: float = 0.25
+    trend_t: float = 4.0
+    trend_seconds: float = 300.0
+    ready_extra_seconds: float = 10.0
+
+    # Capacity: where the knee lies.
+    itl_share: float = 0.9
+    batch_share: float = 0.95
+    kv_share: float = 0.9
+    prefill_busy_most: float = 0.9
+    prefill_pool_busy: float = 0.78
+    length_seconds: float = 90.0
+    length_slow_seconds: float = 900.0
+    speed_seconds: float = 45.0
+    speed_least: float = 0.5
+    speed_most: float = 3.0
+
+    # Margin: the error budget.
+    margin: float = 1.0
+    margin_least: float = 0.85
+    margin_most: float = 1.15
+    margin_up_per_second: float = 1.5e-4
+    margin_down_per_second: float = 2.5e-5
+    margin_spend: float = 0.6
+    budget_fast_seconds: float = 300.0
+    budget_slow_seconds: float = 3_600.0
+
+    # Backlog and starts.
+    drain_seconds: float = 120.0
+    hedge: float = 2.0
+    hedge_missing_share: float = 0.3
+
+    # Down.
+    window_seconds: float = 300.0
+    window_least_seconds: float = 60.0
+    window_startups: float = 3.0
+    window_most_seconds: float = 1_800.0
+    window_forget_seconds: float = 3_600.0
+    restart_seconds: float = 120.0
+    what_if_share: float = 0.95
+    down_every_seconds: float = 60.0
+    down_share: float = 0.12
+    down_small: int = 8
+
+    # Blind.
+    blind_hold_seconds: float = 60.0
+    blind_rise: float = 1.25
+    gap_intervals: float = 3.5
+    lie_share: float = 0.5
+    lie_most_seconds: float = 900.0
+
+    # Zero.
+    cold_start_price: float = 4.0

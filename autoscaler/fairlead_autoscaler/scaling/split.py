@@ -1,0 +1,72 @@
+"""A need divided among pools that serve the same: large types carry the base, small ones what is left over.
+
+Capacities and costs differ, and what a pool is asked for is whole replicas. With two or three pools all sensible divisions are
+tried: of the pools with the most capacity per replica every number up to what covers the need alone, the rest by the last. The
+cheapest wins. What must be started anew counts a bit more (a start-up is paid before it serves), so that a division is only left
+for one that is really cheaper. A pool is lowered in favour of another only as far as what is ready carries the need: first make,
+then break."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A pool as far as dividing goes: ``capacity`` of a replica in units of the need, ``cost`` of one, bounds, and what there is.
+    ``start_price`` is the share of an hour's cost that starting one counts."""
+
+    name: str
+    capacity: float
+    cost: float
+    minimum: int
+    maximum: int
+    desired: int
+    ready: int
+    start_price: float
+
+
+def divide(need: float, parts: Sequence[Part]) -> dict[str, int]:
+    """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough."""
+    ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
+    best: tuple[float, dict[str, int]] | None = None
+    for counts in _ways(need, ordered):
+        carried = sum(part.capacity * counts[part.name] for part in ordered)
+        short = max(0.0, need - carried)
+        price = sum(_price(part, counts[part.name]) for part in ordered) + 1e6 * short
+        if best is None or price < best[0] - 1e-9:
+            best = price, counts
+    if best is None:
+        return {}
+    return _made_first(need, ordered, best[1])
+
+
+def _price(part: Part, count: int) -> float:
+    return part.cost * (count + part.start_price * max(0, count - part.desired))
+
+
+def _ways(need: float, parts: Sequence[Part]) -> Iterator[dict[str, int]]:
+    if not parts:
+        return
+    part = parts[0]
+    most = min(part.maximum, max(part.minimum, math.ceil(need / part.capacity - 1e-9)))
+    if len(parts) == 1:
+        yield {part.name: most}
+        return
+    for count in range(part.minimum, most + 1):
+        for rest in _ways(max(0.0, need - count * part.capacity), parts[1:]):
+            yield {part.name: count, **rest}
+
+
+def _made_first(need: float, parts: Sequence[Part], counts: dict[str, int]) -> dict[str, int]:
+    """``counts`` with pools that are lowered kept up as far as the others are not ready to take over."""
+    carried = sum(min(part.ready, counts[part.name]) * part.capacity for part in parts)
+    raised = any(counts[part.name] > part.ready for part in parts)
+    for part in sorted(parts, key=lambda part: part.capacity):
+        spare = min(part.ready, part.desired) - counts[part.name]
+        if spare <= 0 or not raised:
+            continue
+        wanted = min(spare, max(0, math.ceil((need - carried) / part.capacity - 1e-9)))
+        counts[part.name] += wanted
+        carried += wanted * part.capacity
+    return counts

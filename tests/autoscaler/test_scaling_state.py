@@ -1,0 +1,29 @@
+"""What the core remembers goes through JSON and back, and goes on as if nothing had happened."""
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolSeen, ScaledModel
+from fairlead_autoscaler.scaling.state import decode, encode
+
+
+def _seen(tick: int) -> Observation:
+    pool = PoolSeen(3, 3, replicas=())
+    return Observation(tick * 5.0, GatewaySeen(5.0 + tick % 3, 4_000.0), {"main": pool})
+
+
+def test_a_core_with_a_recorded_state_plans_as_the_one_that_went_on() -> None:
+    model = ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=1, maximum=9),))
+    core = Core(model)
+    for tick in range(100):
+        core.step(_seen(tick))
+    other = Core(model, state=decode(encode(core.state)))
+    assert other.state == core.state
+    for tick in range(100, 200):
+        assert other.step(_seen(tick)) == core.step(_seen(tick))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"clock": 3}', b'{"pools": {"main": {"hedged": "many"}}}'])
+def test_what_is_no_state_is_refused(data: bytes) -> None:
+    with pytest.raises(BadInput):
+        decode(data)
