@@ -1,15 +1,16 @@
-"""Where outside tools take hold of the production cores: ``router(info)``, and the same as JSON lines on stdin and stdout.
+"""Where outside tools take hold of the production cores: ``router(info)`` and ``autoscaler(info)``, and both as JSON lines.
 
-An adapter translates types and nothing else: every choice is made by the class that the gateway runs. docs/reference/seams.md
-is the manual, and says which hints of the protocol the core does not use. Importing this module does nothing.
+An adapter translates types and nothing else: every choice is made by the class that the gateway or the autoscaler runs.
+docs/reference/seams.md is the manual, and says which hints of the protocol the core does not use. Importing this module does nothing.
 
     python -m fairlead_sim.seams router [--preset NAME] [--seed N]
+    python -m fairlead_sim.seams autoscaler
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from xxhash import xxh3_64_intdigest
@@ -17,7 +18,9 @@ from xxhash import xxh3_64_intdigest
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile, preset
+from fairlead_autoscaler.scaling import Core, ScalingSettings
 from fairlead_gateway.routing import HOLDING, PRESETS, ModelRouter, RouteRequest
+from fairlead_sim.scaling.seam import SeamAutoscaler, model_of
 from fairlead_sim.seam_view import EndpointView, read
 from fairlead_sim.trace_prompts import trace_chain
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS
@@ -30,6 +33,11 @@ def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRoute
     """A fresh scheduling core for ``info`` (a mapping, or an object with these attributes). That of a preset which holds requests
     before engines also has ``order_key`` and ``rebalance``."""
     return (HoldingSeamRouter if preset in HOLDING else SeamRouter)(info, preset=preset, seed=seed)
+
+
+def autoscaler(info: Any, **settings: Any) -> SeamAutoscaler:
+    """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``."""
+    return SeamAutoscaler(Core(model_of(info), ScalingSettings(**settings)))
 
 
 class SeamRouter:
@@ -172,13 +180,17 @@ def _profile(info: Any) -> EngineProfile:
     )
 
 
-class LineSession:
-    """The JSON-lines form: one operation a line; ``reset`` and ``pick`` are answered, the rest is not."""
+Operate = Callable[[str, Mapping[str, Any]], str | None]
+"""An operation and its message: the answer line, None where there is none."""
 
-    def __init__(self, *, preset: str, seed: int) -> None:
-        self._preset = preset
-        self._seed = seed
-        self._core: SeamRouter | None = None
+
+class Lines:
+    """A seam as JSON lines: one operation a line. ``begin`` is called with the message of a ``reset``, and what it gives does the
+    operations after it."""
+
+    def __init__(self, begin: Callable[[Mapping[str, Any]], Operate]) -> None:
+        self._begin = begin
+        self._operate: Operate | None = None
 
     def answer(self, line: str) -> str | None:
         """The answer line to one operation, None where there is none. Raises BadInput when the line is wrong."""
@@ -189,18 +201,21 @@ class LineSession:
         if not isinstance(message, dict):
             raise BadInput("an operation is a JSON object", field="op")
         operation = message.get("op")
-        if operation == "reset":
-            self._core = router(message, preset=self._preset, seed=self._seed)
-            return "{}"
-        if self._core is None:
+        if operation != "reset" and self._operate is None:
             raise BadInput("the first operation must be reset", field="op")
         try:
-            return self._operate(self._core, str(operation), message)
+            if self._operate is not None and operation != "reset":
+                return self._operate(str(operation), message)
+            self._operate = self._begin(message)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInput(f"{operation}: a field is missing or wrong: {error!r}", field=str(operation)) from error
+        return "{}"
 
-    @staticmethod
-    def _operate(core: SeamRouter, operation: str, message: Mapping[str, Any]) -> str | None:
+
+def _router_lines(core: SeamRouter) -> Operate:
+    """``pick`` is answered, the rest is not."""
+
+    def operate(operation: str, message: Mapping[str, Any]) -> str | None:
         now = float(message["now"])
         if operation == "pick":
             return json.dumps({"endpoint": core.pick(message["request"], message["endpoints"], now)})
@@ -214,15 +229,33 @@ class LineSession:
             raise BadInput(f"no operation is called {operation!r}", field="op")
         return None
 
+    return operate
+
+
+def _autoscaler_lines(core: SeamAutoscaler) -> Operate:
+    """``step`` is the only one."""
+
+    def operate(operation: str, message: Mapping[str, Any]) -> str | None:
+        if operation != "step":
+            raise BadInput(f"no operation is called {operation!r}", field="op")
+        return json.dumps(core.step(message))
+
+    return operate
+
 
 def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO) -> int:
     """Serve one seam until the input ends; 2 when a line is wrong."""
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim.seams", description="Fairlead's cores as JSON lines.")
-    parser.add_argument("seam", choices=["router"])
-    parser.add_argument("--preset", choices=PRESETS, default="dual-hash")
-    parser.add_argument("--seed", type=int, default=0)
+    seams = parser.add_subparsers(dest="seam", required=True)
+    of_router = seams.add_parser("router", help="where requests go")
+    of_router.add_argument("--preset", choices=PRESETS, default="dual-hash")
+    of_router.add_argument("--seed", type=int, default=0)
+    seams.add_parser("autoscaler", help="how many replicas a pool has")
     chosen = parser.parse_args(arguments)
-    session = LineSession(preset=chosen.preset, seed=chosen.seed)
+    if chosen.seam == "router":
+        session = Lines(lambda info: _router_lines(router(info, preset=chosen.preset, seed=chosen.seed)))
+    else:
+        session = Lines(lambda info: _autoscaler_lines(autoscaler(info)))
     for number, line in enumerate(source, 1):
         if not line.strip():
             continue

@@ -2,7 +2,7 @@
 
     python -m fairlead_sim.scaling [SCENARIO ...] [--controller MODULE:NAME | --replicas N] [--seed N] [--traces FOLDER] [--series]
 
-``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and ``seed=`` and gives an object with ``step(observation) -> Plan``.
+``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and gives an object with ``step(observation) -> Plan``.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def _controller(given: argparse.Namespace, scenario: Scenario) -> Controller:
         return Schedule([(0.0, {setup.facts.name: given.replicas for setup in scenario.pools})])
     module, _, name = given.controller.partition(":")
     make: Callable[..., Controller] = getattr(import_module(module), name)
-    return make(scenario.model, seed=scenario.seed)
+    return make(scenario.model)
 
 
 def _show(outcome: Outcome, seconds: float) -> None:

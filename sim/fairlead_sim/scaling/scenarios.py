@@ -13,6 +13,7 @@ from fairlead_sim.scaling import load as loads
 from fairlead_sim.scaling.book import Load
 from fairlead_sim.scaling.plant import Scenario
 from fairlead_sim.scaling.pool import PoolSetup, StartUp
+from fairlead_sim.scaling.profile import stepping
 
 TTFT_BOUNDS = (
     0.001,
@@ -53,31 +54,6 @@ def small() -> EngineProfile:
 def large() -> EngineProfile:
     """Pool L: an 8B model on an A100 with 80 GB."""
     return stepping("L", 12e-3, 4e-5, 8.7e-8, 9e-5, step_tokens=1_024, sequences=256, kv_tokens=400_000)
-
-
-def stepping(
-    name: str,
-    base: float,
-    sequence: float,
-    kv: float,
-    prompt: float,
-    *,
-    step_tokens: int,
-    sequences: int,
-    kv_tokens: int,
-) -> EngineProfile:
-    """The profile of an engine whose step takes ``base + sequence·batch + kv·resident + prompt·tokens of prompts``. An
-    ``EngineProfile`` counts the decoded token of each sequence as computed, too, so ``sequence_seconds`` is less by that."""
-    return EngineProfile(
-        name,
-        prefill_token_seconds=prompt,
-        step_seconds=base,
-        sequence_seconds=sequence - prompt,
-        resident_token_seconds=kv,
-        kv_tokens=kv_tokens,
-        max_sequences=sequences,
-        step_tokens=step_tokens,
-    )
 
 
 def pool(

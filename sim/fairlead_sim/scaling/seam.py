@@ -1,0 +1,153 @@
+"""The autoscaler behind the words of its seam (docs/reference/seams.md): mappings or objects in, numbers of replicas out.
+
+Nothing is decided here: every number comes from the controller, which sees ``fairlead_autoscaler.scaling.values``.
+"""
+
+import math
+from typing import Any
+
+from fairlead.errors import BadInput
+from fairlead.fleet import Role
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling.values import (
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+)
+from fairlead_sim.scaling.loop import Controller
+from fairlead_sim.scaling.profile import stepping
+from fairlead_sim.seam_view import read
+
+MODEL = "model"
+_ROLES = {"both": Role.SERVE, "prefill": Role.PREFILL, "decode": Role.DECODE}
+_COUNTERS = {  # the seam's word for each of ours
+    "running": "running",
+    "waiting": "waiting",
+    "kv": "kv_share",
+    "d_prompt": "prompt_tokens",
+    "d_gen": "generated_tokens",
+    "d_gen_time": "itl_seconds",
+    "d_finished": "finished",
+    "d_first": "first_tokens",
+    "d_ttft_sum": "ttft_seconds",
+}
+
+
+class SeamAutoscaler:
+    """A controller, called as the seam says."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def step(self, obs: Any) -> dict[str, int]:
+        """How many replicas each pool should have; one that is missing stays as it is."""
+        plan = self._controller.step(observation_of(obs))
+        return {name: pool.replicas for name, pool in plan.pools.items()}
+
+
+def model_of(info: Any) -> ScaledModel:
+    """What ``info`` says of the model and its pools. Raises BadInput where a pool's role is none."""
+    objectives = read(info, "slo")
+    pools = read(info, "pools") or {}
+    return ScaledModel(
+        name=MODEL,
+        ttft_seconds=_number(read(objectives, "ttft")),
+        itl_seconds=_number(read(objectives, "itl")),
+        pools=tuple([_pool(name, told) for name, told in pools.items()]),
+        patience_seconds=_number(read(info, "timeout")),
+        interval_seconds=_number(read(info, "interval")) or 5.0,
+        ttft_bounds=_bounds(read(info, "ttft_le")),
+        itl_bounds=_bounds(read(info, "itl_le")),
+    )
+
+
+def observation_of(obs: Any) -> Observation:
+    """One look. Raises BadInput where a replica's state is none."""
+    told = read(obs, "gateway")
+    arrivals, prompt = _number(read(told, "d_arrivals")), _number(read(told, "d_prompt"))
+    gateway = None
+    if arrivals is not None and prompt is not None:
+        held, abandoned = _number(read(told, "held")), _number(read(told, "d_abandoned"))
+        gateway = GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
+    pools = read(obs, "pools") or {}
+    return Observation(float(read(obs, "t")), gateway, {name: _pool_seen(pool) for name, pool in pools.items()})
+
+
+def _pool(name: str, told: Any) -> PoolFacts:
+    role = read(told, "role") or "both"
+    if role not in _ROLES:
+        raise BadInput(f"no role is called {role!r}", field=f"pools.{name}.role", hint=", ".join(_ROLES))
+    cost, most = _number(read(told, "cost")), read(told, "max")
+    return PoolFacts(
+        name=name,
+        role=_ROLES[role],
+        cost_per_hour=1.0 if cost is None else cost,
+        minimum=int(read(told, "min") or 0),
+        maximum=1 if most is None else int(most),
+        profile=_profile(name, told),
+        startup_p50_seconds=_number(read(told, "startup_p50")),
+        startup_p90_seconds=_number(read(told, "startup_p90")),
+    )
+
+
+def _profile(name: str, told: Any) -> EngineProfile | None:
+    prior = read(told, "profile")
+    if prior is None:
+        return None
+    usual = EngineProfile(name, prefill_token_seconds=0.0)
+    return stepping(
+        name,
+        _number(read(prior, "step_base")) or 0.0,
+        _number(read(prior, "step_per_seq")) or 0.0,
+        _number(read(prior, "step_per_kv_token")) or 0.0,
+        _number(read(prior, "step_per_prompt_token")) or 0.0,
+        step_tokens=int(read(prior, "chunk") or usual.step_tokens),
+        sequences=int(read(told, "max_num_seqs") or usual.max_sequences),
+        kv_tokens=int(read(told, "kv_tokens") or usual.kv_tokens),
+    )
+
+
+def _pool_seen(told: Any) -> PoolSeen:
+    replicas = read(told, "replicas")
+    return PoolSeen(
+        desired=int(read(told, "desired")),
+        ready=int(read(told, "ready")),
+        pending=int(read(told, "pending") or 0),
+        draining=int(read(told, "draining") or 0),
+        pending_ages_seconds=tuple([float(age) for age in read(told, "pending_age") or ()]),
+        replicas=None if replicas is None else tuple([_replica(one) for one in replicas]),
+    )
+
+
+def _replica(told: Any) -> ReplicaSeen:
+    state = read(told, "state")
+    try:
+        known = ReplicaState(state)
+    except ValueError:
+        raise BadInput(f"no state is called {state!r}", field="state", hint=", ".join(ReplicaState)) from None
+    return ReplicaSeen(
+        id=str(read(told, "id")),
+        state=known,
+        age_seconds=float(read(told, "age")),
+        startup_seconds=_number(read(told, "startup_s")),
+        ttft_counts=_counts(read(told, "ttft_hist")),
+        itl_counts=_counts(read(told, "itl_hist")),
+        **{ours: _number(read(told, theirs)) for theirs, ours in _COUNTERS.items()},
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _counts(told: Any) -> tuple[float, ...] | None:
+    return None if told is None else tuple([float(count) for count in told])
+
+
+def _bounds(told: Any) -> tuple[float, ...]:
+    """Without an infinite one at the end, which ours do not list."""
+    return tuple([float(bound) for bound in told or () if math.isfinite(float(bound))])

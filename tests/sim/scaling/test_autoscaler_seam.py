@@ -1,0 +1,210 @@
+"""The autoscaler's seam: the protocol's words, the production core's numbers."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead_autoscaler.scaling import Core
+from fairlead_autoscaler.scaling.values import Observation, Plan, ScaledModel
+from fairlead_sim.scaling import scenarios
+from fairlead_sim.scaling.loop import run
+from fairlead_sim.scaling.plant import Scenario, Troubles
+from fairlead_sim.scaling.seam import model_of, observation_of
+from fairlead_sim.seams import autoscaler, main
+
+DOCUMENTED = Path(__file__).parents[3] / "docs" / "reference" / "seams.md"
+ROLES = {"Serve": "both", "Prefill": "prefill", "Decode": "decode"}
+
+
+def info_of(model: ScaledModel) -> dict[str, Any]:
+    """What a tool would say of the model."""
+    pools: dict[str, Any] = {}
+    for facts in model.pools:
+        prior = facts.profile
+        assert prior is not None
+        pools[facts.name] = {
+            "role": ROLES[facts.role],
+            "cost": facts.cost_per_hour,
+            "min": facts.minimum,
+            "max": facts.maximum,
+            "startup_p50": facts.startup_p50_seconds,
+            "startup_p90": facts.startup_p90_seconds,
+            "max_num_seqs": prior.max_sequences,
+            "kv_tokens": prior.kv_tokens,
+            "profile": {
+                "step_base": prior.step_seconds,
+                "step_per_seq": prior.sequence_seconds + prior.prefill_token_seconds,
+                "step_per_kv_token": prior.resident_token_seconds,
+                "step_per_prompt_token": prior.prefill_token_seconds,
+                "chunk": prior.step_tokens,
+            },
+        }
+    return {
+        "slo": {"ttft": model.ttft_seconds, "itl": model.itl_seconds},
+        "timeout": model.patience_seconds,
+        "interval": model.interval_seconds,
+        "pools": pools,
+        "ttft_le": model.ttft_bounds,
+        "itl_le": [*model.itl_bounds, float("inf")],
+    }
+
+
+def obs_of(seen: Observation) -> dict[str, Any]:
+    """The same look as the protocol has it."""
+    gateway = seen.gateway and {
+        "d_arrivals": seen.gateway.arrivals,
+        "d_prompt": seen.gateway.prompt_tokens,
+        "held": seen.gateway.held,
+        "d_abandoned": seen.gateway.abandoned,
+    }
+    pools = {}
+    for name, pool in seen.pools.items():
+        replicas = pool.replicas and [
+            {
+                "id": one.id,
+                "state": one.state.value,
+                "age": one.age_seconds,
+                "startup_s": one.startup_seconds,
+                "running": one.running,
+                "waiting": one.waiting,
+                "kv": one.kv_share,
+                "d_prompt": one.prompt_tokens,
+                "d_gen": one.generated_tokens,
+                "d_gen_time": one.itl_seconds,
+                "d_finished": one.finished,
+                "d_first": one.first_tokens,
+                "d_ttft_sum": one.ttft_seconds,
+                "ttft_hist": one.ttft_counts,
+                "itl_hist": one.itl_counts,
+            }
+            for one in pool.replicas
+        ]
+        pools[name] = {
+            "desired": pool.desired,
+            "ready": pool.ready,
+            "pending": pool.pending,
+            "draining": pool.draining,
+            "pending_age": pool.pending_ages_seconds,
+            "replicas": replicas,
+        }
+    return {"t": seen.now, "gateway": gateway, "pools": pools}
+
+
+class Both:
+    """The core beside the seam; both see every look."""
+
+    def __init__(self, model: ScaledModel) -> None:
+        self.core = Core(model)
+        self.seam = autoscaler(info_of(model))
+        self.steps: list[dict[str, int]] = []
+
+    def step(self, observation: Observation) -> Plan:
+        assert observation_of(obs_of(observation)) == observation
+        plan = self.core.step(observation)
+        self.steps.append({name: pool.replicas for name, pool in plan.pools.items()})
+        assert self.seam.step(obs_of(observation)) == self.steps[-1]
+        return plan
+
+
+def short() -> Scenario:
+    made = replace(scenarios.step_cold(2), seconds=1_500.0)
+    return replace(made, troubles=Troubles(blind=((300.0, 400.0),), lying=((500.0, 600.0),)))
+
+
+def test_the_seam_answers_what_the_core_answers() -> None:
+    scenario = short()
+    controller = Both(scenario.model)
+    run(scenario, controller)
+    assert len(controller.steps) == 300
+    assert len({tuple(step.items()) for step in controller.steps}) > 1
+
+
+def test_info_is_the_model_as_the_scenarios_tell_it() -> None:
+    model = short().model
+    told = model_of(info_of(model))
+    assert told.pools[0].profile is not None
+    assert model.pools[0].profile is not None
+    assert told.pools[0].profile.sequence_seconds == pytest.approx(model.pools[0].profile.sequence_seconds)
+    same = replace(told.pools[0], profile=model.pools[0].profile)
+    assert replace(told, pools=(same,)) == model
+
+
+def test_objects_do_as_well_as_mappings() -> None:
+    class Info:
+        slo = {"ttft": 3.0, "itl": 0.15}  # noqa: RUF012 - a tool's object, as it may come
+        pools = {"main": {"role": "decode", "min": 2, "max": 5}}  # noqa: RUF012
+
+    model = model_of(Info())
+    [pool] = model.pools
+    assert (pool.name, pool.role.value, pool.minimum, pool.maximum, pool.profile) == ("main", "Decode", 2, 5, None)
+    assert (model.patience_seconds, model.interval_seconds, model.ttft_bounds) == (None, 5.0, ())
+
+
+def test_missing_is_not_zero() -> None:
+    pool = {"desired": 1, "ready": 1, "replicas": [{"id": 7, "state": "ready", "age": 60.0, "running": 0}]}
+    seen = observation_of({"t": 5.0, "gateway": {"held": 3}, "pools": {"main": pool}})
+    assert seen.gateway is None
+    [replica] = seen.pools["main"].replicas or ()
+    assert (replica.id, replica.running, replica.waiting, replica.kv_share) == ("7", 0.0, None, None)
+    dark = observation_of({"t": 5.0, "gateway": None, "pools": {"main": {"desired": 1, "ready": 1, "replicas": None}}})
+    assert dark.pools["main"].replicas is None
+
+
+def test_settings_are_the_cores() -> None:
+    scenario = short()
+    frozen = autoscaler(info_of(scenario.model), freeze=True)
+
+    class Frozen:
+        def step(self, observation: Observation) -> Plan:
+            desired = frozen.step(obs_of(observation))
+            assert desired.get("S", 3) == 3
+            return Plan()
+
+    run(replace(scenario, seconds=300.0), Frozen())
+    with pytest.raises(TypeError):
+        autoscaler(info_of(scenario.model), no_such_setting=1)
+
+
+@pytest.mark.parametrize(
+    ("obs", "told"),
+    [
+        ({"pools": {"main": {"desired": 1, "ready": 1, "replicas": [{"id": 1, "state": "up", "age": 1}]}}}, "up"),
+        ({"pools": {"main": {"ready": 1}}}, "TypeError"),
+        ({"t": None, "pools": {}}, "TypeError"),
+    ],
+)
+def test_a_line_that_is_wrong_is_named(obs: dict[str, Any], told: str) -> None:
+    lines = [{"op": "reset", "pools": {"main": {}}}, {"op": "step", "t": 5.0, "gateway": None, **obs}]
+    errors = io.StringIO()
+    source = io.StringIO("\n".join(json.dumps(line) for line in lines))
+    assert main(["autoscaler"], source, io.StringIO(), errors) == 2
+    assert errors.getvalue().startswith("line 2: ")
+    assert told in errors.getvalue()
+
+
+def test_no_role_is_called_so() -> None:
+    with pytest.raises(BadInput, match="chief"):
+        autoscaler({"pools": {"main": {"role": "chief"}}})
+
+
+def test_the_lines_of_the_manual() -> None:
+    shown = DOCUMENTED.read_text().partition("## The autoscaler as JSON lines")[2].partition("\n## ")[0]
+    sent = re.findall(r"^> (\{.*)$", shown, re.MULTILINE)
+    wanted = [json.loads(line) for line in re.findall(r"^< (\{.*)$", shown, re.MULTILINE)]
+    assert wanted
+    done = subprocess.run(
+        [sys.executable, "-m", "fairlead_sim.seams", "autoscaler"],
+        input="\n".join(sent),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line) for line in done.stdout.splitlines()] == wanted
