@@ -1,0 +1,77 @@
+"""Step profiles, and throughput of shapes, from public peak figures alone.
+
+For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations and B bytes a second
+(each times the share that engines reach) and M bytes of memory:
+
+    p = 2·P / F                   two operations per weight and token
+    w = 2·P / B                   BF16 weights, read once a step
+    c = K / B                     a resident token's keys and values, read once a step
+    q = 4·layers·hidden / F       scores and values of one pair of tokens, two operations each
+    KV tokens = (M·share - 2·P - reserved) / K
+
+Chunks of prefill are 2,048 tokens below 40 GB and 8,192 from there on, as vLLM's defaults go by memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairlead.fleet import Objectives
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.mix import Candidate, ShapeGrid, throughput
+
+FILE = Path(__file__).with_name("accelerators.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """An accelerator of a price list: its profile and USD per hour."""
+
+    profile: EngineProfile
+    cost_per_hour: float
+
+
+def price_lists() -> Mapping[str, list[Priced]]:
+    """Every price list of the checked-in figures, by name."""
+    read = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    known = {one["name"]: profile(one, read["model"], read["reached"]) for one in read["accelerators"]}
+    return {
+        name: [Priced(known[accelerator], price) for accelerator, price in prices.items()]
+        for name, prices in read["prices"].items()
+    }
+
+
+def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[str, Any]) -> EngineProfile:
+    """The step profile of one accelerator."""
+    weights = model["weights_billion"] * 1e9
+    operations = one["tflops"] * 1e12 * reached["compute"]
+    bandwidth = one["gbps"] * 1e9 * reached["bandwidth"]
+    free = one["gb"] * 1e9 * reached["memory"] - 2.0 * weights - reached["reserved_gb"] * 1e9
+    return EngineProfile(
+        one["name"],
+        prefill_token_seconds=2.0 * weights / operations,
+        attention_seconds=4.0 * model["layers"] * model["hidden"] / operations,
+        weights_seconds=2.0 * weights / bandwidth,
+        step_seconds=reached["step_seconds"],
+        sequence_seconds=reached["sequence_seconds"],
+        resident_token_seconds=model["kv_bytes_per_token"] / bandwidth,
+        kv_tokens=int(free / model["kv_bytes_per_token"]),
+        max_sequences=256,
+        step_tokens=2_048 if one["gb"] < 40 else 8_192,
+    )
+
+
+def candidates(priced: Sequence[Priced], grid: ShapeGrid, objectives: Objectives) -> list[Candidate]:
+    """Every accelerator with its throughput of every shape of the grid (at the middle of the bucket)."""
+    shapes = [grid.middle(index) for index in range(grid.size)]
+    return [
+        Candidate(
+            one.profile.name,
+            one.cost_per_hour,
+            tuple(throughput(one.profile, prompt, output, objectives) for prompt, output in shapes),
+        )
+        for one in priced
+    ]
