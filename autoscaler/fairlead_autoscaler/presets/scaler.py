@@ -1,0 +1,54 @@
+"""How a controller is called: by ``step(observation) -> Plan``, as our own core is, so that benches can exchange them.
+
+A controller itself is a pure function from its state and a look to its next state and a plan. ``EachPool`` keeps the state of
+one that scales every pool by itself, and calls it at its own period; those that look at all pools together keep theirs
+themselves.
+"""
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from fairlead_autoscaler.presets.signals import Arrivals, PoolLook, due, looks
+from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan, ScaledModel
+
+State = TypeVar("State")
+
+
+class Scaler(Protocol):
+    """What benches and simulators drive."""
+
+    def step(self, observation: Observation) -> Plan:
+        """One look in, what to do out; called every ``model.interval_seconds``. A pool that is not in the plan stays."""
+        ...
+
+
+class EachPool(Generic[State]):
+    """Every pool by itself: ``decide(state, look) -> (state, plan)``, ``plan`` None for no change, every ``period_seconds``."""
+
+    def __init__(
+        self,
+        model: ScaledModel,
+        decide: Callable[[State, PoolLook], tuple[State, PoolPlan | None]],
+        *,
+        start: State,
+        period_seconds: float,
+    ) -> None:
+        self._model = model
+        self._decide = decide
+        self._period_seconds = period_seconds
+        self._states = {facts.name: start for facts in model.pools}
+        self._arrivals = Arrivals()
+        self._last: float | None = None
+
+    def step(self, observation: Observation) -> Plan:
+        """See ``Scaler``."""
+        self._arrivals = self._arrivals.then(observation)
+        if not due(self._last, observation.now, self._period_seconds):
+            return Plan()
+        self._last = observation.now
+        plans = {}
+        for name, look in looks(self._model, observation, self._arrivals).items():
+            self._states[name], plan = self._decide(self._states[name], look)
+            if plan is not None:
+                plans[name] = plan
+        return Plan(plans)
