@@ -157,6 +157,41 @@ def denser(requests: Sequence[TraceRequest], times: int, draw: Random, jitter_se
     )
 
 
+def mixed(one: Load, other: Load, share: Callable[[float], float], draw: Random) -> Load:
+    """Of two loads of the same rate, ``share`` by time (0..1) of the other and the rest of the one."""
+    kept = [
+        (at, prompt, output)
+        for load, of_other in ((one, False), (other, True))
+        for at, prompt, output in zip(load.arrivals, load.prompts, load.outputs, strict=True)
+        if (draw.random() < share(at)) is of_other
+    ]
+    kept.sort()
+    return Load([at for at, _, _ in kept], [prompt for _, prompt, _ in kept], [output for _, _, output in kept])
+
+
+def bursts(draw: Random, *, minutes: int = 60, times: int = 3) -> Load:
+    """Code completion as Azure's hour of 2023 has it, ``times`` as dense: 0 to 632 requests a minute (147 on the mean), about a third
+    of the minutes nearly silent, seconds of up to 67."""
+    levels: list[float] = []
+    while len(levels) < minutes:
+        levels += [0.0] * draw.choice((1, 1, 2))
+        levels += [min(632.0, draw.lognormvariate(5.25, 0.6)) for _ in range(draw.choice((1, 2, 3, 4)))]
+    prompts, outputs = SHORT_OUTPUT.grids()
+    arrivals: list[float] = []
+    for minute, level in enumerate(levels[:minutes]):
+        seconds = [draw.lognormvariate(0.0, 1.0) for _ in range(60)]
+        scale = level * times / math.fsum(seconds)
+        for second, weight in enumerate(seconds):
+            wanted = min(67.0 * times, weight * scale)
+            count = int(wanted) + (draw.random() < wanted - int(wanted))
+            arrivals += sorted([minute * _MINUTE + second + draw.random() for _ in range(count)])
+    return Load(
+        arrivals,
+        [prompts[int(draw.random() * _GRID)] for _ in arrivals],
+        [outputs[int(draw.random() * _GRID)] for _ in arrivals],
+    )
+
+
 def _grid(quantiles: Sequence[int]) -> list[float]:
     last = len(quantiles) - 1
     values = []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.fleet import Role
-from fairlead_sim.scaling import scenarios
+from fairlead_sim.scaling import pools, scenarios
 from fairlead_sim.scaling.book import NEVER, Book, Load
 from fairlead_sim.scaling.engine import AggregatedEngine, Engine, Tally
 from fairlead_sim.scaling.load import CHAT, SHORT_OUTPUT, poisson
@@ -21,7 +21,7 @@ BOUNDS = (0.05, 0.1, 0.2)
 
 def served(kind: type[Engine], load: Load, role: Role, patience: float, factor: float) -> tuple[Book, Engine]:
     book = Book(load, patience)
-    engine = kind(scenarios.small(), role, book, Tally(BOUNDS, BOUNDS))
+    engine = kind(pools.small(), role, book, Tally(BOUNDS, BOUNDS))
     engine.factor = factor
     for request, arrival in enumerate(load.arrivals):
         engine.advance(arrival)
@@ -86,8 +86,8 @@ def test_a_whole_plant_comes_to_the_same() -> None:
 
 def test_short_answers_on_large_engines_come_to_the_same() -> None:
     load = poisson([6.0] * 4, SHORT_OUTPUT, Random(3))
-    pools = [scenarios.pool(scenarios.large(), 2)]
-    scenario = Scenario("short", 1, 240.0, scenarios.model(pools, 2.0, 0.2), tuple(pools), load)
+    setups = [pools.pool(pools.large(), 2)]
+    scenario = Scenario("short", 1, 240.0, pools.model(setups, 2.0, 0.2), tuple(setups), load)
     quick, exact = run(scenario, Schedule([])), run(scenario, Schedule([]), exact=True)
     assert quick.book.first == pytest.approx(exact.book.first, abs=1e-6)
     assert quick.book.end == pytest.approx(exact.book.end, abs=1e-6)

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan, ReplicaState
-from fairlead_sim.scaling import scenarios
+from fairlead_sim.scaling import pools, scenarios
 from fairlead_sim.scaling.book import Load
 from fairlead_sim.scaling.load import CHAT, CHAT_DAY, SHORT_OUTPUT, levels, poisson
 from fairlead_sim.scaling.loop import Schedule, run
@@ -26,9 +26,9 @@ def scenario(
     minimum: int = 0,
     troubles: Troubles | None = None,
 ) -> Scenario:
-    pools = [scenarios.pool(scenarios.small(), initial, startup=startup, minimum=minimum)]
-    wanted = scenarios.model(pools, 3.0, 0.15)
-    return Scenario("made", 1, seconds, wanted, tuple(pools), load, troubles or Troubles())
+    setups = [pools.pool(pools.small(), initial, startup=startup, minimum=minimum)]
+    wanted = pools.model(setups, 3.0, 0.15)
+    return Scenario("made", 1, seconds, wanted, tuple(setups), load, troubles or Troubles())
 
 
 def steady(rate: float, seconds: float) -> Load:
@@ -148,7 +148,7 @@ def test_changes_and_turns() -> None:
 
 def test_bounds_are_the_pools() -> None:
     outcome = run(scenario(minimum=1), Schedule([(5.0, {"S": 0}), (50.0, {"S": 1_000})]))
-    assert {look.desired[0] for look in outcome.looks} == {1, scenarios.MOST_REPLICAS}
+    assert {look.desired[0] for look in outcome.looks} == {1, pools.MOST_REPLICAS}
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
