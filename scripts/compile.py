@@ -128,7 +128,19 @@ SIMULATOR = [
     "fairlead/profile.py",
     *(
         f"fairlead_sim/{part}.py"
-        for part in ("blocks", "course", "engine", "fleet", "sequence", "served", "trace_prompts")
+        for part in (
+            "blocks",
+            "course",
+            "engine",
+            "fleet",
+            "holding",
+            "outside",
+            "seam_view",
+            "seams",
+            "sequence",
+            "served",
+            "trace_prompts",
+        )
     ),
     *(
         f"fairlead_sim/scaling/{part}.py"

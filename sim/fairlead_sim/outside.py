@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
 
+from fairlead_sim.asked import Asked
 from fairlead_sim.blocks import Cleared, KvEvent, Removed, Stored
 from fairlead_sim.course import HELD, Course
 from fairlead_sim.engine import Sequence as EngineSequence
@@ -33,18 +34,6 @@ class Sharing:
 
     sent_seconds: float = 0.0
     loads_seconds: float = 0.0
-
-
-class Asked:
-    """A request as a tool offers it. A core may set attributes of its own."""
-
-    def __init__(self, request: TraceRequest, blocks: tuple[int, ...]) -> None:
-        self.id = request.id
-        self.arrival = request.arrival
-        self.prompt_tokens = request.prompt_tokens
-        self.blocks = blocks
-        self.session = request.session
-        self.tenant = request.tenant
 
 
 class Endpoint:

@@ -18,9 +18,9 @@ instead of a simulation of all queues after each; the code's allowance for engin
 Live, where a gateway holds nothing, only the choice is DualMap's: requests wait in the engines, in their order of arrival.
 """
 
-from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from fairlead.decision import Decision
@@ -73,33 +73,59 @@ class Held:
         return order(self.at[instance][0], self.arrival, self.id)
 
 
-@dataclass(slots=True)
 class _Queue:
-    """One instance's: what was sent there and is not prefilled yet, and what is held for it, in order with its seconds."""
+    """One instance's: what was sent there and is not prefilled yet, and what is held for it, in order. ``total_seconds`` is until it
+    was empty before anything moved. How long each place waits is summed from the front as far as it is asked for: most requests that
+    might move are looked at between two moves of their queues."""
 
-    pending_seconds: float
-    orders: list[Order] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    __slots__ = ("_orders", "_pending", "_seconds", "_summed", "total_seconds")
 
-    @property
-    def total(self) -> float:
-        """Seconds until it is empty."""
-        return self.pending_seconds + sum(self.seconds.values())
+    def __init__(self, pending_seconds: float, ones: Sequence[tuple[Order, float]]) -> None:
+        self._pending = pending_seconds
+        self.total_seconds = pending_seconds + sum([seconds for _, seconds in ones])
+        inside = sorted(ones)
+        self._orders = [place for place, _ in inside]
+        self._seconds = [seconds for _, seconds in inside]
+        self._summed = [0.0]  # of the first so many, as far as nothing has changed
 
     def before(self, place: Order) -> float:
         """Seconds before a request at that place begins."""
-        ahead = self.orders[: bisect_left(self.orders, place)]
-        return self.pending_seconds + sum([self.seconds[name] for _, _, name in ahead])
+        summed, index = self._summed, bisect_left(self._orders, place)
+        while len(summed) <= index:
+            summed.append(summed[-1] + self._seconds[len(summed) - 1])
+        return self._pending + summed[index]
 
     def put(self, place: Order, seconds: float) -> None:
         """One more is held."""
-        insort(self.orders, place)
-        self.seconds[place[2]] = seconds
+        index = bisect_left(self._orders, place)
+        self._orders.insert(index, place)
+        self._seconds.insert(index, seconds)
+        del self._summed[index + 1 :]
 
     def take(self, place: Order) -> None:
         """It is held no more."""
-        del self.orders[bisect_left(self.orders, place)]
-        del self.seconds[place[2]]
+        index = bisect_left(self._orders, place)
+        del self._orders[index]
+        del self._seconds[index]
+        del self._summed[index + 1 :]
+
+
+class _Wish:
+    """A request that had better wait at ``to``, with its place and its own seconds here and there."""
+
+    __slots__ = ("here", "here_seconds", "name", "source", "there", "there_seconds", "to")
+
+    def __init__(self, one: Held, source: str, to: str) -> None:
+        self.name = one.id
+        self.source = source
+        self.to = to
+        self.here, self.here_seconds = one.place(source), one.at[source][1]
+        self.there, self.there_seconds = one.place(to), one.at[to][1]
+
+    def gain(self, queues: Mapping[str, _Queue]) -> float:
+        """By how many seconds its first token comes sooner there."""
+        here = queues[self.source].before(self.here) + self.here_seconds
+        return here - queues[self.to].before(self.there) - self.there_seconds
 
 
 def rebalance(
@@ -107,43 +133,36 @@ def rebalance(
 ) -> list[tuple[str, str]]:
     """Moves (request, instance) of requests that are ``held``, by instance. ``pending_seconds`` names all instances, in the
     order in which they are neighbours, with what was sent to each and is not prefilled."""
-    queues = {name: _Queue(seconds) for name, seconds in pending_seconds.items()}
-    for name, ones in held.items():
-        for one in ones:
-            queues[name].put(one.place(name), one.at[name][1])
+    queues = {
+        name: _Queue(seconds, [(one.place(name), one.at[name][1]) for one in held.get(name, ())])
+        for name, seconds in pending_seconds.items()
+    }
+    ring = list(queues)
+    behind = {name: ring[(index + 1) % len(ring)] for index, name in enumerate(ring)}
+    full = {name: queue.total_seconds > objective_seconds for name, queue in queues.items()}
     wishes = []
     for name, ones in held.items():
         oldest = min((one.arrival for one in ones), default=now)
-        if queues[name].total > objective_seconds or now - oldest >= OLDEST_SECONDS:
-            wishes += [
-                (_gain(queues, one, name, to), one, name, to)
-                for one, to in _targets(ones, name, queues, objective_seconds)
-            ]
-    wishes.sort(key=lambda wish: (-wish[0], wish[1].id))
+        if full[name] or now - oldest >= OLDEST_SECONDS:
+            wishes += _wishes(ones, name, full, behind[name])
+    gains = sorted([(-wish.gain(queues), wish.name, index) for index, wish in enumerate(wishes)])
     moves = []
-    for _, one, name, to in wishes:
-        if _gain(queues, one, name, to) > 0.0:
-            queues[name].take(one.place(name))
-            queues[to].put(one.place(to), one.at[to][1])
-            moves.append((one.id, to))
+    for _, _, index in gains:
+        wish = wishes[index]
+        if wish.gain(queues) > 0.0:
+            queues[wish.source].take(wish.here)
+            queues[wish.to].put(wish.there, wish.there_seconds)
+            moves.append((wish.name, wish.to))
     return moves
 
 
-def _targets(
-    ones: Sequence[Held], name: str, queues: Mapping[str, _Queue], objective_seconds: float
-) -> Iterator[tuple[Held, str]]:
-    """Where each might go: its other home, or the one behind that when it is as full."""
-    full = {other: queue.total > objective_seconds for other, queue in queues.items()}
-    ring = list(queues)
+def _wishes(ones: Sequence[Held], name: str, full: Mapping[str, bool], behind: str) -> list[_Wish]:
+    """Where each might go: its other home, or the one behind this when it is as full."""
+    found = []
     for one in ones:
         to = one.twin
         if to is None or to not in full or full[to]:
-            to = ring[(ring.index(name) + 1) % len(ring)]
+            to = behind
         if to != name and to in one.at:
-            yield one, to
-
-
-def _gain(queues: Mapping[str, _Queue], one: Held, name: str, to: str) -> float:
-    """By how many seconds its first token comes sooner there."""
-    here = queues[name].before(one.place(name)) + one.at[name][1]
-    return here - queues[to].before(one.place(to)) - one.at[to][1]
+            found.append(_Wish(one, name, to))
+    return found
