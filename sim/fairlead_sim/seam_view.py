@@ -75,7 +75,10 @@ class EndpointView:
             return None
         told, blocks = found
         here = self._under_way(blocks)
-        return {name: max(here.get(name, 0.0), told.get(name, 0.0)) for name in here.keys() | told.keys()}
+        for name, tokens in told.items():
+            if tokens > here.get(name, 0.0):
+                here[name] = tokens
+        return here
 
     def load(self, own: Tally) -> Tally:
         """An endpoint's whole load, given what this core sent there."""

@@ -74,26 +74,37 @@ class HeldRequests:
         """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens, ``rate`` is
         tokens of a byte."""
         known = {place.id: place for place in places}
-        behind = {place.id: places[(index + 1) % len(places)] for index, place in enumerate(places)}
         waiting: dict[str, list[dualmap.Held]] = {}
         pending = {}
-        for place in places:
-            waiting[place.id] = ones = []
+        for index, place in enumerate(places):
+            behind = places[(index + 1) % len(places)]
             seconds = self._ledger.seen(place.tally).backlog_seconds
-            for name in held.get(place.id, ()):
-                one, flight = self._assigned.get(name), self._ledger.flight(name)
-                if one is None or flight is None or flight.tally.instance != place.id:
-                    continue
-                twin = next((known[home] for home in homes(one.request) if home != place.id), None)
-                at = {place.id: (one.hit_tokens, flight.seconds)}
-                for other in (twin, behind[place.id]):
-                    if other is not None and other is not place:
-                        at[other.id] = self._there(one.request, other, scale, rate)
+            here = self._kept(held.get(place.id, ()), place.id)
+            for _, _, own in here:
+                seconds -= own
+            pending[place.id] = seconds = max(0.0, seconds)
+            total = seconds + sum([own for _, _, own in here])
+            mended = dualmap.mended(total, [one.arrival for _, one, _ in here], objective_seconds, now)
+            waiting[place.id] = ones = []
+            for name, one, own in here:
+                at, twin = {place.id: (one.hit_tokens, own)}, None
+                if mended:  # who stays where he is need not know how it would be elsewhere
+                    twin = next((known[home] for home in homes(one.request) if home != place.id), None)
+                    for other in (twin, behind):
+                        if other is not None and other is not place:
+                            at[other.id] = self._there(one.request, other, scale, rate)
                 ones.append(dualmap.Held(name, one.arrival, None if twin is None else twin.id, at))
-                seconds -= flight.seconds
-            pending[place.id] = max(0.0, seconds)
         self._holdings.forget_asked()
         return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
+
+    def _kept(self, names: Sequence[str], instance: str) -> list[tuple[str, _Assigned, float]]:
+        """Of these the ones that are known to be there, with their seconds."""
+        found = []
+        for name in names:
+            one, flight = self._assigned.get(name), self._ledger.flight(name)
+            if one is not None and flight is not None and flight.tally.instance == instance:
+                found.append((name, one, flight.seconds))
+        return found
 
     def _there(self, request: RouteRequest, place: Place, scale: float, rate: float) -> tuple[float, float]:
         """Tokens of a request that are cached at an instance, and the seconds that the rest takes there."""

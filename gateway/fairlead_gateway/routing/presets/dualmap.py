@@ -142,8 +142,7 @@ def rebalance(
     full = {name: queue.total_seconds > objective_seconds for name, queue in queues.items()}
     wishes = []
     for name, ones in held.items():
-        oldest = min((one.arrival for one in ones), default=now)
-        if full[name] or now - oldest >= OLDEST_SECONDS:
+        if mended(queues[name].total_seconds, [one.arrival for one in ones], objective_seconds, now):
             wishes += _wishes(ones, name, full, behind[name])
     gains = sorted([(-wish.gain(queues), wish.name, index) for index, wish in enumerate(wishes)])
     moves = []
@@ -154,6 +153,11 @@ def rebalance(
             queues[wish.to].put(wish.there, wish.there_seconds)
             moves.append((wish.name, wish.to))
     return moves
+
+
+def mended(total_seconds: float, arrivals: Sequence[float], objective_seconds: float, now: float) -> bool:
+    """Whether a queue is looked at for moves: for how long it is, or for who waits in it."""
+    return total_seconds > objective_seconds or (bool(arrivals) and now - min(arrivals) >= OLDEST_SECONDS)
 
 
 def _wishes(ones: Sequence[Held], name: str, full: Mapping[str, bool], behind: str) -> list[_Wish]:
