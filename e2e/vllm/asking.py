@@ -42,6 +42,9 @@ async def ask(
             answer = await client.post(asked.path, json=body, headers=fields)
             return _whole(answer, time.monotonic() - began)
         async with client.stream("POST", asked.path, json=body, headers=fields) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                return _whole(answer, time.monotonic() - began)
             async for line in answer.aiter_lines():
                 lines += [line[6:]] if line.startswith("data: ") else []
             return _streamed(answer, lines, time.monotonic() - began)
