@@ -442,6 +442,14 @@ class Limits:
     autoscaler_carry_seconds: float = _limit(
         60.0, "a gateway that does not answer is taken to go on as before for so long, then as gone"
     )
+    autoscaler_tick_seconds: float = _limit(5.0, "all models are decided on this often")
+    autoscaler_wake_seconds: float = _limit(0.2, "and not sooner than this after the last time, whoever asks for it")
+    autoscaler_world_seconds: float = _limit(
+        10.0, "until what there is to scale is told, or a number is written; then the tick goes on without"
+    )
+    autoscaler_ring_bytes: int = _limit(32 * 1024 * 1024, "looks kept in memory: of ten small models about two hours")
+    autoscaler_file_bytes: int = _limit(16 * 1024 * 1024, "one file of a recording; the next follows")
+    autoscaler_files: int = _limit(32, "files of a recording; the oldest are removed")
     autoscaler_signals_seconds: float = _limit(10.0, "what an engine said longer ago is not known any more")
 
 

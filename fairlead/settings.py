@@ -133,6 +133,26 @@ class OperatorSettings:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class AutoscalerSettings:
+    """Of ``fairlead-autoscaler``."""
+
+    manage_token: str | None = _setting(
+        "bearer token of what it tells beside its probes and metrics, and of gateways' hints; as theirs. Without it nobody is asked "
+        "for one",
+        secret=True,
+    )
+    scaling_freeze: str | None = _setting(
+        "`1` stops every change of a number of replicas; what would be done is still said", default="0"
+    )
+    log_level: str | None = _setting(
+        "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
+    )
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class IndexerSettings:
     """Of ``fairlead-indexer``."""
 
@@ -190,6 +210,7 @@ def processes() -> dict[str, type]:
     return {
         "fairlead-gateway": GatewaySettings,
         "fairlead-operator": OperatorSettings,
+        "fairlead-autoscaler": AutoscalerSettings,
         "fairlead-indexer": IndexerSettings,
         "fairlead": CliSettings,
     }

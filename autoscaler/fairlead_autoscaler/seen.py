@@ -66,13 +66,16 @@ def scaled_model(
     )
 
 
-def observation(state: ModelState, readings: Readings, now: float, signals_seconds: float) -> Observation:
-    """What the core is shown of a model ``now``."""
+def observation(
+    state: ModelState, readings: Readings, now: float, signals_seconds: float, wall: float | None = None
+) -> Observation:
+    """What the core is shown of a model ``now``; ``wall`` is Unix time."""
     key = state.model.name
     return Observation(
         now,
         gateway_seen(key, readings),
         {name: _pool(key, pool, readings, signals_seconds) for name, pool in state.pools.items()},
+        wall,
     )
 
 

@@ -1,8 +1,6 @@
 """Fleet → fleet file, one instance a line, replaced as a whole."""
 
-import os
 import re
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.documents import resolve
+from fairlead.files import replace_whole
 from fairlead.fleet import Fleet, Instance, Model, Pull
 from fairlead.profile import EngineProfile, presets
 
@@ -98,12 +97,4 @@ def _dump_profile(profile: EngineProfile) -> str | dict[str, Any]:
 
 def write_atomic(path: Path, fleet: Fleet) -> None:
     """Replace the file at ``path``: a reader sees the old fleet or the new one, never a part."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dump(fleet))
-        os.chmod(name, 0o644)  # the file holds no secret, and mkstemp made it private
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    replace_whole(path, dump(fleet).encode(), mode=0o644)  # it holds no secret

@@ -21,12 +21,12 @@ from fairlead.errors import FairleadError, SettingsError
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.settings import IndexerSettings, read, unknown
+from fairlead.starting import address, log_level
 from fairlead_kvstore.places import place
 from fairlead_kvstore.process import Plan, Process
 from fairlead_kvstore.truth import blocks
 
 _LOG = logging.getLogger("fairlead.indexer")
-_LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read(IndexerSettings, os.environ)
         logging.basicConfig(
-            level=_level(settings.log_level),
+            level=log_level(settings.log_level),
             stream=sys.stderr,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _LOG.info("the indexer runs %s", "compiled" if is_compiled(blocks.__file__) else "interpreted")
         system.more_files()
         limits, clock = Limits(), SystemClock()
-        host, port = _address(options.listen)
+        host, port = address(options.listen, "--listen", "127.0.0.1:9090")
         plan = Plan(
             source=fleetsource.source_of(
                 options,
@@ -88,21 +88,6 @@ def _redis(url: str | None) -> str:
         )
     place(url)
     return url
-
-
-def _level(text: str | None) -> str:
-    name = (text or "info").lower()
-    if name not in _LEVELS:
-        field = "FAIRLEAD_LOG_LEVEL"
-        raise SettingsError(f"{field} is not a level", field=field, hint=f"one of {', '.join(_LEVELS)}")
-    return name.upper()
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
-        raise SettingsError("--listen: HOST:PORT is expected", field="--listen", hint="for example 127.0.0.1:9090")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,100 @@
+"""``python -m fairlead_autoscaler --local DIR --gateway URL``: clock, files, connections and signals come from here."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairlead.clock import Clock, SystemClock
+from fairlead.errors import FairleadError, SettingsError
+from fairlead.limits import Limits
+from fairlead.loops import loop_factory
+from fairlead.settings import AutoscalerSettings, read, unknown
+from fairlead.starting import address, log_level
+from fairlead_autoscaler.local import THERE, WISHES, FileScaler, LocalWorld
+from fairlead_autoscaler.process import Plan, Process
+
+_LOG = logging.getLogger("fairlead.autoscaler")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT (0); 2 when it cannot start."""
+    options = _options(arguments)
+    try:
+        settings = read(AutoscalerSettings, os.environ)
+        logging.basicConfig(
+            level=log_level(settings.log_level),
+            stream=sys.stderr,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each question
+        for line in unknown(os.environ):
+            _LOG.warning("%s", line)
+        limits, clock = Limits(), SystemClock()
+        host, port = address(options.listen, "--listen", "127.0.0.1:9092")
+        plan = Plan(
+            world=LocalWorld(options.local / THERE, clock, limits.autoscaler_tick_seconds),
+            scaler=FileScaler(options.local / WISHES),
+            gateways=options.gateway,
+            host=host,
+            port=port,
+            token=settings.manage_token,
+            record=options.record,
+            frozen=_yes(settings.scaling_freeze),
+        )
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_run(plan, clock, limits))
+    except (FairleadError, OSError) as error:
+        print(f"fairlead-autoscaler: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _run(plan: Plan, clock: Clock, limits: Limits) -> None:
+    process = Process(plan, clock, announce=lambda line: print(line, flush=True), limits=limits)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stop)
+    await process.run()
+
+
+def _yes(text: str | None) -> bool:
+    if text in (None, "0", "1"):
+        return text == "1"
+    raise SettingsError(
+        "FAIRLEAD_SCALING_FREEZE is neither 1 nor 0", field="FAIRLEAD_SCALING_FREEZE", hint="write 1 or 0"
+    )
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fairlead-autoscaler", description="Sizes pools so that their objectives hold at the lowest cost."
+    )
+    parser.add_argument(
+        "--local", required=True, type=Path, metavar="DIR", help="the run directory of a stack of `fairlead up`"
+    )
+    parser.add_argument(
+        "--gateway",
+        required=True,
+        action="append",
+        metavar="URL",
+        help="a gateway's management port; a name is asked for all its addresses. Can be given again",
+    )
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="where probes, metrics and what was decided are (a free loopback port)",
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="a folder where everything seen and decided is kept as JSON lines"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The autoscaler's side of local mode: two files of the run directory in place of an API server.
+
+The supervisor of ``fairlead up`` writes what there is into one, at every step of an engine; the autoscaler writes the numbers that it
+wants into the other. Both are replaced whole. Either side may be killed and started again and goes on from what the files say.
+Times are monotonic seconds of the machine's one clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from fairlead.api import Autoscaling
+from fairlead.clock import Clock
+from fairlead.errors import Unavailable
+from fairlead.files import replace_whole
+from fairlead.fleet import Objectives
+from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
+from fairlead_autoscaler.seen import scaled_model
+from fairlead_autoscaler.world import ModelState, PoolState, Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine's process: when it was last started, and when it was ready (None: it is not)."""
+
+    id: str
+    state: ReplicaState
+    started: float
+    ready: float | None = None
+    instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPool:
+    """A pool, how many replicas are asked for, and its processes."""
+
+    facts: PoolFacts
+    desired: int
+    engines: tuple[Engine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model; ``policy`` is ``spec.autoscaling`` as JSON."""
+
+    objectives: Objectives
+    policy: Mapping[str, Any]
+    pools: tuple[LocalPool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The number that a pool should have, and who leaves first where that is fewer."""
+
+    replicas: int
+    leaving: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class There:
+    """The supervisor's file: models by ``namespace/name``."""
+
+    models: Mapping[str, LocalModel] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The autoscaler's file: by model and pool."""
+
+    pools: Mapping[str, Mapping[str, Wish]] = field(default_factory=dict)
+
+
+THERE: Final = "scaling-there.json"
+"""The supervisor's file in the run directory."""
+WISHES: Final = "scaling-wishes.json"
+"""The autoscaler's."""
+_Value = TypeVar("_Value")
+_there: Final = msgspec.json.Decoder(There)
+_wishes: Final = msgspec.json.Decoder(Wishes)
+
+
+def write(path: Path, value: There | Wishes) -> None:
+    """Replace a file by ``value``, in one step. Raises OSError."""
+    replace_whole(path, msgspec.json.encode(value))
+
+
+def read_there(path: Path) -> There:
+    """What the supervisor wrote. Raises Unavailable."""
+    return _read(path, _there)
+
+
+def read_wishes(path: Path) -> Wishes:
+    """What the autoscaler wrote. Raises Unavailable."""
+    return _read(path, _wishes)
+
+
+def _read(path: Path, decoder: "msgspec.json.Decoder[_Value]") -> _Value:
+    try:
+        return decoder.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise Unavailable(f"{path} cannot be read ({type(error).__name__})") from error
+
+
+class LocalWorld:
+    """What the supervisor says there is."""
+
+    def __init__(self, path: Path, clock: Clock, interval_seconds: float) -> None:
+        self._path = path
+        self._clock = clock
+        self._interval = interval_seconds
+
+    async def look(self) -> Mapping[str, ModelState]:
+        """Every model that it scales. Raises Unavailable while its file cannot be read."""
+        now = self._clock.now()
+        return {key: self._model(key, model, now) for key, model in read_there(self._path).models.items()}
+
+    def _model(self, key: str, model: LocalModel, now: float) -> ModelState:
+        facts = [pool.facts for pool in model.pools]
+        scaled = scaled_model(key, model.objectives, facts, interval_seconds=self._interval)
+        pools = {pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now)) for pool in model.pools}
+        return ModelState(scaled, Autoscaling.model_validate(model.policy), pools)
+
+
+def _replicas(engines: Sequence[Engine], now: float) -> tuple[Replica, ...]:
+    return tuple(
+        Replica(
+            one.id,
+            one.state,
+            max(0.0, now - one.started),
+            None if one.ready is None else one.ready - one.started,
+            one.instances,
+        )
+        for one in engines
+    )
+
+
+class FileScaler:
+    """``fairlead.fleet.Scaler`` for local mode: the numbers wanted last, of all pools, in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+        """Ask for ``replicas``. Raises Unavailable when the file cannot be written."""
+        wishes = read_wishes(self._path).pools if self._path.exists() else {}
+        pools = {**wishes.get(key, {}), pool: Wish(replicas, tuple(leaving))}
+        try:
+            write(self._path, Wishes({**wishes, key: pools}))
+        except OSError as error:
+            raise Unavailable(f"{self._path} cannot be written ({error.strerror})") from error

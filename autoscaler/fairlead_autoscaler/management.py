@@ -1,0 +1,144 @@
+"""The autoscaler's port: probes, Prometheus, what was decided and why, and the hints of gateways.
+
+``/healthz``, ``/readyz`` and ``/metrics`` are open. The rest wants the management token where there is one. A hint only makes a look
+come sooner, and is taken from whoever may ask; it is JSON, so that no page of another site can make a browser send one.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from fairlead.clock import Clock
+from fairlead_autoscaler.loop import Loop
+from fairlead_autoscaler.metrics import Metrics
+from fairlead_autoscaler.recording import Ring
+
+_JSON: Final = "application/json"
+_OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_HINT_BYTES: Final = 4_096
+
+
+class Hint(msgspec.Struct):
+    """What a gateway posts to ``/wake``: the model (``namespace/name``) of which it holds a request."""
+
+    model: str
+
+
+_hint: Final = msgspec.json.Decoder(Hint)
+
+
+def application(
+    loop: Loop, ring: Ring, notes: Callable[[], list[str]], clock: Clock, token: str | None
+) -> web.Application:
+    """The port's application. ``notes`` say what is wrong, in words."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Metrics(loop, clock))
+    desk = _Desk(loop, ring, notes, registry)
+    app = web.Application(middlewares=[_guard(token)], client_max_size=_HINT_BYTES)
+    app.add_routes(
+        [
+            web.get("/healthz", desk.healthz),
+            web.get("/readyz", desk.readyz),
+            web.get("/metrics", desk.metrics),
+            web.get("/autoscaling", desk.now),
+            web.get("/autoscaling/look", desk.look),
+            web.get("/autoscaling/recording", desk.recording),
+            web.post("/wake", desk.wake),
+        ]
+    )
+    return app
+
+
+def _guard(token: str | None) -> Callable[..., Awaitable[web.StreamResponse]]:
+    wanted = None if token is None else f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if wanted is not None and request.path not in _OPEN:
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, wanted):
+                return _error(401, "the management token is missing or wrong")
+        return await handler(request)
+
+    return guard
+
+
+class _Desk:
+    def __init__(self, loop: Loop, ring: Ring, notes: Callable[[], list[str]], registry: CollectorRegistry) -> None:
+        self._loop = loop
+        self._ring = ring
+        self._notes = notes
+        self._registry = registry
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """The loop turns."""
+        return web.Response(text="the loop turns\n")
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """200 once everything was decided on, and while what there is can be told."""
+        ready = self._loop.away is None
+        return web.Response(
+            status=200 if ready else 503, text="\n".join(["ready" if ready else "not ready", *self._notes()]) + "\n"
+        )
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Prometheus text."""
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def now(self, _: web.Request) -> web.Response:
+        """The last look at every model."""
+        looks = dict(sorted(self._loop.looks().items()))
+        about = {"leads": self._loop.leads, "frozen": self._loop.frozen, "notes": self._notes(), "models": looks}
+        return web.Response(body=msgspec.json.encode(about), content_type=_JSON)
+
+    async def look(self, request: web.Request) -> web.Response:
+        """``?model=KEY[&at=UNIX]``: the last look at a model, or the last at or before a moment."""
+        model = request.query.get("model", "")
+        at = _number(request.query.get("at"))
+        line = self._ring.at(model, at)
+        if line is None:
+            known = ", ".join(sorted(self._loop.looks())) or "none"
+            return _error(404, f"no look at {model!r} is kept from then; models that are scaled: {known}")
+        return web.Response(body=line, content_type=_JSON)
+
+    async def recording(self, request: web.Request) -> web.StreamResponse:
+        """``?[model=KEY][&since=UNIX]``: all looks that are kept, as JSON lines."""
+        answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        await answer.prepare(request)
+        lines: Iterator[bytes] = self._ring.lines(
+            request.query.get("model"), _number(request.query.get("since")) or 0.0
+        )
+        for line in lines:
+            await answer.write(line + b"\n")
+        await answer.write_eof()
+        return answer
+
+    async def wake(self, request: web.Request) -> web.Response:
+        """202: a look comes at once. 404: no such model is scaled."""
+        if request.content_type != _JSON:
+            return _error(415, "a hint is JSON")
+        try:
+            hint = _hint.decode(await request.read())
+        except (msgspec.MsgspecError, ValueError):
+            return _error(400, 'a hint is {"model": "NAMESPACE/NAME"}')
+        if not self._loop.wake(hint.model):
+            return _error(404, "no such model is scaled")
+        return web.Response(status=202)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise web.HTTPBadRequest(text="a moment is given in Unix seconds\n") from None
+
+
+def _error(status: int, message: str) -> web.Response:
+    body = msgspec.json.encode({"error": {"message": message}})
+    return web.Response(status=status, body=body, content_type=_JSON)

@@ -1,0 +1,114 @@
+"""What the autoscaler tells Prometheus. Everything is read when it is asked for; what is not known has no line."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fairlead.clock import Clock
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.loop import Loop
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import PoolSeen
+
+PREFIX = "fairlead_autoscaler_"
+_POOL = ["model", "pool"]
+
+
+class Metrics(Collector):
+    """Families by model and pool, of which there are as many as people have written."""
+
+    def __init__(self, loop: Loop, clock: Clock) -> None:
+        self._loop = loop
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family."""
+        looks = dict(sorted(self._loop.looks().items()))
+        yield from _pools(looks)
+        yield _inputs(looks)
+        yield from self._models(looks)
+        yield from self._counters()
+        yield from self._process()
+
+    def _models(self, looks: Mapping[str, Look]) -> Iterator[Metric]:
+        ages = GaugeMetricFamily(
+            f"{PREFIX}decision_age_seconds", "time since the model was decided on", labels=["model"]
+        )
+        seen = GaugeMetricFamily(
+            f"{PREFIX}signals", "1 where gateways told what arrives, 0 where nobody could", labels=["model"]
+        )
+        for key, look in looks.items():
+            ages.add_metric([key], max(0.0, self._clock.now() - look.observation.now))
+            seen.add_metric([key], float(look.observation.gateway is not None))
+        yield from (ages, seen)
+
+    def _counters(self) -> Iterator[Metric]:
+        counts = self._loop.counts
+        decisions = CounterMetricFamily(
+            f"{PREFIX}decisions", "decisions on a pool, by the rule that decided", labels=[*_POOL, "rule"]
+        )
+        for labels, count in sorted(counts.decisions.items()):
+            decisions.add_metric(labels, count)
+        writes = CounterMetricFamily(f"{PREFIX}writes", "numbers of replicas written", labels=[*_POOL, "direction"])
+        for written, count in sorted(counts.writes.items()):
+            writes.add_metric(written, count)
+        refused = CounterMetricFamily(f"{PREFIX}write_errors", "numbers that could not be written", labels=_POOL)
+        for one, count in sorted(counts.refused.items()):
+            refused.add_metric(one, count)
+        yield from (decisions, writes, refused)
+        yield CounterMetricFamily(f"{PREFIX}ticks", "times that all models were decided on", counts.ticks)
+        yield CounterMetricFamily(
+            f"{PREFIX}ticks_skipped", "times that nothing was, since what there is could not be told", counts.skipped
+        )
+        yield CounterMetricFamily(f"{PREFIX}wakes", "hints of gateways that a request is held", counts.wakes)
+
+    def _process(self) -> Iterator[Metric]:
+        loop = self._loop
+        missing = sum(one.why is not None for one in loop.readings.gateways)
+        yield GaugeMetricFamily(f"{PREFIX}gateways", "gateways that are read", len(loop.readings.gateways))
+        yield GaugeMetricFamily(f"{PREFIX}gateways_missing", "of them, those that did not answer", missing)
+        yield GaugeMetricFamily(f"{PREFIX}tick_seconds", "how long the last tick took", loop.counts.tick_seconds)
+        yield GaugeMetricFamily(f"{PREFIX}frozen", "1 while nothing is written", float(loop.frozen))
+        yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the process that writes", float(loop.leads))
+
+
+_SEEN: Mapping[str, tuple[str, Callable[[PoolSeen], float]]] = {
+    "ready_replicas": ("replicas that are ready", lambda pool: pool.ready),
+    "pending_replicas": ("replicas that start", lambda pool: pool.pending),
+    "draining_replicas": ("replicas that finish what they have and leave", lambda pool: pool.draining),
+}
+_RULED: Mapping[str, tuple[str, Callable[[Ruling], float | None]]] = {
+    "desired_replicas": ("replicas that are asked for now", lambda one: one.desired),
+    "wanted_replicas": ("replicas that there should be", lambda one: one.replicas),
+    "planned_replicas": ("what the load alone would take, before bounds and steps", lambda one: one.planned),
+    "held_back": ("1 where the number is not written", lambda one: float(one.unwritten is not None)),
+}
+
+
+def _pools(looks: Mapping[str, Look]) -> Iterator[Metric]:
+    for name, (says, of_pool) in _SEEN.items():
+        family = GaugeMetricFamily(PREFIX + name, says, labels=_POOL)
+        for key, look in looks.items():
+            for pool, seen in look.observation.pools.items():
+                family.add_metric([key, pool], of_pool(seen))
+        yield family
+    for name, (says, of_ruling) in _RULED.items():
+        family = GaugeMetricFamily(PREFIX + name, says, labels=_POOL)
+        for key, look in looks.items():
+            for pool, ruling in look.rulings.items():
+                value = of_ruling(ruling)
+                if value is not None:
+                    family.add_metric([key, pool], value)
+        yield family
+
+
+def _inputs(looks: Mapping[str, Look]) -> Metric:
+    """The numbers that led to the plan; their names are a closed list of the core's (docs/guides/autoscaling.md)."""
+    family = GaugeMetricFamily(f"{PREFIX}input", "a number that led to the plan", labels=[*_POOL, "name"])
+    for key, look in looks.items():
+        for pool, plan in look.plan.pools.items():
+            for name, one in plan.inputs.items():
+                if one.value is not None:
+                    family.add_metric([key, pool, name], one.value)
+    return family

@@ -1,0 +1,76 @@
+"""The two files of local mode: what the supervisor says and what the autoscaler wants."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fairlead.clock import ManualClock
+from fairlead.errors import Unavailable
+from fairlead.fleet import Objectives
+from fairlead_autoscaler.local import (
+    THERE,
+    WISHES,
+    Engine,
+    FileScaler,
+    LocalModel,
+    LocalPool,
+    LocalWorld,
+    There,
+    Wish,
+    read_wishes,
+    write,
+)
+from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
+from fairlead_autoscaler.world import PoolState, Replica
+
+KEY = "default/tiny"
+
+
+def test_what_the_supervisor_wrote_is_the_world_with_ages(tmp_path: Path) -> None:
+    facts = PoolFacts("main", minimum=0, maximum=4)
+    engines = (
+        Engine("main-0", ReplicaState.READY, 900.0, 905.5, ("main-0/9001/0",)),
+        Engine("main-1", ReplicaState.PENDING, 998.0),
+    )
+    model = LocalModel(Objectives(ttft_seconds=2.0), {"mode": "Auto"}, (LocalPool(facts, 2, engines),))
+    write(tmp_path / THERE, There({KEY: model}))
+    world = LocalWorld(tmp_path / THERE, ManualClock(1_000.0), 5.0)
+    state = asyncio.run(world.look())[KEY]
+    assert state.model.ttft_seconds == 2.0
+    assert state.model.pools == (facts,)
+    assert state.policy.mode.value == "Auto"
+    assert state.pools["main"] == PoolState(
+        2,
+        (
+            Replica("main-0", ReplicaState.READY, 100.0, 5.5, ("main-0/9001/0",)),
+            Replica("main-1", ReplicaState.PENDING, 2.0),
+        ),
+    )
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"models": {"a": 1}}'])
+def test_a_file_that_cannot_be_read_is_a_world_that_is_away(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / THERE).write_text(text)
+    with pytest.raises(Unavailable):
+        asyncio.run(LocalWorld(tmp_path / THERE, ManualClock(), 5.0).look())
+
+
+def test_wishes_of_all_pools_stay_together_and_survive_the_process(tmp_path: Path) -> None:
+    async def wish() -> None:
+        await FileScaler(tmp_path / WISHES).scale(KEY, "main", 3)
+        await FileScaler(tmp_path / WISHES).scale("default/other", "main", 0)
+        await FileScaler(tmp_path / WISHES).scale(KEY, "main", 1, ("main-1", "main-0"))
+
+    asyncio.run(wish())
+    assert read_wishes(tmp_path / WISHES).pools == {
+        KEY: {"main": Wish(1, ("main-1", "main-0"))},
+        "default/other": {"main": Wish(0)},
+    }
+    assert [path.name for path in tmp_path.iterdir()] == [WISHES]
+
+
+def test_a_folder_that_is_gone_refuses_the_wish(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        asyncio.run(FileScaler(tmp_path / "gone" / WISHES).scale(KEY, "main", 3))

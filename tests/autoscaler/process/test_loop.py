@@ -1,0 +1,184 @@
+"""The loop acts on plans, and on nothing else: what is away, what fails, who leads, who is woken."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from fairlead_autoscaler.scaling import Core
+from fairlead_autoscaler.seen import Readings, Told
+
+KEY = "default/tiny"
+
+
+def test_what_is_planned_is_written_once_and_what_fits_is_not(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 4, ())]
+    made.models[KEY] = made.state(4)
+    made.tick(loop)
+    assert len(made.asked) == 1
+    assert loop.counts.writes == {(KEY, "main", "up"): 1}
+
+
+def test_going_down_names_who_leaves_first(made: Any) -> None:
+    gauges = {("unique_used_blocks", KEY, "main-0/1/0"): 3.0, ("unique_used_blocks", KEY, "main-1/1/0"): 90.0}
+    made.readings = Readings((Told("gateway", {}, {}, gauges),))
+    made.wants["main"] = 1
+    made.tick(made.loop())
+    assert made.asked == [(KEY, "main", 1, ("main-0", "main-1"))]
+
+
+def test_while_the_world_is_away_nobody_is_asked_and_nothing_is_written(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.away = "the API server does not answer"
+    made.tick(loop)
+    assert (made.cores, made.asked, made.kept) == ([], [], [])
+    assert loop.notes() == ["what there is to scale cannot be told: the API server does not answer"]
+    made.away = None
+    made.tick(loop)
+    assert loop.notes() == []
+    assert [one[2] for one in made.asked] == [4]
+
+
+def test_without_gateways_the_core_is_told_that_nothing_is_known(made: Any) -> None:
+    made.readings = Readings((Told("gateway", why="silent"),), ("gateway gateway is missing: silent",))
+    loop = made.loop()
+    made.tick(loop)
+    (seen,) = made.cores[0].seen
+    assert seen.gateway is None
+    assert seen.pools["main"].replicas is None
+    assert seen.pools["main"].ready == 2
+    assert loop.notes() == ["gateway gateway is missing: silent"]
+
+
+def test_a_core_that_fails_costs_its_own_model_that_tick(made: Any) -> None:
+    other = "default/other"
+    made.models[other] = replace(made.models[KEY], model=replace(made.models[KEY].model, name=other))
+    loop = made.loop()
+    made.tick(loop)
+    made.wants["main"] = 5
+    made.cores[0].fails = True
+    made.tick(loop)
+    assert made.asked == [(other, "main", 5, ())]
+    assert loop.notes() == [f"{KEY}: its core failed (ZeroDivisionError); everything stays"]
+    made.tick(loop)
+    assert loop.notes() == []
+    assert (KEY, "main", 5, ()) in made.asked
+
+
+def test_a_write_that_is_refused_is_said_and_tried_again(made: Any) -> None:
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.refuses = "conflict"
+    made.tick(loop)
+    assert loop.notes() == [f"{KEY}/main: 4 could not be written: conflict"]
+    assert loop.counts.refused == {(KEY, "main"): 1}
+    made.refuses = None
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 4, ())]
+    assert loop.notes() == []
+
+
+def test_one_that_does_not_lead_stays_warm_and_writes_nothing(made: Any) -> None:
+    made.leading = False
+    loop = made.loop()
+    made.wants["main"] = 4
+    made.tick(loop)
+    assert made.asked == []
+    assert made.kept[-1].rulings["main"].unwritten == "another replica of the autoscaler leads"
+    made.leading = True
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 4, ())]
+    assert len(made.cores) == 1
+
+
+def test_advice_is_given_and_not_followed_and_a_model_that_is_off_is_not_looked_at(made: Any) -> None:
+    made.models[KEY] = made.state(mode="Advise")
+    made.wants["main"] = 4
+    loop = made.loop()
+    made.tick(loop)
+    assert made.asked == []
+    assert (made.kept[-1].mode, made.kept[-1].rulings["main"].replicas) == ("Advise", 4)
+    made.models[KEY] = made.state(mode="Off")
+    made.tick(loop)
+    assert loop.looks() == {}
+
+
+def test_a_hint_wakes_a_model_whatever_is_known_and_an_unknown_one_is_refused(made: Any) -> None:
+    made.models[KEY] = made.state(0)
+    made.wants["main"] = 0
+    loop = made.loop()
+    made.tick(loop)
+    assert made.asked == []
+    assert not loop.wake("default/nobody")
+    assert loop.wake(KEY)
+    made.tick(loop)
+    assert made.asked == [(KEY, "main", 1, ())]
+    assert made.kept[-1].rulings["main"].rule == "wake"
+
+
+def test_a_hint_is_forgotten_after_half_a_minute(made: Any) -> None:
+    made.models[KEY] = made.state(0)
+    made.wants["main"] = 0
+    loop = made.loop()
+    made.tick(loop)
+    loop.wake(KEY)
+    made.clock.advance(30.0)
+    made.tick(loop)
+    assert made.asked == []
+
+
+def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
+    async def hinted() -> None:
+        loop = made.loop()
+        async with asyncio.timeout(30):
+            running = asyncio.create_task(loop.run())
+            while loop.counts.ticks < 1:  # noqa: ASYNC110 - another task's doing
+                await asyncio.sleep(0.001)
+            loop.wake(KEY)  # the clock stands still: without a hint the next tick would be 5 s away
+            while loop.counts.ticks < 2:  # noqa: ASYNC110 - another task's doing
+                await asyncio.sleep(0.001)
+            running.cancel()
+        assert loop.counts.wakes == 1
+
+    before = made.clock.now()
+    asyncio.run(hinted())
+    assert made.clock.now() == before
+
+
+def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> None:
+    loop = made.loop()
+    made.tick(loop)
+    made.models[KEY] = made.state(2, most=20, down_window="2m")
+    made.tick(loop)
+    (core,) = made.cores
+    assert core.model.pools[0].maximum == 20
+    assert (core.settings.window_seconds, core.settings.window_least_seconds) == (120.0, 120.0)
+
+
+def test_a_model_that_is_gone_is_forgotten(made: Any) -> None:
+    loop = made.loop()
+    made.tick(loop)
+    del made.models[KEY]
+    made.tick(loop)
+    assert loop.looks() == {}
+    assert not loop.wake(KEY)
+
+
+def test_looks_carry_the_state_before_them_now_and_then(made: Any) -> None:
+    loop = made.loop()
+    for _ in range(61):
+        made.tick(loop)
+    assert [number for number, look in enumerate(made.kept) if look.before is not None] == [0, 60]
+
+
+def test_the_real_core_holds_while_nothing_is_known(made: Any) -> None:
+    made.core = Core
+    made.readings = Readings((Told("gateway", why="silent"),))
+    loop = made.loop()
+    for _ in range(10):
+        made.tick(loop)
+    assert made.asked == []
+    assert made.kept[-1].rulings["main"].replicas == 2
