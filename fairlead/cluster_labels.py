@@ -12,6 +12,8 @@ from fairlead.names import SERVED_NAME as _SERVED
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "fairlead"
+AUTOSCALER: Final = "fairlead-autoscaler"
+"""The field manager of numbers that the autoscaler set, and of its part of a model's status."""
 
 MODEL: Final = "fairlead.io/model"
 POOL: Final = "fairlead.io/pool"
@@ -40,6 +42,8 @@ SERVED_NAME: Final = "fairlead.io/served-model-name"
 """What the engine calls the model, where that is not the model's name."""
 RENDER: Final = "fairlead.io/render"
 """Of a Deployment or LeaderWorkerSet: what of the installation went into its pods, so that an upgrade can keep it."""
+SURGE: Final = "fairlead.io/surge"
+"""Of a LeaderWorkerSet: its number holds so many groups more than are asked, while they are replaced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ FOREIGN = {
     "--strict",
     "--index-url",
     "--type",
+    "--subresource",
+    "--field-manager",
 }
 """Options of other people's programs that the pages speak of."""
 

@@ -59,6 +59,15 @@ class Reason(StrEnum):
     ENGINE_CRASHING = "EngineCrashing"
     START_TIMEOUT = "StartTimeout"
     BARE_NAME_TAKEN = "BareNameTaken"
+    DECIDING = "Deciding"
+    AT_MAXIMUM = "AtMaximum"
+    BLIND = "Blind"
+    ADVISING = "Advising"
+    FROZEN = "Frozen"
+    SET_ELSEWHERE = "SetElsewhere"
+    WITHIN_TARGET = "WithinTarget"
+    BELOW_TARGET = "BelowTarget"
+    TOO_FEW_REQUESTS = "TooFewRequests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +259,57 @@ _NAME_TAKEN = (
         "Let clients say `namespace/name`, or rename one of the two.",
     ),
 )
+_AUTOSCALING = (
+    (
+        Reason.DECIDING,
+        "The autoscaler sets the numbers; the message says of each pool how many, by which rule, and from what.",
+        "Nothing.",
+    ),
+    (
+        Reason.AT_MAXIMUM,
+        "A pool needs more instances than its max, or a schedule's.",
+        "Raise `replicas.max`, or relax `spec.objectives`.",
+    ),
+    (
+        Reason.BLIND,
+        "Gateways cannot be asked, or what they say contradicts itself. Numbers stay, and rise after a while; they never fall.",
+        "Look at the gateways that the message names: their pods, and whether a NetworkPolicy keeps the autoscaler out.",
+    ),
+    (
+        Reason.ADVISING,
+        "`autoscaling.mode` is `Advise`: the message says what would be done.",
+        "Set `mode: Auto` to let it.",
+    ),
+    (
+        Reason.FROZEN,
+        "All scaling is frozen, by the chart's `autoscaler.freeze`.",
+        "Take the freeze away.",
+    ),
+    (
+        Reason.SET_ELSEWHERE,
+        "Somebody else sets the number of every pool: `spec.replicas`, `kubectl scale`, an HPA or KEDA. The autoscaler leaves it.",
+        "Nothing, if that is meant. Else remove `spec.replicas`; or, where a Deployment's number was written, take away what writes "
+        "it and write another one in the autoscaler's name: `kubectl patch deployment NAME --subresource=scale --type=merge "
+        '--field-manager=fairlead-autoscaler -p \'{"spec":{"replicas":2}}\'`.',
+    ),
+)
+_OBJECTIVES_MET = (
+    (
+        Reason.WITHIN_TARGET,
+        "Of the last five minutes' requests as many were within each objective as the target says.",
+        "Nothing.",
+    ),
+    (
+        Reason.BELOW_TARGET,
+        "Of the last five minutes' requests fewer were within an objective than the target says.",
+        "Look at `Autoscaling`: instances may be starting, or at their max. Else look at `fairlead explain route`.",
+    ),
+    (
+        Reason.TOO_FEW_REQUESTS,
+        "There were fewer than twenty requests in five minutes, of which no share can be told.",
+        "Nothing.",
+    ),
+)
 
 
 def reasons() -> tuple[ReasonMeaning, ...]:
@@ -259,5 +319,7 @@ def reasons() -> tuple[ReasonMeaning, ...]:
         (ConditionType.RECONCILING, _RECONCILING),
         (ConditionType.STALLED, _STALLED),
         (ConditionType.NAME_TAKEN, _NAME_TAKEN),
+        (ConditionType.AUTOSCALING, _AUTOSCALING),
+        (ConditionType.OBJECTIVES_MET, _OBJECTIVES_MET),
     )
     return tuple(ReasonMeaning(reason, kind, when, do) for kind, rows in listed for reason, when, do in rows)

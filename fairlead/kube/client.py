@@ -218,6 +218,18 @@ class KubeApi:
         body = {"apiVersion": manifest.get("apiVersion"), "kind": manifest.get("kind"), "metadata": metadata}
         return await self._apply({**body, "status": manifest.get("status") or {}}, manager, "status", force, False)
 
+    async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
+        """Make this the number of instances of an object, by its ``/scale`` (server-side apply by force). Answers with a Scale.
+
+        Raises Conflict when the object is not what ``live`` says any more. Kinds of definitions of one's own cannot be written so:
+        their API server (1.36) does not convert what is applied.
+        """
+        names = {name: metadata_of(live)[name] for name in ("name", "namespace", "resourceVersion")}
+        body = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": names, "spec": {"replicas": replicas}}
+        path = resource_of(live).path(namespace_of(live), name_of(live), "scale")
+        query = _query(fieldManager=manager, force="true", fieldValidation="Strict")
+        return await self._ask(Ask("PATCH", path, query, msgspec.json.encode(body), _APPLY))
+
     async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
         """The same for what is not there yet, in one request that never touches what is. Raises AlreadyExists.
 

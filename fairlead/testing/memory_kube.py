@@ -76,6 +76,36 @@ class MemoryKube:
             raise NotFound(f"no {manifest['kind']} {name_of(manifest)}", status=404)
         return self._write(manifest, f"{manager}/status", "status", {"status": manifest.get("status") or {}})
 
+    async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
+        """Make this the number of instances, of an object as it was. Raises Conflict when it is another now."""
+        what = f"scale {live['kind']} {name_of(live)} to {replicas}"
+        self.before_write(what)
+        there = self._objects.get(_key(live))
+        if there is None:
+            raise NotFound(f"no {live['kind']} {name_of(live)}", status=404)
+        if there["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]:
+            raise Conflict(f"{what}: it is another now", status=409)
+        self.writes.append(what)
+        self._set(live, f"{manager}/scale", {"spec": {"replicas": replicas}}, kept=False)
+        self.after_write(what)
+        return {"spec": {"replicas": replicas}}
+
+    async def patch_merge(
+        self, resource: Resource, namespace: str | None, name: str, patch: Manifest, manager: str
+    ) -> Manifest:
+        """Change the annotations that ``patch`` names; null removes one. Raises NotFound."""
+        key = resource.kind, namespace, name
+        if key not in self._objects:
+            raise NotFound(f"no {resource.kind} {name}", status=404)
+        what = f"patch {resource.kind} {name}"
+        self.before_write(what)
+        self.writes.append(what)
+        found = copy.deepcopy(self._objects[key])
+        notes = {**(found["metadata"].get("annotations") or {}), **patch["metadata"]["annotations"]}
+        found["metadata"]["annotations"] = {name: value for name, value in notes.items() if value is not None}
+        self._changed(key, found)
+        return copy.deepcopy(found)
+
     async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
         """The end of the object with this uid."""
         key = resource.kind, namespace, name
@@ -147,6 +177,9 @@ class MemoryKube:
         asked = metadata_of(manifest).get("uid")
         if asked and there and there["uid"] != asked:
             raise Conflict(f"{what}: the uid is another", status=409)
+        version = metadata_of(manifest).get("resourceVersion")
+        if verb == "apply" and version and version != there.get("resourceVersion"):
+            raise Conflict(f"{what}: it is another now", status=409)
         old = [
             one for one in there.get("ownerReferences") or [] if one["uid"] not in [own["uid"] for own in controllers]
         ]

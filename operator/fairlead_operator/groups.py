@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api import Rollout
-from fairlead.cluster_labels import MANAGER, POOL
+from fairlead.cluster_labels import MANAGER, POOL, SURGE
 from fairlead.cluster_labels import REVISION as POD_REVISION
 from fairlead.kube.resource import (
     LEADER_WORKER_SETS,
@@ -38,7 +38,7 @@ from fairlead.kube.resource import (
     name_of,
     says_ready,
 )
-from fairlead_operator.marks import SURGE, annotation, label
+from fairlead_operator.marks import annotation, label
 from fairlead_operator.ownership import scaler
 from fairlead_operator.plan import ChildKey, child_key
 from fairlead_operator.render.leaderworkerset import HELD

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fairlead.kube.resource import Manifest, metadata_of
+from fairlead.kube.managers import entries, replicas_writers
+from fairlead.kube.resource import Manifest
 
 REPLICAS = ("spec", "replicas")
 Path = tuple[str, ...]
@@ -21,7 +22,7 @@ def taken(live: Manifest, wanted: Manifest, manager: str) -> frozenset[Path]:
     """The fields of ``wanted`` that other managers own in ``live`` and ``manager`` does not."""
     ours: set[Path] = set()
     others: set[Path] = set()
-    for entry in _entries(live):
+    for entry in entries(live):
         (ours if entry.get("manager") == manager else others).update(_leaves(entry.get("fieldsV1") or {}))
     return frozenset(path for path in others - ours if _sets(wanted, path))
 
@@ -31,9 +32,7 @@ def scaler(live: Manifest, manager: str) -> str:
 
     Then it is left out of what we apply, and the API server keeps theirs. Controllers that run a workload write its status only.
     """
-    others = (entry for entry in _entries(live) if entry.get("manager") != manager)
-    writes = (one for one in others if "f:replicas" in ((one.get("fieldsV1") or {}).get("f:spec") or {}))
-    return next((str(one.get("manager") or "somebody") for one in writes), "")
+    return next((one for one in replicas_writers(live) if one != manager), "")
 
 
 def lost(live: Any, wanted: Any) -> frozenset[Path]:
@@ -80,11 +79,6 @@ def without(manifest: Manifest, path: Path) -> Manifest:
         return {name: value for name, value in manifest.items() if name != first}
     inner = manifest[first]
     return {**manifest, first: without(inner, tuple(rest))} if isinstance(inner, dict) else manifest
-
-
-def _entries(live: Manifest) -> Iterator[dict[str, Any]]:
-    """All but those about the status."""
-    return (one for one in metadata_of(live).get("managedFields") or [] if one.get("subresource") != "status")
 
 
 def _leaves(fields: dict[str, Any], above: Path = ()) -> Iterator[Path]:

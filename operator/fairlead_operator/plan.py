@@ -7,7 +7,7 @@ by this very model and is wanted no more. Where there is a doubt nothing is dele
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from fairlead.cluster_labels import MANAGER, ROLE
+from fairlead.cluster_labels import AUTOSCALER, MANAGER, ROLE
 from fairlead.kube.resource import Manifest, leaving, name_of, uid_of
 from fairlead_operator.marks import APPLIED, annotation, label, owned, owner_uid
 from fairlead_operator.ownership import REPLICAS, Path, lost, scaler, taken, without
@@ -119,7 +119,7 @@ def _apply(
         return Apply(whole, None, "it is not there")
     if leaving(there) or owner_uid(there) not in ("", uid_of(model)):
         return None  # it is made anew once it is gone, which we shall hear of
-    if scaler(there, MANAGER):
+    if _left_alone(model, there):
         whole = owned(without(one, REPLICAS), model)
     if annotation(there, APPLIED) != annotation(whole, APPLIED):
         return Apply(whole, there, "it is different")
@@ -129,6 +129,14 @@ def _apply(
     if done:
         return Apply(whole, there, f"somebody {' and '.join(done)}", corrects=True, restores=bool(removed))
     return None
+
+
+def _left_alone(model: Manifest, live: Manifest) -> bool:
+    """Is the number of a workload somebody else's? What the autoscaler wrote last stays too when it is switched off, until somebody
+    says another number in the spec."""
+    owner = scaler(live, MANAGER)
+    said = (model.get("spec") or {}).get("replicas") is not None
+    return bool(owner) and not (owner == AUTOSCALER and said)
 
 
 def _named(paths: frozenset[Path]) -> str:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fairlead.api import API_VERSION, AcceleratorClass, ModelDeployment, Reason
 from fairlead.clock import Clock
+from fairlead.cluster_labels import SURGE
 from fairlead.errors import FairleadError
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resource import (
@@ -29,7 +30,7 @@ from fairlead.kube.resource import (
 from fairlead_operator import groups, happenings, pools, rollout, summarize
 from fairlead_operator.failures import Failure, Waiting, awaited, failure
 from fairlead_operator.happenings import Happening
-from fairlead_operator.marks import STATUS_MANAGER, SURGE, annotation, generation_of, made_of, owner_uid
+from fairlead_operator.marks import STATUS_MANAGER, annotation, generation_of, made_of, owner_uid
 from fairlead_operator.observe import Observed, Shelf
 from fairlead_operator.plan import WORKLOADS, Apply, ChildKey, Doubts, Plan, plan
 from fairlead_operator.seam import Cluster, Render, World

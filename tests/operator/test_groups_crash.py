@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fairlead.api import EngineKind
+from fairlead.cluster_labels import SURGE
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest
 from fairlead.testing.group_controllers import Controllers
-from fairlead_operator.marks import SURGE
 from fairlead_operator.render import Installation
 from fairlead_operator.rendering import renderer
 

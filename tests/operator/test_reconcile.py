@@ -1,5 +1,6 @@
 """The loop in a cluster in memory: what is written, what is not, what people read."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -81,6 +82,26 @@ def test_kubectl_scale_of_a_child_is_never_fought(lab: Any, a_model: Any) -> Non
         if "f:replicas" in entry["fieldsV1"].get("f:spec", {})
     }
     assert owners == {"kubectl-scale"}
+
+
+def test_what_the_autoscaler_wrote_stays_also_when_it_is_switched_off_until_the_spec_says_a_number(
+    lab: Any, a_model: Any
+) -> None:
+    pools = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2, "max": 9}}]
+    served(lab, a_model, pools=pools, autoscaling={"mode": "Auto"})
+    (one,) = lab.kube.all("Deployment")
+    assert one["spec"]["replicas"] == 2
+    asyncio.run(lab.kube.apply_scale(one, 6, "fairlead-autoscaler"))
+    for mode in ("Auto", "Advise", "Off"):
+        lab.edit(pools=pools, autoscaling={"mode": mode})
+        lab.settle()
+        assert (lab.kube.all("Deployment")[0]["spec"]["replicas"], lab.status()["ready"]) == (6, "6/6")
+    lab.edit(pools=pools, replicas=3)
+    lab.settle()
+    assert lab.kube.all("Deployment")[0]["spec"]["replicas"] == 3
+    lab.kube.strip("ModelDeployment", "chat", "qwen", ("spec", "replicas"))
+    lab.settle()
+    assert lab.kube.all("Deployment")[0]["spec"]["replicas"] == 2
 
 
 def test_what_somebody_else_changed_is_set_right_again_and_told(lab: Any, a_model: Any) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fairlead.cluster_labels import SURGE
 from fairlead.errors import BadInput
 from fairlead.kube.resource import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
-from fairlead_operator.marks import REVISION, SURGE, UNDO, annotation
+from fairlead_operator.marks import REVISION, UNDO, annotation
 from fairlead_operator.rollout import Choice, Revision, choose, revisions, running_hashes
 
 

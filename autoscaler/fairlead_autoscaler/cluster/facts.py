@@ -1,0 +1,182 @@
+"""What the API server has of models, workloads and pods → the models that are scaled, as they are. Pure.
+
+A pool is held by somebody else when its workload's number has another writer than the operator, who only begins with it, and us: a
+person with ``kubectl scale``, an HPA, KEDA. ``spec.replicas`` holds the only pool of its model likewise.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, Pool, ScalingMode
+from fairlead.cluster_labels import AUTOSCALER, ENDPOINT, MANAGER, POOL, REVISION, SURGE, engine_notes
+from fairlead.fleet import Role
+from fairlead.kube.managers import replicas_writers
+from fairlead.kube.resource import (
+    LEADER_WORKER_SETS,
+    Manifest,
+    annotations_of,
+    labels_of,
+    leaving,
+    metadata_of,
+    name_of,
+    says_ready,
+    uid_of,
+)
+from fairlead.kubefleet.specs import ModelRead
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.cluster.scaler import holder
+from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
+from fairlead_autoscaler.seen import scaled_model
+from fairlead_autoscaler.world import ModelState, PoolState, Replica
+
+_ENDED: Final = ("Succeeded", "Failed")
+_UNPRICED: Final = 1.0
+"""Dollars an hour of an accelerator whose class names none: then all cost the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the cluster. Workloads and pods are those of each model, by its key; ``wall`` is Unix time."""
+
+    models: Sequence[ModelRead]
+    workloads: Mapping[str, Sequence[Manifest]] = field(default_factory=dict)
+    pods: Mapping[str, Sequence[Manifest]] = field(default_factory=dict)
+    classes: Mapping[str, AcceleratorClassSpec] = field(default_factory=dict)
+    profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
+    wall: float = 0.0
+    interval_seconds: float = 5.0
+
+
+def states(known: Known) -> dict[str, ModelState]:
+    """Every model whose numbers the autoscaler is asked about."""
+    return {
+        model.key: _model(known, model, model.spec)
+        for model in known.models
+        if model.spec is not None and asked_about(model.spec)
+    }
+
+
+def asked_about(spec: ModelDeploymentSpec) -> bool:
+    """Is there anything for the autoscaler to say?"""
+    return spec.autoscaling.mode is not ScalingMode.OFF and not spec.external
+
+
+def _model(known: Known, model: ModelRead, spec: ModelDeploymentSpec) -> ModelState:
+    workloads = {labels_of(one).get(POOL, ""): one for one in known.workloads.get(model.key, ()) if not leaving(one)}
+    facts, pools = [], {}
+    for pool in spec.pools:
+        there = workloads.get(pool.name)
+        pods = [one for one in known.pods.get(model.key, ()) if labels_of(one).get(POOL) == pool.name]
+        facts.append(_facts(known, pool, _replaced_alone(there, pods)))
+        if there is not None:
+            pools[pool.name] = _pool(spec, there, pods, known.wall, pool.accelerator or "")
+    name, objectives = model.key, spec.objectives.values()
+    return ModelState(
+        scaled_model(name, objectives, facts, interval_seconds=known.interval_seconds), spec.autoscaling, pools
+    )
+
+
+def _facts(known: Known, pool: Pool, two: bool) -> PoolFacts:
+    """``two``: a lone group is being replaced, which takes a second one."""
+    low, high = pool.replicas.min, pool.replicas.max
+    most = low if high is None else high
+    return PoolFacts(
+        name=pool.name,
+        role=Role(pool.role.value),
+        cost_per_hour=_cost(known.classes.get(pool.accelerator or ""), pool),
+        minimum=min(max(low, 2), most) if two else low,
+        maximum=most,
+        profile=known.profiles.get(pool.accelerator or ""),
+    )
+
+
+def _cost(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float:
+    if accelerator is None or accelerator.cost_per_hour is None:
+        return _UNPRICED
+    return float(accelerator.cost_per_hour) * max(1, accelerator.devices(pool.parallelism) * pool.parallelism.nodes)
+
+
+def _pool(
+    spec: ModelDeploymentSpec, workload: Manifest, pods: Sequence[Manifest], wall: float, accelerator: str
+) -> PoolState:
+    asked = (workload.get("spec") or {}).get("replicas")
+    more, holder = _surplus(workload), held_by(spec, workload)
+    return PoolState(
+        desired=max(0, (1 if asked is None else int(asked)) - more),
+        replicas=tuple(_replicas(pods, wall, accelerator)),
+        held_by=holder,
+        paused="its groups are being replaced, with one more than asked" if more and holder is None else None,
+    )
+
+
+def held_by(spec: ModelDeploymentSpec, workload: Manifest) -> str | None:
+    """Who else sets the number of this workload, in words; None where it is ours to set."""
+    if spec.replicas is not None:
+        return "spec.replicas"
+    return holder(workload)
+
+
+def _surplus(workload: Manifest) -> int:
+    """Groups beyond the number that is asked, which the operator has added to replace one after the other."""
+    told = annotations_of(workload).get(SURGE, "")
+    ours = any(one != MANAGER for one in replicas_writers(workload))
+    return int(told) if told.isdecimal() and not ours else 0
+
+
+def _replaced_alone(workload: Manifest | None, pods: Iterable[Manifest]) -> bool:
+    """Is there a LeaderWorkerSet whose number is ours, with groups of another template than its own?
+
+    Its controller replaces none that is the only one, since nothing would serve.
+    """
+    if workload is None or workload.get("kind") != LEADER_WORKER_SETS.kind:
+        return False
+    if AUTOSCALER not in replicas_writers(workload):
+        return False
+    made = annotations_of(workload).get(REVISION, "")
+    return any(labels_of(one).get(REVISION, "") != made for one in pods if not leaving(one))
+
+
+def _replicas(pods: Iterable[Manifest], wall: float, accelerator: str) -> Iterable[Replica]:
+    """One for each pod that answers HTTP and has not ended, by name."""
+    for pod in sorted(pods, key=name_of):
+        if labels_of(pod).get(ENDPOINT) != "true" or (pod.get("status") or {}).get("phase") in _ENDED:
+            continue
+        created = _time(metadata_of(pod).get("creationTimestamp"), wall)
+        ready_at = _ready_since(pod, wall)
+        notes = engine_notes(annotations_of(pod))
+        yield Replica(
+            id=name_of(pod),
+            state=_state(pod),
+            age_seconds=max(0.0, wall - created),
+            startup_seconds=None if ready_at is None else max(0.0, ready_at - created),
+            instances=tuple(f"{uid_of(pod)}/{notes.port}/{rank}" for rank in range(notes.data_parallel)),
+            node=accelerator,
+        )
+
+
+def _state(pod: Manifest) -> ReplicaState:
+    if leaving(pod):
+        return ReplicaState.DRAINING
+    return ReplicaState.READY if says_ready(pod) else ReplicaState.PENDING
+
+
+def _ready_since(pod: Manifest, wall: float) -> float | None:
+    """When it became ready; None while it is not. That of a pod whose engine was started again is the later one, and no start-up
+    time: those are told by a container that never ended."""
+    if not says_ready(pod):
+        return None
+    status = pod.get("status") or {}
+    if any(int(one.get("restartCount") or 0) for one in status.get("containerStatuses") or []):
+        return None
+    ready = next(one for one in status["conditions"] if one.get("type") == "Ready")
+    return _time(ready.get("lastTransitionTime"), wall)
+
+
+def _time(text: object, otherwise: float) -> float:
+    """A time as the API server writes it; ``otherwise`` where there is none."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return otherwise

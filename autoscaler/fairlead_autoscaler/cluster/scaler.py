@@ -1,0 +1,143 @@
+"""Writes numbers of instances: by ``/scale`` of the pool's workload, under a field manager of our own.
+
+The operator begins with a number; the first one that we write takes it over, and from then on the operator leaves it out of what it
+applies. Anybody else who writes it keeps it: each write names the version at which nobody else had, so that the API server refuses it
+when somebody was faster. A LeaderWorkerSet is applied itself, with nothing but its number: the API server (1.36) converts no Scale
+that is applied to a kind of a definition of one's own, and what is merged into one loses its owner at zero.
+
+Who leaves when a Deployment shrinks its controller chooses, by ``controller.kubernetes.io/pod-deletion-cost`` before anything that
+serves: those that are to go get a cost below the usual zero, in their order, and those that were to go once and stay lose it. Each
+drains as any pod does that is deleted: gateways send it nothing new at once, and its hook waits for what it has.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from fairlead.cluster_labels import AUTOSCALER, MANAGER
+from fairlead.errors import Unavailable
+from fairlead.kube.errors import Conflict, NotFound
+from fairlead.kube.managers import replicas_writers
+from fairlead.kube.resource import (
+    DEPLOYMENTS,
+    PODS,
+    Manifest,
+    Resource,
+    annotations_of,
+    leaving,
+    metadata_of,
+    name_of,
+    namespace_of,
+    resource_of,
+)
+
+DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+_ATTEMPTS: Final = 4
+"""Times that a write is tried when the object changed under it: its controllers write its status often while it is scaled."""
+
+
+class Kube(Protocol):
+    """As much of ``KubeApi`` as is needed here."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        """One object. Raises NotFound."""
+        ...
+
+    async def apply(self, manifest: Manifest, manager: str) -> Manifest:
+        """Server-side apply, by force. Raises Conflict when the version that it names is old."""
+        ...
+
+    async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
+        """The same for a number of instances, of an object as it was."""
+        ...
+
+    async def patch_merge(
+        self, resource: Resource, namespace: str | None, name: str, patch: Manifest, manager: str
+    ) -> Manifest:
+        """Change these fields."""
+        ...
+
+
+class Places(Protocol):
+    """Where a pool is in the cluster."""
+
+    def workload(self, key: str, pool: str) -> Manifest | None:
+        """The Deployment or LeaderWorkerSet of a pool, as last heard of; None where there is none."""
+        ...
+
+    def pods(self, key: str, pool: str) -> Sequence[Manifest]:
+        """The pods of a pool, likewise."""
+        ...
+
+
+def holder(live: Manifest) -> str | None:
+    """Who else has written the number of a workload; None where it is ours to write."""
+    return min((one for one in replicas_writers(live) if one not in (MANAGER, AUTOSCALER)), default=None)
+
+
+def costs(pods: Sequence[Manifest], leave: Sequence[str]) -> Mapping[str, str | None]:
+    """The deletion costs to write, by the pod's name, None to remove one. ``leave`` are the names of those that are to go, the first
+    of them first."""
+    wanted = {name: str(place - len(leave)) for place, name in enumerate(leave)}
+    found: dict[str, str | None] = {}
+    for pod in pods:
+        if leaving(pod):
+            continue
+        name, now = name_of(pod), annotations_of(pod).get(DELETION_COST)
+        if name in wanted:
+            if now != wanted[name]:
+                found[name] = wanted[name]
+        elif now is not None and now.startswith("-"):  # a cost of somebody else's making is left alone
+            found[name] = None
+    return found
+
+
+class KubeScaler:
+    """A ``fairlead.fleet.Scaler``."""
+
+    def __init__(self, api: Kube, places: Places) -> None:
+        self._api = api
+        self._places = places
+
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+        """Ask for ``replicas`` of a pool. Raises Unavailable when there is no such workload or its number is somebody else's, and
+        KubeError for what the API server says."""
+        found = self._places.workload(key, pool)
+        if found is None:
+            raise Unavailable(f"pool {pool} of {key} has no workload")
+        if resource_of(found) is DEPLOYMENTS:
+            pods = self._places.pods(key, pool)
+            going = max(0, len([one for one in pods if not metadata_of(one).get("deletionTimestamp")]) - replicas)
+            await self._mark(pods, leaving[:going])
+        for attempt in range(_ATTEMPTS):
+            live = await self._live(found, key, pool)
+            if (other := holder(live)) is not None:
+                raise Unavailable(f"{other} sets the number of pool {pool} of {key}")
+            try:
+                await self._write(live, replicas)
+                return
+            except Conflict:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    async def _live(self, found: Manifest, key: str, pool: str) -> Manifest:
+        try:
+            return await self._api.get(resource_of(found), namespace_of(found), name_of(found))
+        except NotFound:
+            raise Unavailable(f"pool {pool} of {key} has no workload any more") from None
+
+    async def _write(self, live: Manifest, replicas: int) -> None:
+        if resource_of(live) is DEPLOYMENTS:
+            await self._api.apply_scale(live, replicas, AUTOSCALER)
+            return
+        metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "resourceVersion")}
+        body = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
+        await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER)
+
+    async def _mark(self, pods: Sequence[Manifest], leave: Sequence[str]) -> None:
+        places = {name_of(one): namespace_of(one) for one in pods}
+        for name, cost in costs(pods, leave).items():
+            patch = {"metadata": {"annotations": {DELETION_COST: cost}}}
+            try:
+                await self._api.patch_merge(PODS, places[name], name, patch, AUTOSCALER)
+            except NotFound:
+                continue  # it has gone by itself

@@ -1,0 +1,122 @@
+"""What the API server has becomes the models that are scaled."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from fairlead.api import ModelDeploymentSpec, builtin_accelerators
+from fairlead.fleet import Role
+from fairlead.kubefleet.specs import ModelRead
+from fairlead_autoscaler.cluster.facts import Known, held_by, states
+from fairlead_autoscaler.scaling import ReplicaState
+from fairlead_autoscaler.world import ModelState
+
+WALL = datetime(2026, 11, 21, 8, 2, tzinfo=UTC).timestamp()
+L4 = builtin_accelerators()["nvidia-l4"].spec.model_copy(update={"cost_per_hour": "0.70"})
+Make = Callable[..., dict[str, Any]]
+POOL = {"accelerator": "nvidia-l4", "replicas": {"min": 1, "max": 8}}
+
+
+def spec(*pools: dict[str, Any], mode: str = "Auto", **given: Any) -> ModelDeploymentSpec:
+    model = {"model": {"source": "hf://a/b"}, "pools": list(pools or (POOL,)), "autoscaling": {"mode": mode}}
+    return ModelDeploymentSpec.model_validate({**model, **given})
+
+
+def state(of: ModelDeploymentSpec, *objects: dict[str, Any]) -> ModelState | None:
+    known = Known(
+        models=[ModelRead("chat", "qwen", "", of)],
+        workloads={"chat/qwen": [one for one in objects if one["kind"] != "Pod"]},
+        pods={"chat/qwen": [one for one in objects if one["kind"] == "Pod"]},
+        classes={"nvidia-l4": L4},
+        wall=WALL,
+    )
+    return states(known).get("chat/qwen")
+
+
+def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload: Make, a_pod: Make) -> None:
+    notes = {"fairlead.io/port": "9000", "fairlead.io/data-parallel": "2"}
+    found = state(
+        spec(objectives={"ttft": "800ms", "target": 0.9}),
+        a_workload(3),
+        a_pod("a", annotations=notes),
+        a_pod("b", ready=False),
+        a_pod("c", going=True),
+        a_pod("d", phase="Failed"),
+        a_pod("e", labels={"fairlead.io/endpoint": "false"}),
+    )
+    assert found is not None
+    assert (found.model.name, found.model.ttft_seconds, found.model.target) == ("chat/qwen", 0.8, 0.9)
+    pool = found.pools["main"]
+    assert (pool.desired, pool.held_by, pool.paused) == (3, None, None)
+    told = [(one.id, one.state, one.age_seconds, one.startup_seconds, one.instances) for one in pool.replicas]
+    assert told == [
+        ("a", ReplicaState.READY, 120.0, 40.0, ("uid-a/9000/0", "uid-a/9000/1")),
+        ("b", ReplicaState.PENDING, 120.0, None, ("uid-b/8000/0",)),
+        ("c", ReplicaState.DRAINING, 120.0, 40.0, ("uid-c/8000/0",)),
+    ]
+
+
+def test_an_engine_that_was_started_again_tells_no_start_up_time(a_workload: Make, a_pod: Make) -> None:
+    found = state(spec(), a_workload(1), a_pod("a", containerStatuses=[{"restartCount": 2}]))
+    assert found is not None
+    (replica,) = found.pools["main"].replicas
+    assert (replica.state, replica.startup_seconds) == (ReplicaState.READY, None)
+
+
+def test_facts_are_those_of_the_spec_and_the_accelerator(a_workload: Make) -> None:
+    found = state(
+        spec(
+            {"name": "p", "role": "Prefill", "accelerator": "nvidia-l4", "replicas": {"min": 0, "max": 3}},
+            {"name": "d", "role": "Decode", "accelerator": "nvidia-l4", "parallelism": {"tensor": 2}},
+            kvCache={"transfer": "Nixl"},
+        )
+    )
+    assert found is not None
+    prefill, decode = found.model.pools
+    assert (prefill.role, prefill.minimum, prefill.maximum) == (Role.PREFILL, 0, 3)
+    assert (decode.role, decode.minimum, decode.maximum) == (Role.DECODE, 1, 1)  # without a max it stays at its min
+    assert (prefill.cost_per_hour, decode.cost_per_hour) == (pytest.approx(0.7), pytest.approx(1.4))
+    assert found.pools == {}  # nothing is made of it yet
+
+
+def test_models_that_are_switched_off_or_run_elsewhere_are_none(a_workload: Make) -> None:
+    assert state(spec(mode="Off"), a_workload()) is None
+    assert state(spec(mode="Advise"), a_workload()) is not None
+    pools = [{"selector": {"matchLabels": {"a": "b"}}}]
+    assert state(spec(*pools, mode="Off", engine={"kind": "external"})) is None
+
+
+@pytest.mark.parametrize(
+    ("writers", "who"),
+    [
+        (("fairlead",), None),
+        (("fairlead-autoscaler",), None),
+        (("fairlead", "fairlead-autoscaler"), None),
+        (("kubectl",), "kubectl"),
+        (("fairlead-autoscaler", "kube-controller-manager"), "kube-controller-manager"),
+    ],
+)
+def test_a_number_that_somebody_else_wrote_is_theirs(a_workload: Make, writers: tuple[str, ...], who: str) -> None:
+    assert held_by(spec(), a_workload(2, *writers)) == who
+
+
+def test_a_number_in_the_spec_holds_the_pool() -> None:
+    assert held_by(spec(replicas=3), {"metadata": {}}) == "spec.replicas"
+
+
+def test_groups_that_are_replaced_with_one_more_are_left_alone_meanwhile(a_workload: Make) -> None:
+    found = state(spec(), a_workload(3, kind="LeaderWorkerSet", surge="1"))
+    assert found is not None
+    assert found.pools["main"].desired == 2
+    assert found.pools["main"].paused is not None
+
+
+def test_a_lone_group_of_ours_that_is_to_be_replaced_gets_a_second_one(a_workload: Make, a_pod: Make) -> None:
+    live = a_workload(1, "fairlead-autoscaler", kind="LeaderWorkerSet", revision="new")
+    old, new = (a_pod("a", labels={"fairlead.io/revision": one}) for one in ("old", "new"))
+    for pod, least in ((old, 2), (new, 1)):
+        found = state(spec(), live, pod)
+        assert found is not None
+        assert found.model.pools[0].minimum == least
