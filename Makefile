@@ -10,7 +10,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-mix lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -77,6 +77,9 @@ bench-scheduling: env ## the gate before simulated engines: two objectives, long
 
 bench-agreement: env ## the simulator beside one and three real gateways and engines over HTTP; out/bench/agreement.json
 	@$(RUN) bench/agreement.py
+
+bench-mix: env ## accelerator mixes beside one kind and Mélange's slices; prefill and decode after the traffic turns; out/bench/mix.json
+	@$(RUN) bench/mix/run.py
 
 soak: compile ## engines killed, gateways restarted, hostile requests, a million more, as often as the bar says; bench/results/soak.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/test_soak.py -q

@@ -126,6 +126,7 @@ class _Problems:
         self.problems: list[Problem] = []
 
     def add(self, line: int, field: str, message: str, fix: str) -> None:
+        """One more."""
         self.problems.append(Problem(self.file, line, field, message, fix))
 
     def stop(self) -> None:

@@ -1,0 +1,180 @@
+"""What the accelerator mix saves and how long it takes, beside the best fleet of one kind, Mélange's slices and the greedy
+mix; and what dividing engines between prefill and decode brings after the traffic turns.
+
+    python bench/mix/run.py [--out out/bench/mix.json] [--seed 1] [--table FILE --rate R]
+
+With ``--table`` it solves an imported table instead, at R requests a second spread as the file says (Mélange's do) or
+evenly, and prints what comes of it.
+"""
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from roofline import candidates, price_lists  # noqa: E402 - beside this file
+from table import Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
+from workloads import WORKLOADS, dense, histogram, homogeneous, skewed  # noqa: E402
+
+from fairlead.fleet import Objectives  # noqa: E402
+from fairlead.profile_tables import flat, load_profile_table  # noqa: E402
+from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, ShapeGrid, candidates_of, plan_mix  # noqa: E402
+from fairlead_autoscaler.mix.greedy import deal  # noqa: E402
+from fairlead_autoscaler.mix.program import solve  # noqa: E402
+
+GRID = ShapeGrid()
+RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+ITL_SECONDS = (0.12, 0.04)
+SLICES = 4
+SLICED_SECONDS = 30.0
+SLICED_RATES = (8.0, 64.0)
+SKEWED_SEEDS = 4
+DENSE = 50
+_STATIC = MixSettings(change_share=0.0)
+"""A mix from scratch: nothing runs, so nothing is charged for changing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One problem and what came of it. ``sliced`` is the cost with slices, and whether it is proven cheapest; None where
+    not tried."""
+
+    mix: Mix
+    seconds: float
+    single: float
+    greedy: float
+    sliced: float | None = None
+    proven: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Cost ÷ that of the best fleet of one kind."""
+        return self.mix.cost_per_hour / self.single
+
+
+def objectives(itl_seconds: float) -> Objectives:
+    """First tokens within 3 s and half a second more for each 1,000 tokens of prompt."""
+    return Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
+
+
+def solved(rates: Sequence[float], types: Sequence[Candidate], *, slices: bool = False) -> Case:
+    """One problem by every method."""
+    began = time.perf_counter()
+    mix = plan_mix(rates, types, _STATIC)
+    seconds = time.perf_counter() - began
+    greedy = sum([count * one.cost_per_hour for count, one in zip(deal(rates, types).replicas, types, strict=True)])
+    case = Case(mix, seconds, homogeneous(rates, types), greedy)
+    if not slices:
+        return case
+    sliced = solve(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
+    assert sliced.replicas is not None
+    cost = sum([count * one.cost_per_hour for count, one in zip(sliced.replicas, types, strict=True)])
+    return replace(case, sliced=cost, proven=sliced.status == "optimal")
+
+
+def cases(seed: int) -> Iterator[tuple[str, Case]]:
+    """Every problem, with the name of its group."""
+    for prices, priced in price_lists().items():
+        for itl_seconds in ITL_SECONDS:
+            types = candidates(priced, GRID, objectives(itl_seconds))
+            group = f"{prices}, {itl_seconds * 1e3:.0f} ms"
+            for rate in RATES:
+                alike = [rate / GRID.size] * GRID.size
+                yield f"{group}, all shapes alike", solved(alike, types, slices=rate in SLICED_RATES)
+                for workload in WORKLOADS:
+                    rates = [rate * share for share in histogram(workload, GRID, seed)]
+                    yield f"{group}, six traffics", solved(rates, types, slices=rate in SLICED_RATES)
+    for table in range(SKEWED_SEEDS):
+        types = skewed(GRID, seed + table)
+        for workload in WORKLOADS:
+            shares = histogram(workload, GRID, seed)
+            for rate in RATES:
+                yield "skewed", solved([rate * share for share in shares], types, slices=rate in SLICED_RATES)
+    draw = random.Random(seed)
+    for _ in range(DENSE):
+        yield "dense", solved(*dense(GRID, draw))
+
+
+def mean(values: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum([math.log(value) for value in values]) / len(values))
+
+
+def mix_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
+    """The bar's rows, and those that inform."""
+    groups: dict[str, list[Case]] = {}
+    for group, case in cases(seed):
+        groups.setdefault(group, []).append(case)
+    every = [case for group in groups.values() for case in group]
+    slowest = max(case.seconds for case in every)
+    metric = "solving 10 × 10 shapes × 6 accelerators, the slowest"
+    rows = [measuring(metric, "s", slowest, bars[metric])]
+    with_slices = [case for case in every if case.sliced is not None]
+    worst = max(with_slices, key=lambda case: case.mix.cost_per_hour / (case.sliced or math.inf))
+    metric = "cost ÷ binary optimum of 4 slices, the worst"
+    rows.append(
+        comparing(
+            metric, "USD/h", round(worst.mix.cost_per_hour, 6), "4 slices", round(worst.sliced or 0.0, 6), bars[metric]
+        )
+    )
+    share = sum([case.proven for case in with_slices]) / len(with_slices)
+    rows.append(
+        measuring(
+            f"of {len(with_slices)} optima with slices, proven within {SLICED_SECONDS:.0f} s", "share", share, None
+        )
+    )
+    for name, group in groups.items():
+        if name == "dense":
+            continue
+        metric = f"cost ÷ best fleet of one kind, {name}"
+        spent, single = mean([case.mix.cost_per_hour for case in group]), mean([case.single for case in group])
+        rows.append(comparing(metric, "USD/h", spent, "best of one kind", single, bars[metric]))
+        least = min([case.ratio for case in group])
+        rows.append(measuring(f"the least of {len(group)} cases, {name}", "ratio", least, None))
+        greedy = mean([case.greedy for case in group])
+        rows.append(comparing(f"greedy ÷ mix, {name}", "USD/h", greedy, "mix", spent, None))
+    fallen = [case for case in every if case.mix.rule != "milp"]
+    rows.append(measuring(f"of {len(every)} mixes, not proven cheapest", "mixes", float(len(fallen)), None))
+    return rows
+
+
+def imported(file: Path, rate: float | None) -> None:
+    """Solve a table that somebody else made."""
+    table = load_profile_table(file)
+    types = candidates_of(table)
+    shapes = len(types[0].throughput)
+    rates = list(flat(table.rates)) if table.rates is not None else [1.0 / shapes] * shapes
+    if rate is not None:
+        rates = [rate * one / sum(rates) for one in rates]
+    case = solved(rates, types, slices=True)
+    print(case.mix.reason)
+    proven = "proven" if case.proven else "not proven"
+    print(
+        f"{SLICES} slices: {case.sliced:.2f} an hour ({proven}); best of one kind: {case.single:.2f}; greedy: {case.greedy:.2f}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when every goal holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/mix.json"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--rate", type=float)
+    asked = parser.parse_args(arguments)
+    if asked.table is not None:
+        imported(asked.table, asked.rate)
+        return 0
+    rows = mix_rows(asked.seed, goals("mix"))
+    write("mix", rows, seed=asked.seed, file=asked.out)
+    return 0 if all(row.holds for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

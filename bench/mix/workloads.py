@@ -1,0 +1,87 @@
+"""Histograms of requests for the mix: six kinds of traffic on the 10 × 10 grid, and tables in which every type is best
+somewhere.
+
+Lengths are log-normal, drawn with the seed: medians and spreads follow the studies' figures where there are any (Azure's
+conversation hour: prompts 1,020 in the middle, 4,083 at 95 %; its code hour: 2,048 and 28 on average), the rest are round
+numbers.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+
+from fairlead_autoscaler.mix import Candidate, ShapeGrid
+
+DRAWN = 20_000
+LONGEST_PROMPT, LONGEST_OUTPUT = 16_000.0, 2_000.0
+_LENGTHS = {
+    "short chat": ((120.0, 1.2), (160.0, 0.9)),
+    "documents": ((4_000.0, 0.8), (250.0, 0.6)),
+    "conversation": ((1_020.0, 0.84), (150.0, 0.83)),
+    "code": ((1_500.0, 0.79), (20.0, 0.82)),
+}
+"""Median and spread (of the logarithm) of prompts and of answers."""
+WORKLOADS = {
+    **{name: {name: 1.0} for name in _LENGTHS},
+    "80 % short chat, 20 % documents": {"short chat": 0.8, "documents": 0.2},
+    "a quarter of each": dict.fromkeys(_LENGTHS, 0.25),
+}
+"""Shares of requests by kind."""
+
+
+def histogram(workload: str, grid: ShapeGrid, seed: int) -> tuple[float, ...]:
+    """Share of requests in each bucket."""
+    draw = random.Random(f"{workload} {seed}")
+    counts = [0] * grid.size
+    for kind, share in WORKLOADS[workload].items():
+        (prompt, prompt_spread), (output, output_spread) = _LENGTHS[kind]
+        for _ in range(round(DRAWN * share)):
+            long = min(LONGEST_PROMPT, draw.lognormvariate(math.log(prompt), prompt_spread))
+            counts[grid.index(long, min(LONGEST_OUTPUT, draw.lognormvariate(math.log(output), output_spread)))] += 1
+    total = sum(counts)
+    return tuple(count / total for count in counts)
+
+
+def skewed(grid: ShapeGrid, seed: int, types: int = 6) -> list[Candidate]:
+    """Types of rising price, of which each is the cheapest by a factor of two or more in a band of shapes, small ones for
+    short requests."""
+    draw = random.Random(f"skewed {seed}")
+    rows, columns = len(grid.prompt) - 1, len(grid.output) - 1
+    costs = [0.5 * 1.6**place * draw.uniform(0.9, 1.1) for place in range(types)]
+    cheapest = [divmod(index, columns) for index in range(grid.size)]
+    owner = [(row + column) * types // (rows + columns - 1) for row, column in cheapest]
+    throughput: list[list[float]] = [[] for _ in range(types)]
+    for index in range(grid.size):
+        prompt, output = grid.middle(index)
+        each = (
+            (prompt + 20.0 * output) * draw.uniform(0.8, 1.2) * 4e-5
+        )  # USD × seconds an hour that a request costs at best
+        for place in range(types):
+            worse = 1.0 if place == owner[index] else draw.uniform(2.0, 5.0)
+            throughput[place].append(costs[place] / (each * worse))
+    return [Candidate(f"type-{place + 1}", costs[place], tuple(throughput[place])) for place in range(types)]
+
+
+def dense(grid: ShapeGrid, draw: random.Random, types: int = 6) -> tuple[list[float], list[Candidate]]:
+    """Rates of all shapes and types that are best here and there by chance: hard to solve, like nothing in particular."""
+    rates = [draw.expovariate(1.0) * 0.3 for _ in range(grid.size)]
+    candidates = []
+    for place in range(types):
+        cost = 0.5 * 1.6**place
+        each = [
+            (prompt + 20.0 * output) * 1e-4 * draw.uniform(0.5, 2.0)
+            for prompt, output in map(grid.middle, range(grid.size))
+        ]
+        candidates.append(Candidate(f"type-{place + 1}", cost, tuple(cost / one for one in each)))
+    return rates, candidates
+
+
+def homogeneous(rates: Sequence[float], candidates: Sequence[Candidate]) -> float:
+    """USD per hour of the cheapest fleet of one type that serves every shape; infinite where none does."""
+    costs = [math.inf]
+    for one in candidates:
+        pairs = [(rate, each) for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]
+        if all(each > 0.0 for _, each in pairs):
+            load = sum([rate / each for rate, each in pairs])
+            costs.append(math.ceil(load - 1e-9) * one.cost_per_hour)
+    return min(costs)
