@@ -1,22 +1,29 @@
-"""``python -m fairlead_autoscaler --local DIR --gateway URL``: clock, files, connections and signals come from here."""
+"""``python -m fairlead_autoscaler --gateway URL``, with ``--local DIR`` or ``--kube``: clock, chance and signals come from here."""
 
 import argparse
 import asyncio
 import logging
 import os
+import random
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairlead.clock import Clock, SystemClock
 from fairlead.errors import FairleadError, SettingsError
+from fairlead.fleet import Scaler
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.settings import AutoscalerSettings, read, unknown
 from fairlead.starting import address, log_level
 from fairlead_autoscaler.local import THERE, WISHES, FileScaler, LocalWorld
 from fairlead_autoscaler.process import Plan, Process
+from fairlead_autoscaler.world import World
+
+if TYPE_CHECKING:
+    from fairlead_autoscaler.cluster.operation import Operation
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 
@@ -35,10 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in unknown(os.environ):
             _LOG.warning("%s", line)
         limits, clock = Limits(), SystemClock()
-        host, port = address(options.listen, "--listen", "127.0.0.1:9092")
-        plan = Plan(
-            world=LocalWorld(options.local / THERE, clock, limits.autoscaler_tick_seconds),
-            scaler=FileScaler(options.local / WISHES),
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_run(options, settings, clock, limits))
+    except (FairleadError, OSError) as error:
+        print(f"fairlead-autoscaler: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _run(options: argparse.Namespace, settings: AutoscalerSettings, clock: Clock, limits: Limits) -> None:
+    process = _made(options, settings, clock, limits)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stop)
+    await process.run()
+
+
+def _made(
+    options: argparse.Namespace, settings: AutoscalerSettings, clock: Clock, limits: Limits
+) -> "Process | Operation":
+    """The whole process; to be made on its loop."""
+    host, port = address(options.listen, "--listen", "127.0.0.1:9092")
+
+    def plan(world: World, scaler: Scaler) -> Plan:
+        return Plan(
+            world=world,
+            scaler=scaler,
             gateways=options.gateway,
             host=host,
             port=port,
@@ -46,20 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record=options.record,
             frozen=_yes(settings.scaling_freeze),
         )
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(plan, clock, limits))
-    except (FairleadError, OSError) as error:
-        print(f"fairlead-autoscaler: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    if options.kube is None:
+        there, wishes = options.local / THERE, options.local / WISHES
+        local = plan(LocalWorld(there, clock, limits.autoscaler_tick_seconds), FileScaler(wishes))
+        return Process(local, clock, announce=_say, limits=limits)
+    # What speaks with an API server is not loaded by local mode.
+    from fairlead.kube.access import find_access
+    from fairlead.kube.lease import identity
+    from fairlead.kubefleet.opening import namespaces_of
+    from fairlead_autoscaler.cluster.operation import Cluster, Operation
+
+    chance = random.SystemRandom().random
+    access = find_access(os.environ, Path(os.environ.get("HOME", "/")))
+    cluster = Cluster(access, identity(os.environ, chance), namespaces_of(options.kube), options.lease_namespace)
+    return Operation(cluster, plan, clock, chance, announce=_say, limits=limits)
 
 
-async def _run(plan: Plan, clock: Clock, limits: Limits) -> None:
-    process = Process(plan, clock, announce=lambda line: print(line, flush=True), limits=limits)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stop)
-    await process.run()
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _yes(text: str | None) -> bool:
@@ -74,8 +108,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fairlead-autoscaler", description="Sizes pools so that their objectives hold at the lowest cost."
     )
+    there = parser.add_mutually_exclusive_group(required=True)
+    there.add_argument("--local", type=Path, metavar="DIR", help="the run directory of a stack of `fairlead up`")
+    there.add_argument(
+        "--kube",
+        nargs="?",
+        const="",
+        metavar="NAMESPACE,...",
+        help="the models of a cluster, of all its namespaces or of these; by KUBECONFIG, or the pod's service account",
+    )
     parser.add_argument(
-        "--local", required=True, type=Path, metavar="DIR", help="the run directory of a stack of `fairlead up`"
+        "--lease-namespace",
+        default=None,
+        metavar="NAME",
+        help="with --kube: where replicas agree who writes; the pod's own by default",
     )
     parser.add_argument(
         "--gateway",

@@ -27,7 +27,7 @@ _LOG: Final = logging.getLogger("fairlead.autoscaler")
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``gateways`` are the URLs of their management ports; ``record`` is a folder for a recording, None: it stays in memory.
-    ``leads`` says whether this process is the one that writes."""
+    ``leads`` says whether this process is the one that writes; ``told`` is given every look."""
 
     world: World
     scaler: Scaler
@@ -39,6 +39,7 @@ class Plan:
     frozen: bool = False
     leads: Callable[[], bool] = lambda: True
     notes: Callable[[], list[str]] = list
+    told: Callable[[Look], None] = lambda _: None
 
 
 class Process:
@@ -97,6 +98,7 @@ class Process:
     def _keep(self, look: Look) -> None:
         line = line_of(look)
         self._ring.add(look, line)
+        self._plan.told(look)
         if self._files is not None:
             self._files.add(line)
 

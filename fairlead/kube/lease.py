@@ -9,7 +9,9 @@ at ``leading`` and the end of a write, against which ownership of fields (server
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -102,6 +104,12 @@ def record(found: Seen | None, me: str, terms: Terms, wall: float) -> Manifest:
         "renewTime": micro_time(wall),
         "leaseTransitions": 0 if found is None else found.transitions + (not ours),
     }
+
+
+def identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
+    """A name that no other process ever has: the pod's, with something drawn for each start."""
+    host = environment.get("HOSTNAME") or socket.gethostname()
+    return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
 
 
 class Election:

@@ -25,12 +25,18 @@ def kube_source(
 
     Raises BadInput when there is no way to a cluster.
     """
-    names = [name.strip() for name in namespaces.split(",") if name.strip()]
-    for name in names:
-        if not DNS_LABEL.fullmatch(name):
-            message = f"--kube: {name!r} is not a namespace"
-            raise SettingsError(message, field="--kube", hint="names of namespaces, with commas between them")
+    names = namespaces_of(namespaces)
     access = find_access(environ, Path(environ.get("HOME", "/")))
     return KubeFleetSource(
         KubeApi(access, clock, chance, agent=agent, limits=limits), clock, chance, namespaces=names, limits=limits
     )
+
+
+def namespaces_of(text: str) -> list[str]:
+    """What ``--kube`` names. Raises SettingsError for what is no namespace."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not DNS_LABEL.fullmatch(name):
+            message = f"--kube: {name!r} is not a namespace"
+            raise SettingsError(message, field="--kube", hint="names of namespaces, with commas between them")
+    return names

@@ -17,9 +17,9 @@ from pathlib import Path
 from fairlead.clock import SystemClock
 from fairlead.errors import FairleadError
 from fairlead.kube.access import Access, find_access
+from fairlead.kube.lease import identity
 from fairlead.loops import loop_factory
 from fairlead.settings import OperatorSettings, read, unknown
-from fairlead_operator.leading import identity
 from fairlead_operator.operation import Operation
 from fairlead_operator.settings import Options, options
 

@@ -4,21 +4,13 @@ A replica that loses the lease ends, and is started anew by its Deployment: it n
 """
 
 import asyncio
-import os
-import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fairlead.kube.lease import Election
 from fairlead.tasks import ended
 
 LEASE = "fairlead-operator"
-
-
-def identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
-    """A name that no other process ever has: the pod's, with something drawn for each start."""
-    host = environment.get("HOSTNAME") or socket.gethostname()
-    return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
 
 
 async def while_leading(

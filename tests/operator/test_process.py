@@ -10,7 +10,7 @@ import pytest
 from fairlead.errors import SettingsError
 from fairlead.kube.access import Access, AccessError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.lease import Election, Terms
+from fairlead.kube.lease import Election, Terms, identity
 from fairlead.kube.resource import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
 from fairlead.settings import OperatorSettings, read
 from fairlead.tasks import ended
@@ -18,7 +18,7 @@ from fairlead.testing.fake_kube import Answer, FakeKube, fake_kube
 from fairlead.testing.timeline import Timeline
 from fairlead.testing.waiting import until
 from fairlead_operator.__main__ import main
-from fairlead_operator.leading import identity, while_leading
+from fairlead_operator.leading import while_leading
 from fairlead_operator.liveness import Figures, Metrics, application
 from fairlead_operator.login import TOKEN_SECONDS, connection
 from fairlead_operator.observe import Shelf

@@ -1,0 +1,153 @@
+"""What ``Autoscaling`` and ``ObjectivesMet`` say of a model, and when that is worth a write. Pure functions.
+
+A number that moves is no news: what is written again at once is another status, another reason, or another number of instances that
+is wanted. The rest of a message is brought up to date once a minute.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fairlead.api import ConditionStatus, ConditionType, Reason, ScalingMode
+from fairlead.decision import Input
+from fairlead_autoscaler.cluster.attainment import WINDOW_SECONDS, Attainment
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.recording import Look
+
+OURS: Final = (ConditionType.AUTOSCALING, ConditionType.OBJECTIVES_MET)
+REFRESH_SECONDS: Final = 60.0
+_MESSAGE_MOST: Final = 2_000
+_SHOWN: Final = {
+    "need_replicas": "need",
+    "capacity_requests_per_second": "capacity, requests/s each",
+    "margin": "margin",
+    "forecast_replicas": "forecast",
+    "ready_replicas": "ready",
+    "pending_replicas": "starting",
+}
+"""Of the numbers of a plan those that people are told, by their names in it."""
+_BLIND: Final = ("blind", "blind-up", "lying")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One condition, without its times."""
+
+    type: ConditionType
+    status: ConditionStatus
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was said last, ``at`` which moment, and how many instances were wanted of each pool."""
+
+    said: tuple[Said, ...]
+    at: float
+    wanted: Mapping[str, int] = field(default_factory=dict)
+
+
+def autoscaling(look: Look, held: Mapping[str, str], frozen: bool) -> Said:
+    """``held``: by pool, who else sets its number."""
+    pools = "; ".join(_pool(name, look, ruling, held.get(name)) for name, ruling in look.rulings.items())
+    pools = pools or "none of its pools has been made yet"
+
+    def said(status: ConditionStatus, reason: Reason, why: str) -> Said:
+        return Said(ConditionType.AUTOSCALING, status, reason, f"{why}{pools}"[:_MESSAGE_MOST])
+
+    if look.mode == ScalingMode.ADVISE:
+        return said(ConditionStatus.FALSE, Reason.ADVISING, "nothing is written: ")
+    if frozen:
+        return said(ConditionStatus.FALSE, Reason.FROZEN, "all scaling is frozen: ")
+    if look.rulings and all(name in held for name in look.rulings):
+        return said(ConditionStatus.FALSE, Reason.SET_ELSEWHERE, "")
+    if look.observation.gateway is None or any(one.rule in _BLIND for one in look.rulings.values()):
+        notes = f" ({'; '.join(look.notes[:2])})" if look.notes else ""
+        return said(ConditionStatus.TRUE, Reason.BLIND, f"what is asked of it cannot be told{notes}: ")
+    short = [name for name, one in look.rulings.items() if name not in held and _at_maximum(one)]
+    if short:
+        return said(ConditionStatus.TRUE, Reason.AT_MAXIMUM, f"pool {', '.join(short)} needs more than its max: ")
+    return said(ConditionStatus.TRUE, Reason.DECIDING, "")
+
+
+def objectives_met(look: Look, found: Attainment) -> Said | None:
+    """None where the model has no objective."""
+    if look.model.ttft_seconds is None and look.model.itl_seconds is None:
+        return None
+    shares, target = found.shares(), look.model.target
+    if not shares:
+        told = f"{found.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes are too few to tell"
+        return Said(ConditionType.OBJECTIVES_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, told)
+    parts = ", ".join(f"{name} within in {100 * share:.1f} %" for name, share in shares.items())
+    message = (
+        f"{parts} of {found.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes; target {100 * target:g} %"
+    )
+    if min(shares.values()) >= target:
+        return Said(ConditionType.OBJECTIVES_MET, ConditionStatus.TRUE, Reason.WITHIN_TARGET, message)
+    return Said(ConditionType.OBJECTIVES_MET, ConditionStatus.FALSE, Reason.BELOW_TARGET, message)
+
+
+def wanted(look: Look) -> dict[str, int]:
+    """How many instances each pool should have."""
+    return {name: one.replicas for name, one in look.rulings.items()}
+
+
+def due(before: Written | None, said: Iterable[Said], numbers: Mapping[str, int], now: float) -> bool:
+    """Is this to be written now?"""
+    if before is None:
+        return True
+    after = tuple(said)
+    if _kinds(before.said) != _kinds(after) or before.wanted != numbers:
+        return True
+    return after != before.said and now - before.at >= REFRESH_SECONDS
+
+
+def status(said: Iterable[Said], live: Mapping[str, Any], generation: int, now: str) -> dict[str, Any]:
+    """Our part of ``status``; ``live`` is all of it as it is, ``now`` a time as the API server writes it."""
+    before = {one.get("type"): one for one in live.get("conditions") or []}
+    return {"conditions": [_condition(one, before.get(str(one.type)), generation, now) for one in said]}
+
+
+def ours(live: Mapping[str, Any]) -> bool:
+    """Does a status hold a condition of ours?"""
+    return any(one.get("type") in OURS for one in live.get("conditions") or [])
+
+
+def _condition(said: Said, before: Mapping[str, Any] | None, generation: int, now: str) -> dict[str, Any]:
+    same = before is not None and before.get("status") == said.status and before.get("lastTransitionTime")
+    return {
+        "type": str(said.type),
+        "status": str(said.status),
+        "reason": str(said.reason),
+        "message": said.message,
+        "lastTransitionTime": before["lastTransitionTime"] if before is not None and same else now,
+        "observedGeneration": generation,
+    }
+
+
+def _kinds(said: Iterable[Said]) -> list[tuple[str, str, str]]:
+    return sorted((str(one.type), str(one.status), str(one.reason)) for one in said)
+
+
+def _at_maximum(ruling: Ruling) -> bool:
+    if ruling.rule == "maximum":
+        return True
+    return ruling.rule == "bounds" and ruling.planned is not None and ruling.planned > ruling.replicas
+
+
+def _pool(name: str, look: Look, ruling: Ruling, held: str | None) -> str:
+    number = f"{ruling.desired}" if ruling.desired == ruling.replicas else f"{ruling.desired} -> {ruling.replicas}"
+    if held is not None:
+        number = f"{ruling.desired}, set by {held}; it would be {ruling.replicas}"
+    elif ruling.unwritten is not None and ruling.desired != ruling.replicas:
+        number = f"{ruling.desired}, would be {ruling.replicas}"
+    plan = look.plan.pools.get(name)
+    numbers = [] if plan is None else [_number(_SHOWN[key], one) for key, one in plan.inputs.items() if key in _SHOWN]
+    told = f" ({', '.join(numbers)})" if numbers else ""
+    return f"pool {name} {number} by {ruling.rule}: {ruling.reason}{told}"
+
+
+def _number(name: str, one: Input) -> str:
+    value = "unknown" if one.value is None else f"{one.value:.3g}"
+    return f"{name} {value}" if one.age_seconds is None else f"{name} {value}, {one.age_seconds:.0f} s old"

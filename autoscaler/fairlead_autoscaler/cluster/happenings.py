@@ -1,0 +1,56 @@
+"""What people are told in ``kubectl describe``: pure functions from two looks, and from two statuses, to sentences.
+
+An event is said of a change, never of a state: the same looked at twice says nothing new. The recorder counts repetitions.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fairlead.api import ConditionStatus, ConditionType, Reason
+from fairlead.kube.ledger import EventType
+from fairlead_autoscaler.cluster.conditions import Said
+from fairlead_autoscaler.recording import Look
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One sentence. ``reason`` and ``action`` are CamelCase words."""
+
+    type: EventType
+    reason: str
+    action: str
+    note: str
+
+
+def of_looks(before: Look, after: Look) -> list[Happening]:
+    """The numbers that were to be written, and are there now."""
+    told = []
+    for name, ruling in before.rulings.items():
+        pool = after.observation.pools.get(name)
+        if pool is None or not ruling.writes or pool.desired != ruling.replicas:
+            continue
+        reason = "ScaledUp" if ruling.replicas > ruling.desired else "ScaledDown"
+        note = f"Pool {name} from {ruling.desired} to {ruling.replicas} by {ruling.rule}: {ruling.reason}"
+        told.append(Happening(EventType.NORMAL, reason, "Scale", note))
+    return told
+
+
+def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[Happening]:
+    """What became different in what is said of the model; nothing is told of the first time."""
+    told = []
+    was = {one.type: one for one in before}
+    for now in after:
+        then = was.get(now.type)
+        if then is None or (then.status, then.reason) == (now.status, now.reason):
+            continue
+        if now.type is ConditionType.AUTOSCALING:
+            grave = now.reason in (Reason.AT_MAXIMUM, Reason.BLIND)
+            told.append(_of(grave, str(now.reason), "Decide", now.message))
+        elif ConditionStatus.UNKNOWN not in (then.status, now.status):
+            told.append(_of(now.status is ConditionStatus.FALSE, str(now.reason), "Measure", now.message))
+    return told
+
+
+def _of(grave: bool, reason: str, action: str, message: str) -> Happening:
+    note = message[:1].upper() + message[1:]
+    return Happening(EventType.WARNING if grave else EventType.NORMAL, reason, action, note)

@@ -1,0 +1,182 @@
+"""What is said of a model, and when it is worth a write."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.decision import Input
+from fairlead_autoscaler.cluster.attainment import Attainment, seen
+from fairlead_autoscaler.cluster.conditions import Said, Written, autoscaling, due, objectives_met, ours, status, wanted
+from fairlead_autoscaler.cluster.happenings import of_conditions, of_looks
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import (
+    GatewaySeen,
+    Observation,
+    Plan,
+    PoolFacts,
+    PoolPlan,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+)
+
+MODEL = ScaledModel("chat/qwen", 0.8, 0.04, (PoolFacts("main", maximum=8),), target=0.9)
+UP = Ruling(5, 3, "up", "4.61 are needed, by ttft", 5)
+NUMBERS = {"need_replicas": Input(4.61), "margin": Input(1.05, 4.0), "speed_factor": Input(1.0)}
+
+
+def look(
+    *, now: float = 100.0, desired: int = 3, blind: bool = False, counts: tuple[float, float] = (95.0, 5.0), **more: Any
+) -> Look:
+    replica = ReplicaSeen("a", ReplicaState.READY, 50.0, ttft_counts=counts, itl_counts=(100.0, 0.0))
+    there = Observation(
+        now,
+        None if blind else GatewaySeen(10.0, 1_000.0),
+        {"main": PoolSeen(desired, 3, replicas=None if blind else (replica,))},
+    )
+    given: dict[str, Any] = {"rulings": {"main": UP}, "plan": Plan({"main": PoolPlan(5, "up", UP.reason, NUMBERS)})}
+    return Look(0.0, MODEL, there, **(given | more))
+
+
+def said(at: Look, frozen: bool = False, **held: str) -> tuple[str, str, str]:
+    found = autoscaling(at, held, frozen)
+    return str(found.status), str(found.reason), found.message
+
+
+def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
+    message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, margin 1.05, 4 s old)"
+    assert said(look()) == ("True", "Deciding", message)
+    plain = replace(UP, desired=5)
+    assert said(look(rulings={"main": plain}))[2].startswith("pool main 5 by up: 4.61")
+
+
+@pytest.mark.parametrize(
+    ("given", "held", "status", "reason", "says"),
+    [
+        ({"mode": "Advise"}, {}, "False", "Advising", "nothing is written: pool main 3 -> 5"),
+        ({}, {"main": "keda-operator"}, "False", "SetElsewhere", "pool main 3, set by keda-operator; it would be 5"),
+        ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "Blind", "(gateway a is missing)"),
+        ({"rulings": {"main": replace(UP, rule="lying")}}, {}, "True", "Blind", "cannot be told"),
+        (
+            {"rulings": {"main": replace(UP, rule="maximum")}},
+            {},
+            "True",
+            "AtMaximum",
+            "pool main needs more than its max",
+        ),
+        ({"rulings": {"main": replace(UP, rule="bounds", planned=9)}}, {}, "True", "AtMaximum", "needs more"),
+        ({"rulings": {"main": replace(UP, rule="bounds", planned=0)}}, {}, "True", "Deciding", ""),
+        ({"rulings": {}}, {}, "True", "Deciding", "none of its pools has been made yet"),
+    ],
+)
+def test_why_it_does_not_simply_decide_is_told(
+    given: dict[str, Any], held: dict[str, str], status: str, reason: str, says: str
+) -> None:
+    found = said(look(**given), **held)
+    assert found[:2] == (status, reason)
+    assert says in found[2]
+
+
+def test_a_freeze_is_told_and_what_would_be() -> None:
+    assert said(look(), frozen=True)[:2] == ("False", "Frozen")
+    shown = replace(UP, unwritten="all scaling is frozen")
+    assert "pool main 3, would be 5" in said(look(rulings={"main": shown}), frozen=True)[2]
+
+
+def met(*looks: Look) -> tuple[str, str, str] | None:
+    found = Attainment()
+    for one in looks:
+        found = seen(found, one.observation)
+    told = objectives_met(looks[-1], found)
+    return None if told is None else (str(told.status), str(told.reason), told.message)
+
+
+def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> None:
+    message = "ttft within in 95.0 %, itl within in 100.0 % of 100 requests in 5 minutes; target 90 %"
+    assert met(look()) == ("True", "WithinTarget", message)
+    found = met(look(), look(now=105.0, counts=(60.0, 40.0)))
+    assert found is not None
+    assert found[:2] == ("False", "BelowTarget")
+    assert found[2].startswith("ttft within in 77.5 %")
+    assert met(look(counts=(0.0, 100.0)), look(now=400.0)) == ("True", "WithinTarget", message)  # it was long ago
+
+
+def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objectives() -> None:
+    few = look(counts=(0.0, 3.0))
+    replica = replace(few.observation.pools["main"].replicas[0], itl_counts=None)  # type: ignore[index]
+    pools = {"main": replace(few.observation.pools["main"], replicas=(replica,))}
+    few = replace(few, observation=replace(few.observation, pools=pools))
+    assert met(few) == ("Unknown", "TooFewRequests", "3 requests in 5 minutes are too few to tell")
+    assert met(replace(look(), model=replace(MODEL, ttft_seconds=None, itl_seconds=None))) is None
+
+
+def test_who_gave_up_had_no_first_token_in_time() -> None:
+    one = look()
+    gone = replace(one, observation=replace(one.observation, gateway=GatewaySeen(10.0, 1.0, abandoned=25.0)))
+    found = met(gone)
+    assert found is not None
+    assert found[2].startswith("ttft within in 76.0 %")
+
+
+def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
+    first = autoscaling(look(), {}, False)
+    before = Written((first,), 100.0, wanted(look()))
+    moved = replace(first, message="pool main 3 -> 5 by up: 4.7 are needed")
+    assert due(None, [first], before.wanted, 100.0)
+    assert not due(before, [first], before.wanted, 1_000.0)
+    assert not due(before, [moved], before.wanted, 159.0)
+    assert due(before, [moved], before.wanted, 160.0)
+    assert due(before, [first], {"main": 6}, 101.0)
+    assert due(before, [autoscaling(look(blind=True), {}, False)], before.wanted, 101.0)
+
+
+def test_a_time_of_transition_is_that_of_the_status() -> None:
+    first = status([autoscaling(look(), {}, False)], {}, 3, "T1")
+    (one,) = first["conditions"]
+    assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
+    (same,) = status([autoscaling(look(blind=True), {}, False)], first, 4, "T2")["conditions"]
+    assert (same["lastTransitionTime"], same["reason"]) == ("T1", "Blind")
+    (other,) = status([autoscaling(look(), {}, True)], first, 4, "T2")["conditions"]
+    assert other["lastTransitionTime"] == "T2"
+    assert ours(first)
+    assert not ours({"conditions": [{"type": "Ready"}]})
+
+
+def test_a_change_of_a_number_is_an_event_once_it_is_there() -> None:
+    before = look()
+    assert of_looks(before, look(now=105.0)) == []  # not yet
+    (told,) = of_looks(before, look(now=105.0, desired=5))
+    assert (told.reason, told.note) == ("ScaledUp", "Pool main from 3 to 5 by up: 4.61 are needed, by ttft")
+    kept = look(rulings={"main": replace(UP, unwritten="the mode is Advise")})
+    assert of_looks(kept, look(desired=5)) == []
+    (down,) = of_looks(look(rulings={"main": replace(UP, replicas=2, rule="down")}), look(desired=2))
+    assert down.reason == "ScaledDown"
+
+
+def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
+    deciding, blind = (autoscaling(one, {}, False) for one in (look(), look(blind=True)))
+    assert of_conditions([], [deciding]) == []
+    assert of_conditions([deciding], [replace(deciding, message="other")]) == []
+    (told,) = of_conditions([deciding], [blind])
+    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "Blind", "What is ")
+    (back,) = of_conditions([blind], [deciding])
+    assert (str(back.type), back.reason) == ("Normal", "Deciding")
+
+
+def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> None:
+    def of(*looks: Look) -> Said:
+        found = Attainment()
+        for one in looks:
+            found = seen(found, one.observation)
+        told = objectives_met(looks[-1], found)
+        assert told is not None
+        return told
+
+    good, bad = of(look()), of(look(counts=(10.0, 90.0)))
+    quiet = replace(good, status=type(good.status)("Unknown"), reason=bad.reason)
+    (told,) = of_conditions([good], [bad])
+    assert (str(told.type), told.reason) == ("Warning", "BelowTarget")
+    assert of_conditions([good], [quiet]) == of_conditions([quiet], [good]) == []

@@ -1,0 +1,145 @@
+"""Conditions are written on change, under our own name, by the one that leads; a model that is switched off loses them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fairlead.kube.errors import Unreachable
+from fairlead.kube.resource import key_of
+from fairlead.testing.memory_kube import MemoryKube
+from fairlead.testing.timeline import Timeline
+from fairlead_autoscaler.cluster.happenings import Happening
+from fairlead_autoscaler.cluster.telling import Telling
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import GatewaySeen, Observation, Plan, PoolFacts, PoolSeen, ScaledModel
+
+MODEL = {
+    "apiVersion": "serving.fairlead.io/v1alpha1",
+    "kind": "ModelDeployment",
+    "metadata": {"name": "qwen", "namespace": "chat"},
+}
+
+
+class Room:
+    def __init__(self) -> None:
+        self.kube, self.clock, self.told = MemoryKube(), Timeline(), list[Happening]()
+        self.kube.put({**MODEL, "spec": {}})
+        ready = {"type": "Ready", "status": "True", "reason": "AllReady"}
+        self.kube.put({**MODEL, "status": {"conditions": [ready]}}, "fairlead-operator/status")
+        self.kube.writes.clear()
+        self.leading, self.off, self.held = True, False, dict[str, str]()
+        self.telling = self.fresh()
+
+    def fresh(self) -> Telling:
+        return Telling(self.kube, self, self.clock, lambda _, told: self.told.append(told), leads=lambda: self.leading)
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        return {key_of(one): one for one in self.kube.all("ModelDeployment")}
+
+    def asked(self, key: str) -> bool:
+        return not self.off
+
+    def holders(self, key: str) -> dict[str, str]:
+        return self.held
+
+    def look(self, desired: int = 2, replicas: int = 2) -> None:
+        ruling = Ruling(replicas, desired, "up", "as the load needs", replicas)
+        there = Observation(self.clock.now(), GatewaySeen(1.0, 10.0), {"main": PoolSeen(desired, desired)})
+        facts = ScaledModel("chat/qwen", None, None, (PoolFacts("main", maximum=8),))
+        self.telling.keep(Look(self.clock.wall(), facts, there, Plan(), {"main": ruling}))
+
+    def write(self) -> list[str]:
+        """What one round wrote."""
+        self.kube.writes.clear()
+        asyncio.run(self.telling.write())
+        return self.kube.writes
+
+    def conditions(self) -> dict[str, str]:
+        (model,) = self.kube.all("ModelDeployment")
+        return {one["type"]: one["reason"] for one in model["status"]["conditions"]}
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+def test_what_is_said_stands_beside_the_operators_and_is_written_once(room: Room) -> None:
+    room.look()
+    assert room.write() == ["status ModelDeployment qwen"]
+    assert room.conditions() == {"Ready": "AllReady", "Autoscaling": "Deciding"}
+    for _ in range(3):
+        room.look()
+        assert room.write() == []
+
+
+def test_another_number_is_written_at_once_and_told_when_it_is_there(room: Room) -> None:
+    room.look()
+    room.write()
+    room.look(desired=2, replicas=5)
+    assert room.write() == ["status ModelDeployment qwen"]
+    assert room.told == []
+    room.look(desired=5, replicas=5)
+    assert [one.reason for one in room.told] == ["ScaledUp"]
+
+
+def test_somebody_else_who_takes_the_number_is_told_of(room: Room) -> None:
+    room.look()
+    room.write()
+    room.held = {"main": "kubectl"}
+    room.look()
+    room.write()
+    assert room.conditions()["Autoscaling"] == "SetElsewhere"
+    assert [one.reason for one in room.told] == ["SetElsewhere"]
+
+
+def test_a_model_that_is_switched_off_loses_them_and_nothing_else(room: Room) -> None:
+    room.look()
+    room.write()
+    room.off = True
+    assert room.write() == ["status ModelDeployment qwen"]
+    assert room.conditions() == {"Ready": "AllReady"}
+    assert room.write() == []
+
+
+def test_the_next_leader_says_it_again_and_no_event_of_it(room: Room) -> None:
+    room.look()
+    room.write()
+    room.telling = room.fresh()
+    room.look()
+    room.write()
+    assert (room.conditions()["Autoscaling"], room.told) == ("Deciding", [])
+
+
+def test_what_could_not_be_written_is_written_later_as_it_is_then(room: Room) -> None:
+    def away(_: str) -> None:
+        raise Unreachable("nobody answers")
+
+    room.kube.before_write = away
+    room.look()
+    assert (room.write(), room.telling.failures) == ([], 1)
+    room.kube.before_write = lambda _: None
+    room.look(desired=2, replicas=6)
+    assert room.write() == ["status ModelDeployment qwen"]
+    (model,) = room.kube.all("ModelDeployment")
+    assert "2 -> 6" in next(one["message"] for one in model["status"]["conditions"] if one["type"] == "Autoscaling")
+
+
+def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(room: Room) -> None:
+    room.look()
+    room.write()
+    room.kube.remove("ModelDeployment", "chat", "qwen")
+    room.look()
+    assert room.write() == []
+    room.kube.put({**MODEL, "spec": {}})
+    room.look()
+    assert room.write() == ["status ModelDeployment qwen"]
+
+
+def test_only_the_one_that_leads_tells_of_numbers(room: Room) -> None:
+    room.leading = False
+    room.look(desired=2, replicas=5)
+    room.look(desired=5, replicas=5)
+    assert room.told == []
