@@ -143,7 +143,8 @@ def served_as(name: str | None, model: str) -> str | None:
 class Model:
     """A client-visible model: its objectives and how its requests are routed.
 
-    ``shadowed``: a model of another namespace has the bare name, and clients call this one by ``namespace/name``.
+    ``shadowed``: a model of another namespace has the bare name, and clients call this one by ``namespace/name``. ``wakes``: it may
+    have no instance at all, and gets one when a request waits for it.
     """
 
     namespace: str
@@ -151,6 +152,7 @@ class Model:
     objectives: Objectives = field(default_factory=Objectives)
     preset: str = RoutingPreset.DUAL_HASH.value
     shadowed: bool = False
+    wakes: bool = False
 
     @property
     def key(self) -> str:

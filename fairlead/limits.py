@@ -53,6 +53,13 @@ class Limits:
     hold_starting_seconds: float = _limit(
         30.0, "a request waits so long for the first instance of a model that is starting, then 503"
     )
+    hold_waking_seconds: float = _limit(
+        600.0,
+        "the same of a model that has no instance and gets one for this request: a machine may have to be found first",
+    )
+    wake_seconds: float = _limit(
+        2.0, "the autoscaler is told of a model whose requests wait for a first instance this often, while they do"
+    )
     hold_seconds: float = _limit(60.0, "a request held this long is answered 503: clients give up about then")
     decision_log: int = _limit(4_096, "decisions kept in memory by a worker")
     prefix_blocks: int = _limit(4_096, "blocks hashed of one prompt; what lies behind never decides a route")

@@ -63,6 +63,7 @@ def fleet_model(deployment: ModelDeployment) -> Model:
         name=deployment.metadata.name,
         objectives=deployment.spec.objectives.values(),
         preset=deployment.spec.routing.preset.value,
+        wakes=deployment.spec.wakes,
     )
 
 

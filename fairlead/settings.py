@@ -51,6 +51,10 @@ class GatewaySettings:
     manage_token: str | None = _setting(
         "bearer token of the management API; without it, only loopback is answered", secret=True
     )
+    autoscaler_url: str | None = _setting(
+        "where the autoscaler listens, such as `http://fairlead-autoscaler:9092`: the first request that is held because its model "
+        "has no engine is told there at once. Without it the autoscaler sees it at its next look"
+    )
     key_pepper: str | None = _setting(
         "the secret under which `--keys` holds the digests of API keys; without it `--keys` does not start", secret=True
     )

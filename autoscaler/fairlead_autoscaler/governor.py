@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.api import Autoscaling, ScalingMode
+from fairlead.fleet import Role
 from fairlead.units import seconds
 from fairlead_autoscaler.scaling import Plan, PoolFacts, PoolPlan, PoolSeen, ScaledModel
 from fairlead_autoscaler.world import ModelState, PoolState
@@ -71,7 +72,8 @@ def governed(
         pool = state.pools.get(facts.name)
         if pool is None:
             continue
-        bounds = state.policy.bounds(facts.name, facts.minimum, facts.maximum, wall)
+        low, high = state.policy.bounds(facts.name, facts.minimum, facts.maximum, wall)
+        bounds = max(low, least(facts)), high
         ruling = _ruled(watch, state.policy, facts, pool, plan.pools.get(facts.name), bounds, now, facts.name in wakes)
         found[facts.name] = replace(ruling, unwritten=_unwritten(state.policy, pool, frozen))
     return found
@@ -121,6 +123,11 @@ def _stepped(ruling: Ruling, policy: Autoscaling, sizes: list[int]) -> Ruling:
     return ruling
 
 
+def least(facts: PoolFacts) -> int:
+    """The fewest that a pool may ever have: of prefill and decode one, since a prompt cannot wait at a gateway for both."""
+    return 0 if facts.role is Role.SERVE else min(1, facts.maximum)
+
+
 def amount(step: int | str, size: int) -> int:
     """``2`` → 2; ``"50%"`` of 5 → 2, and one at least."""
     if isinstance(step, int):
@@ -164,7 +171,8 @@ def _widest(facts: PoolFacts, policy: Autoscaling) -> PoolFacts:
     own = [one for one in policy.schedules if one.pool in (None, facts.name)]
     lows = [one.min for one in own if one.min is not None] + [one.max for one in own if one.max is not None]
     highs = [one.max for one in own if one.max is not None] + [one.min for one in own if one.min is not None]
-    return replace(facts, minimum=min([facts.minimum, *lows]), maximum=max([facts.maximum, *highs]))
+    lowest = max(min([facts.minimum, *lows]), least(facts))
+    return replace(facts, minimum=lowest, maximum=max([facts.maximum, *highs]))
 
 
 def asked(seen: Mapping[str, PoolSeen], arrivals: float | None, held: float | None) -> bool:

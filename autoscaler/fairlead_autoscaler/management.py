@@ -120,7 +120,7 @@ class _Desk:
         return answer
 
     async def wake(self, request: web.Request) -> web.Response:
-        """202: a look comes at once. 404: no such model is scaled."""
+        """200: a look comes at once. 404: no such model is scaled."""
         if request.content_type != _JSON:
             return _error(415, "a hint is JSON")
         try:
@@ -129,7 +129,7 @@ class _Desk:
             return _error(400, 'a hint is {"model": "NAMESPACE/NAME"}')
         if not self._loop.wake(hint.model):
             return _error(404, "no such model is scaled")
-        return web.Response(status=202)
+        return web.Response(body=b"{}", content_type=_JSON)
 
 
 def _number(text: str | None) -> float | None:

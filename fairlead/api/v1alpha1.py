@@ -248,6 +248,18 @@ class ModelDeploymentSpec(Strict):
         offload = self.kv_cache.offload
         return None if offload is None else offload.peers
 
+    @property
+    def wakes(self) -> bool:
+        """It may have no instance at all, and gets one when a request waits for it. Prompts of a model whose prefill and decode are
+        split cannot wait for a first one: of these, one of each always runs."""
+        if self.autoscaling.mode is not ScalingMode.AUTO or self.has_role(PoolRole.PREFILL):
+            return False
+        hours = self.autoscaling.schedules
+        return all(
+            pool.replicas.min == 0 or any(one.min == 0 and one.pool in (None, pool.name) for one in hours)
+            for pool in self.pools
+        )
+
     def has_role(self, role: PoolRole) -> bool:
         """Some pool has it."""
         return any(pool.role is role for pool in self.pools)

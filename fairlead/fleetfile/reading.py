@@ -41,7 +41,7 @@ def parse(text: str, *, file: str, limits: Limits | None = None) -> Fleet:
 
 
 def _model(item: FileModel) -> Model:
-    return Model(item.namespace, item.name, item.objectives.values(), item.routing.preset.value)
+    return Model(item.namespace, item.name, item.objectives.values(), item.routing.preset.value, wakes=item.wakes)
 
 
 def _instances(item: FileModel) -> tuple[Instance, ...]:

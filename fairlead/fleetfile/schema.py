@@ -158,6 +158,7 @@ class FileModel(Strict):
     kv_transfer: Annotated[str | None, AfterValidator(_optional(_checked_transfer)), Field(examples=["nixl"])] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None
+    wakes: bool = False
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
 

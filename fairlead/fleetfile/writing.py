@@ -24,6 +24,8 @@ def dump(fleet: Fleet) -> str:
         lines.append(f"    namespace: {_flow(model.namespace)}")
         lines.append(f"    objectives: {_flow(_dump_objectives(model))}")
         lines.append(f"    routing: {_flow({'preset': model.preset})}")
+        if model.wakes:
+            lines.append("    wakes: true")
         instances = fleet.instances.get(key, ())
         lines.append("    instances:" if instances else "    instances: []")
         lines += [f"      - {_flow(_dump_instance(one))}" for one in instances]

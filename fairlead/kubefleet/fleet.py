@@ -104,7 +104,10 @@ class _Making:
         for one in self._served:
             before = self._previous.models.get(one.key)
             if one.spec is not None:
-                model = Model(one.namespace, one.name, one.spec.objectives.values(), one.spec.routing.preset.value)
+                spec = one.spec
+                model = Model(
+                    one.namespace, one.name, spec.objectives.values(), spec.routing.preset.value, wakes=spec.wakes
+                )
             else:
                 model = before or Model(one.namespace, one.name)
             found[one.key] = replace(model, shadowed=one.name in names)

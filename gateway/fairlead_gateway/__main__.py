@@ -66,7 +66,7 @@ def _run(
 
     from fairlead import system
     from fairlead.clock import SystemClock
-    from fairlead_gateway import quiet_log
+    from fairlead_gateway import quiet_log, waking
     from fairlead_gateway.helper import Helper, Plan
     from fairlead_gateway.indexing.links import links_of
     from fairlead_gateway.reach import Reach
@@ -91,6 +91,7 @@ def _run(
         certificate=_certificate(options.tls_cert, options.tls_key),
         redis=options.redis or settings.redis_url,
         reach=Reach(os.environ, clock.now),
+        autoscaler=waking.checked(settings.autoscaler_url) if settings.autoscaler_url else None,
         token=settings.manage_token,
         hosts=options.manage_host,
         links=links_of(settings.links, settings.tokenizers),

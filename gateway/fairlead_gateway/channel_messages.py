@@ -227,6 +227,12 @@ class Given(msgspec.Struct, tag=True):
     samples: list["Sample"]
 
 
+class Waking(msgspec.Struct, tag=True):
+    """Requests of a model wait for a first instance."""
+
+    model: str
+
+
 class Piece(msgspec.Struct, tag=True):
     """A part of an answer, encoded."""
 
@@ -235,7 +241,7 @@ class Piece(msgspec.Struct, tag=True):
     last: bool
 
 
-FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen | Given | Rows | Piece
+FromWorker: TypeAlias = Ready | Failed | Applied | Leaving | Last | Told | Seen | Given | Rows | Waking | Piece
 
 # Within them -------------------------------------------------------------------------------------------------------------
 

@@ -49,8 +49,8 @@ class Death:
 
 class Crew:
     """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis,
-    ``indexed`` of what workers tell the index, ``learned`` of what engines are learned from, ``joined`` that one of them knows
-    nothing of either yet."""
+    ``indexed`` of what workers tell the index, ``learned`` of what engines are learned from, ``waking`` of models whose requests
+    wait for a first engine, ``joined`` that one of them knows nothing of index and engines yet."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Crew:
         told: Callable[[say.Told], None],
         indexed: Callable[[Hand, say.Seen | say.Given], None],
         learned: Callable[[Rows], None],
+        waking: Callable[[str], None],
         joined: Callable[[], None],
         clock: Clock,
         limits: Limits,
@@ -69,6 +70,7 @@ class Crew:
         self._told = told
         self._indexed = indexed
         self._learned = learned
+        self._waking = waking
         self._joined = joined
         self._clock = clock
         self._limits = limits
@@ -144,7 +146,14 @@ class Crew:
 
     def _hand(self, number: int, spawned: Spawned) -> Hand:
         events = Events(
-            self._ready, self._applied, self._leaving, self._heard, self._indexed, self._learned, self._ended
+            self._ready,
+            self._applied,
+            self._leaving,
+            self._heard,
+            self._indexed,
+            self._learned,
+            self._waking,
+            self._ended,
         )
         return Hand(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
 

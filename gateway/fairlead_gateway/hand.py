@@ -35,6 +35,7 @@ class Events:
     told: Callable[["Hand", say.Told], None]
     indexed: Callable[["Hand", say.Seen | say.Given], None]
     learned: Callable[[Rows], None]
+    waking: Callable[[str], None]
     ended: Callable[["Hand"], None]
 
 
@@ -147,6 +148,8 @@ class Hand:
                 self._events.indexed(self, message)
             case Rows():
                 self._events.learned(message)
+            case say.Waking(model):
+                self._events.waking(model)
             case say.Piece(ask, data, last):
                 self._piece(ask, data, last)
             case say.Applied(version, problem):

@@ -41,6 +41,7 @@ from fairlead_gateway.telemetry import Telemetry
 from fairlead_gateway.telemetry.parts import series_of
 from fairlead_gateway.tls import Certificate
 from fairlead_gateway.tokenizing.service import Tokenizing
+from fairlead_gateway.waking import Waker
 from fairlead_gateway.watch import Watch
 from fairlead_gateway.wired import logged_of, record_of
 from fairlead_kvstore.truth.changes import Change
@@ -58,7 +59,8 @@ _COUNT_SECONDS = 2.0
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port.
-    ``tokenizers`` is the folder of tokenizers; ``index_secret`` keys the hashes of an index in Redis, as its indexer's does."""
+    ``autoscaler`` is the URL at which it hears hints; ``tokenizers`` is the folder of tokenizers; ``index_secret`` keys the hashes of
+    an index in Redis, as its indexer's does."""
 
     public: socket.socket
     private: socket.socket
@@ -70,6 +72,7 @@ class Plan:
     certificate: Certificate | None = None
     redis: str | None = None
     reach: Reach | None = None
+    autoscaler: str | None = None
     token: str | None = None
     hosts: Sequence[str] = ()
     links: Links = Links.ENGINE
@@ -106,6 +109,7 @@ class Helper:
         self._broken = False
         self._hurry = asyncio.Event()
         self._fleet = Fleet()
+        self._waker = None if plan.autoscaler is None else Waker(plan.autoscaler, plan.token, clock, limits)
         self.started = clock.now()
         self.crew = Crew(
             early,
@@ -113,6 +117,7 @@ class Helper:
             told=self._told,
             indexed=self._indexed,
             learned=self._rows,
+            waking=self._wakes,
             joined=self._joined,
             clock=clock,
             limits=limits,
@@ -211,6 +216,8 @@ class Helper:
             if self._tokenizing is not None:
                 await self._tokenizing.close()
             await self.beside.stop()
+            if self._waker is not None:
+                await self._waker.close()
 
     # Files ---------------------------------------------------------------------------------------------------------------
 
@@ -285,6 +292,8 @@ class Helper:
     def _present_notes(self) -> list[str]:
         found = self._plan.source.notes()
         found += [watch.problem for watch in self._watches if watch.problem]
+        if self._waker is not None:
+            found += self._waker.notes()
         return [*found, *self.crew.notes(), *quiet_log.problems(), *self.beside.notes(), *self.index.notes()]
 
     def _told(self, told: say.Told) -> None:
@@ -301,6 +310,10 @@ class Helper:
 
     def _rows(self, rows: Rows) -> None:
         self.learning.heard(rows)
+
+    def _wakes(self, model: str) -> None:
+        if self._waker is not None:
+            self._waker.heard(model)
 
     def _joined(self) -> None:
         self.index.joined()

@@ -2,8 +2,8 @@
 
 The rules are ``queueing``'s; here the present fleet, the clock and the tasks that wait meet them. A model has a door only where
 there may be a reason to hold: its first-token objective grows with the prompt, callers are told apart by keys, its engines'
-memory is stated in the fleet, or none of them is ready and one is starting. Of all other models a request costs one look into a
-dictionary.
+memory is stated in the fleet, or none of them is ready and one is starting, or will be: a model that may have no instance gets one
+when a request waits for it, and ``waking`` is told so. Of all other models a request costs one look into a dictionary.
 
 Who is held belongs to no engine yet, so an engine's loss costs it nothing. It leaves when its turn comes, its client goes, its
 own deadline passes or the limits say so. A look at who may go follows whatever this process hears of engines, and every few
@@ -13,6 +13,7 @@ Models whose prefill and decode are split are not held: their prompts wait for e
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -30,8 +31,13 @@ from fairlead_gateway.telemetry import Telemetry
 OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
 
 
+def _nobody(key: str) -> None:
+    """Nobody hears that requests of a model wait."""
+
+
 class Holding:
-    """``keyed``: callers are told apart, and share a model's engines fairly."""
+    """``keyed``: callers are told apart, and share a model's engines fairly. ``waking`` hears, now and then, of each model whose
+    requests wait for a first instance."""
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class Holding:
         self._now = clock.now
         self._loop = loop
         self._keyed = keyed
+        self.waking = _nobody
         self._doors: dict[str, Door] = {}
 
     def apply(self, fleet: Fleet) -> None:
@@ -61,7 +68,14 @@ class Holding:
                 if not self._needs(key, model, fleet):
                     continue
                 door = self._doors[key] = Door(
-                    key, self._routes, self._telemetry, self._limits, self._now, self._loop, self._keyed
+                    key,
+                    self._routes,
+                    self._telemetry,
+                    self._limits,
+                    self._now,
+                    self._loop,
+                    self._keyed,
+                    self._told,
                 )
             door.apply(model, fleet)
 
@@ -70,9 +84,12 @@ class Holding:
         if any(one.role is Role.PREFILL for one in instances):
             return False
         states = {one.state for one in instances}
-        waking = InstanceState.STARTING in states and InstanceState.READY not in states
+        waking = model.wakes or (InstanceState.STARTING in states and InstanceState.READY not in states)
         grows = model.objectives.ttft_per_kilo_token_seconds > 0.0
         return waking or grows or self._keyed or any(one.profile is not None for one in instances)
+
+    def _told(self, key: str) -> None:
+        self.waking(key)
 
     def straight(self, job: Job) -> bool:
         """Whether the request may go at once."""
@@ -124,8 +141,12 @@ class Door:
         now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         keyed: bool,
+        waking: Callable[[str], None],
     ) -> None:
         self._key = key
+        self._tell = waking
+        self._told_at = -math.inf
+        self._ready_since = -math.inf
         self._routes = routes
         self._telemetry = telemetry
         self._limits = limits
@@ -137,7 +158,7 @@ class Door:
         self._kv: dict[str, float] = {}
         self._least_kv = 0.0
         self._plain = False
-        self._waking = False
+        self._any_ready = self._waking = False
         self._held: dict[str, tuple[Job, asyncio.Future[Release]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
@@ -153,7 +174,10 @@ class Door:
         self._kv = {one.id: float(one.profile.kv_tokens) for one in ready if one.profile is not None}
         self._least_kv = min(self._kv.values(), default=float("inf"))
         self._plain = bool(ready) and not self._keyed and model.objectives.ttft_per_kilo_token_seconds <= 0.0
-        self._waking = not ready and any(one.state is InstanceState.STARTING for one in instances)
+        if ready and not self._any_ready:
+            self._ready_since = self._now()
+        self._any_ready = bool(ready)
+        self._waking = not ready and (model.wakes or any(one.state is InstanceState.STARTING for one in instances))
         self._gate.memory.keep(frozenset(one.id for one in ready))
         self._look()
 
@@ -268,7 +292,7 @@ class Door:
         engines = self._engines(now)
         if not engines:
             self._without(now)
-        for name, verdict in self._gate.expired(len(engines), now):
+        for name, verdict in self._gate.expired(len(engines), now, self._ready_since) if engines else ():
             self._telemetry.held(self._key, verdict.rule)
             self._refuse(name, self._error(verdict))
         release = self._gate.release(engines, now)
@@ -283,7 +307,11 @@ class Door:
 
     def _without(self, now: float) -> None:
         """No engine is ready: who has waited long enough for one, or for nothing, is told so."""
-        most = self._limits.hold_starting_seconds if self._waking else 0.0
+        limits, wakes = self._limits, self._model is not None and self._model.wakes
+        most = limits.hold_waking_seconds if wakes else limits.hold_starting_seconds if self._waking else 0.0
+        if wakes and now - self._told_at >= limits.wake_seconds:
+            self._told_at = now
+            self._tell(self._key)
         for name, (job, _) in list(self._held.items()):
             if now - job.request.received >= most:
                 self._telemetry.held(self._key, "none-ready")

@@ -150,11 +150,15 @@ class Worker:
             samples=self._index.samples if self._index is not None else None,
             rows=RowTeller(self._channel, self._loop, self._limits),
         )
+        gateway.holding.waking = self._tell_waking
         if setup.publish and self._teller is not None:
             gateway.decisions.told = self._teller.decided
         if self._shared is not None:
             self._hearer = Hearer(self._loop, self._limits, gateway.heard)
         return gateway
+
+    def _tell_waking(self, key: str) -> None:
+        self._channel.send(say.Waking(key))
 
     def _observing(self, setup: say.Setup) -> "Observing | None":
         if self._settings.access_log is None and self._settings.trace_endpoint is None:

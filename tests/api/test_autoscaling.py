@@ -1,12 +1,14 @@
 """Schedules: which bounds a pool has at which time."""
 
 from datetime import datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import ValidationError
 
 from fairlead.api import Autoscaling, Schedule
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 
 OFFICE = {
     "name": "office",
@@ -67,3 +69,38 @@ def test_bounds_never_cross() -> None:
 def test_a_time_zone_that_there_is_not_is_named() -> None:
     with pytest.raises(ValidationError, match='no time zone is called "Mars/Olympus"'):
         Schedule.model_validate({**OFFICE, "timeZone": "Mars/Olympus"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "wakes"),
+    [
+        ({"pools": [{"replicas": {"min": 0, "max": 4}}]}, True),
+        ({"pools": [{"replicas": {"min": 1, "max": 4}}]}, False),
+        ({"pools": [{"replicas": {"min": 0, "max": 4}}], "autoscaling": {"mode": "Advise"}}, False),
+        ({"pools": [{"replicas": {"min": 0, "max": 4}}, {"name": "two", "replicas": {"min": 1}}]}, False),
+        (
+            {
+                "pools": [{"replicas": {"min": 2, "max": 4}}],
+                "autoscaling": {
+                    "mode": "Auto",
+                    "schedules": [{"name": "n", "begin": "22:00", "end": "06:00", "min": 0}],
+                },
+            },
+            True,
+        ),
+        (
+            {
+                "pools": [
+                    {"role": "Prefill", "replicas": {"min": 0, "max": 4}},
+                    {"name": "two", "role": "Decode", "replicas": {"min": 0, "max": 4}},
+                ],
+                "kvCache": {"transfer": "Nixl"},
+            },
+            False,
+        ),
+    ],
+)
+def test_only_a_model_that_may_have_no_instance_at_all_is_woken(spec: dict[str, Any], wakes: bool) -> None:
+    pools = [{"name": f"p{n}", "accelerator": "nvidia-l4"} | pool for n, pool in enumerate(spec["pools"])]
+    given = {"model": {"source": "hf://Qwen/Qwen3-8B"}, "autoscaling": {"mode": "Auto"}} | spec | {"pools": pools}
+    assert ModelDeploymentSpec.model_validate(given).wakes is wakes

@@ -264,6 +264,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
             name,
             objectives,
             draw(st.sampled_from(["session", "dual-hash"])),
+            wakes=draw(st.booleans()),
         )
         models[model.key] = model
         instances[model.key] = tuple(

@@ -190,6 +190,53 @@ def test_when_nothing_is_starting_any_more_the_wait_is_over() -> None:
     run(main())
 
 
+def waking_fleet(urls: list[str], version: int = 1) -> Fleet:
+    """A model that may have no instance, and gets one when a request waits."""
+    fleet = fleet_of(urls, version=version)
+    return replace(fleet, models={KEY: replace(fleet.models[KEY], wakes=True)})
+
+
+def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
+    async def main() -> None:
+        told: list[str] = []
+        async with scripted_engine() as engine, running_gateway(waking_fleet([])) as running:
+            running.gateway.holding.waking = told.append
+            loop = asyncio.get_running_loop()
+            waiting = [loop.create_task(ask(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
+            await until(lambda: held(running) == 2)
+            await until(lambda: told == [KEY])
+            running.gateway.apply(waking_fleet([engine.url], 2))
+            assert [(await one).status for one in waiting] == [200, 200]
+            assert told == [KEY]  # once for all that wait
+
+    run(main())
+
+
+def test_a_model_that_nobody_wakes_is_waited_for_as_long_as_the_limit_says() -> None:
+    async def main() -> None:
+        limits = replace(Limits(), hold_waking_seconds=0.05, hold_seconds=0.01)
+        async with running_gateway(waking_fleet([]), limits) as running:
+            answer = await ask(running.url, SHORT)
+            assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
+            assert counted(running) == {"none-ready": 1}
+
+    run(main())
+
+
+def test_time_without_an_instance_is_not_held_against_those_who_waited() -> None:
+    async def main() -> None:
+        limits = replace(Limits(), hold_seconds=0.2)
+        async with scripted_engine() as engine, running_gateway(waking_fleet([]), limits) as running:
+            waiting = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+            await until(lambda: held(running) == 1)
+            began = running.gateway.clock.now()
+            await until(lambda: running.gateway.clock.now() > began + 2 * limits.hold_seconds)
+            running.gateway.apply(waking_fleet([engine.url], 2))
+            assert (await waiting).status == 200
+
+    run(main())
+
+
 def test_memory_that_would_overflow_is_waited_for() -> None:
     async def main() -> None:
         gate = Gate()

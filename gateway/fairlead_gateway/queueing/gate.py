@@ -19,6 +19,7 @@ Each says when to come back, by the line's pace.
 Pure: the caller says what time it is and what the engines have before them, in any of the gateway, the simulator and tests.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -256,14 +257,14 @@ class Gate:
         reason = f"{wait:.1f} s of work is held before it, and its first token is due in {one.objective_seconds:.1f} s"
         return Verdict(Kind.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), shed=True)
 
-    def expired(self, engines: int, now: float) -> list[tuple[str, Verdict]]:
+    def expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, Verdict]]:
         """Those that are held no longer: who has waited as long as anybody may, and the sheddable that would otherwise soon go
-        before higher tiers for being overdue."""
+        before higher tiers for being overdue. Nobody's time counts before ``since``, when there was no engine yet."""
         before = now - self._limits.hold_seconds
         found = [
             asked
             for asked in self._asked.values()
-            if asked.waiting.arrival <= before or (asked.sheddable and asked.waiting.overdue_at <= now)
+            if max(asked.waiting.arrival, since) <= before or (asked.sheddable and asked.waiting.overdue_at <= now)
         ]
         told = []
         for asked in found:

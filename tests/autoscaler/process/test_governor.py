@@ -115,6 +115,15 @@ def test_waking_starts_one_of_each_role_and_only_where_none_of_the_role_runs() -
     assert {name: one.replicas for name, one in found.items()} == {"small": 1, "large": 0, "pre": 1}
 
 
+def test_of_prefill_and_decode_one_always_runs() -> None:
+    facts = PoolFacts("pre", role=Role.PREFILL, minimum=0, maximum=4)
+    now_is = ModelState(ScaledModel("default/tiny", 2.0, None, (facts,)), Autoscaling(**AUTO), {"pre": PoolState(2)})
+    plan = Plan({"pre": PoolPlan(0, "zero", "silent")})
+    found = governed(Watch({}, 0.0), now_is, plan, 1e6, WALL, woken=False, frozen=False)["pre"]
+    assert (found.replicas, found.rule) == (1, "bounds")
+    assert widest(now_is.model, now_is.policy).pools[0].minimum == 1
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [
