@@ -103,6 +103,7 @@ def hpa(model: ScaledModel, settings: HpaSettings) -> EachPool[HpaState]:
     def decide(state: HpaState, look: PoolLook) -> tuple[HpaState, PoolPlan | None]:
         own = bounded(settings, look)
         if not state.wanted and look.seen.desired < own.minimum:
+            state = HpaState(wanted=((look.now, own.minimum),))
             return state, PoolPlan(own.minimum, "hpa/deployed", "A target of an HPA is deployed with its minimum.")
         return reconcile(state, see(own, look), own)
 

@@ -1,0 +1,124 @@
+"""APA: the application-specific autoscaler of AIBrix, as shipped and with its faults mended.
+
+The rule. Every 10 s the engines' metric is averaged over the pods, and over a window of 180 s. ratio = average ÷ target; above
+1.1, replicas = min(ceil(n × ratio), ceil(2 n)); below 0.9, max(ceil(n × ratio), floor(n ÷ 2)), where n is the number that was
+asked for, ready or not. Then a cool-down over what was recommended lately: 0 s on the way up, 300 s on the way down.
+
+As shipped, three things are wrong (research: aibrix.md §1.4, read again in the source):
+- the cool-down is inverted: going down it takes the *smallest* recommendation of the last 300 s, where a cool-down takes the
+  largest;
+- a metric that cannot be fetched counts as 0.0 and no error, so an outage or an engine that is still loading reads as idle;
+- n moves at once while the average lags by three minutes, so each look multiplies again what the look before has ordered.
+  ``fixed`` mends the first two: largest (and, going up, smallest) of the window, and what is missing is left out; without any
+  value nothing changes. The third is the rule itself and stays.
+
+Constants: sync 10 s, window 180 s, tolerances 0.1, rates 2 and 2, cool-downs 0 and 300 s.
+
+Source: vllm-project/aibrix at e3e10f9e (August 2026), pkg/controller/podautoscaler: algorithm/apa.go (computeTargetReplicas),
+podautoscaler_controller.go (computeScaleDecision, stabilizeRecommendation), context/context.go (defaults), metrics/fetcher.go
+(fetchFromPod), types/metrics.go (TimeWindow). Apache-2.0. Facts, not code.
+
+What was changed: one metric, of the engines (the gateway's rate is no metric of a pod). A target at 0 with a minimum of 0 stays
+there, as the formula has it: AIBrix does not come back from zero by itself.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from fairlead.decision import Input
+from fairlead.errors import BadInput
+from fairlead_autoscaler.presets.scaler import EachPool
+from fairlead_autoscaler.presets.signals import Metric, PoolLook, of_replica
+from fairlead_autoscaler.scaling.values import PoolPlan, ReplicaState, ScaledModel
+
+
+@dataclass(frozen=True, slots=True)
+class ApaSettings:
+    """``target`` is of one replica, in the metric's unit. ``fixed``: without the faults of the cool-down and of missing metrics."""
+
+    target: float
+    metric: Metric = Metric.KV
+    fixed: bool = False
+    window_seconds: float = 180.0
+    up_tolerance: float = 0.1
+    down_tolerance: float = 0.1
+    max_up_rate: float = 2.0
+    max_down_rate: float = 2.0
+    up_cooldown_seconds: float = 0.0
+    down_cooldown_seconds: float = 300.0
+    period_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApaState:
+    """Averages over the pods, and what was recommended: (when, value), oldest first."""
+
+    averages: tuple[tuple[float, float], ...] = ()
+    recommended: tuple[tuple[float, int], ...] = ()
+
+
+def apa(model: ScaledModel, settings: ApaSettings) -> EachPool[ApaState]:
+    """An APA on every pool; the bounds are each pool's own. Raises BadInput for a metric that no pod has."""
+    if settings.metric is Metric.REQUEST_RATE:
+        raise BadInput("APA reads metrics of pods, and no pod has a request rate", field="metric")
+
+    def decide(state: ApaState, look: PoolLook) -> tuple[ApaState, PoolPlan | None]:
+        return _decide(state, look, settings)
+
+    return EachPool(model, decide, start=ApaState(), period_seconds=settings.period_seconds)
+
+
+def _decide(state: ApaState, look: PoolLook, settings: ApaSettings) -> tuple[ApaState, PoolPlan | None]:
+    least, most, current = look.facts.minimum, look.facts.maximum, look.seen.desired
+    if current == 0 and least != 0:
+        return state, None
+    if not least <= current <= most:
+        return state, PoolPlan(min(max(current, least), most), "apa/bounds", f"{current} are outside the bounds.")
+    values = _values(look, settings)
+    if values:
+        kept = (one for one in state.averages if one[0] >= look.now - settings.window_seconds)
+        state = replace(state, averages=(*kept, (look.now, sum(values) / len(values))))
+    elif settings.fixed or not state.averages:
+        return state, None
+    average = sum(value for _, value in state.averages) / len(state.averages)
+    asked = min(max(_asked(current, average / settings.target, settings), least), most)
+    state, replicas = _cooled(state, asked, current, look.now, settings)
+    rule = "apa/metric" if replicas == asked else "apa/cool-down"
+    inputs = {"average": Input(average), "asked": Input(asked)}
+    return state, PoolPlan(min(max(replicas, least), most), rule, f"The average asks for {asked} of {current}.", inputs)
+
+
+def _values(look: PoolLook, settings: ApaSettings) -> list[float]:
+    """A value of each pod. As shipped, one that does not answer has 0."""
+    if look.seen.replicas is None:
+        return [] if settings.fixed else [0.0] * (look.seen.ready + look.seen.pending + look.seen.draining)
+    pods = look.seen.replicas
+    if settings.fixed:
+        pods = tuple(one for one in pods if one.state is ReplicaState.READY)
+    found = [of_replica(settings.metric, one) for one in pods]
+    if settings.fixed:
+        return [value for value in found if value is not None]
+    return [value or 0.0 for value in found]
+
+
+def _asked(current: int, ratio: float, settings: ApaSettings) -> int:
+    if ratio > 1.0 + settings.up_tolerance:
+        return min(math.ceil(current * ratio), math.ceil(settings.max_up_rate * current))
+    if ratio < 1.0 - settings.down_tolerance:
+        return max(math.ceil(current * ratio), math.floor(current / settings.max_down_rate))
+    return current
+
+
+def _cooled(state: ApaState, asked: int, current: int, now: float, settings: ApaSettings) -> tuple[ApaState, int]:
+    longest = max(settings.up_cooldown_seconds, settings.down_cooldown_seconds)
+    kept = (one for one in state.recommended if one[0] > now - longest)
+    state = replace(state, recommended=(*kept, (now, asked)))
+    if asked == current:
+        return state, current
+    up = asked > current
+    window = settings.up_cooldown_seconds if up else settings.down_cooldown_seconds
+    within = [n for at, n in state.recommended if at > now - window] or [asked]
+    cooled = max(within) if up != settings.fixed else min(within)
+    if settings.fixed:  # a cool-down holds back, it does not turn round
+        cooled = max(cooled, current) if up else min(cooled, current)
+    return state, cooled

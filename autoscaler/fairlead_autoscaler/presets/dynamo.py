@@ -1,0 +1,254 @@
+"""Dynamo: NVIDIA's SLA planner, sizing by throughput.
+
+The rule. Every 180 s: requests, mean prompt and answer length of the interval are forecast one interval ahead
+(dynamo_forecast.py). With prefill and decode apart, engines of each kind come from what a profiling run measured, here from the
+engine's profile:
+
+    prefill = ceil(requests × prompt ÷ interval × min(1, p) ÷ prompt tokens a second of an engine)
+    decode  = ceil(requests × answer ÷ interval ÷ the most tokens a second of an engine at an inter-token latency ≤ objective ÷ d)
+
+with the corrections p = measured TTFT ÷ profiled TTFT and d = measured ITL ÷ profiled ITL at the measured concurrency. p above
+1 is ignored: the planner takes it for queueing, so a queue never adds prefill engines. One kind of engine ("aggregated", in
+later versions): ceil(requests a second ÷ requests a second of an engine), where an engine takes the largest batch at which a
+step with its share of prompt tokens meets both objectives, and batch ÷ (answer × step) requests a second. At least one engine
+each. An interval without any finished token changes nothing.
+
+Constants: interval 180 s, at least 1 engine, objectives 0.5 s and 50 ms where none are given.
+
+Source: ai-dynamo/dynamo, components/planner/src/dynamo/planner/utils/planner_core.py at 07619258 (make_adjustments,
+_compute_replica_requirements), perf_interpolation.py, defaults.py; for the aggregated case
+AggRegressionModel.find_best_engine_agg_rps and _throughput_agg of later versions. Apache-2.0. Facts, not code.
+
+What was changed: profiles are formulas, not tables that are interpolated. Counts of an interval that could only be read in part
+are scaled to the whole of it, as a Prometheus increase is. Later versions have a second loop that reacts to load; it is not
+modelled. The GPU budget is the pools' maximum. ``headroom`` multiplies the forecast load and is ours (1 is the planner): the
+planner's own way to more room is a tighter objective, which moves a prefill pool not at all. Of several pools of one role the
+first is sized and the others stay.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from fairlead.decision import Input
+from fairlead.fleet import Role
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.presets.dynamo_forecast import Forecast, Series
+from fairlead_autoscaler.presets.signals import due
+from fairlead_autoscaler.scaling.values import Observation, Plan, PoolFacts, PoolPlan, ScaledModel
+
+
+@dataclass(frozen=True, slots=True)
+class DynamoSettings:
+    """``headroom`` multiplies the load that is sized for."""
+
+    headroom: float = 1.0
+    forecast: Forecast = Forecast.KALMAN
+    interval_seconds: float = 180.0
+    default_ttft_seconds: float = 0.5
+    default_itl_seconds: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What an interval added up to: gateway counts with the seconds they cover, engine counts likewise."""
+
+    seconds: float = 0.0
+    arrivals: float = 0.0
+    prompt_tokens: float = 0.0
+    generated_tokens: float = 0.0
+    finished: float = 0.0
+    first_tokens: float = 0.0
+    ttft_seconds: float = 0.0
+    itl_seconds: float = 0.0
+
+    def then(self, observation: Observation, seconds: float) -> "Sums":
+        """With a look and the ``seconds`` since the one before."""
+        result = self
+        if observation.gateway is not None:
+            result = replace(
+                result,
+                seconds=self.seconds + seconds,
+                arrivals=self.arrivals + observation.gateway.arrivals,
+                prompt_tokens=self.prompt_tokens + observation.gateway.prompt_tokens,
+            )
+        replicas = [one for seen in observation.pools.values() for one in seen.replicas or ()]
+        return replace(
+            result,
+            generated_tokens=self.generated_tokens + _sum(one.generated_tokens for one in replicas),
+            finished=self.finished + _sum(one.finished for one in replicas),
+            first_tokens=self.first_tokens + _sum(one.first_tokens for one in replicas),
+            ttft_seconds=self.ttft_seconds + _sum(one.ttft_seconds for one in replicas),
+            itl_seconds=self.itl_seconds + _sum(one.itl_seconds for one in replicas),
+        )
+
+    def means(self, interval: float) -> "Means":
+        """Requests of a whole interval, and means of a request; None where nothing was counted."""
+        return Means(
+            self.arrivals / self.seconds * interval if self.seconds > 0 else None,
+            _over(self.prompt_tokens, self.arrivals),
+            _over(self.generated_tokens, self.finished),
+            _over(self.ttft_seconds, self.first_tokens),
+            _over(self.itl_seconds, self.generated_tokens - self.first_tokens),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Of an interval: ``requests``, tokens of a prompt and of an answer, TTFT and ITL in seconds."""
+
+    requests: float | None
+    prompt: float | None
+    answer: float | None
+    ttft: float | None
+    itl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sized for: requests a second, tokens of a prompt, tokens of an answer."""
+
+    rate: float
+    prompt: float
+    answer: float
+
+
+class Dynamo:
+    """The planner: adds up an interval, then forecasts and sizes."""
+
+    def __init__(self, model: ScaledModel, settings: DynamoSettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._sums = Sums()
+        self._requests, self._prompt, self._answer = Series(), Series(), Series()
+        self._looked: float | None = None
+        self._acted: float | None = None
+
+    def step(self, observation: Observation) -> Plan:
+        """See ``Scaler``."""
+        now, interval = observation.now, self._settings.interval_seconds
+        if self._looked is None or self._acted is None:
+            self._looked = self._acted = now
+            return Plan()
+        self._sums = self._sums.then(observation, now - self._looked)
+        self._looked = now
+        if not due(self._acted, now, interval):
+            return Plan()
+        means, self._sums, self._acted = self._sums.means(interval), Sums(), now
+        self._requests = self._requests.then(means.requests or 0.0)
+        self._prompt = self._prompt.then(means.prompt or 0.0)
+        self._answer = self._answer.then(means.answer or 0.0)
+        if None in (means.prompt, means.answer, means.ttft, means.itl):
+            return Plan()
+        guess = self._settings.forecast
+        rate = self._settings.headroom * max(0.0, self._requests.next(guess)) / interval
+        load = Load(rate, max(0.0, self._prompt.next(guess)), max(0.0, self._answer.next(guess)))
+        return Plan(sized(self._model, self._settings, load, means, observation))
+
+
+def sized(
+    model: ScaledModel, settings: DynamoSettings, load: Load, means: Means, observation: Observation
+) -> dict[str, PoolPlan]:
+    """How many engines the first pool of each role should have for ``load``."""
+    ttft = settings.default_ttft_seconds if model.ttft_seconds is None else model.ttft_seconds
+    itl = settings.default_itl_seconds if model.itl_seconds is None else model.itl_seconds
+    plans = {}
+    for facts in _first_of_each(model.pools):
+        if facts.profile is None or facts.name not in observation.pools:
+            continue
+        if facts.role is Role.PREFILL:
+            correction = min(1.0, _ratio(means.ttft, prefill_seconds(facts.profile, means.prompt or 0.0)))
+            offered, capacity = load.rate * load.prompt * correction, prefill_rate(facts.profile, load.prompt)
+        elif facts.role is Role.DECODE:
+            correction = _decode_correction(facts.profile, means, observation.pools[facts.name].ready, settings)
+            context = load.prompt + load.answer / 2.0
+            offered, capacity = load.rate * load.answer, decode_rate(facts.profile, context, itl / (correction or 1.0))
+        else:
+            correction = 1.0
+            offered, capacity = load.rate, serve_rate(facts.profile, load.prompt, load.answer, ttft, itl)
+        if capacity <= 0.0:
+            continue
+        replicas = min(max(math.ceil(offered / capacity), 1, facts.minimum), facts.maximum)
+        inputs = {"offered": Input(offered), "capacity": Input(capacity), "correction": Input(correction)}
+        plans[facts.name] = PoolPlan(replicas, "dynamo/throughput", "Forecast load over profiled capacity.", inputs)
+    return plans
+
+
+def prefill_seconds(profile: EngineProfile, prompt: float) -> float:
+    """What a prompt alone on an engine takes to its first token."""
+    return profile.prefill(prompt)
+
+
+def prefill_rate(profile: EngineProfile, prompt: float) -> float:
+    """Prompt tokens a second of an engine that does nothing else."""
+    return prompt / prefill_seconds(profile, prompt) if prompt > 0.0 else 0.0
+
+
+def decode_rate(profile: EngineProfile, context: float, itl: float) -> float:
+    """The most tokens a second at which a step takes at most ``itl``; that of a single sequence where even one takes longer."""
+    batch = _largest(_most(profile, context), lambda b: step_seconds(profile, b, context, 0.0) <= itl)
+    return batch / step_seconds(profile, batch, context, 0.0)
+
+
+def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float, itl: float) -> float:
+    """Requests a second of an engine that prefills and decodes, at the largest batch that meets both objectives (else at 1)."""
+    if prompt <= 0.0 or answer <= 0.0:
+        return 0.0
+    context = prompt + answer / 2.0
+
+    def seconds(batch: int) -> float:
+        return step_seconds(profile, batch, context, min(profile.step_tokens, batch * prompt / answer))
+
+    def meets(batch: int) -> bool:
+        return seconds(batch) <= itl and math.ceil(prompt / profile.step_tokens) * seconds(batch) <= ttft
+
+    batch = _largest(_most(profile, context), meets)
+    return batch / (answer * seconds(batch))
+
+
+def step_seconds(profile: EngineProfile, batch: int, context: float, prompt_tokens: float) -> float:
+    """A step that decodes ``batch`` sequences of ``context`` tokens and computes ``prompt_tokens``."""
+    return profile.step(computed=round(prompt_tokens) + batch, sequences=batch, resident=round(batch * context))
+
+
+def _most(profile: EngineProfile, context: float) -> int:
+    return max(1, min(profile.max_sequences, math.floor(profile.kv_tokens / max(1.0, context))))
+
+
+def _largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest batch up to ``most`` that holds, where a batch holds whenever a larger one does; 1 where none does."""
+    least = 1
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if holds(middle) else (least, middle - 1)
+    return least
+
+
+def _decode_correction(profile: EngineProfile, means: Means, engines: int, settings: DynamoSettings) -> float:
+    """Measured ITL over the profiled one at the concurrency that the interval had (Little: rate × time of a request)."""
+    if means.requests is None or not engines or means.prompt is None or means.answer is None or means.itl is None:
+        return 1.0
+    lasted = (means.ttft or 0.0) + means.answer * means.itl
+    concurrency = means.requests / engines * lasted / settings.interval_seconds
+    context = means.prompt + means.answer / 2.0
+    batch = max(1, min(round(concurrency), _most(profile, context)))
+    return _ratio(means.itl, step_seconds(profile, batch, context, 0.0))
+
+
+def _first_of_each(pools: Iterable[PoolFacts]) -> list[PoolFacts]:
+    first: dict[Role, PoolFacts] = {}
+    for facts in pools:
+        first.setdefault(facts.role, facts)
+    return list(first.values())
+
+
+def _sum(values: Iterable[float | None]) -> float:
+    return sum([value for value in values if value is not None])
+
+
+def _over(total: float, count: float) -> float | None:
+    return total / count if count > 0 else None
+
+
+def _ratio(measured: float | None, expected: float) -> float:
+    return measured / expected if measured is not None and expected > 0 else 1.0

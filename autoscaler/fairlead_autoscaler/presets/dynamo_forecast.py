@@ -1,0 +1,70 @@
+"""The forecasts of Dynamo's planner: the next value of a series that comes once an interval.
+
+Kalman: a level that moves by a trend, level' = level + trend; both drift (variances 1 and 0.1 an interval), measurements
+scatter (variance 10), and what is forecast is the next level. The first value sets the level, with a variance of 1000.
+Constant: the last value. Both leave out zeros before the first value that is not zero. ARIMA (the default there) and Prophet
+need packages and minutes of data; they are not modelled, and the study that this follows used Kalman in their place.
+
+Source: ai-dynamo/dynamo, components/src/dynamo/planner/utils/load_predictor.py at 0ff50012 (KalmanPredictor,
+ConstantPredictor); defaults kalman_q_level 1.0, kalman_q_trend 0.1, kalman_r 10.0. Apache-2.0. Facts, not code: the filter's
+equations written out for two states, where the original calls filterpy.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+_FIRST_VARIANCE = 1000.0
+
+
+class Forecast(StrEnum):
+    """How the next interval is guessed."""
+
+    CONSTANT = "constant"
+    KALMAN = "kalman"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A local linear trend: level and trend with their covariance (of level, of both, of trend). ``seen``: any value yet."""
+
+    seen: bool = False
+    last: float = 0.0
+    level: float = 0.0
+    trend: float = 0.0
+    level_variance: float = _FIRST_VARIANCE
+    covariance: float = 0.0
+    trend_variance: float = _FIRST_VARIANCE
+    level_noise: float = 1.0
+    trend_noise: float = 0.1
+    measurement_noise: float = 10.0
+
+    def then(self, value: float) -> "Series":
+        """With the next interval's value."""
+        if not self.seen:
+            return self if value == 0.0 else replace(self, seen=True, last=value, level=value)
+        ahead = self._ahead()
+        gain = ahead.level_variance / (ahead.level_variance + self.measurement_noise)
+        trend_gain = ahead.covariance / (ahead.level_variance + self.measurement_noise)
+        off = value - ahead.level
+        return replace(
+            ahead,
+            last=value,
+            level=ahead.level + gain * off,
+            trend=ahead.trend + trend_gain * off,
+            level_variance=(1.0 - gain) * ahead.level_variance,
+            covariance=(1.0 - gain) * ahead.covariance,
+            trend_variance=ahead.trend_variance - trend_gain * ahead.covariance,
+        )
+
+    def next(self, forecast: Forecast) -> float:
+        """The value guessed for the next interval; 0 before there was any."""
+        return self.last if forecast is Forecast.CONSTANT or not self.seen else self._ahead().level
+
+    def _ahead(self) -> "Series":
+        return replace(
+            self,
+            level=self.level + self.trend,
+            level_variance=self.level_variance + 2.0 * self.covariance + self.trend_variance + self.level_noise,
+            covariance=self.covariance + self.trend_variance,
+            trend_variance=self.trend_variance + self.trend_noise,
+        )

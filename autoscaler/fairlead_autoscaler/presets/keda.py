@@ -1,0 +1,87 @@
+"""KEDA: a ScaledObject with one Prometheus threshold.
+
+The rule. Above zero KEDA is an HPA: it writes one with an external metric whose average per replica should be the threshold, so
+all of hpa.py holds: ceil(total ÷ threshold), tolerance, the largest of 300 s, at most double. Between 0 and 1 it acts itself,
+every polling interval (30 s): the trigger is active while its value is above the activation threshold (0); an active trigger
+takes a target at 0 to max(1, minimum), and a target with minimum 0 goes to 0 when the trigger was last active longer ago than
+the cool-down (300 s). The Prometheus scaler takes an empty answer for 0 (``ignoreNullValues: true`` is the default), so metrics
+that are away read as no load.
+
+Constants: polling 30 s, cool-down 300 s, activation threshold 0, HPA sync 15 s.
+
+Source: kedacore/keda at 8b4f083ca (August 2026), pkg/scaling/executor/scale_scaledobjects.go (RequestScale, scaleToZeroOrIdle,
+scaleFromZeroOrIdle), pkg/scalers/prometheus_scaler.go, apis/keda/v1alpha1/{withtriggers,scaledobject}_types.go. Apache-2.0.
+Facts, not code.
+
+What was changed: no fallback, no idle count. A query over the engines counts what the gateway holds, too, or nothing could wake
+a target at 0.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from fairlead.decision import Input
+from fairlead_autoscaler.presets.hpa import HpaSettings, HpaState, Seen, bounded, milli, reconcile
+from fairlead_autoscaler.presets.scaler import EachPool
+from fairlead_autoscaler.presets.signals import Metric, PoolLook, due, of_pool
+from fairlead_autoscaler.scaling.values import PoolPlan, ScaledModel
+
+
+@dataclass(frozen=True, slots=True)
+class KedaSettings:
+    """``threshold`` is of one replica, in the metric's unit."""
+
+    threshold: float
+    metric: Metric = Metric.CONCURRENCY
+    activation_threshold: float = 0.0
+    ignore_null_values: bool = True
+    cooldown_seconds: float = 300.0
+    polling_seconds: float = 30.0
+    sync_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class KedaState:
+    """The HPA's state, when the trigger was last active, and when it was last polled."""
+
+    hpa: HpaState = field(default_factory=HpaState)
+    active_at: float | None = None
+    polled_at: float | None = None
+
+
+def keda(model: ScaledModel, settings: KedaSettings) -> EachPool[KedaState]:
+    """A ScaledObject on every pool; the bounds are each pool's own."""
+
+    def decide(state: KedaState, look: PoolLook) -> tuple[KedaState, PoolPlan | None]:
+        value = of_pool(settings.metric, look)
+        if value is None and settings.ignore_null_values:
+            value = 0.0
+        if due(state.polled_at, look.now, settings.polling_seconds):
+            state, plan = _poll(replace(state, polled_at=look.now), settings, look, value)
+            if plan is not None:
+                return state, plan
+        own = bounded(HpaSettings(settings.threshold, settings.metric), look)
+        total = None if value is None else milli(value)
+        seen = Seen(look.now, look.seen.desired, look.seen.ready + look.seen.pending, total_milli=total)
+        inner, plan = reconcile(state.hpa, seen, own)
+        return replace(state, hpa=inner), plan
+
+    return EachPool(model, decide, start=KedaState(), period_seconds=settings.sync_seconds)
+
+
+def _poll(
+    state: KedaState, settings: KedaSettings, look: PoolLook, value: float | None
+) -> tuple[KedaState, PoolPlan | None]:
+    """What KEDA does itself, beside its HPA: between 0 and 1. ``value`` None: the scaler failed, which changes nothing."""
+    if value is None:
+        return state, None
+    inputs = {"trigger": Input(value)}
+    if value > settings.activation_threshold:
+        state = replace(state, active_at=look.now)
+        if look.seen.desired == 0:
+            replicas = max(1, look.facts.minimum)
+            return state, PoolPlan(replicas, "keda/activated", "The trigger is active and there is nothing.", inputs)
+        return state, None
+    cooled = state.active_at is None or look.now - state.active_at > settings.cooldown_seconds
+    if look.facts.minimum == 0 and look.seen.desired > 0 and cooled:
+        return state, PoolPlan(0, "keda/cooled-down", "The trigger has been inactive for the cool-down.", inputs)
+    return state, None

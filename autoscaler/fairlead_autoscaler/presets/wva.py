@@ -1,0 +1,155 @@
+"""WVA: the workload variant autoscaler of llm-d, in its saturation mode.
+
+The rule. Every 60 s, over the pools of one model and role ("variants"), with each replica's largest KV share and queue of the
+last minute. A replica is saturated at KV ≥ 0.80 or a queue ≥ 5. The spare of those that are not is averaged: 0.80 − KV and 5 −
+queue. Less spare than 0.10 or 3: one replica more, of the cheapest variant that has nothing pending. Otherwise, if two are not
+saturated and the same load on one replica fewer would leave both spares: one replica less, of the dearest variant that has more
+than one. While any variant is not yet what was asked for, or does not report with all of its replicas, nothing changes.
+
+Constants: 0.80, 5, 0.10, 3, minimum of two unsaturated replicas, step 1; period 60 s (assumed by the study).
+
+Source: llm-d-incubation/workload-variant-autoscaler at 36587f8c, internal/saturation/analyzer.go (AnalyzeModelSaturation,
+isScaleDownSafe, CalculateSaturationTargets). Apache-2.0. Facts, not code. This is the analyzer that uses percentages ("V1");
+the token-based one that later releases default to is not modelled.
+
+What was changed: the bounds are each pool's own. A variant without a replica has no metrics and is never scaled up, as there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fairlead.decision import Input
+from fairlead.fleet import Role
+from fairlead_autoscaler.presets.signals import due
+from fairlead_autoscaler.scaling.values import (
+    Observation,
+    Plan,
+    PoolFacts,
+    PoolPlan,
+    PoolSeen,
+    ReplicaState,
+    ScaledModel,
+)
+
+_UNSATURATED_LEAST = 2  # to go down
+
+
+@dataclass(frozen=True, slots=True)
+class WvaSettings:
+    """``kv_threshold`` and ``queue_threshold`` say when a replica is saturated, the triggers how much spare there should be."""
+
+    kv_threshold: float = 0.80
+    queue_threshold: float = 5.0
+    kv_spare_trigger: float = 0.10
+    queue_spare_trigger: float = 3.0
+    period_seconds: float = 60.0
+    peak_window_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A pool as WVA has it: ``peaks`` are (KV share, queue) of each replica that reports."""
+
+    facts: PoolFacts
+    desired: int
+    current: int
+    pending: int
+    peaks: tuple[tuple[float, float], ...]
+
+
+Sampled = Mapping[str, tuple[float, float]]
+
+
+class Wva:
+    """Keeps the last minute of every replica, and acts every period."""
+
+    def __init__(self, model: ScaledModel, settings: WvaSettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._samples: tuple[tuple[float, Sampled], ...] = ()
+        self._last: float | None = None
+
+    def step(self, observation: Observation) -> Plan:
+        """See ``Scaler``."""
+        window = self._settings.peak_window_seconds
+        kept = (one for one in self._samples if one[0] > observation.now - window)
+        self._samples = (*kept, (observation.now, sampled(observation)))
+        if not due(self._last, observation.now, self._settings.period_seconds):
+            return Plan()
+        self._last = observation.now
+        plans: dict[str, PoolPlan] = {}
+        for role in Role:
+            plans.update(decide(self._variants(role, observation), self._settings))
+        return Plan(plans)
+
+    def _variants(self, role: Role, observation: Observation) -> list[Variant]:
+        return [
+            _variant(facts, observation.pools[facts.name], self._samples)
+            for facts in self._model.pools
+            if facts.role is role and facts.name in observation.pools
+        ]
+
+
+def sampled(observation: Observation) -> Sampled:
+    """KV share and queue of every ready replica that reports both."""
+    return {
+        one.id: (one.kv_share, one.waiting)
+        for seen in observation.pools.values()
+        for one in seen.replicas or ()
+        if one.state is ReplicaState.READY and one.kv_share is not None and one.waiting is not None
+    }
+
+
+def decide(variants: Sequence[Variant], settings: WvaSettings) -> dict[str, PoolPlan]:
+    """At most one replica more or less, of one variant."""
+    reporting = [one for one in variants if one.peaks]
+    if not reporting or any(one.desired != one.current or len(one.peaks) != one.current for one in reporting):
+        return {}
+    spares = [
+        (settings.kv_threshold - kv, settings.queue_threshold - queue)
+        for one in reporting
+        for kv, queue in one.peaks
+        if kv < settings.kv_threshold and queue < settings.queue_threshold
+    ]
+    count = len(spares)
+    kv_spare, queue_spare = (sum(pair[i] for pair in spares) / count if count else 0.0 for i in (0, 1))
+    inputs = {"kv_spare": Input(kv_spare), "queue_spare": Input(queue_spare), "unsaturated": Input(count)}
+    if kv_spare < settings.kv_spare_trigger or queue_spare < settings.queue_spare_trigger:
+        able = [one for one in reporting if one.pending == 0]
+        if not able:
+            return {}
+        chosen = min(able, key=lambda one: (one.facts.cost_per_hour, one.facts.name))
+        return _planned(chosen, 1, "wva/saturated", "Too little is spare.", inputs)
+    if _safe(count, kv_spare, queue_spare, settings):
+        able = [one for one in reporting if len(one.peaks) > 1]
+        if not able:
+            return {}
+        chosen = max(able, key=lambda one: (one.facts.cost_per_hour, one.facts.name))
+        return _planned(chosen, -1, "wva/spare", "One replica fewer leaves enough spare.", inputs)
+    return {}
+
+
+def _safe(count: int, kv_spare: float, queue_spare: float, settings: WvaSettings) -> bool:
+    """Whether the same load on one replica fewer leaves the spares that would not call it back."""
+    if count < _UNSATURATED_LEAST:
+        return False
+    more = count / (count - 1)
+    kv_left = settings.kv_threshold - (settings.kv_threshold - kv_spare) * more
+    queue_left = settings.queue_threshold - (settings.queue_threshold - queue_spare) * more
+    return kv_left >= settings.kv_spare_trigger and queue_left >= settings.queue_spare_trigger
+
+
+def _planned(variant: Variant, change: int, rule: str, reason: str, inputs: Mapping[str, Input]) -> dict[str, PoolPlan]:
+    facts = variant.facts
+    replicas = min(max(len(variant.peaks) + change, facts.minimum), facts.maximum)
+    return {facts.name: PoolPlan(replicas, rule, reason, inputs)}
+
+
+def _variant(facts: PoolFacts, seen: PoolSeen, samples: Sequence[tuple[float, Sampled]]) -> Variant:
+    ready = [one.id for one in seen.replicas or () if one.state is ReplicaState.READY]
+    peaks = []
+    for replica in ready:
+        known = [values[replica] for _, values in samples if replica in values]
+        if known:
+            peaks.append((max(kv for kv, _ in known), max(queue for _, queue in known)))
+    return Variant(facts, seen.desired, seen.ready + seen.pending, seen.pending, tuple(peaks))

@@ -1,0 +1,54 @@
+"""Whatever they are shown, presets answer within the pool's maximum, the same way twice, and without a crash."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_autoscaler.presets.testing import POOL, look, one_pool, pool_seen, replica
+from fairlead_autoscaler.scaling.values import Observation
+
+MOST = 9
+measured = st.none() | st.floats(0.0, 200.0)
+pools = st.one_of(
+    st.builds(
+        pool_seen,
+        st.lists(
+            st.builds(replica, st.integers(0, 20), measured, measured, st.none() | st.floats(0.0, 1.0)), max_size=MOST
+        ),
+        desired=st.none() | st.integers(0, MOST + 3),
+        pending=st.integers(0, 4),
+    ),
+    st.builds(pool_seen, st.none(), ready=st.integers(0, MOST), pending=st.integers(0, 4)),
+)
+series = st.lists(
+    st.tuples(st.sampled_from([0.0, 5.0, 5.0, 7.0, 61.0, 400.0]), pools, measured, st.floats(0.0, 50.0)), max_size=25
+)
+
+
+def observations(drawn: Any) -> list[Observation]:
+    now, seen = 1_000.0, []
+    for wait, pool, arrivals, held in drawn:
+        now += wait
+        seen.append(look(now, pool, arrivals=arrivals, held=held))
+    return seen
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@given(series, st.integers(0, 2))
+def test_a_preset_stays_in_bounds_and_depends_on_nothing_else(name: str, drawn: Any, least: int) -> None:
+    shown = observations(drawn)
+    model = one_pool(minimum=least, maximum=MOST)
+    scaler = build(name, model)
+    plans = [scaler.step(one) for one in shown]
+    for plan in plans:
+        if POOL in plan.pools:
+            chosen = plan.pools[POOL]
+            assert 0 <= chosen.replicas <= MOST
+            assert chosen.rule.split("/")[0] in (name.split("-")[0], "hpa")  # KEDA leaves all above zero to an HPA
+            assert chosen.reason
+    again = build(name, model)
+    assert [again.step(one) for one in shown] == plans
