@@ -94,15 +94,15 @@ def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("traces")
     rows = [f"2023-11-16 18:15:{46 + second:02}.5000000,{300 + second},{40}" for second in range(10)]
     (folder / AZURE_CONVERSATIONS).write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows))
-    line = '{{"timestamp": {at}, "input_length": 30000, "output_length": 9, "hash_ids": {ids}}}'
-    lines = [line.format(at=3_000 * (one // 2), ids=list(range(59))) for one in range(8)]
+    line = '{{"timestamp": {at}, "input_length": 20000, "output_length": 9, "hash_ids": {ids}}}'
+    lines = [line.format(at=3_000 * (one // 2), ids=list(range(40))) for one in range(8)]
     (folder / MOONCAKE_CONVERSATIONS).write_text("\n".join(lines))
     noisy = KINDS["noisy-hour"](1, folder)
     assert len(noisy.load) == 30
     assert set(noisy.load.prompts) == set(range(300, 310))
     long = KINDS["long-prompts"](1, folder)
     assert len(long.load) == 16
-    assert set(long.load.prompts) == {30_000}
+    assert set(long.load.prompts) == {20_000}
 
 
 def _first(scenario: Scenario, seconds: float) -> Load:
