@@ -1,6 +1,7 @@
 """One controller through scenarios, printed a line each; compiled where ``scripts/compile.py --sim`` has been run.
 
-    python -m fairlead_sim.scaling [SCENARIO ...] [--controller MODULE:NAME | --replicas N] [--seed N] [--traces FOLDER] [--series]
+    python -m fairlead_sim.scaling [SCENARIO ...] [--controller MODULE:NAME | --replicas N] [--seed N] [--traces FOLDER]
+                                      [--oracles FILE] [--series]
 
 ``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and gives an object with ``step(observation) -> Plan``.
 """
@@ -13,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fairlead_sim.compiled import run_compiled
+from fairlead_sim.scaling.known import Known
 from fairlead_sim.scaling.loop import Controller, Outcome, Schedule, run
 from fairlead_sim.scaling.plant import Scenario
 from fairlead_sim.scaling.scenarios import KINDS
@@ -29,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--traces", type=Path, help="a folder with the published traces")
+    parser.add_argument("--oracles", type=Path, help="schedules that were found (bench/autoscaler), for cost ÷ oracle")
     parser.add_argument("--series", action="store_true", help="replicas and attainment every five minutes, too")
     given = parser.parse_args(arguments)
     for name in given.scenarios:
@@ -38,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
         scenario = KINDS[name](given.seed, given.traces)
         begun = time.monotonic()
         outcome = run(scenario, _controller(given, scenario))
-        _show(outcome, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        oracle = None if given.oracles is None else Known(given.oracles).found(scenario)
+        _show(outcome, None if oracle is None else oracle.cost, seconds)
         if given.series:
             _show_series(scenario, outcome)
     return 0
@@ -52,10 +57,11 @@ def _controller(given: argparse.Namespace, scenario: Scenario) -> Controller:
     return make(scenario.model)
 
 
-def _show(outcome: Outcome, seconds: float) -> None:
+def _show(outcome: Outcome, oracle: float | None, seconds: float) -> None:
+    ratio = "" if oracle is None else f" = {outcome.cost / oracle:.3f} x oracle"
     hours = " ".join(f"{name} {value:.2f} h" for name, value in outcome.replica_hours.items())
     print(
-        f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f} ({hours})  "
+        f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f}{ratio} ({hours})  "
         f"abandoned {outcome.abandoned} lost {outcome.lost}  changes/h {outcome.changes_per_hour:.1f} "
         f"turns/h {outcome.turns_per_hour:.1f}  {seconds:.1f} s",
         flush=True,

@@ -66,6 +66,23 @@ def inside(book: Book, request: int, ttft_seconds: float, itl_seconds: float) ->
     return not gaps or end - first <= itl_seconds * gaps
 
 
+def foreseen(scenario: Scenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> Outcome:
+    """The whole scenario under a clairvoyant who has so many replicas *ready* from each moment on (from when, replicas by pool). The
+    first step may be at 0: those are there from the start."""
+    plant = Plant(scenario, foresight=True)
+    names = list(plant.pools)
+    looks: list[Look] = []
+    for at, wanted in steps:
+        plant.run(at)
+        for name, count in wanted.items():
+            plant.scale(name, count)
+        ready = tuple([len(plant.pools[name].ready) for name in names])
+        looks.append(Look(at, ready, tuple([plant.pools[name].desired for name in names])))
+    plant.run(scenario.seconds)
+    plant.finish()
+    return _outcome(scenario, plant, looks)
+
+
 def run(scenario: Scenario, controller: Controller, *, exact: bool = False) -> Outcome:
     """The whole scenario under one controller. ``exact``: with token-level engines, see ``Plant``."""
     plant = Plant(scenario, exact=exact)

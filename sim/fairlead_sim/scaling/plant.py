@@ -60,15 +60,16 @@ class Scenario:
 
 
 class Plant:
-    """``exact`` runs token-level engines instead of aggregated ones: the same answers, some thirty times slower."""
+    """``exact`` runs token-level engines instead of aggregated ones: the same answers, some thirty times slower. ``foresight``: see
+    ``Pool``."""
 
-    def __init__(self, scenario: Scenario, *, exact: bool = False) -> None:
+    def __init__(self, scenario: Scenario, *, exact: bool = False, foresight: bool = False) -> None:
         self.scenario = scenario
         self.book = Book(scenario.load, scenario.model.patience_seconds or _END)
         self.pools: dict[str, Pool] = {}
         for setup in scenario.pools:
             draw = Random(f"{scenario.name} {scenario.seed} {setup.facts.name}")
-            self.pools[setup.facts.name] = Pool(setup, self._maker(setup, exact), draw)
+            self.pools[setup.facts.name] = Pool(setup, self._maker(setup, exact), draw, foresight=foresight)
         both = list(self.pools.values())
         self._decoders = [pool for pool in both if pool.setup.facts.role is Role.DECODE]
         self._entries = [pool for pool in both if pool.setup.facts.role is not Role.DECODE]

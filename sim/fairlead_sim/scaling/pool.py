@@ -50,9 +50,11 @@ class Replica:
 
 
 class Pool:
-    """``make`` gives a fresh engine. ``next_change`` is when the next start is over."""
+    """``make`` gives a fresh engine. ``next_change`` is when the next start is over. With ``foresight`` a replica is ready when it is
+    asked for, and costs as if it had been ordered as long before as its start takes: what a clairvoyant would have done."""
 
-    def __init__(self, setup: PoolSetup, make: Callable[[], Engine], draw: Random) -> None:
+    def __init__(self, setup: PoolSetup, make: Callable[[], Engine], draw: Random, *, foresight: bool = False) -> None:
+        self._foresight = foresight
         self.setup = setup
         self.name = setup.facts.name
         self._make = make
@@ -145,7 +147,15 @@ class Pool:
         startup = self.setup.startup
         while len(self.pending) + len(self.ready) < self.desired:
             seconds = startup.quantile(self._draw.random())
-            self.pending.append(self._ordered(now, seconds, self._draw.random() < startup.failing))
+            fails = self._draw.random() < startup.failing
+            if not self._foresight:
+                self.pending.append(self._ordered(now, seconds, fails))
+                continue
+            replica = self._ordered(now - seconds, seconds, fails)
+            if fails:
+                self._over(replica, now)
+            else:
+                self.ready.append(replica)
         self.next_change = min([one.ready_at for one in self.pending], default=float("inf"))
 
     def _ordered(self, now: float, seconds: float, fails: bool) -> Replica:

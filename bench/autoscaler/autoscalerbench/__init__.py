@@ -1,0 +1,1 @@
+"""The parts of ``bench/autoscaler/run.py``."""
