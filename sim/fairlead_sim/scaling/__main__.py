@@ -61,8 +61,8 @@ def _show(outcome: Outcome, oracle: float | None, seconds: float) -> None:
     ratio = "" if oracle is None else f" = {outcome.cost / oracle:.3f} x oracle"
     hours = " ".join(f"{name} {value:.2f} h" for name, value in outcome.replica_hours.items())
     print(
-        f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f}{ratio} ({hours})  "
-        f"abandoned {outcome.abandoned} lost {outcome.lost}  changes/h {outcome.changes_per_hour:.1f} "
+        f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f}{ratio} ({hours}) "
+        f" abandoned {outcome.abandoned} lost {outcome.lost}  changes/h {outcome.changes_per_hour:.1f} "
         f"turns/h {outcome.turns_per_hour:.1f}  {seconds:.1f} s",
         flush=True,
     )
