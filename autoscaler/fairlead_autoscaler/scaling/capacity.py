@@ -10,9 +10,14 @@ r·output·T sequences running with ``context`` = prompt + output / 2 tokens eac
 turning over, and r·w -> 1 its saturation. The knee is the largest r at which all of these hold:
 
 - a step, seen by a request as the gap between its tokens, is within the objective (less some room for steps that carry a chunk);
-- the sequences fit the batch, and their tokens the KV memory;
+- where a step with a chunk passes that objective, short answers are hurt: with a share f of steps that carry one, in runs of
+  chunks / (1 - f), an answer that is shorter than such a run sees nothing else. Lengths being about exponential, f·(1 - exp(-run /
+  output)) of all answers do, which must stay well within the share that may miss;
+- the sequences fit the batch, and their tokens the KV memory, with room for what they fluctuate: of n replicas together n·B
+sequences do
+  so by one over the root of n·B;
 - prompts do not queue past the objective for the first token: one is computed in S = prompt / chunk steps that carry a full chunk,
-  so the share of time in prompts is r·S, and of one queue with exponential work P(wait > x) = r·S·exp(-(1 - r·S)·x / S), which
+  so the share of time in prompts is r·S, and where n replicas share what comes P(wait > x) = r·S·exp(-n·(1 - r·S)·x / S), which
   must not exceed the share of requests that may miss.
 
 Work per second divided by ``w`` and by r is how many replicas a load needs. The step model is that of papers.md F1, the use of it
@@ -26,7 +31,9 @@ from enum import StrEnum
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
-_HALVINGS = 24
+_HALVINGS = 14
+_SHOT = 3.0
+"""Variance of what a sequence holds over its time around its mean, plus one."""
 
 
 class Bound(StrEnum):
@@ -40,11 +47,13 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """A mean request: prompt tokens, the share of these that caches hold, and tokens generated."""
+    """A mean request: prompt tokens, the share of these that caches hold, and tokens generated; ``uneven`` is the variance of
+    prompt lengths over the square of their mean."""
 
     prompt: float
     output: float
     cached: float = 0.0
+    uneven: float = 1.0
 
     @property
     def computed(self) -> float:
@@ -124,14 +133,15 @@ class Capacity:
         return self.requests_per_second * self.work_seconds
 
 
-def knee(step: Step, mix: Mix, objectives: Objectives, settings: ScalingSettings) -> Capacity:
-    """The largest rate of requests of ``mix`` that one replica serves within ``objectives``."""
+def knee(step: Step, mix: Mix, objectives: Objectives, replicas: float, settings: ScalingSettings) -> Capacity:
+    """The largest rate of requests of ``mix`` that one of so many ``replicas`` serves within ``objectives``."""
     work = step.work(mix)
+    limits = _Limits(step, mix, work, objectives, max(1.0, replicas), settings)
     low, high = 0.0, 1.0 / work
     bound = Bound.TTFT
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        passed = _passed(middle, step, mix, work, objectives, settings)
+        passed = limits.passed(middle)
         if passed is None:
             low = middle
         else:
@@ -139,33 +149,86 @@ def knee(step: Step, mix: Mix, objectives: Objectives, settings: ScalingSettings
     return Capacity(max(low, high / 4, 1e-9), work, bound)
 
 
-def _passed(
-    rate: float, step: Step, mix: Mix, work: float, objectives: Objectives, settings: ScalingSettings
-) -> Bound | None:
-    """The bound that ``rate`` passes, if any."""
-    turn = step.base / max(1e-9, 1.0 - rate * work)
-    if objectives.itl_seconds is not None and mix.output >= 2 and turn > objectives.itl_seconds * settings.itl_share:
-        return Bound.ITL
-    batch = rate * mix.output * turn
-    if batch > step.max_sequences * settings.batch_share:
-        return Bound.BATCH
-    # A prompt that is being computed is resident too, half of it on average.
-    chunks = max(mix.computed / step.chunk, 1e-9)
-    full = step.base + batch * step.token_seconds(mix.context) + step.prompt_seconds(mix) / max(1.0, chunks)
-    service = max(1.0, chunks) * full
-    if batch * mix.context + rate * service * mix.prompt / 2 > step.kv_tokens * settings.kv_share:
-        return Bound.KV
-    return Bound.TTFT if _waits(rate, chunks * full, service, objectives, settings) else None
+class _Limits:
+    """The bounds with what does not depend on the rate worked out beforehand."""
 
+    __slots__ = (
+        "_base",
+        "_batch",
+        "_chunks",
+        "_context",
+        "_gap_most",
+        "_kv",
+        "_miss",
+        "_output",
+        "_prompt",
+        "_prompt_seconds",
+        "_replicas",
+        "_room",
+        "_settings",
+        "_token",
+        "_turn_most",
+        "_uneven",
+        "_work",
+    )
 
-def _waits(rate: float, shared: float, service: float, objectives: Objectives, settings: ScalingSettings) -> bool:
-    """Do more prompts wait past the objective than may? ``shared`` is the engine time of a prompt where others share its chunks."""
-    busy = rate * shared
-    if busy >= settings.prefill_busy_most:
-        return True
-    if objectives.ttft_seconds is None or busy <= 0.0:
-        return False
-    room = objectives.ttft_seconds - service
-    if room <= 0.0:  # no load lets it be met: what is left is not to make it much worse
-        return busy > 0.5
-    return busy * math.exp(-(1.0 - busy) * room / service) > objectives.miss
+    def __init__(
+        self, step: Step, mix: Mix, work: float, objectives: Objectives, replicas: float, settings: ScalingSettings
+    ) -> None:
+        self._base, self._work, self._settings, self._replicas = step.base, work, settings, replicas
+        self._batch, self._kv = step.max_sequences, step.kv_tokens
+        self._prompt, self._output, self._context = mix.prompt, mix.output, mix.context
+        self._uneven = mix.uneven
+        self._token = step.token_seconds(mix.context)
+        self._chunks = max(mix.computed / step.chunk, 1e-9)
+        self._prompt_seconds = step.prompt_seconds(mix)
+        self._room, self._miss = objectives.ttft_seconds, objectives.miss
+        gaps = objectives.itl_seconds is not None and mix.output >= 2
+        # Steps with a chunk are the longest, and short answers get many of them.
+        share = settings.itl_share if mix.computed > 0.0 else settings.itl_share_decoding
+        self._gap_most = objectives.itl_seconds or math.inf if gaps else math.inf
+        self._turn_most = (objectives.itl_seconds or 0.0) * share if gaps else math.inf
+
+    def passed(self, rate: float) -> Bound | None:
+        """The bound that ``rate`` passes, if any."""
+        turn = self._base / max(1e-9, 1.0 - rate * self._work)
+        if turn > self._turn_most:
+            return Bound.ITL
+        sequences = rate * self._output * turn
+        room = 1.0 + self._settings.crowd_sigmas * math.sqrt(1.0 / max(1.0, sequences * self._replicas))
+        if sequences * room > self._batch:
+            return Bound.BATCH
+        full = self._base + sequences * self._token + self._prompt_seconds / max(1.0, self._chunks)
+        service = max(1.0, self._chunks) * full
+        # A prompt that is being computed is resident too, half of it on average.
+        if self._hurts(rate * max(1.0, self._chunks) * turn, self._base + sequences * self._token, full):
+            return Bound.ITL
+        resident = sequences * self._context + rate * service * self._prompt / 2
+        room = 1.0 + self._settings.crowd_sigmas * math.sqrt(_SHOT / max(1.0, sequences * self._replicas))
+        if resident * room > self._kv:
+            return Bound.KV
+        return Bound.TTFT if self._waits(rate * self._chunks * full, service) else None
+
+    def _hurts(self, busy: float, plain: float, full: float) -> bool:
+        """Do more answers see mostly steps with a chunk than may, where such a step passes the objective? ``busy`` is their
+        share."""
+        if full <= self._gap_most or busy <= 0.0:
+            return False
+        within = (self._gap_most - plain) / (full - plain)
+        if within <= 0.0 or busy >= 1.0:
+            return True
+        run = max(1.0, self._chunks * (1.0 + self._uneven)) / (1.0 - busy) / within
+        return busy * -math.expm1(-run / self._output) > self._miss * self._settings.hurt_share
+
+    def _waits(self, busy: float, service: float) -> bool:
+        """Do more prompts wait past the objective than may?"""
+        if busy >= self._settings.prefill_busy_most:
+            return True
+        if self._room is None or busy <= 0.0:
+            return False
+        room = self._room - service
+        if room <= 0.0:  # no load lets it be met: what is left is not to make it much worse
+            return busy > 0.5
+        return (
+            busy * math.exp(-self._replicas * (1.0 - busy) * room / (service * (1.0 + self._uneven) / 2)) > self._miss
+        )

@@ -175,7 +175,7 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
     load = state.load
     if tick is not None:
         if tick.requests:
-            lengths = replace(lengths, prompt=lengths.prompt.plus(tick.prompt, tick.requests, tick.seconds, settings))
+            lengths = learned.prompts(lengths, tick.prompt, tick.requests, tick.seconds, settings)
         load = note(load, replace(tick, output=mix_of(lengths, Role.SERVE).output), settings)
     return replace(state, pools=pools, lengths=lengths, load=load)
 
@@ -187,19 +187,29 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     objectives = objectives_of(look.model, group.role)
     mix = mix_of(state.lengths, group.role)
     factors = {pool.name: state.pools[pool.name].speed.factor(settings) for pool in group.pools}
-    capacities = {pool.name: capacity_of(pool, mix, factors[pool.name], objectives, settings) for pool in group.pools}
     known = state.groups.get(group.role.value)
+    share = float(sum(look.pools[pool.name].desired for pool in group.pools))
+    if known is not None and known.need is not None:
+        share = known.need
+    capacities = {
+        pool.name: capacity_of(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
+    }
     before = known or _seeded(look, group, capacities)
     startup = max(
         state.pools[pool.name].starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS) for pool in group.pools
     )
     need = None
     if look.blind_seconds is None:
-        state, seen = _level(state, look, group, factors[reference.name], capacities[reference.name])
+        state, seen = _level(state, look, group, factors[reference.name], capacities[reference.name], share)
         if seen is not None:
             ahead = startup + settings.ready_extra_seconds
             capacity = capacities[reference.name]
-            need = need_of(seen, capacity, before.budget.margin, ahead, _backlog(look, group), settings)
+
+            def crowd(replicas: float) -> float:
+                other = capacity_of(reference, mix, factors[reference.name], objectives, replicas, settings)
+                return other.requests_per_second / capacity.requests_per_second
+
+            need = need_of(seen, capacity, crowd, before.budget.margin, ahead, _backlog(look, group), settings)
     held, after = _held(before, look, need, startup)
     after = replace(after, budget=_budget(after, look, group, need, capacities))
     asleep = group.to_zero and not look.calm and _may_sleep(state, look, startup)
@@ -225,7 +235,7 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
             held * capacities[reference.name].requests_per_second / capacity.requests_per_second,
             _urgent(look, group, need),
             asleep,
-            _what_if(pool, state, look, mix.cached, capacity, factors[pool.name]),
+            _what_if(pool, state, look, factors[pool.name]),
             {
                 "speed_factor": Input(factors[pool.name]),
                 "capacity_requests_per_second": Input(capacity.requests_per_second),
@@ -241,11 +251,13 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans
 
 
-def _level(state: State, look: Look, group: Group, factor: float, capacity: Capacity) -> tuple[State, Level | None]:
+def _level(
+    state: State, look: Look, group: Group, factor: float, capacity: Capacity, share: float
+) -> tuple[State, Level | None]:
     """The level of the group's load; where it changed, of what arrives since."""
     objectives = objectives_of(look.model, group.role)
     shot = 1.0 / capacity.requests_per_second
-    price = price_of(group.pools[0], state.load, state.lengths, factor, objectives, capacity, look.settings)
+    price = price_of(group.pools[0], state.load, state.lengths, factor, objectives, capacity, share, look.settings)
     seen = level(state.load, price, shot, look.settings)
     if seen is not None and changed(state.load, seen, look.settings):
         state = replace(state, load=forget(state.load))
@@ -349,11 +361,15 @@ def _part(look: Look, pool: PoolFacts, capacities: Mapping[str, Capacity], refer
     )
 
 
-def _what_if(pool: PoolFacts, state: State, look: Look, cached: float, capacity: Capacity, factor: float) -> float:
-    """Capacity of a replica, as a share of what it is now, when one fewer shares the caches."""
+def _what_if(pool: PoolFacts, state: State, look: Look, factor: float) -> float:
+    """What a replica carries when one fewer shares the caches, as a share of what it carries now."""
     count = look.pools[pool.name].ready
-    if cached <= 0.0 or count <= 1 or pool.role is Role.DECODE:
+    mix = mix_of(state.lengths, pool.role)
+    if mix.cached <= 0.0 or count <= 1 or pool.role is Role.DECODE:
         return 1.0
-    mix = replace(mix_of(state.lengths, pool.role), cached=cached * (1.0 - 1.0 / count))
     objectives = objectives_of(look.model, pool.role)
-    return capacity_of(pool, mix, factor, objectives, look.settings).requests_per_second / capacity.requests_per_second
+    settings = look.settings
+    fewer = replace(mix, cached=mix.cached * (1.0 - 1.0 / count))
+    now = capacity_of(pool, mix, factor, objectives, count, settings)
+    after = capacity_of(pool, fewer, factor, objectives, count, settings)
+    return after.requests_per_second / now.requests_per_second

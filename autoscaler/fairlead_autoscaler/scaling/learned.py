@@ -89,11 +89,22 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens per request: of prompts as they arrive, of them from caches, and of answers."""
+    """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers."""
 
     prompt: Ratio = field(default_factory=Ratio)
+    prompt_variance: Ratio = field(default_factory=Ratio)
     cached: Ratio = field(default_factory=Ratio)
     output: Ratio = field(default_factory=Ratio)
+
+
+def prompts(before: Lengths, tokens: float, requests: float, seconds: float, settings: ScalingSettings) -> Lengths:
+    """``before`` with the prompts of a tick. The variance of one prompt is what a tick's sum is off by, squared, per prompt in
+    it."""
+    variance = before.prompt_variance
+    if before.prompt.slow_of >= 20.0:
+        off = tokens - requests * before.prompt.mean(0.0)
+        variance = variance.plus(off * off / requests, 1.0, seconds, settings)
+    return replace(before, prompt=before.prompt.plus(tokens, requests, seconds, settings), prompt_variance=variance)
 
 
 @dataclass(frozen=True, slots=True)

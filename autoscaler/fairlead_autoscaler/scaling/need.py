@@ -6,7 +6,7 @@ in replicas of the group's first pool. Pools that serve the same are one group; 
 prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. Every bin is priced at the mean
 output length that was known when it closed, so a drift of lengths is a trend like any other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fairlead.decision import Input
@@ -20,6 +20,7 @@ from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
 
 _PROMPT, _OUTPUT = 1_000.0, 250.0
 """Tokens of a request before any was seen."""
+_UNEVEN_MOST = 4.0
 _OF_NOBODY = "a100-qwen7b"
 """The profile that stands in where nobody knows one; the speed that is seen corrects it."""
 
@@ -52,10 +53,11 @@ def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
     """The mean request as a group of ``role`` sees it; ``output`` instead of the length that is known now."""
     prompt = max(1.0, lengths.prompt.mean(_PROMPT))
     answer = max(1.0, lengths.output.mean(_OUTPUT) if output is None else output)
+    uneven = min(_UNEVEN_MOST, lengths.prompt_variance.mean(prompt * prompt) / (prompt * prompt))
     cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
     if role is Role.PREFILL:
-        return Mix(prompt, 1.0, cached)
-    return Mix(prompt, answer, 1.0 if role is Role.DECODE else cached)
+        return Mix(prompt, 1.0, cached, uneven)
+    return Mix(prompt, answer, 1.0 if role is Role.DECODE else cached, uneven)
 
 
 def objectives_of(model: ScaledModel, role: Role) -> Objectives:
@@ -67,12 +69,12 @@ def objectives_of(model: ScaledModel, role: Role) -> Objectives:
 
 
 def capacity_of(
-    pool: PoolFacts, mix: Mix, factor: float, objectives: Objectives, settings: ScalingSettings
+    pool: PoolFacts, mix: Mix, factor: float, objectives: Objectives, replicas: float, settings: ScalingSettings
 ) -> Capacity:
-    """What a replica of ``pool`` carries, ``factor`` times as slow as its profile."""
+    """What one of ``replicas`` that share a load carries, with the profile of ``pool`` and ``factor`` times as slow."""
     if pool.role is Role.PREFILL:
         settings = replace(settings, prefill_busy_most=min(settings.prefill_busy_most, settings.prefill_pool_busy))
-    return knee(Step.of(profile_of(pool), factor), mix, objectives, settings)
+    return knee(Step.of(profile_of(pool), factor), mix, objectives, replicas, settings)
 
 
 def price_of(
@@ -82,6 +84,7 @@ def price_of(
     factor: float,
     objectives: Objectives,
     capacity: Capacity,
+    replicas: float,
     settings: ScalingSettings,
 ) -> Price:
     """Bins in replicas of ``pool``. Of output lengths between the oldest bin's and now's the knee is interpolated: it is dear."""
@@ -92,7 +95,7 @@ def price_of(
     share_now = 1.0 / (capacity.requests_per_second * capacity.work_seconds)
     share_far = share_now
     if role is not Role.PREFILL and abs(far - mix.output) > 0.05 * mix.output:
-        other = capacity_of(pool, mix_of(lengths, role, far), factor, objectives, settings)
+        other = capacity_of(pool, mix_of(lengths, role, far), factor, objectives, replicas, settings)
         share_far = 1.0 / (other.requests_per_second * other.work_seconds)
     step = Step.of(profile_of(pool), factor)
     per_prompt = step.prompt_seconds(mix) / mix.prompt
@@ -121,13 +124,17 @@ class Need:
 def need_of(
     level: Level,
     capacity: Capacity,
+    crowd: Callable[[float], float],
     margin: float,
     ahead_seconds: float,
     backlog_requests: float,
     settings: ScalingSettings,
 ) -> Need:
-    """Level, forecast, spread, margin and backlog together."""
+    """Level, forecast, spread, margin and backlog together. ``crowd`` says how many times as much a replica carries where so many
+    share the load than what the level was taken with."""
     upper = level.upper(settings.spread_sigmas, ahead_seconds) * margin
+    gain = crowd(upper)
+    upper /= gain
     backlog = backlog_requests / (capacity.requests_per_second * settings.drain_seconds)
     inputs = {
         "level_replicas": Input(level.now),
@@ -138,6 +145,7 @@ def need_of(
         "margin": Input(margin),
         "backlog_requests": Input(backlog_requests),
         "backlog_replicas": Input(backlog),
+        "crowd_gain": Input(gain),
         "need_replicas": Input(upper + backlog),
     }
-    return Need(upper + backlog, level.now, level.slope * margin, inputs)
+    return Need(upper + backlog, level.now / gain, level.slope * margin, inputs)

@@ -16,7 +16,7 @@ class ScalingSettings:
 
     # Load: what arrives, in bins.
     bin_seconds: float = 30.0
-    level_seconds: float = 480.0
+    level_seconds: float = 300.0
     recent_seconds: float = 30.0
     spread_sigmas: float = 1.0
     change_sigmas: float = 5.0
@@ -26,10 +26,11 @@ class ScalingSettings:
     ready_extra_seconds: float = 10.0
 
     # Capacity: where the knee lies.
-    itl_share: float = 0.9
-    batch_share: float = 0.95
-    kv_share: float = 0.9
-    prefill_busy_most: float = 0.9
+    itl_share: float = 0.7
+    itl_share_decoding: float = 0.9
+    hurt_share: float = 1.0
+    crowd_sigmas: float = 3.9
+    prefill_busy_most: float = 0.92
     prefill_pool_busy: float = 0.78
     length_seconds: float = 90.0
     length_slow_seconds: float = 900.0
@@ -59,7 +60,7 @@ class ScalingSettings:
     window_most_seconds: float = 1_800.0
     window_forget_seconds: float = 3_600.0
     restart_seconds: float = 120.0
-    what_if_share: float = 0.95
+    what_if_share: float = 1.0
     down_every_seconds: float = 60.0
     down_share: float = 0.12
     down_small: int = 8
