@@ -15,13 +15,14 @@ from fairlead.decision import Input
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, window, zero
 from fairlead_autoscaler.scaling.bounds import bounds
-from fairlead_autoscaler.scaling.capacity import Capacity
+from fairlead_autoscaler.scaling.capacity import Capacity, Mix
 from fairlead_autoscaler.scaling.load import Bin, Level, changed, forget, level, note
 from fairlead_autoscaler.scaling.need import (
     Group,
     Need,
     capacity_of,
     groups,
+    longer,
     mix_of,
     need_of,
     objectives_of,
@@ -198,15 +199,17 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     startup = max(
         state.pools[pool.name].starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS) for pool in group.pools
     )
-    need = None
+    need, growth = None, 1.0
     if look.blind_seconds is None:
-        state, seen = _level(state, look, group, factors[reference.name], capacities[reference.name], share)
+        state, seen = _level(state, look, reference, mix, factors[reference.name], capacities[reference.name])
         if seen is not None:
             ahead = startup + settings.ready_extra_seconds
             capacity = capacities[reference.name]
+            growth = longer(state.lengths, state.load, ahead, settings)
+            then = mix if group.role is Role.PREFILL else replace(mix, output=mix.output * growth)
 
             def crowd(replicas: float) -> float:
-                other = capacity_of(reference, mix, factors[reference.name], objectives, replicas, settings)
+                other = capacity_of(reference, then, factors[reference.name], objectives, replicas, settings)
                 return other.requests_per_second / capacity.requests_per_second
 
             need = need_of(seen, capacity, crowd, before.budget.margin, ahead, _backlog(look, group), settings)
@@ -222,6 +225,7 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     told = {
         "prompt_tokens": Input(mix.prompt),
         "output_tokens": Input(mix.output),
+        "output_growth": Input(growth),
         "cached_share": Input(mix.cached),
         **(need.inputs if need is not None else {"need_replicas": Input(before.need, look.blind_seconds)}),
         "window_max_replicas": Input(held),
@@ -252,12 +256,11 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
 
 
 def _level(
-    state: State, look: Look, group: Group, factor: float, capacity: Capacity, share: float
+    state: State, look: Look, reference: PoolFacts, mix: Mix, factor: float, capacity: Capacity
 ) -> tuple[State, Level | None]:
-    """The level of the group's load; where it changed, of what arrives since."""
-    objectives = objectives_of(look.model, group.role)
+    """The level of the load in replicas of ``reference``; where it changed, of what arrives since."""
     shot = 1.0 / capacity.requests_per_second
-    price = price_of(group.pools[0], state.load, state.lengths, factor, objectives, capacity, share, look.settings)
+    price = price_of(reference, mix, factor, capacity)
     seen = level(state.load, price, shot, look.settings)
     if seen is not None and changed(state.load, seen, look.settings):
         state = replace(state, load=forget(state.load))

@@ -22,6 +22,9 @@ from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.values import PoolFacts, PoolSeen, ReplicaState
 
 _STARTS_KEPT = 24
+_ENOUGH = 150.0
+"""Requests whose mean length is good enough."""
+_SIGMAS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +79,19 @@ class Ratio:
         )
 
     def mean(self, otherwise: float) -> float:
-        """The slow mean, or the fast one where it is off by more than chance explains (three standard errors of exponential
-        lengths)."""
+        """The fast mean, where it rests on enough or is off by more than chance explains; else the slow one."""
         if self.slow_of < 1.0:
             return self.slow / self.slow_of if self.slow_of > 0.2 else otherwise
-        slow = self.slow / self.slow_of
+        if self.fast_of >= _ENOUGH or self.off(_SIGMAS):
+            return self.fast / self.fast_of
+        return self.slow / self.slow_of
+
+    def off(self, sigmas: float) -> bool:
+        """Is the fast mean off the slow one by so many standard errors of exponential lengths?"""
         if self.fast_of < 4.0:
-            return slow
-        fast = self.fast / self.fast_of
-        return fast if abs(fast - slow) > 3.0 * slow / math.sqrt(self.fast_of) else slow
+            return False
+        fast, slow = self.fast / self.fast_of, self.slow / self.slow_of
+        return abs(fast - slow) > sigmas * slow / math.sqrt(self.fast_of)
 
 
 @dataclass(frozen=True, slots=True)

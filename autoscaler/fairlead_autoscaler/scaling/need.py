@@ -3,8 +3,9 @@
     need = margin · (level at now + start-up time + sigmas · spread) + backlog / (knee · drain time)
 
 in replicas of the group's first pool. Pools that serve the same are one group; prefill and decode pools are two, sized apart: for
-prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. Every bin is priced at the mean
-output length that was known when it closed, so a drift of lengths is a trend like any other."""
+prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. Bins are
+priced at the mean lengths that are known now; where answers got longer over the last minutes by more than chance, at the lengths
+they will have."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
 _PROMPT, _OUTPUT = 1_000.0, 250.0
 """Tokens of a request before any was seen."""
 _UNEVEN_MOST = 4.0
+_MANY = 50.0
+"""Requests that a drift of lengths must rest on."""
 _OF_NOBODY = "a100-qwen7b"
 """The profile that stands in where nobody knows one; the speed that is seen corrects it."""
 
@@ -77,37 +80,31 @@ def capacity_of(
     return knee(Step.of(profile_of(pool), factor), mix, objectives, replicas, settings)
 
 
-def price_of(
-    pool: PoolFacts,
-    load: Load,
-    lengths: Lengths,
-    factor: float,
-    objectives: Objectives,
-    capacity: Capacity,
-    replicas: float,
-    settings: ScalingSettings,
-) -> Price:
-    """Bins in replicas of ``pool``. Of output lengths between the oldest bin's and now's the knee is interpolated: it is dear."""
-    role = pool.role
-    mix = mix_of(lengths, role)
-    outputs = [each.output for each in load.bins] or [mix.output]
-    far = max(outputs, key=lambda output: abs(output - mix.output))
-    share_now = 1.0 / (capacity.requests_per_second * capacity.work_seconds)
-    share_far = share_now
-    if role is not Role.PREFILL and abs(far - mix.output) > 0.05 * mix.output:
-        other = capacity_of(pool, mix_of(lengths, role, far), factor, objectives, replicas, settings)
-        share_far = 1.0 / (other.requests_per_second * other.work_seconds)
+def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity) -> Price:
+    """Bins in replicas of ``pool``, as if answers had always been as long as they are in ``mix``."""
     step = Step.of(profile_of(pool), factor)
     per_prompt = step.prompt_seconds(mix) / mix.prompt
-    span = far - mix.output
+    per_request = mix.output * step.token_seconds(mix.context)
+    share = 1.0 / (capacity.requests_per_second * capacity.work_seconds)
 
     def price(bin: Bin) -> float:
-        output = 1.0 if role is Role.PREFILL else bin.output
-        work = bin.prompt * per_prompt + bin.requests * output * step.token_seconds(mix.prompt + output / 2)
-        along = min(1.0, max(0.0, (output - mix.output) / span)) if abs(span) > 1e-9 else 0.0
-        return work / bin.seconds * (share_now + (share_far - share_now) * along)
+        return (bin.prompt * per_prompt + bin.requests * per_request) / bin.seconds * share
 
     return price
+
+
+def longer(lengths: Lengths, load: Load, ahead_seconds: float, settings: ScalingSettings) -> float:
+    """How many times as long answers will be, by how they grew over the last minutes; 1 where they did not, by more than chance."""
+    now = lengths.output.mean(_OUTPUT)
+    if len(load.bins) < 4 or lengths.output.fast_of < _MANY or not lengths.output.off(settings.drift_sigmas):
+        return 1.0
+    then = load.bins[0]
+    seconds = load.bins[-1].at - then.at
+    growth = (now - then.output) / seconds
+    if growth <= 0.0:
+        return 1.0
+    # What is known of lengths is as old as what it was averaged over.
+    return min(settings.drift_most, 1.0 + growth * (ahead_seconds + settings.length_seconds) / now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,7 @@ def need_of(
     settings: ScalingSettings,
 ) -> Need:
     """Level, forecast, spread, margin and backlog together. ``crowd`` says how many times as much a replica carries where so many
-    share the load than what the level was taken with."""
+    share the load that is to come than what the level was taken with."""
     upper = level.upper(settings.spread_sigmas, ahead_seconds) * margin
     gain = crowd(upper)
     upper /= gain
@@ -148,4 +145,4 @@ def need_of(
         "crowd_gain": Input(gain),
         "need_replicas": Input(upper + backlog),
     }
-    return Need(upper + backlog, level.now / gain, level.slope * margin, inputs)
+    return Need(upper + backlog, level.now, level.slope * margin, inputs)

@@ -32,9 +32,11 @@ class ScalingSettings:
     crowd_sigmas: float = 3.9
     prefill_busy_most: float = 0.92
     prefill_pool_busy: float = 0.78
-    length_seconds: float = 90.0
+    length_seconds: float = 60.0
+    drift_sigmas: float = 3.0
+    drift_most: float = 2.0
     length_slow_seconds: float = 900.0
-    speed_seconds: float = 45.0
+    speed_seconds: float = 20.0
     speed_least: float = 0.5
     speed_most: float = 3.0
 
