@@ -196,14 +196,11 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
         pool.name: capacity_of(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
     }
     before = known or _seeded(look, group, capacities)
-    startup = max(
-        state.pools[pool.name].starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS) for pool in group.pools
-    )
+    startup, ahead = _startup(state, group, settings)
     need, growth = None, 1.0
     if look.blind_seconds is None:
         state, seen = _level(state, look, reference, mix, factors[reference.name], capacities[reference.name])
         if seen is not None:
-            ahead = startup + settings.ready_extra_seconds
             capacity = capacities[reference.name]
             growth = longer(state.lengths, state.load, ahead, settings)
             then = mix if group.role is Role.PREFILL else replace(mix, output=mix.output * growth)
@@ -253,6 +250,17 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
             pools[pool.name], look.pools[pool.name], wanted, doubt, (least, most), look.now, settings
         )
     return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans
+
+
+def _startup(state: State, group: Group, settings: ScalingSettings) -> tuple[float, float]:
+    """How long the slower starts of a group take, and how far ahead to look."""
+    slow = usual = 0.0
+    for pool in group.pools:
+        starts = state.pools[pool.name].starts
+        slow = max(slow, starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS))
+        prior = pool.startup_p50_seconds if settings.ahead_quantile < 0.9 else pool.startup_p90_seconds
+        usual = max(usual, starts.quantile(settings.ahead_quantile, prior, _STARTUP_SECONDS))
+    return slow, usual + settings.ready_extra_seconds
 
 
 def _level(

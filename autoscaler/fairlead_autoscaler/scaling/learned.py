@@ -86,6 +86,10 @@ class Ratio:
             return self.fast / self.fast_of
         return self.slow / self.slow_of
 
+    def steady(self, otherwise: float) -> float:
+        """The slow mean."""
+        return self.slow / self.slow_of if self.slow_of >= 1.0 else otherwise
+
     def off(self, sigmas: float) -> bool:
         """Is the fast mean off the slow one by so many standard errors of exponential lengths?"""
         if self.fast_of < 4.0:

@@ -141,7 +141,7 @@ def _line(bins: Sequence[Bin], values: Sequence[float], settings: ScalingSetting
     times = [each.at - bins[-1].at for each in bins[start:]]
     chosen = values[start:]
     count = len(times)
-    if count < 5:
+    if count < settings.trend_bins:
         return 0.0, 0.0, []
     mean_time, mean = sum(times) / count, sum(chosen) / count
     across = sum((time - mean_time) ** 2 for time in times)

@@ -56,7 +56,7 @@ def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
     """The mean request as a group of ``role`` sees it; ``output`` instead of the length that is known now."""
     prompt = max(1.0, lengths.prompt.mean(_PROMPT))
     answer = max(1.0, lengths.output.mean(_OUTPUT) if output is None else output)
-    uneven = min(_UNEVEN_MOST, lengths.prompt_variance.mean(prompt * prompt) / (prompt * prompt))
+    uneven = min(_UNEVEN_MOST, lengths.prompt_variance.steady(prompt * prompt) / (prompt * prompt))
     cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
     if role is Role.PREFILL:
         return Mix(prompt, 1.0, cached, uneven)

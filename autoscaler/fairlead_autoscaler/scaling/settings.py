@@ -23,6 +23,8 @@ class ScalingSettings:
     change_share: float = 0.25
     trend_t: float = 4.0
     trend_seconds: float = 300.0
+    trend_bins: int = 8
+    ahead_quantile: float = 0.5
     ready_extra_seconds: float = 10.0
 
     # Capacity: where the knee lies.
@@ -53,7 +55,7 @@ class ScalingSettings:
     # Backlog and starts.
     drain_seconds: float = 120.0
     hedge: float = 2.0
-    hedge_missing_share: float = 0.3
+    hedge_missing_share: float = 0.2
 
     # Down.
     window_seconds: float = 300.0
@@ -64,7 +66,7 @@ class ScalingSettings:
     restart_seconds: float = 120.0
     what_if_share: float = 1.0
     down_every_seconds: float = 60.0
-    down_share: float = 0.12
+    down_share: float = 0.25
     down_small: int = 8
 
     # Blind.
