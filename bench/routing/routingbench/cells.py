@@ -58,6 +58,8 @@ class Cell:
 def measure(cell: Cell, trace: Path | None) -> Found:
     """``capacity`` in requests/s, or what was found at the cell's rate."""
     requests = _traffic(cell.traffic, cell.seed, REQUESTS_AN_ENGINE * cell.engines, trace)
+    gc.unfreeze()
+    gc.collect()  # of the last cell
     gc.freeze()  # a fifth of the time went into looking through all requests again and again
     gc.set_threshold(50_000, 20, 100)
     trial = _trial(cell)

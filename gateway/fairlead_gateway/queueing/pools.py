@@ -4,12 +4,15 @@ A short prompt behind a long one waits for all of it, and most of those that wai
 pool has too much misses its objectives while the other idles. So no engine belongs to a class here. *Long* is a prompt
 whose prefill takes more than half of the tightest objective of the last minutes; what is bounded is how many engines may be at long
 ones at the same time, so that the others are there for the short ones that come meanwhile. The bound is the share of long prompts
-in the work of the last half minute, so that neither class pays for the other's overload; a long prompt whose objective comes near may
-have one engine more (``gate``).
+in the work of the last half minute, so that neither class pays for the other's overload. Where the fleet has more than both need,
+what is over goes to those that cannot wait: long prompts get no more engines than their work keeps ``LONG_BUSY`` busy, unless the
+short ones would be no more than ``SHORT_BUSY`` busy on the rest. A long prompt whose objective comes near may have one engine
+more (``gate``).
 
 Measured: without the bound the highest load at which both classes keep their objectives is some 0.8 of what the engines can
 compute, in whatever order they go; with it 0.99. A bound from the short prompts' need alone starves the long ones near
-saturation; two engines more for the urgent ones cost the short ones more than they bring.
+saturation; two engines more for the urgent ones cost the short ones more than they bring. By the share alone the short
+class of LAPS' mix (load 0.7) has 1.4 times the p90 of a fleet without long prompts; by all of it 1.2, and the long ones keep theirs.
 
 Source: LAPS (arXiv 2601.11589) for the two classes and the moving bound; ours: seconds of the uncached part instead of
 tokens, and a bound on what runs instead of a set of engines.
@@ -19,6 +22,9 @@ import math
 from typing import Final
 
 LONG_SHARE: Final = 0.5
+LONG_BUSY: Final = 0.9
+SHORT_BUSY: Final = 0.4
+"""How busy engines may be that are kept for one class: objectives of long prompts let them wait a little."""
 WINDOW_SECONDS: Final = 30.0
 _MINUTES: Final = 60.0
 
@@ -68,7 +74,12 @@ class Pools:
         both = self._short + self._long
         if both <= 0.0:
             return engines
-        return max(1, round(engines * self._long / both))
+        most = round(engines * self._long / both)
+        seen = 0.0 if self._since is None else -math.expm1((self._since - now) / WINDOW_SECONDS) * WINDOW_SECONDS
+        if seen > 0.0:  # what fades with that window is so much a second
+            needed = math.ceil(self._long / seen / LONG_BUSY)
+            most = min(most, max(needed, engines - round(self._short / seen / SHORT_BUSY)))
+        return max(1, most)
 
     def _fade(self, now: float) -> None:
         if now > self._at:

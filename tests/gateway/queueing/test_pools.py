@@ -1,0 +1,46 @@
+"""How many engines long prompts may be on."""
+
+import pytest
+
+from fairlead_gateway.queueing.pools import Pools
+
+ENGINES = 8
+SHORT, LONG = (0.4, 0.02), (4.0, 0.7)
+"""Objective and prefill of one, in seconds."""
+
+
+def after(short_engines: float, long_engines: float, seconds: int = 120) -> Pools:
+    """What each class keeps busy of the engines, for so long."""
+    pools = Pools()
+    for tick in range(100 * seconds):
+        now = 0.01 * tick
+        for (objective, own), engines in ((SHORT, short_engines), (LONG, long_engines)):
+            for _ in range(int((now + 0.01) * engines / own) - int(now * engines / own)):
+                pools.arrived(objective, own, now)
+    return pools
+
+
+@pytest.mark.parametrize(
+    ("short_engines", "long_engines", "bound"),
+    [
+        (1.0, 7.0, 7),  # all are needed: by the share of the work
+        (3.0, 5.0, 5),
+        (1.6, 4.0, 5),  # five are nine tenths busy with long ones, which leaves three; by the share it would be six
+        (1.2, 2.0, 5),  # three would be enough for the long ones, but short ones do not want more than three
+        (0.1, 2.0, 8),  # nobody wants the rest
+        (1.0, 0.1, 1),
+    ],
+)
+def test_what_a_fleet_has_over_goes_to_short_prompts(short_engines: float, long_engines: float, bound: int) -> None:
+    assert after(short_engines, long_engines).long_engines(ENGINES, 120.0) == bound
+
+
+def test_a_burst_after_a_calm_has_the_engines_that_nobody_wants() -> None:
+    pools = after(0.05, 0.0)
+    for number in range(8):
+        pools.arrived(*LONG, 120.0 + 0.001 * number)
+    assert pools.long_engines(ENGINES, 120.1) >= 6
+
+
+def test_before_anybody_came_all_may_be_taken() -> None:
+    assert Pools().long_engines(ENGINES, 0.0) == ENGINES
