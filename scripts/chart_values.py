@@ -59,6 +59,10 @@ class IndexerImage(Image):
     repository: str = _value("its name there", "kvstore")
 
 
+class AutoscalerImage(Image):
+    repository: str = _value("its name there", "autoscaler")
+
+
 class RedisImage(Image):
     repository: str = _value("its name there", "valkey")
 
@@ -173,6 +177,18 @@ class Indexer(Placement):
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
+class Autoscaler(Placement):
+    enabled: bool = _value("run it; it scales only models whose `autoscaling.mode` is `Auto`", True)
+    replicas: Count = _value("replicas, of which one writes", 2)
+    image: AutoscalerImage = _value("its image", AutoscalerImage)
+    resources: Free = _value("its resources", _resources("50m", "128Mi", "512Mi"))
+    freeze: bool = _value("stop every change of a number of instances; what would be done is still said", False)
+    guard: bool = _value(
+        "hold it, by a ValidatingAdmissionPolicy, to the one annotation of pods and the one number that it writes", True
+    )
+    log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
+
+
 class Auth(Part):
     enabled: bool = _value("ask callers for an API key; without it anyone who reaches the gateway may call", True)
     keys_secret: str = _value("a Secret of yours with `keys.yaml` and `pepper`; a first key is made when empty", "")
@@ -250,14 +266,15 @@ class Values(Part):
     global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")
     fullname_override: str = _value("the beginning of all names instead of the release's", "")
     watch_namespaces: Names = _value(
-        "the only namespaces whose models are served; they must exist. Operator, gateway and indexer get a Role in each "
-        "instead of rights in all",
+        "the only namespaces whose models are served; they must exist. Operator, gateway, indexer and autoscaler get a Role in "
+        "each instead of rights in all",
         [],
     )
     operator: Operator = _value("the operator", Operator)
     engines: Engines = _value("what all engines are given", Engines)
     gateway: Gateway = _value("the gateway", Gateway)
     indexer: Indexer = _value("who reads what engines have cached", Indexer)
+    autoscaler: Autoscaler = _value("who sets the numbers of instances", Autoscaler)
     auth: Auth = _value("who may call", Auth)
     redis: Redis = _value("what gateways share", Redis)
     rbac: Rbac = _value("rights of people", Rbac)

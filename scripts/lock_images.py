@@ -12,7 +12,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-IMAGES = {"gateway": ("gateway", "tokenize"), "kvstore": ("kvstore",), "operator": ("operator",), "sim": ("sim",)}
+IMAGES = {
+    "autoscaler": ("autoscaler",),
+    "gateway": ("gateway", "tokenize"),
+    "kvstore": ("kvstore",),
+    "operator": ("operator",),
+    "sim": ("sim",),
+}
 """Image → the extras of pyproject.toml that it has."""
 _PLATFORM = {
     "os_name": "posix",

@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 COMPONENTS = {
+    "autoscaler": ("python3", "-m", "fairlead_autoscaler"),
     "gateway": ("python3", "-m", "fairlead_gateway"),
     "kvstore": ("python3", "-m", "fairlead_kvstore"),
     "operator": ("python3", "-m", "fairlead_operator"),

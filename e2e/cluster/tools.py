@@ -20,7 +20,11 @@ RELEASES = {
 """Release → the hash of its sources."""
 SPEAKING = (
     *("api__v1", "apis__apps__v1", "apis__autoscaling__v2", "apis__networking.k8s.io__v1", "apis__policy__v1"),
-    *("apis__rbac.authorization.k8s.io__v1", "apis__apiextensions.k8s.io__v1"),
+    *(
+        "apis__rbac.authorization.k8s.io__v1",
+        "apis__apiextensions.k8s.io__v1",
+        "apis__admissionregistration.k8s.io__v1",
+    ),
 )
 """The files that are kept."""
 

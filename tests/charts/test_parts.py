@@ -64,10 +64,12 @@ def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
         "fairlead-operator",
         "fairlead-gateway",
         "fairlead-indexer",
+        "fairlead-autoscaler",
     }
     assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets)
     assert not of(
-        rendered(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1"), "PodDisruptionBudget"
+        rendered(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1,autoscaler.replicas=1"),
+        "PodDisruptionBudget",
     )
     scaled = rendered(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
     assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
@@ -103,7 +105,7 @@ def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
 def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
     found = rendered(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
     monitors = of(found, "ServiceMonitor")
-    assert len(monitors) == 3
+    assert len(monitors) == 4
     for one in monitors:
         assert one["metadata"]["labels"]["release"] == "prometheus"
         (endpoint,) = one["spec"]["endpoints"]
@@ -135,7 +137,7 @@ def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) 
         program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"
     )
     made = pods(found)
-    assert len(made) == 5, "operator, gateway, indexer, Redis and helm's test"
+    assert len(made) == 6, "operator, gateway, indexer, autoscaler, Redis and helm's test"
     for name, spec in made.items():
         assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}], name
         for container in spec["containers"]:
@@ -149,6 +151,17 @@ def test_a_digest_goes_before_a_tag(program: Path) -> None:
     digest = "sha256:" + "0" * 64
     made = pods(rendered(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
     assert made["Deployment fairlead-gateway"]["containers"][0]["image"].endswith(f"/gateway@{digest}")
+
+
+def test_the_autoscaler_reads_every_gateway_and_writes_only_where_there_are_workloads(program: Path) -> None:
+    (container,) = pods(rendered(program, "--set=autoscaler.freeze=true"))["Deployment fairlead-autoscaler"][
+        "containers"
+    ]
+    assert "--gateway=http://fairlead-gateway-manage.fairlead.svc:8081" in container["args"]
+    assert {"name": "FAIRLEAD_SCALING_FREEZE", "value": "1"} in container["env"]
+    for off in ("autoscaler.enabled=false", "gateway.fleet.models[0].name=tiny"):
+        found = rendered(program, f"--set={off}")
+        assert not [one for one in found if "autoscaler" in one["metadata"]["name"]], off
 
 
 def test_helms_test_is_a_hook_and_stays_only_where_it_failed(program: Path) -> None:

@@ -9,14 +9,17 @@ import yaml
 
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
+    DEPLOYMENTS,
     EVENTS,
     KNOWN,
+    LEADER_WORKER_SETS,
     MODEL_DEPLOYMENTS,
     PODS,
     REVISIONS,
     Resource,
 )
 from fairlead.testing.chart import pods, rendered
+from fairlead_autoscaler.cluster import operation as autoscaler
 from fairlead_operator.leading import LEASE
 from fairlead_operator.observe import ALWAYS, OPTIONAL
 
@@ -82,6 +85,10 @@ RUNNING = {"pods", "jobs", "cronjobs", "daemonsets", "statefulsets", "replicaset
 """They are made by controllers, from what the operator makes, and by nothing of ours."""
 
 
+GUARDED: Right = ("", "pods", "patch")
+"""The autoscaler's alone, and an admission policy holds it to one annotation."""
+
+
 def too_wide(rule: dict[str, Any]) -> list[str]:
     """What in a rule leads further than it says."""
     found = ["nonResourceURLs"] if "nonResourceURLs" in rule else []
@@ -91,9 +98,13 @@ def too_wide(rule: dict[str, Any]) -> list[str]:
     for one in rule.get("resources", ()):
         if {one, one.partition("/")[0]} & FORBIDDEN:
             found.append(one)
-        elif one.partition("/")[0] in RUNNING and set(rule["verbs"]) - {"get", "list", "watch"}:
+        elif one.partition("/")[0] in RUNNING and set(rule["verbs"]) - {"get", "list", "watch"} - _guarded(one):
             found.append(f"{one} written")
     return found
+
+
+def _guarded(resource: str) -> set[str]:
+    return {GUARDED[2]} if resource == GUARDED[1] else set()
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
@@ -144,14 +155,44 @@ def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(p
     assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(found, "operator-models") == used()
     for kind in ("Role", "RoleBinding"):
-        here = [one for one in found if one["kind"] == kind and one["metadata"]["name"].endswith("-models")]
+        here = [one for one in found if one["kind"] == kind and one["metadata"]["name"].endswith("operator-models")]
         assert [one["metadata"]["namespace"] for one in here] == ["a", "b"]
 
 
 def test_the_lease_is_the_only_one_it_may_touch(program: Path) -> None:
-    create, touch = rules(rendered(program), "-lease")
-    assert create["verbs"] == ["create"]
-    assert (touch["resourceNames"], touch["verbs"]) == ([LEASE], ["get", "patch"])
+    for component, lease in (("operator", LEASE), ("autoscaler", autoscaler.LEASE)):
+        create, touch = rules(rendered(program), f"{component}-lease")
+        assert create["verbs"] == ["create"]
+        assert (touch["resourceNames"], touch["verbs"]) == ([lease], ["get", "patch"])
+
+
+SCALED = (
+    wanted(MODEL_DEPLOYMENTS, "list", "watch")
+    | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
+    | wanted(DEPLOYMENTS, "get", "list", "watch")
+    | wanted(DEPLOYMENTS, "patch", sub="/scale")
+    | wanted(LEADER_WORKER_SETS, "get", "list", "watch", "patch")
+    | wanted(PODS, "list", "watch", "patch")
+    | wanted(EVENTS, "create", "patch")
+)
+
+
+def test_the_autoscaler_may_do_what_its_code_does_and_nothing_else(program: Path) -> None:
+    classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
+    assert rights(rendered(program), "fairlead-autoscaler") == SCALED | classes
+    found = rendered(program, "--set=watchNamespaces={a,b}")
+    assert (rights(found, "fairlead-autoscaler"), rights(found, "autoscaler-models")) == (classes, SCALED)
+
+
+def test_nobody_else_patches_pods_and_who_does_is_guarded(program: Path) -> None:
+    found = rendered(program)
+    holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and GUARDED in rights([one], "")]
+    assert holders == ["fairlead-fairlead-autoscaler"]
+    (policy,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicy")
+    (binding,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    (whom,) = policy["spec"]["matchConditions"]
+    assert "system:serviceaccount:fairlead:fairlead-autoscaler" in whom["expression"]
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])

@@ -25,4 +25,6 @@ def test_its_images_are_those_that_a_cluster_is_given(program: Path) -> None:
     """By the names of e2e/cluster/images.py."""
     found = {container["image"] for pod in pods(rendered(program)).values() for container in pod["containers"]}
     version = importlib.metadata.version("fairlead")
-    assert found == {f"serving.fairlead.io/{name}:{version}" for name in ("operator", "gateway", "kvstore", "valkey")}
+    assert found == {
+        f"serving.fairlead.io/{name}:{version}" for name in ("autoscaler", "operator", "gateway", "kvstore", "valkey")
+    }

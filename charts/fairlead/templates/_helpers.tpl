@@ -141,6 +141,13 @@ yes
 {{- end -}}
 {{- end -}}
 
+{{/* Not empty where autoscalers run: what stands in a fleet file has no workload to scale. */}}
+{{- define "fairlead.scaled" -}}
+{{- if and .Values.autoscaler.enabled (empty .Values.gateway.fleet.models) -}}
+yes
+{{- end -}}
+{{- end -}}
+
 {{/* One value of a Secret that is there already, in base64; a drawn one otherwise. Takes a list: the root, Secret, key, the drawn one. */}}
 {{- define "fairlead.kept" -}}
 {{- $root := index . 0 -}}
