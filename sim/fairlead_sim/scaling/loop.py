@@ -33,7 +33,7 @@ class Look:
 class Outcome:
     """``attainment`` is the share (0..1) of all requests whose TTFT and mean ITL were within the objectives; who gave up or was
     cut is not. ``cost`` is in the pools' currency, ``replica_hours`` by pool. ``turns_per_hour`` counts changes of direction of a
-    pool's desired replicas, ``changes_per_hour`` all changes."""
+    pool's desired replicas, ``changes_per_hour`` all changes. ``starts`` are (ordered, ready) by pool."""
 
     scenario: str
     requests: int
@@ -45,6 +45,7 @@ class Outcome:
     changes_per_hour: float
     turns_per_hour: float
     looks: tuple[Look, ...]
+    starts: Mapping[str, tuple[tuple[float, float], ...]]
     book: Book
     ttft_seconds: float
     itl_seconds: float
@@ -128,6 +129,7 @@ def _outcome(scenario: Scenario, plant: Plant, looks: list[Look]) -> Outcome:
         changes_per_hour=changes / span,
         turns_per_hour=turns / span,
         looks=tuple(looks),
+        starts={name: tuple(pool.starts) for name, pool in plant.pools.items()},
         book=book,
         ttft_seconds=ttft,
         itl_seconds=itl,

@@ -67,6 +67,7 @@ class Pool:
         self.next_change = float("inf")
         self.replica_seconds = 0.0
         self.factor = 1.0
+        self.starts: list[tuple[float, float]] = []  # (ordered, ready) of those that became ready
         self.free = False  # from now on replicas cost nothing
         for _ in range(setup.initial):
             self.ready.append(self._ordered(0.0, 0.0, False))
@@ -85,9 +86,8 @@ class Pool:
         self._complete(now)
         self.settle(now)
 
-    def settle(self, now: float) -> int:
-        """Starts that are over and drains that are done; how many became ready."""
-        came = 0
+    def settle(self, now: float) -> None:
+        """Starts that are over and drains that are done."""
         if self.next_change <= now:
             for replica in [one for one in self.pending if one.ready_at <= now]:
                 self.pending.remove(replica)
@@ -95,12 +95,11 @@ class Pool:
                     self._over(replica, replica.ready_at)
                 else:
                     self.ready.append(replica)
-                    came += 1
+                    self.starts.append((replica.created, replica.ready_at))
             self._complete(now)
         for replica in [one for one in self.draining if not _in_flight(one)]:
             self.draining.remove(replica)
             self._over(replica, min(now, max(replica.draining_from, replica.engine.at)))
-        return came
 
     def crash(self, now: float) -> list[int]:
         """A ready replica dies, and another is ordered: what was on it."""

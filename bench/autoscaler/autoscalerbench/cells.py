@@ -1,0 +1,70 @@
+"""One measurement: a controller through a scenario."""
+
+import gc
+import time
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from lab import Found
+
+import fairlead_autoscaler
+import fairlead_sim
+from autoscalerbench.signs import signs
+from fairlead.compiled import sources_digest
+from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_autoscaler.scaling import Core
+from fairlead_sim.scaling.loop import Controller, run
+from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.scenarios import KINDS
+
+OURS = "fairlead"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """``knob`` is the value of a preset's first knob, None for what it is fixed to; our core has none. ``traces``: the folder of
+    the published ones, empty where it is not at hand."""
+
+    scenario: str
+    seed: int
+    controller: str
+    knob: float | None = None
+    traces: str = ""
+
+
+def measure(cell: Cell) -> Found:
+    """``signs``, and the processor seconds that it took."""
+    scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
+    gc.freeze()  # the requests of a day are looked through again and again otherwise
+    begun = time.process_time()
+    outcome = run(scenario, controller(cell, scenario))
+    seconds = time.process_time() - begun
+    return {**signs(scenario, outcome), "seconds": seconds}
+
+
+@lru_cache(maxsize=1)
+def scenario_of(name: str, seed: int, traces: str) -> Scenario:
+    """The last one is kept: the next cell is often of the same."""
+    return KINDS[name](seed, Path(traces) if traces else None)
+
+
+def controller(cell: Cell, scenario: Scenario) -> Controller:
+    """A fresh one."""
+    if cell.controller == OURS:
+        return Core(scenario.model)
+    preset = PRESETS[cell.controller]
+    values = {} if cell.knob is None else {preset.knobs[0].name: cell.knob}
+    return build(cell.controller, scenario.model, **values)
+
+
+def state(cell: Cell) -> str:
+    """Of the sources of the plant and of the controller."""
+    return _digest("scaling" if cell.controller == OURS else "presets")
+
+
+@cache
+def _digest(part: str) -> str:
+    plant = [Path(place) / "scaling" for place in fairlead_sim.__path__]
+    controllers = [Path(place) / part for place in fairlead_autoscaler.__path__]
+    return sources_digest([*plant, *controllers])

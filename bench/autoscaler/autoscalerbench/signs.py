@@ -1,0 +1,104 @@
+"""What an outcome says beyond its share and its cost: how soon a step is caught up with, what happened while metrics were missing,
+how a pool woke up. Pure; seconds from the scenario's start."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fairlead_sim.scaling.loop import Outcome, inside
+from fairlead_sim.scaling.plant import Scenario
+
+AFTER_SECONDS = 300.0
+AGAIN_SHARE = 0.95
+AGAIN_SECONDS = 60.0
+QUIET_SECONDS = 400.0
+_GRAIN = 5.0
+
+
+def signs(scenario: Scenario, outcome: Outcome) -> dict[str, float]:
+    """The figures that go into a cell."""
+    found = {
+        "requests": float(outcome.requests),
+        "attainment": outcome.attainment,
+        "cost": outcome.cost,
+        "changes": outcome.changes_per_hour,
+        "turns": outcome.turns_per_hour,
+        "abandoned": float(outcome.abandoned),
+        "lost": float(outcome.lost),
+    }
+    windows = (*scenario.troubles.blind, *scenario.troubles.lying)
+    if windows:
+        found |= in_windows(outcome, windows)
+    if scenario.name.startswith("step"):
+        found["again_seconds"] = recovery(scenario, outcome)
+    if scenario.name.startswith("zero"):
+        found["wake_seconds"] = wake(outcome)
+    return found
+
+
+def in_windows(outcome: Outcome, windows: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The least share inside a window and ``AFTER_SECONDS`` beyond it, and the most replicas that were taken away in one, both over
+    all windows; a replica is away when fewer are asked for than just before it began."""
+    shares, away = [], 0
+    for begin, end in windows:
+        share = outcome.within(begin, end + AFTER_SECONDS)
+        shares.append(1.0 if share is None else share)
+        before = [look.desired for look in outcome.looks if look.now < begin][-1]
+        for look in outcome.looks:
+            if begin <= look.now < end + AFTER_SECONDS:
+                away = max(away, *[was - now for was, now in zip(before, look.desired, strict=True)])
+    return {"window_attainment": min(shares), "window_away": float(away)}
+
+
+def risen(scenario: Scenario) -> float:
+    """When the load stepped up: the minute that brings the largest rise."""
+    counts: dict[int, int] = {}
+    for arrival in scenario.load.arrivals:
+        counts[int(arrival / 60.0)] = counts.get(int(arrival / 60.0), 0) + 1
+    last = int(scenario.seconds / 60.0)
+    return 60.0 * max(range(1, last), key=lambda minute: counts.get(minute, 0) - counts.get(minute - 1, 0))
+
+
+def recovery(scenario: Scenario, outcome: Outcome) -> float:
+    """From the first moment at which a replica ordered at the step can be ready until the requests of a minute are again within the
+    objectives to ``AGAIN_SHARE``; 0 where they never fell below it after that moment."""
+    first = risen(scenario) + min(setup.startup.least_seconds for setup in scenario.pools)
+    at = first
+    while at + AGAIN_SECONDS <= scenario.seconds:
+        share = outcome.within(at, at + AGAIN_SECONDS)
+        if share is None or share >= AGAIN_SHARE:
+            return at - first
+        at += _GRAIN
+    return math.inf
+
+
+def wake(outcome: Outcome) -> float:
+    """Of the first requests after silence: how much longer than the start of the replica that answered first they waited for their
+    first token, the most; infinite where one never had any. Who found a replica ready waited for no start."""
+    book = outcome.book
+    starts = sorted([(ready, ready - ordered) for pool in outcome.starts.values() for ordered, ready in pool])
+    longest, last = 0.0, -math.inf
+    for arrival, first in zip(book.arrival, book.first, strict=True):
+        silent = arrival - last >= QUIET_SECONDS
+        last = arrival
+        if silent and first < 0.0:
+            return math.inf
+        if silent:
+            start = next((seconds for ready, seconds in starts if arrival <= ready <= first), 0.0)
+            longest = max(longest, first - arrival - start)
+    return longest
+
+
+def missed_by(outcome: Outcome) -> Mapping[str, float]:
+    """Why requests missed: shares of all, of those with a late first token, slow ones, and those that got no whole answer."""
+    book = outcome.book
+    late = slow = none = 0
+    for request, arrival in enumerate(book.arrival):
+        if inside(book, request, outcome.ttft_seconds, outcome.itl_seconds):
+            continue
+        if book.first[request] < 0.0 or book.end[request] < 0.0:
+            none += 1
+        elif book.first[request] - arrival > outcome.ttft_seconds:
+            late += 1
+        else:
+            slow += 1
+    return {"late": late / outcome.requests, "slow": slow / outcome.requests, "none": none / outcome.requests}
