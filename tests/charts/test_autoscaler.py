@@ -1,0 +1,211 @@
+"""The autoscaler before a real API server, as its service account, by the roles and the guard of the chart."""
+
+import asyncio
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from fairlead.clock import SystemClock
+from fairlead.kube.access import from_kubeconfig
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError, NotFound
+from fairlead.kube.managers import replicas_writers
+from fairlead.kube.resource import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.testing.chart import rendered
+from fairlead.testing.installed import as_account, kubectl, rights
+from fairlead.testing.kube import ApiServer
+from fairlead.testing.operator_process import operator_process
+from fairlead.testing.waiting import until_async
+from fairlead_autoscaler.cluster.scaler import DELETION_COST
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+PLACE = "scaled"
+MODEL: Manifest = {
+    "apiVersion": MODEL_DEPLOYMENTS.api_version,
+    "kind": "ModelDeployment",
+    "metadata": {"name": "qwen", "namespace": PLACE},
+    "spec": {
+        "model": {"source": "hf://Qwen/Qwen3-8B"},
+        "engine": {"kind": "sim"},
+        "pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 0, "max": 3}}],
+        "autoscaling": {"mode": "Auto"},
+        "objectives": {"ttft": "1s"},
+    },
+}
+POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+
+
+def api_of(server: ApiServer) -> KubeApi:
+    return KubeApi(server.access(), SystemClock(), lambda: 0.5)
+
+
+class Gateway:
+    """One that holds requests."""
+
+    def __init__(self) -> None:
+        self.held, self.arrived, self.asked = 0, 0, 0
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        labels = f'{{model="{PLACE}/qwen"}}'
+        lines = [
+            f"fairlead_gateway_uptime_seconds {100 + self.asked}",
+            f"fairlead_gateway_received_total{labels} {self.arrived}",
+            f"fairlead_gateway_received_prompt_tokens_total{labels} {100 * self.arrived}",
+            f"fairlead_gateway_held{labels} {self.held}",
+        ]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.add_routes([web.get("/metrics", self.metrics)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def autoscaler(kubeconfig: Path, gateway: str) -> AsyncIterator[str]:
+    """Where it listens."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+    command = (sys.executable, "-m", "fairlead_autoscaler", "--kube", f"--gateway={gateway}")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        f"--lease-namespace={PLACE}",
+        env=environ | {"KUBECONFIG": str(kubeconfig)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        yield (await process.stdout.readline()).decode().removeprefix("ready ").strip()
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 60.0) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def wake(url: str) -> None:
+    body = json.dumps({"model": f"{PLACE}/qwen"}).encode()
+    request = urllib.request.Request(f"{url}/wake", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10.0):
+        pass
+
+
+async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
+    try:
+        live = await api.get(DEPLOYMENTS, PLACE, "qwen-main")
+    except NotFound:
+        return -1, ()
+    return live["spec"]["replicas"], replicas_writers(live)
+
+
+async def reason(api: KubeApi) -> str:
+    status = (await api.get(MODEL_DEPLOYMENTS, PLACE, "qwen")).get("status") or {}
+    return next((one["reason"] for one in status.get("conditions") or [] if one["type"] == "Autoscaling"), "")
+
+
+async def becomes(call: Any, *wanted: Any) -> None:
+    async def so() -> bool:
+        return bool(await call() in wanted)
+
+    await until_async(so)
+
+
+def test_it_wakes_a_pool_yields_to_somebody_else_and_lets_go_with_exactly_its_rights(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    found, gateway, kubeconfig = rendered(program, f"--namespace={PLACE}"), Gateway(), tmp_path / "kubeconfig"
+
+    async def main() -> None:
+        async with api_of(api_server) as api:
+            await rights(api, found, PLACE)
+            kubeconfig.write_text(await as_account(api_server, PLACE, "fairlead-autoscaler"))
+            await api.apply(MODEL, "kubectl")
+            async with (
+                operator_process(api_server.kubeconfig, tmp_path / "log", f"--lease-namespace={PLACE}"),
+                gateway.serving() as manage,
+                autoscaler(kubeconfig, manage) as url,
+            ):
+                await becomes(lambda: number(api), (0, ("fairlead",)))
+                await becomes(lambda: reason(api), "Deciding")
+                gateway.held, gateway.arrived = 1, 1
+                await asyncio.to_thread(wake, url)
+                await becomes(lambda: number(api), (1, ("fairlead-autoscaler",)))
+                await until_async(lambda: tells(api, "ScaledUp"))
+
+                theirs = {"spec": {"replicas": 3}}
+                await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")
+                await becomes(lambda: reason(api), "SetElsewhere")
+                assert await number(api) == (3, ("kubectl",))
+
+                ours = {"spec": {"replicas": 2}}  # how docs/reference/conditions.md gives it back
+                name = "fairlead-autoscaler"
+                await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", ours, name, subresource="scale")
+                await becomes(lambda: reason(api), "Deciding")
+
+                off = {"spec": {"autoscaling": {"mode": "Off"}}}
+                await api.patch_merge(MODEL_DEPLOYMENTS, PLACE, "qwen", off, "kubectl")
+                await becomes(lambda: reason(api), "")
+                assert (await number(api))[0] > 0
+
+    asyncio.run(main())
+
+
+async def tells(api: KubeApi, reason: str) -> bool:
+    return any(one["reason"] == reason for one in (await api.list(EVENTS, PLACE)).items)
+
+
+def test_the_guard_holds_it_to_one_annotation_of_pods(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
+    found, place = rendered(program, "--namespace=guarded"), "guarded"
+
+    async def main() -> None:
+        async with api_of(api_server) as admin:
+            await rights(admin, found, place)
+            policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
+            await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
+            spec = {"containers": [{"name": "engine", "image": "a"}]}
+            names = {"name": "pod", "namespace": place}
+            await admin.apply({"apiVersion": "v1", "kind": "Pod", "metadata": names, "spec": spec}, "test")
+            config = tmp_path / "kubeconfig"
+            config.write_text(await as_account(api_server, place, "fairlead-autoscaler"))
+            async with KubeApi(from_kubeconfig([config]), SystemClock(), lambda: 0.5) as api:
+
+                async def patched(patch: Manifest) -> str:
+                    try:
+                        await api.patch_merge(PODS, place, "pod", patch, "fairlead-autoscaler")
+                    except KubeError as error:
+                        return error.message
+                    return ""
+
+                image = {"spec": {"containers": [{"name": "engine", "image": "b"}]}}
+                await until_async(lambda: says(patched(image), "nothing of a pod but its deletion cost"))
+                for metadata, told in (
+                    ({"labels": {"a": "b"}}, "changes no label"),
+                    ({"annotations": {"a": "b"}}, "no other annotation"),
+                    ({"annotations": {DELETION_COST: "-1"}}, ""),
+                    ({"annotations": {DELETION_COST: None}}, ""),
+                ):
+                    said = await patched({"metadata": metadata})
+                    assert (told in said) if told else said == "", (metadata, said)
+
+    asyncio.run(main())
+
+
+async def says(patch: Coroutine[Any, Any, str], text: str) -> bool:
+    return text in await patch
