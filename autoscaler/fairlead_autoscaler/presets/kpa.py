@@ -13,6 +13,9 @@ Source: knative/serving v0.47.0, pkg/autoscaler/scaling/autoscaler.go (newAutosc
 (defaults), pkg/autoscaler/metrics/collector.go (windows, ErrNoData), pkg/reconciler/autoscaling/kpa/scaler.go (applyBounds,
 handleScaleToZero). Apache-2.0. Facts, not code: equal to what the Go functions did on 200 vectors (tests/autoscaler/golden).
 
+One quirk of the original is kept: in the second in which the last data is exactly as old as the window, its average is already 0
+and it does not count as empty yet, so a look in that very second scales down.
+
 What was changed: looks come every 5 s instead of 2 s and the value of a look stands for the seconds since the one before, up to
 one stable window. ``target`` is what one replica should carry, that is after the 70 %. Requests that the gateway holds count as
 concurrency, as those in Knative's activator do; a revision at zero gets its first pod as soon as one is held. To zero: after a
@@ -130,10 +133,10 @@ def _within_rates(asks: int, there: int, settings: KpaSettings) -> int:
 
 
 def _filled(state: KpaState, settings: KpaSettings, now: float, value: float) -> KpaState:
-    """The value of a look stands for every second since the look before."""
-    last = math.floor(now)
-    first = last if state.looked is None else math.floor(state.looked) + 1
-    for second in range(max(first, last - settings.stable_window_seconds + 1), last + 1):
+    """The value of a look stands for every second since the look before; this one is not over."""
+    end = math.floor(now)
+    begin = end - 1 if state.looked is None else math.floor(state.looked)
+    for second in range(max(begin, end - settings.stable_window_seconds), end):
         state = record(state, second, value)
     return state
 

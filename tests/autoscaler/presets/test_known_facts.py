@@ -1,0 +1,151 @@
+"""The known facts about public autoscalers, seen again on our plant: what a bench against them must show, or it is wrong.
+
+The facts and their figures were measured before this code was written (one hour of conversations, forty minutes of short answers).
+Thresholds here are between what was measured then and what would be the opposite.
+"""
+
+import math
+from functools import cache
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from fairlead_autoscaler.presets import build
+from fairlead_sim.scaling import load as loads
+from fairlead_sim.scaling.loop import Outcome, run
+from fairlead_sim.scaling.plant import Scenario, Troubles
+from fairlead_sim.scaling.pool import PoolSetup
+from fairlead_sim.scaling.pools import LARGE_COST, WARM, large, model, pool, small
+from fairlead_sim.scaling.scenarios import KINDS
+
+_WINDOW = (1_200.0, 1_500.0)
+_WAVE = [8.0 + 2.0 * math.sin(2.0 * math.pi * minute / 30.0) for minute in range(60)]
+_RAMP = [4.0 + 26.0 * min(1.0, minute / 20.0) for minute in range(40)]
+
+
+def made(
+    name: str, rates: list[float], lengths: loads.Lengths, setup: PoolSetup, ttft: float, itl: float, troubles: Troubles
+) -> Scenario:
+    load = loads.poisson(rates, lengths, Random(name))
+    return Scenario(name, 1, len(rates) * 60.0, model([setup], ttft, itl), (setup,), load, troubles)
+
+
+@cache
+def scenario(name: str) -> Scenario:
+    if name == "short":
+        return made(name, _RAMP, loads.SHORT_OUTPUT, pool(large(), 2, cost=LARGE_COST), 2.0, 0.2, Troubles())
+    troubles = {
+        "chat": Troubles(),
+        "blind": Troubles(blind=(_WINDOW,)),
+        "lying": Troubles(lying=(_WINDOW,)),
+    }
+    return made(name, _WAVE, loads.CHAT, pool(small(), 10), 3.0, 0.15, troubles[name])
+
+
+@cache
+def outcome(where: str, preset: str) -> Outcome:
+    played = scenario(where)
+    return run(played, build(preset, played.model))
+
+
+def counts(seen: Outcome, begin: float = 0.0, end: float = math.inf) -> list[int]:
+    return [look.desired[0] for look in seen.looks if begin <= look.now < end]
+
+
+def in_window(seen: Outcome) -> float:
+    share = seen.within(*_WINDOW)
+    assert share is not None
+    return share
+
+
+@pytest.mark.parametrize("preset", ["hpa-kv", "apa-kv", "apa-kv-fixed"])
+def test_kv_share_is_blind_to_short_answers(preset: str) -> None:
+    starved = outcome("short", preset)
+    assert starved.attainment < 0.10
+    assert counts(starved)[-1] <= 2  # seven are needed
+
+
+@pytest.mark.parametrize("preset", ["hpa-concurrency", "keda-concurrency", "kpa-concurrency"])
+def test_concurrency_has_a_knife_edge_on_short_answers(preset: str) -> None:
+    seen = outcome("short", preset)
+    assert seen.attainment < 0.90
+    assert max(counts(seen)) >= 20  # three times what is needed, and late
+
+
+def test_the_same_controllers_are_good_on_conversations() -> None:
+    for preset in ("hpa-kv", "hpa-concurrency", "keda-concurrency"):
+        seen = outcome("chat", preset)
+        assert seen.attainment > 0.99
+        assert max(counts(seen)) <= 15
+
+
+def test_request_rate_does_not_see_longer_answers() -> None:
+    drift = KINDS["drift"](1, None)
+    by_rate, by_kv = (run(drift, build(name, drift.model)) for name in ("hpa-request-rate", "hpa-kv"))
+
+    def grown(seen: Outcome) -> float:
+        before, after = counts(seen, 1_800.0, 3_000.0), counts(seen, 5_400.0)
+        return sum(after) / len(after) / (sum(before) / len(before))
+
+    assert grown(by_rate) < 1.15
+    assert grown(by_kv) > 1.7
+
+
+@pytest.mark.parametrize("preset", ["apa-kv", "apa-concurrency"])
+def test_apa_as_shipped_oscillates_between_nothing_and_everything(preset: str) -> None:
+    shipped, mended = outcome("chat", preset), outcome("chat", f"{preset}-fixed")
+    assert shipped.attainment < 0.60
+    assert min(counts(shipped)) <= 2
+    assert max(counts(shipped)) >= 50
+    assert shipped.turns_per_hour >= 20
+    assert mended.attainment > shipped.attainment + 0.4
+    assert mended.turns_per_hour < shipped.turns_per_hour / 2
+    assert mended.cost > 2.0 * outcome("chat", "hpa-concurrency").cost  # what it then keeps
+
+
+def test_kpa_changes_its_mind_until_it_has_a_down_delay() -> None:
+    bare, delayed = outcome("chat", "kpa-concurrency"), outcome("chat", "kpa-concurrency-delayed")
+    assert bare.changes_per_hour > 80
+    assert bare.turns_per_hour > 30
+    assert delayed.changes_per_hour < bare.changes_per_hour / 2
+    assert delayed.turns_per_hour < bare.turns_per_hour / 3
+
+
+def test_zeros_bring_kpa_and_dynamo_down_and_are_survived_by_a_window_as_long_as_the_lie() -> None:
+    for preset in ("kpa-concurrency", "kpa-request-rate", "dynamo"):
+        lied = outcome("lying", preset)
+        assert in_window(lied) < 0.55
+        assert min(counts(lied, *_WINDOW)) <= 3
+    for preset in ("kpa-concurrency-delayed", "hpa-concurrency", "keda-concurrency"):
+        assert in_window(outcome("lying", preset)) > 0.95
+
+
+def test_missing_metrics_change_nothing_where_they_are_known_to_be_missing() -> None:
+    for preset in ("hpa-concurrency", "hpa-kv", "wva-saturation"):
+        held = counts(outcome("blind", preset), *_WINDOW)
+        assert min(held) == held[0]
+    assert min(counts(outcome("blind", "apa-concurrency"), *_WINDOW)) == 1  # reads zeros
+    # KEDA reads an empty answer as 0, and is saved by 300 s of its HPA's window alone
+    keda = counts(outcome("blind", "keda-concurrency"), *_WINDOW)
+    assert min(keda) < keda[0]
+
+
+def test_saturation_moves_one_at_a_time_and_is_late_for_a_step() -> None:
+    step = KINDS["step-cold"](1, None)
+    seen = run(step, build("wva-saturation", step.model))
+    desired = [step.pools[0].initial, *counts(seen)]
+    assert {abs(after - before) for before, after in pairwise(desired)} <= {0, 1}
+    assert seen.attainment < 0.5
+    assert run(step, build("hpa-concurrency", step.model)).attainment > 0.8
+
+
+def test_who_scales_from_zero() -> None:
+    zero = KINDS["zero-warm"](1, None)
+    assert zero.pools[0].startup == WARM
+    for preset in ("kpa-concurrency", "keda-concurrency"):
+        seen = run(zero, build(preset, zero.model))
+        assert min(counts(seen)) == 0
+        assert seen.attainment > 0.85
+    for preset in ("apa-kv-fixed", "wva-saturation", "dynamo"):
+        assert run(zero, build(preset, zero.model)).attainment == 0.0
