@@ -1,6 +1,7 @@
 """What each public controller does at one look, or a few: the cases its essay names."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -225,3 +226,9 @@ def test_presets_are_told_apart_by_name_and_knobs_are_checked() -> None:
         for knob in preset.knobs:
             assert list(knob.grid) == sorted(set(knob.grid))
             assert knob.grid[0] <= knob.fixed <= knob.grid[-1]
+
+
+def test_the_guide_names_every_preset_and_every_knob() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "autoscaling-presets.md").read_text()
+    names = {*PRESETS, *(knob.name for preset in PRESETS.values() for knob in preset.knobs), *Metric}
+    assert [name for name in sorted(names) if f"`{name}`" not in guide] == []
