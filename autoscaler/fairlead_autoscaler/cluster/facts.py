@@ -27,13 +27,12 @@ from fairlead.kube.resource import (
 from fairlead.kubefleet.specs import ModelRead
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.cluster.scaler import holder
+from fairlead_autoscaler.prices import replica_cost
 from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
 from fairlead_autoscaler.seen import scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
 
 _ENDED: Final = ("Succeeded", "Failed")
-_UNPRICED: Final = 1.0
-"""Dollars an hour of an accelerator whose class names none: then all cost the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +84,11 @@ def _facts(known: Known, pool: Pool, two: bool) -> PoolFacts:
     return PoolFacts(
         name=pool.name,
         role=Role(pool.role.value),
-        cost_per_hour=_cost(known.classes.get(pool.accelerator or ""), pool),
+        cost_per_hour=replica_cost(known.classes.get(pool.accelerator or ""), pool),
         minimum=min(max(low, 2), most) if two else low,
         maximum=most,
         profile=known.profiles.get(pool.accelerator or ""),
     )
-
-
-def _cost(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float:
-    if accelerator is None or accelerator.cost_per_hour is None:
-        return _UNPRICED
-    return float(accelerator.cost_per_hour) * max(1, accelerator.devices(pool.parallelism) * pool.parallelism.nodes)
 
 
 def _pool(

@@ -215,8 +215,8 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     asleep = group.to_zero and not look.calm and _may_sleep(state, look, startup)
     if asleep:
         held = 0.0
-    elif group.to_zero:
-        held = max(held, 1e-6)
+    elif group.to_zero and (look.arrived or any(look.pools[pool.name].desired for pool in group.pools)):
+        held = max(held, 1e-6)  # and none where there is none and nobody asks: a restart wakes nobody
     parts = [_part(look, pool, capacities, reference.name, startup) for pool in group.pools]
     targets = divide(held, parts)
     told = {

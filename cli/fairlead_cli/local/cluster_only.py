@@ -49,11 +49,9 @@ def _unheard(spec: dict[str, Any]) -> Iterator[str]:
     yield from (f"spec.engine.env[{n}].valueFrom" for n, one in enumerate(engine.get("env", ())) if "valueFrom" in one)
     for index, pool in enumerate(spec["pools"]):
         yield from (f"spec.pools[{index}].{name}" for name in _POOL if name in pool)
-        if "max" in pool.get("replicas", {}):
-            yield f"spec.pools[{index}].replicas.max"
     if "offload" in spec.get("kvCache", {}):
         yield "spec.kvCache.offload"
-    yield from (f"spec.{name}" for name in ("adapters", "autoscaling", "rollout") if name in spec)
+    yield from (f"spec.{name}" for name in ("adapters", "rollout") if name in spec)
 
 
 def _general(path: str) -> str:

@@ -23,6 +23,7 @@ def frame(
             ("gateway", supervisor.gateway),
             ("redis", supervisor.redis),
             ("indexer", supervisor.indexer),
+            ("autoscaler", supervisor.autoscaler),
         )
         if keeper is not None
     ]

@@ -30,7 +30,7 @@ class Phase(StrEnum):
 class Keeper:
     """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step.
 
-    ``ended`` says in words how it ended the last time.
+    ``ended`` says in words how it ended the last time; ``started_at`` and ``ready_at`` are of its last start.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class Keeper:
         self.ever_ready = False
         self.ended = ""
         self.pause_seconds = 0.0
+        self.started_at: float | None = None
+        self.ready_at: float | None = None
         self._command = command
         self._ready = ready
         self._guard = guard
@@ -104,6 +106,7 @@ class Keeper:
     async def _once(self) -> float:
         """One start, up to the end of what was started; the seconds that it was ready."""
         self.starts += 1
+        self.started_at, self.ready_at = self._clock.now(), None
         try:
             self.child = await Child.start(self.name, self._command(), self._guard, self._log)
         except (OSError, FairleadError) as error:  # no process or no port to be had: as if it had died
@@ -127,7 +130,7 @@ class Keeper:
             await asyncio.wait({readiness})
             return 0.0
         readiness.result()
-        since = self._clock.now()
+        since = self.ready_at = self._clock.now()
         self.ever_ready = True
         self._enter(Phase.READY)
         await asyncio.wait({child.exited})

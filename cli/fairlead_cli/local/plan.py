@@ -17,6 +17,7 @@ from fairlead.manifests import Manifests, fleet_model
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.cluster_only import refuse, unheard
 from fairlead_cli.local.pool import PoolPlan
+from fairlead_cli.local.scaling import Scaled, asked
 
 SIMULATED = "sim"
 ADOPTED = "vllm"
@@ -40,10 +41,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The pools to run; ``notes`` says in words what of the manifests has no effect here."""
+    """The pools to run; ``notes`` says in words what of the manifests has no effect here; ``scaled`` are the models that an
+    autoscaler sizes."""
 
     pools: tuple[PoolPlan, ...]
     notes: tuple[str, ...] = ()
+    scaled: tuple[Scaled, ...] = ()
 
     @property
     def engines(self) -> int:
@@ -72,11 +75,12 @@ def plan(manifests: Manifests, options: Options, *, installed: Callable[[str], s
             if ignored:
                 shown = " ".join(ignored).replace(" --", ", --")
                 notes[f"{deployment.metadata.name}: no effect on simulated engines: {shown}"] = None
-    if not any(pool.replicas or pool.adopted for pool in pools):
+    scaling = asked(manifests, pools)
+    if not scaling.models and not any(pool.replicas or pool.adopted for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
     several = len(manifests.models) > 1
     named = (replace(pool, label=f"{pool.model.name}/{pool.name}" if several else pool.name) for pool in pools)
-    return Plan(tuple(named), tuple(notes))
+    return Plan(tuple(named), (*notes, *scaling.notes), scaling.models)
 
 
 def local_model(model: Model, options: Options) -> Model:

@@ -24,8 +24,9 @@ STATE_FILE = "stack.json"
 class Stack:
     """What others need to know of a running stack.
 
-    ``engines`` says how many each model should have; ``simulated``: no engine of it is a real one. ``redis`` is the URL of its Redis,
-    and ``hash_secret`` what keys its hashes: the directory is closed to other users.
+    ``engines`` says how many each model should have; those that an autoscaler sizes are not in it. ``simulated``: no engine of it is
+    a real one. ``redis`` is the URL of its Redis, and ``hash_secret`` what keys its hashes: the directory is closed to other users.
+    ``autoscaler`` is the URL of its autoscaler, empty where nothing is scaled.
     """
 
     pid: int
@@ -37,6 +38,7 @@ class Stack:
     simulated: bool = False
     redis: str = ""
     hash_secret: str = ""
+    autoscaler: str = ""
 
 
 def base_directory() -> Path:

@@ -21,9 +21,10 @@ from fairlead_cli.local.child import Command
 from fairlead_cli.local.embedded_redis import RedisServer, find_server, redis_server
 from fairlead_cli.local.guard import Guard
 from fairlead_cli.local.plan import SIMULATED, Plan
-from fairlead_cli.local.ports import Address
+from fairlead_cli.local.ports import Address, free_ports
 from fairlead_cli.local.probe import http_status, until
 from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
+from fairlead_cli.local.scaling import Following
 from fairlead_cli.local.screen import Screen
 from fairlead_cli.local.supervisor import StackPlan, Supervisor
 from fairlead_cli.local.words import plural
@@ -33,6 +34,7 @@ ROUTES_SECONDS = 15.0
 KEPT_EVENTS = 50
 SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
 REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
+AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Run:
         self._clock = clock
         self._launched = clock.now()
         self._redis_url = ""
+        self._autoscaler = _autoscaler_address(setup.plan)
+        self._following: Following | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._events: list[tuple[float, str]] = []
@@ -73,6 +77,7 @@ class Run:
         guard = Guard(directory)
         try:
             supervisor = self._supervisor(directory, guard)
+            self._follow(directory, supervisor)
             supervisor.start()
             drawing = asyncio.ensure_future(self._draw(supervisor)) if self._screen.live else None
             try:
@@ -93,20 +98,29 @@ class Run:
         self._redis_url = redis.url if redis is not None else ""
         plan = StackPlan(
             pools=setup.plan.pools,
-            gateway=gateway_command(directory / "fleet.yaml", setup, redis),
+            gateway=gateway_command(directory / "fleet.yaml", setup, redis, self._autoscaler),
             manage_url=setup.manage.url,
             fleet_file=directory / "fleet.yaml",
             redis=redis,
             indexer=indexer_command(directory / "fleet.yaml", setup, redis),
+            autoscaler=autoscaler_command(directory, setup, self._autoscaler),
             logs=setup.logs,
         )
         started = sum(pool.replicas for pool in setup.plan.pools)
         engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools if not pool.adopted)
         which = f" ({engines})" if engines else ""
-        self.told(f"starting {plural(started, 'engine')}{which}, gateway{', redis, indexer' if redis else ''}")
+        more = (", redis, indexer" if redis else "") + (", autoscaler" if self._autoscaler else "")
+        self.told(f"starting {plural(started, 'engine')}{which}, gateway{more}")
         return Supervisor(
             plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url, setup.token), told=self.told
         )
+
+    def _follow(self, directory: Path, supervisor: Supervisor) -> None:
+        """What there is to scale is told before anybody asks."""
+        models = self._setup.plan.scaled
+        if models:
+            self._following = Following(directory, models, supervisor, self._clock, self.told)
+            self._following.start()
 
     def _redis(self, directory: Path) -> RedisServer | None:
         program = find_server()
@@ -119,12 +133,15 @@ class Run:
 
     def _tell_others(self, directory: Path) -> None:
         engines: dict[str, int] = {}
+        scaled = {one.key for one in self._setup.plan.scaled}
         for pool in self._setup.plan.pools:
+            if pool.model.key in scaled:
+                continue
             engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas + len(pool.adopted)
         url, manage = self._setup.listen.url, self._setup.manage.url
         fleet_file = str(directory / "fleet.yaml")
         simulated = all(pool.template.engine == SIMULATED for pool in self._setup.plan.pools)
-        hidden = (self._redis_url, self._setup.secret)
+        hidden = (self._redis_url, self._setup.secret, self._autoscaler.url if self._autoscaler else "")
         now = self._clock.wall()
         write_stack(directory, Stack(os.getpid(), url, manage, now, engines, fleet_file, simulated, *hidden))
 
@@ -218,6 +235,8 @@ class Run:
         self._stop.set()  # from here on a signal means: at once
         self._closing = "stopping, requests in flight may finish; Ctrl-C again: at once"
         self.told(self._closing)
+        if self._following is not None:
+            await self._following.stop()
         await supervisor.stop(self._hurry)
 
 
@@ -252,7 +271,9 @@ class LazyRoutes:
             return await management.in_flight(instance_id)
 
 
-def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -> Command:
+def gateway_command(
+    fleet_file: Path, setup: Setup, redis: RedisServer | None, autoscaler: Address | None = None
+) -> Command:
     """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
     argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
@@ -262,7 +283,28 @@ def gateway_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -
     environment = {SECRET_VARIABLE: setup.secret}
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
+    if autoscaler is not None:
+        environment[AUTOSCALER_VARIABLE] = autoscaler.url
     return Command(tuple(argv), environment)
+
+
+def autoscaler_command(directory: Path, setup: Setup, listen: Address | None) -> Command | None:
+    """The autoscaler as a child process; None where nothing is scaled."""
+    if listen is None:
+        return None
+    argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]
+    argv += ["--gateway", setup.manage.url]
+    if setup.logs is not None:
+        argv += ["--record", str(setup.logs / "scaling")]
+    return Command(tuple(argv))
+
+
+def _autoscaler_address(plan: Plan) -> Address | None:
+    """Where the autoscaler is to listen; None where nothing is scaled."""
+    if not plan.scaled:
+        return None
+    ((port,),) = free_ports([1])
+    return Address("127.0.0.1", port)
 
 
 def indexer_command(fleet_file: Path, setup: Setup, redis: RedisServer | None) -> Command | None:

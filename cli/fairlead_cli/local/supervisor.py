@@ -1,4 +1,4 @@
-"""Runs a stack: Redis, indexer, gateway and engines as child processes, and the fleet file that tells the gateway of them.
+"""Runs a stack: Redis, indexer, autoscaler, gateway and engines as child processes, and the fleet file that tells of them.
 
 Everything starts at once. The file is rewritten at every step of an engine: Starting → Ready → Draining, and absent while it is
 dead. Any process that dies is started again with growing pauses; losing Redis costs hit rate only, so service goes on.
@@ -57,6 +57,7 @@ class StackPlan:
     fleet_file: Path
     redis: RedisServer | None = None
     indexer: Command | None = None
+    autoscaler: Command | None = None
     logs: Path | None = None
 
     @property
@@ -66,7 +67,8 @@ class StackPlan:
 
 
 class Supervisor:
-    """``told`` gets one line for people at every event; ``routes`` is the gateway as seen over its management API."""
+    """``told`` gets one line for people at every event; ``routes`` is the gateway as seen over its management API. ``changed`` is
+    called at every step of an engine; ``desired`` are the numbers asked for, by model and pool."""
 
     def __init__(
         self,
@@ -83,6 +85,9 @@ class Supervisor:
         self.gateway: Keeper | None = None
         self.redis: Keeper | None = None
         self.indexer: Keeper | None = None
+        self.autoscaler: Keeper | None = None
+        self.desired = {pool.key: pool.replicas for pool in plan.pools}
+        self.changed: Callable[[], None] = _nobody
         self._guard = guard
         self._clock = clock
         self._routes = routes
@@ -113,6 +118,8 @@ class Supervisor:
             self.redis = self._keep("redis", lambda: _fresh(server), lambda _: _redis_ready(server))
         if (indexer := self.plan.indexer) is not None:
             self.indexer = self._keep("indexer", lambda: indexer, _says_ready)
+        if (autoscaler := self.plan.autoscaler) is not None:
+            self.autoscaler = self._keep("autoscaler", lambda: autoscaler, _says_ready)
         self._watch = asyncio.get_running_loop().create_task(self._watch_guard(), name="watch-guard")
 
     async def ready(self) -> None:
@@ -135,8 +142,9 @@ class Supervisor:
             yield [self.gateway]
         adopting = {pool.model.key for pool in self.plan.pools if pool.adopted}
         for model in self.plan.models:
-            if model.key not in adopting:  # else it is served, whatever becomes of ours
-                yield [unit.keeper for unit in self.units if unit.plan.model.key == model.key and unit.keeper]
+            ours = [unit.keeper for unit in self.units if unit.plan.model.key == model.key and unit.keeper]
+            if ours and model.key not in adopting:  # else it is served, whatever becomes of ours, or begins with none
+                yield ours
 
     def _settled(self) -> bool:
         engines = [unit.keeper for unit in self.units if unit.keeper]
@@ -185,6 +193,7 @@ class Supervisor:
             with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
                 write_atomic(self.plan.fleet_file, fleet)
             self._last_fleet = fleet
+        self.changed()
 
     async def _watch_guard(self) -> None:
         while True:
@@ -194,9 +203,13 @@ class Supervisor:
 
     # --- scale and drain ---------------------------------------------------------------------------------------------
 
-    async def scale(self, key: str, pool: str, replicas: int) -> None:
-        """Bring one pool to ``replicas`` engines; shrinking waits until the last request there is finished."""
-        units = sorted(self._units(key, pool), key=lambda unit: unit.first)
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+        """Bring one pool to ``replicas`` engines; shrinking waits until the last request there is finished. Those named first in
+        ``leaving`` go first, and those it does not name before them, the latest first."""
+        rank = {name: number for number, name in enumerate(reversed(leaving))}
+        units = sorted(
+            self._units(key, pool), key=lambda unit: (unit.name not in rank, rank.get(unit.name, 0), unit.first)
+        )
         plan = next((plan for plan in self.plan.pools if plan.key == (key, pool)), None)
         if plan is None:
             raise BadInput(f"no pool {pool!r} of {key}", field="pool")
@@ -206,14 +219,15 @@ class Supervisor:
             raise BadInput(
                 "engines that share a process are not scaled", field="replicas", hint="start without grouping"
             )
-        taken = {unit.first for unit in units}
-        fresh = [n for n in range(max(replicas, 0) + len(units)) if n not in taken][: max(0, replicas - len(units))]
+        self.desired[key, pool] = max(replicas, 0)
+        taken = {unit.first for unit in self.units if unit.plan.key == (key, pool)}
+        fresh = [n for n in range(max(replicas, 0) + len(taken)) if n not in taken][: max(0, replicas - len(units))]
         for number, ports in zip(fresh, free_ports([1] * len(fresh)), strict=True):
             unit = EngineUnit(plan, number, ports)
             self.units.append(unit)
             self._keep_engine(unit)
-        leaving = units[max(replicas, 0) :]
-        await asyncio.gather(*(self.drain(unit) for unit in leaving))
+        self.changed()
+        await asyncio.gather(*(self.drain(unit) for unit in units[max(replicas, 0) :]))
 
     def _units(self, key: str, pool: str) -> list[EngineUnit]:
         return [unit for unit in self.units if unit.plan.key == (key, pool) and not unit.draining]
@@ -265,20 +279,24 @@ class Supervisor:
 
     async def _stop_in_order(self) -> None:
         engines = [unit.keeper for unit in self.units if unit.keeper]
-        for helper in (*engines, self.redis, self.indexer):
+        for helper in (*engines, self.redis, self.indexer, self.autoscaler):
             if helper is not None:
                 helper.retire()
         if self.gateway is not None:
             await self.gateway.stop(FINISH_SECONDS)
-        last = [*engines, *([self.indexer] if self.indexer else [])]
+        last = [*engines, *(helper for helper in (self.indexer, self.autoscaler) if helper is not None)]
         await asyncio.gather(*(keeper.stop(ENGINE_STOP_SECONDS) for keeper in last))
         if self.redis is not None:
             await self.redis.stop(REDIS_STOP_SECONDS)
 
     def keepers(self) -> list[Keeper]:
-        """Every kept process: gateway, Redis, indexer, engines."""
-        engines = [unit.keeper for unit in self.units]
-        return [keeper for keeper in (self.gateway, self.redis, self.indexer, *engines) if keeper is not None]
+        """Every kept process: gateway, Redis, indexer, autoscaler, engines."""
+        helpers = (self.gateway, self.redis, self.indexer, self.autoscaler)
+        return [keeper for keeper in (*helpers, *(unit.keeper for unit in self.units)) if keeper is not None]
+
+
+def _nobody() -> None:
+    """Nobody is told of changes."""
 
 
 async def _answers(url: str) -> bool:

@@ -174,6 +174,20 @@ def test_looks_carry_the_state_before_them_now_and_then(made: Any) -> None:
     assert [number for number, look in enumerate(made.kept) if look.before is not None] == [0, 60]
 
 
+def test_a_restart_wakes_no_model_that_sleeps_and_the_first_request_does(made: Any) -> None:
+    made.core = Core
+    made.models[KEY] = made.state(0)
+    loop = made.loop()
+    for _ in range(40):
+        made.tick(loop)
+    assert made.asked == []
+    made.readings = Readings(
+        (Told("gateway", {("arrivals", KEY): 1.0, ("prompt_tokens", KEY): 9.0}, {}, {("held", KEY): 1.0}),)
+    )
+    made.tick(loop)
+    assert made.asked[0][2] >= 1
+
+
 def test_the_real_core_holds_while_nothing_is_known(made: Any) -> None:
     made.core = Core
     made.readings = Readings((Told("gateway", why="silent"),))

@@ -71,7 +71,8 @@ def test_fields_without_effect_are_told_of(tmp_path: Path) -> None:
     assert found.notes == (
         "a: no effect in local mode: spec.model.revision, spec.model.credentials, spec.model.cache, spec.engine.image, "
         "spec.engine.imagePullSecrets, spec.engine.env[1].valueFrom, spec.pools[0].parallelism, spec.pools[0].template, "
-        "spec.pools[0].replicas.max, spec.kvCache.offload, spec.adapters, spec.autoscaling, spec.rollout",
+        "spec.kvCache.offload, spec.adapters, spec.rollout",
+        "a: not scaled, since spec.replicas sets the number",
     )
     (pool,) = found.pools
     assert pool.replicas == 3

@@ -254,6 +254,34 @@ def test_a_shrinking_pool_ends_no_engine_before_the_gateway_knows_and_is_done_th
     on_stage(tmp_path, play)
 
 
+def test_who_is_named_first_leaves_and_its_number_is_not_given_again_before_it_has_left(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        await up(stage)
+        stage.routes.idle.clear()
+        shrinking = asyncio.ensure_future(stage.supervisor.scale(KEY, "main", 1, ("main-0", "main-1")))
+        await stage.until(lambda: stage.states()["main-0"] is InstanceState.DRAINING)
+        await stage.supervisor.scale(KEY, "main", 2)
+        await stage.until(lambda: stage.states().get("main-2") is InstanceState.READY)
+        assert stage.supervisor.desired == {(KEY, "main"): 2}
+        stage.routes.idle.set()
+        await shrinking
+        assert list(stage.states()) == ["main-1", "main-2"]
+
+    on_stage(tmp_path, play)
+
+
+def test_a_pool_may_begin_with_nothing_and_end_so(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        await up(stage)
+        assert stage.states() == {}
+        await stage.supervisor.scale(KEY, "main", 1)
+        await stage.until(lambda: stage.states() == {"main-0": InstanceState.READY})
+        await stage.supervisor.scale(KEY, "main", 0)
+        assert stage.states() == {}
+
+    on_stage(tmp_path, play, replicas=0)
+
+
 def test_scaling_an_unknown_pool_is_refused(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         with pytest.raises(BadInput, match="no pool"):

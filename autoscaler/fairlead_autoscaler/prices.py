@@ -1,0 +1,15 @@
+"""What a replica costs an hour, from what its devices cost."""
+
+from typing import Final
+
+from fairlead.api import AcceleratorClassSpec, Pool
+
+UNPRICED: Final = 1.0
+"""Dollars an hour of an accelerator whose class names none: then all cost the same."""
+
+
+def replica_cost(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float:
+    """Dollars an hour of one replica of ``pool``; ``accelerator`` None: nobody described it."""
+    if accelerator is None or accelerator.cost_per_hour is None:
+        return UNPRICED
+    return float(accelerator.cost_per_hour) * max(1, accelerator.devices(pool.parallelism) * pool.parallelism.nodes)

@@ -1,0 +1,206 @@
+"""Local mode's side of the autoscaler: what of the manifests it is told, what there is of it, and the numbers that it wants.
+
+The two files of the run directory are ``fairlead_autoscaler.local``'s. What there is is written at every step of an engine; the
+numbers wanted are looked for a few times a second and followed one after another, draining included.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead.api import ModelDeployment, Pool, ScalingMode
+from fairlead.clock import Clock
+from fairlead.errors import FairleadError, Unavailable
+from fairlead.fleet import Objectives, Role
+from fairlead.manifests import Manifests
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.local import (
+    THERE,
+    WISHES,
+    Engine,
+    LocalModel,
+    LocalPool,
+    There,
+    Wish,
+    read_wishes,
+    write,
+)
+from fairlead_autoscaler.prices import replica_cost
+from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
+from fairlead_cli.local.keeper import Phase
+from fairlead_cli.local.pool import EngineUnit, PoolPlan
+from fairlead_cli.local.supervisor import Supervisor
+
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A model that the autoscaler is to size: what it may do and what is wanted of it."""
+
+    key: str
+    objectives: Objectives
+    policy: Mapping[str, Any]
+    pools: tuple[PoolFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The models that are scaled, and in words why others that ask for it are not."""
+
+    models: tuple[Scaled, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def asked(manifests: Manifests, pools: Sequence[PoolPlan]) -> Asked:
+    """What the manifests want of the autoscaler, for the pools that local mode runs."""
+    found, notes = [], []
+    for deployment in manifests.models:
+        spec, name = deployment.spec, deployment.metadata.name
+        if spec.autoscaling.mode is ScalingMode.OFF:
+            continue
+        plans = {plan.name: plan for plan in pools if plan.model.key == deployment.key and not plan.adopted}
+        if spec.replicas is not None:
+            notes.append(f"{name}: not scaled, since spec.replicas sets the number")
+        elif any(plan.engines_per_process > 1 for plan in plans.values()):
+            notes.append(f"{name}: not scaled, since its engines share processes")
+        elif plans:
+            found.append(_scaled(manifests, deployment, plans))
+    return Asked(tuple(found), tuple(notes))
+
+
+def _scaled(manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, PoolPlan]) -> Scaled:
+    policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    facts = tuple(
+        _facts(manifests, pool, plans[pool.name].template.profile)
+        for pool in deployment.spec.pools
+        if pool.name in plans
+    )
+    model = next(iter(plans.values())).model
+    return Scaled(deployment.key, model.objectives, policy, facts)
+
+
+def _facts(manifests: Manifests, pool: Pool, profile: EngineProfile | None) -> PoolFacts:
+    kind = manifests.accelerators.get(pool.accelerator or "")
+    return PoolFacts(
+        name=pool.name,
+        role=Role(pool.role.value),
+        cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
+        minimum=pool.replicas.min,
+        maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
+        profile=profile,
+    )
+
+
+def there(models: Sequence[Scaled], supervisor: Supervisor, now: float) -> There:
+    """What the autoscaler is told of the stack as it is ``now``."""
+    return There({one.key: _model(one, supervisor, now) for one in models})
+
+
+def _model(one: Scaled, supervisor: Supervisor, now: float) -> LocalModel:
+    pools = tuple(
+        LocalPool(
+            facts,
+            supervisor.desired.get((one.key, facts.name), 0),
+            tuple(_engine(unit, now) for unit in supervisor.units if unit.plan.key == (one.key, facts.name)),
+        )
+        for facts in one.pools
+    )
+    return LocalModel(one.objectives, one.policy, pools)
+
+
+def _engine(unit: EngineUnit, now: float) -> Engine:
+    keeper = unit.keeper
+    started = now if keeper is None or keeper.started_at is None else keeper.started_at
+    ready = keeper.ready_at if keeper is not None and keeper.phase is Phase.READY else None
+    state = ReplicaState.PENDING if ready is None else ReplicaState.READY
+    if unit.draining:
+        state = ReplicaState.DRAINING
+    return Engine(unit.name, state, started, ready, tuple(unit.ids()))
+
+
+class Following:
+    """Tells of a stack, and follows what the autoscaler wants of it. ``told`` gets a line for people when that cannot be done."""
+
+    def __init__(
+        self,
+        directory: Path,
+        models: Sequence[Scaled],
+        supervisor: Supervisor,
+        clock: Clock,
+        told: Callable[[str], None],
+    ) -> None:
+        self._there = directory / THERE
+        self._wishes = directory / WISHES
+        self._models = tuple(models)
+        self._supervisor = supervisor
+        self._clock = clock
+        self._told = told
+        self._last: There | None = None
+        self._seen: object = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Tell from now on, and follow."""
+        self._supervisor.changed = self.tell
+        self.tell()
+        self._watch = asyncio.get_running_loop().create_task(self._follow(), name="follow-wishes")
+
+    async def stop(self) -> None:
+        """Follow no more; drains under way are the supervisor's to end."""
+        tasks = [*self._tasks, *([self._watch] if self._watch else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def tell(self) -> None:
+        """Write what there is, where that has changed."""
+        found = there(self._models, self._supervisor, self._clock.now())
+        if found != self._last:
+            with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
+                write(self._there, found)
+            self._last = found
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """Begin what is wanted and not yet so."""
+        mark = _mark(self._wishes)
+        if mark is None or mark == self._seen:
+            return
+        try:
+            wishes = read_wishes(self._wishes).pools
+        except Unavailable as error:
+            self._told(f"what the autoscaler wants cannot be read: {error.message}")
+            self._seen = mark
+            return
+        self._seen = mark
+        for one in self._models:
+            for facts in one.pools:
+                wish = wishes.get(one.key, {}).get(facts.name)
+                if wish is not None and wish.replicas != self._supervisor.desired.get((one.key, facts.name)):
+                    task = asyncio.get_running_loop().create_task(self._scale(one.key, facts.name, wish))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+    async def _scale(self, key: str, pool: str, wish: Wish) -> None:
+        try:
+            await self._supervisor.scale(key, pool, wish.replicas, wish.leaving)
+        except FairleadError as error:
+            self._told(f"{pool} of {key} cannot be brought to {wish.replicas}: {error}")
+
+
+def _mark(path: Path) -> object:
+    """What tells one version of a file from the next; None where there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino

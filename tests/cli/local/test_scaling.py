@@ -1,0 +1,177 @@
+"""What local mode tells the autoscaler, and how it follows what that wants."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fairlead.clock import ManualClock
+from fairlead.errors import BadInput
+from fairlead.fleet import Instance, Model, Role
+from fairlead.manifests import load
+from fairlead.profile import preset
+from fairlead_autoscaler.local import THERE, WISHES, LocalWorld, Wish, Wishes, write
+from fairlead_autoscaler.scaling import ReplicaState
+from fairlead_cli.local.child import Command
+from fairlead_cli.local.keeper import Phase
+from fairlead_cli.local.plan import Options, Plan, plan
+from fairlead_cli.local.pool import EngineUnit, PoolPlan
+from fairlead_cli.local.scaling import Following, Scaled
+
+MANIFEST = """\
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: tiny}
+spec:
+  model: {source: "hf://org/tiny"}
+  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 6}}]
+  objectives: {ttft: 2s}
+  autoscaling: {mode: Auto, downWindow: 2m}
+"""
+KEY = "default/tiny"
+
+
+def planned(directory: Path, text: str = MANIFEST, **options: Any) -> Plan:
+    (directory / "m.yaml").write_text(text)
+    return plan(load([directory / "m.yaml"]), Options(**options), installed=lambda name: name)
+
+
+def test_a_model_may_begin_with_no_engine_where_something_starts_one(tmp_path: Path) -> None:
+    found = planned(tmp_path)
+    assert found.engines == 0
+    (scaled,) = found.scaled
+    assert (scaled.key, scaled.policy) == (KEY, {"mode": "Auto", "downWindow": "2m"})
+    (facts,) = scaled.pools
+    assert (facts.name, facts.role, facts.minimum, facts.maximum) == ("main", Role.SERVE, 0, 6)
+    assert facts.profile == preset("l4-qwen8b")
+    assert found.pools[0].model.wakes
+    with pytest.raises(BadInput, match="no pool has a replica"):
+        planned(tmp_path, MANIFEST.replace("autoscaling: {mode: Auto, downWindow: 2m}", 'autoscaling: {mode: "Off"}'))
+
+
+def test_what_is_believed_of_engines_and_promised_runs_as_fast_as_time(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path, speed=10.0).scaled
+    assert scaled.objectives.ttft_seconds == pytest.approx(0.2)
+    assert scaled.pools[0].profile == preset("l4-qwen8b").faster(10.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "why"),
+    [
+        (MANIFEST.replace("min: 0", "min: 1") + "  replicas: 2\n", {}, "spec.replicas sets the number"),
+        (MANIFEST.replace("min: 0", "min: 4"), {"engines_per_process": 2}, "its engines share processes"),
+    ],
+)
+def test_a_model_that_is_not_scaled_is_said_not_to_be(
+    tmp_path: Path, text: str, options: dict[str, Any], why: str
+) -> None:
+    found = planned(tmp_path, text, **options)
+    assert (found.scaled, found.notes) == ((), (f"tiny: not scaled, since {why}",))
+
+
+class Stage:
+    """A supervisor that only notes, with units at chosen phases."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        template = Instance("", "default", "tiny", "main", "", engine="sim")
+        self.plan = PoolPlan(Model("default", "tiny"), "main", 1, template, lambda *_: Command(()), "main")
+        self.units: list[EngineUnit] = []
+        self.desired = {(KEY, "main"): 1}
+        self.asked: list[tuple[str, str, int, tuple[str, ...]]] = []
+        self.told: list[str] = []
+        self.refuses = False
+        self.clock = ManualClock(1_000.0)
+        self.changed = lambda: None
+
+    async def scale(self, key: str, pool: str, replicas: int, leaving: tuple[str, ...] = ()) -> None:
+        if self.refuses:
+            raise BadInput("no ports")
+        self.desired[key, pool] = replicas
+        self.asked.append((key, pool, replicas, leaving))
+
+    def unit(self, number: int, phase: Phase, started: float, ready: float | None = None) -> EngineUnit:
+        unit = EngineUnit(self.plan, number, (9_000 + number,))
+        unit.keeper = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
+        self.units.append(unit)
+        return unit
+
+    def following(self, scaled: Scaled) -> Following:
+        return Following(self.directory, [scaled], self, self.clock, self.told.append)  # type: ignore[arg-type]  # what is used of it
+
+
+def test_engines_are_told_with_their_times_and_a_dead_one_counts_as_starting(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled
+    stage = Stage(tmp_path)
+    stage.unit(0, Phase.READY, 900.0, 905.0)
+    stage.unit(1, Phase.WAITING, 950.0, 955.0)
+    stage.unit(2, Phase.READY, 980.0, 985.0).draining = True
+    stage.following(scaled).tell()
+    state = asyncio.run(LocalWorld(tmp_path / THERE, stage.clock, 5.0).look())[KEY]
+    assert state.policy.down_window == "2m"
+    pool = state.pools["main"]
+    assert pool.desired == 1
+    assert [(one.id, one.state, one.age_seconds, one.startup_seconds) for one in pool.replicas] == [
+        ("main-0", ReplicaState.READY, 100.0, 5.0),
+        ("main-1", ReplicaState.PENDING, 50.0, None),
+        ("main-2", ReplicaState.DRAINING, 20.0, 5.0),
+    ]
+    assert pool.replicas[0].instances == ("main-0/9000/0",)
+
+
+def test_what_is_wanted_is_followed_once_and_what_is_so_is_left(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        following.look()  # nobody has wished for anything
+        write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(3, ("main-0",))}, "default/gone": {"main": Wish(9)}}))
+        for _ in range(3):
+            following.look()
+            await asyncio.sleep(0)
+        write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(3)}}))
+        following.look()
+        await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert stage.asked == [(KEY, "main", 3, ("main-0",))]
+
+
+def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        (tmp_path / WISHES).write_text("{")
+        for _ in range(2):
+            following.look()
+        stage.refuses = True
+        write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(3)}}))
+        following.look()
+        await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert len(stage.told) == 2
+    assert stage.told[0].startswith("what the autoscaler wants cannot be read: ")
+    assert stage.told[1] == f"main of {KEY} cannot be brought to 3: no ports"
+
+
+def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path).scaled
+    stage = Stage(tmp_path)
+    unit = stage.unit(0, Phase.READY, 900.0, 905.0)
+    following = stage.following(replace(scaled))
+    following.tell()
+    first = (tmp_path / THERE).stat().st_mtime_ns, (tmp_path / THERE).stat().st_ino
+    following.tell()
+    assert ((tmp_path / THERE).stat().st_mtime_ns, (tmp_path / THERE).stat().st_ino) == first
+    unit.draining = True
+    following.tell()
+    assert (tmp_path / THERE).stat().st_ino != first[1]
