@@ -10,7 +10,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-mix lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-autoscaler bench-mix lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -68,6 +68,10 @@ operator-soak: env ## operators that hand over, lead at once, lose the API serve
 bench-routing: env ## the bars of routing and a grid of presets in the fleet simulator; out/bench/routing.json
 	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
 	@$(RUN) bench/routing/run.py $(if $(wildcard $(TRACE)),--trace $(TRACE))
+
+bench-autoscaler: env ## the autoscaler and others' presets in a simulated closed loop, beside an oracle; out/bench/autoscaler.json
+	@$(RUN) scripts/compile.py --sim || [ $$? -eq 3 ]
+	@$(RUN) bench/autoscaler/run.py $(if $(wildcard $(dir $(TRACE))),--traces $(dir $(TRACE)))
 
 bench-sharing: env ## several gateways in the fleet simulator, by what they know of one another; out/bench/sharing.json
 	@$(RUN) bench/sharing.py $(if $(wildcard $(TRACE)),--trace $(TRACE))

@@ -1,0 +1,142 @@
+"""The rows: the bar of the autoscaler, ours beside every preset, the plant itself. Pure: from figures that were measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, fsum, log
+
+from lab import Found
+from table import Row, comparing, goals, measuring, reaches
+
+from autoscalerbench.cells import OURS
+
+NAME = "autoscaler"
+TARGET = 0.99
+SMOOTH = ("smooth-chat", "smooth-short", "smooth-mixed")
+HARD = ("noisy-hour", "failures", "slow-engine", "drift", "long-prompts", "mix-move")
+DARK = ("blind", "lying")
+COMPARED = (*SMOOTH, *HARD, *DARK)
+"""Where presets are compared: without those that no controller without foresight can meet."""
+BEYOND = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold")
+EVERY = (*COMPARED, *BEYOND)
+EXCEL, STRETCH = ", to excel", ", at a stretch"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A preset and its knob: the best single value over all compared scenarios, or what it is fixed to."""
+
+    preset: str
+    knob: float
+    best: bool
+
+    @property
+    def name(self) -> str:
+        """As rows and plots call it."""
+        return f"{self.preset} at {self.knob:g}{' (best)' if self.best else ' (fixed)'}"
+
+
+def geometric(values: Sequence[float]) -> float | None:
+    """Their geometric mean; None of none."""
+    return exp(fsum(map(log, values)) / len(values)) if values else None
+
+
+def best_knob(found: Mapping[float, Mapping[str, Found]]) -> float:
+    """Of figures by knob and scenario the knob that keeps the target most often, then the cheapest."""
+
+    def standing(knob: float) -> tuple[int, float]:
+        cells = list(found[knob].values())
+        return sum(map(keeps, cells)), -(geometric([cell["cost"] for cell in cells]) or 0.0)
+
+    return max(found, key=standing)
+
+
+def ours(found: Mapping[str, Found], oracles: Mapping[str, float]) -> Iterator[Row]:
+    """The bar's lines of our core, by scenario."""
+    wanted = goals(NAME)
+
+    def row(metric: str, unit: str, value: float | None) -> Row:
+        return measuring(metric, unit, value, wanted[metric])
+
+    def priced(metric: str, name: str) -> Row:
+        return comparing(metric, "money", found[name]["cost"], "oracle", oracles[name], wanted[metric])
+
+    for name in SMOOTH:
+        yield row(f"{name}: within the objectives", "share", found[name]["attainment"])
+        for level in ("", EXCEL, STRETCH):
+            yield priced(f"{name}: cost ÷ oracle{level}", name)
+        yield row(f"{name}: changes of direction an hour{EXCEL}", "1/h", found[name]["turns"])
+    for name in HARD:
+        for level in ("", EXCEL):
+            yield row(f"{name}: within the objectives{level}", "share", found[name]["attainment"])
+        yield priced(f"{name}: cost ÷ oracle{EXCEL}", name)
+    mean = geometric([found[name]["cost"] / oracles[name] for name in HARD])
+    for level in ("", EXCEL, STRETCH):
+        yield row(f"six hard scenarios: cost ÷ oracle, geometric mean{level}", "ratio", mean)
+    for name in DARK:
+        yield row(
+            f"{name}: within the objectives in a window and 5 minutes after, least",
+            "share",
+            found[name]["window_attainment"],
+        )
+        yield row(
+            f"{name}: replicas taken away in a window and 5 minutes after", "replicas", found[name]["window_away"]
+        )
+    yield row(
+        f"step-cold: from the first possible moment until 95 % again{EXCEL}", "s", found["step-cold"]["again_seconds"]
+    )
+    yield priced(f"step-cold: cost ÷ oracle{EXCEL}", "step-cold")
+    yield row(f"step-warm: within the objectives{EXCEL}", "share", found["step-warm"]["attainment"])
+    yield row(f"on-off: within the objectives{EXCEL}", "share", found["on-off"]["attainment"])
+    for level in (EXCEL, STRETCH):
+        yield priced(f"on-off: cost ÷ oracle{level}", "on-off")
+    for level in (EXCEL, STRETCH):
+        yield row(f"zero-warm: within the objectives{level}", "share", found["zero-warm"]["attainment"])
+        yield priced(f"zero-warm: cost ÷ oracle{level}", "zero-warm")
+    cold = found["zero-cold"]
+    yield row(f"zero-cold: requests lost{EXCEL}", "requests", cold["abandoned"] + cold["lost"])
+    yield row(f"zero-cold: first token after silence, beyond the start-up, longest{EXCEL}", "s", cold["wake_seconds"])
+
+
+def beside(found: Mapping[str, Found], others: Mapping[Chosen, Mapping[str, Found]]) -> Iterator[Row]:
+    """Ours ÷ each preset's cost, over the compared scenarios in which both keep the target; and how many each keeps."""
+    wanted = goals(NAME)
+    yield measuring(f"{OURS}: of {len(COMPARED)} scenarios keeps 99 % in", "scenarios", _kept(found), None)
+    for chosen, cells in others.items():
+        yield measuring(f"{chosen.name}: of {len(COMPARED)} scenarios keeps 99 % in", "scenarios", _kept(cells), None)
+        both = [name for name in COMPARED if keeps(found[name]) and keeps(cells[name])]
+        value = geometric([found[name]["cost"] for name in both])
+        other = geometric([cells[name]["cost"] for name in both])
+        if not chosen.best:
+            metric = f"{chosen.name}: cost where both keep 99 %, geometric mean: {OURS} ÷ it"
+            yield comparing(metric, "money", value, chosen.preset, other, None)
+            continue
+        metric = beaten(chosen.preset)
+        ratio = None if value is None or not other else value / other
+        # Who keeps the target nowhere is beaten without a price.
+        holds = ratio is None or reaches(wanted[metric], ratio)
+        yield Row(metric, value, "money", chosen.name, other, ratio, wanted[metric], holds)
+
+
+def beaten(preset: str) -> str:
+    """The metric of the line that says whether ours costs less than a preset."""
+    return f"{preset} at its best knob: cost where both keep 99 %, geometric mean: {OURS} ÷ it"
+
+
+def plant(day_seconds: float, quick: Found, exact: Found) -> Iterator[Row]:
+    """The plant: how fast it is, and how far from token-level engines in the same plant."""
+    wanted = goals(NAME)
+    metric = "a day of a million requests under one controller, simulated on one core"
+    yield measuring(metric, "s", day_seconds, wanted[metric])
+    metric = "aggregated and token-level engines: attainment apart"
+    yield measuring(metric, "points", 100.0 * abs(quick["attainment"] - exact["attainment"]), wanted[metric])
+    metric = "aggregated ÷ token-level engines: replica-hours"
+    yield comparing(metric, "h", quick["cost"], "token-level", exact["cost"], wanted[metric])
+
+
+def keeps(cell: Found) -> bool:
+    """The target."""
+    return cell["attainment"] >= TARGET
+
+
+def _kept(cells: Mapping[str, Found]) -> int:
+    return sum(keeps(cells[name]) for name in COMPARED)

@@ -1,0 +1,172 @@
+"""``bench/autoscaler/run.py``: measure, write, print. A goal that does not hold stays in the table and fails nothing."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lab import Found, Lab
+from table import Row, write
+
+from autoscalerbench import plots
+from autoscalerbench.bars import BEYOND, COMPARED, DARK, EVERY, HARD, NAME, Chosen, beside, best_knob, ours, plant
+from autoscalerbench.cells import OURS, Cell, controller, measure, scenario_of, state
+from autoscalerbench.signs import signs
+from fairlead_autoscaler.presets import PRESETS
+from fairlead_sim.scaling import load as loads
+from fairlead_sim.scaling.known import Known
+from fairlead_sim.scaling.loop import Schedule, run
+from fairlead_sim.scaling.oracle import Found as Oracle
+from fairlead_sim.scaling.oracle import replayed, search
+from fairlead_sim.scaling.plant import Scenario, Troubles
+from fairlead_sim.scaling.scenarios import smooth_chat, step_cold
+
+ORACLES = Path(__file__).parents[1] / "oracles.json"
+SEARCHED = (*HARD, *DARK)
+"""Where a preset's best knob is searched for: all compared scenarios but the days."""
+KNOBS = 6
+MILLION_A_DAY = 11.6
+TARGET = 0.99
+
+
+def main(arguments: list[str]) -> int:
+    """0 whatever was found: this measures, tests judge."""
+    parser = argparse.ArgumentParser(
+        description="The autoscaler and the presets of others in the closed-loop simulator."
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--traces", type=Path, help="a folder with the published traces; else traffic of their shape")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
+    parser.add_argument("--presets", default=",".join(PRESETS), help="those to set beside ours; empty for none")
+    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
+    parser.add_argument("--plots", type=Path, default=Path("out/bench"))
+    given = parser.parse_args(arguments)
+    names = [name for name in given.presets.split(",") if name]
+    if unknown := set(names) - set(PRESETS):
+        parser.error(f"--presets: there is none called {', '.join(sorted(unknown))}; there are {', '.join(PRESETS)}")
+    begun, load_average = time.monotonic(), [os.getloadavg()[0]]
+    bench = Bench(given)
+    found = bench.cells([Chosen(OURS, 0.0, True)], EVERY)[0]
+    others = bench.presets(names)
+    rows: list[Row] = [*ours(found, bench.costs), *beside(found, others), *_plant_rows()]
+    table = {OURS: found} | {chosen.name: cells for chosen, cells in others.items()}
+    bench.draw(table, given.plots)
+    load_average.append(os.getloadavg()[0])
+    more: dict[str, Any] = {
+        "traces": bench.traces != "",
+        "oracles": {name: {"cost": one.cost, "attainment": one.attainment} for name, one in bench.oracles.items()},
+        "table": {
+            name: {scenario: _cell(cell, bench.costs.get(scenario)) for scenario, cell in cells.items()}
+            for name, cells in table.items()
+        },
+        "minutes": (time.monotonic() - begun) / 60.0,
+    }
+    write(NAME, rows, seed=given.seed, file=given.out, load_average=load_average, more=more)
+    return 0
+
+
+class Bench:
+    """One run's scenarios: the cells that were measured, and the oracle of each, replayed in the plant as it is now."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._seed: int = given.seed
+        self.traces = "" if given.traces is None or not given.traces.is_dir() else str(given.traces)
+        self._lab = Lab(given.out.with_name(f"{NAME}-cells.jsonl"), measure, state, jobs=given.jobs, said=_say)
+        self.oracles = {name: self._oracle(name) for name in EVERY if name not in DARK}
+        self.costs = {name: one.cost for name, one in self.oracles.items()}
+
+    def _oracle(self, name: str) -> Oracle:
+        """A schedule that was kept, and still keeps the target; else a new one, searched for briefly and not kept."""
+        scenario = scenario_of(name, self._seed, self.traces)
+        known = Known(ORACLES).found(scenario)
+        if known is not None:
+            known = replayed(scenario, known.steps)
+            if known.attainment >= TARGET:
+                return known
+        _say(f"{name}: no schedule of the oracle is kept for this load; bench/autoscaler/oracle.py searches longer")
+        return search(scenario, runs=60)
+
+    def cells(self, controllers: Sequence[Chosen], scenarios: Sequence[str]) -> list[Mapping[str, Found]]:
+        """Figures by scenario, of each controller. Cells of one scenario lie together: a process keeps the last one's load."""
+
+        def cell(one: Chosen, scenario: str) -> Cell:
+            knob = None if one.preset == OURS else one.knob
+            return Cell(scenario, self._seed, one.preset, knob, self.traces)
+
+        found = self._lab([cell(one, scenario) for scenario in scenarios for one in controllers])
+        return [{scenario: found[cell(one, scenario)] for scenario in scenarios} for one in controllers]
+
+    def presets(self, names: Sequence[str]) -> dict[Chosen, Mapping[str, Found]]:
+        """Each at its best knob and at its fixed one, in every scenario."""
+        tried = [Chosen(name, knob, True) for name in names for knob in _grid(name)]
+        searched = self.cells(tried, SEARCHED)
+        chosen: list[Chosen] = []
+        for name in names:
+            by_knob = {one.knob: cells for one, cells in zip(tried, searched, strict=True) if one.preset == name}
+            chosen.append(Chosen(name, best_knob(by_knob), True))
+            chosen.append(Chosen(name, PRESETS[name].knobs[0].fixed, False))
+        return dict(zip(chosen, self.cells(chosen, EVERY), strict=True))
+
+    def draw(self, table: Mapping[str, Mapping[str, Found]], folder: Path) -> None:
+        """Both pictures. What our core did is run again, since cells keep no series."""
+        runs: list[plots.Course] = []
+        for name in (*COMPARED, *BEYOND):
+            scenario = scenario_of(name, self._seed, self.traces)
+            outcome = run(scenario, controller(Cell(name, self._seed, OURS), scenario))
+            pools = tuple([setup.facts.name for setup in scenario.pools])
+            oracle = self.oracles.get(name)
+            runs.append(plots.Course(name, scenario.seconds, pools, outcome.attainment, outcome.looks, oracle))
+        plots.courses(runs, folder / f"{NAME}-courses.png")
+        points = {
+            scenario: {
+                name: (cells[scenario]["attainment"], cells[scenario]["cost"] / self.costs[scenario])
+                for name, cells in table.items()
+            }
+            for scenario in EVERY
+            if scenario in self.costs
+        }
+        plots.field(points, OURS, folder / f"{NAME}-field.png")
+
+
+def _grid(name: str) -> list[float]:
+    """At most ``KNOBS`` values of the knob's grid, evenly spread, its ends and its fixed value among them."""
+    knob = PRESETS[name].knobs[0]
+    last = len(knob.grid) - 1
+    return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.fixed})
+
+
+def _plant_rows() -> Iterator[Row]:
+    """How fast the plant is, with a controller that asks for the same for ever, and how near to token-level engines."""
+    day = smooth_chat(1, None, mean=MILLION_A_DAY)
+    begun = time.process_time()
+    run(day, Schedule([(0.0, {"S": 12})]))
+    seconds = (time.process_time() - begun) * 1e6 / len(day.load)
+    scenario = _compared_plant()
+    plan = [(0.0, {"S": 4}), (250.0, {"S": 9}), (1_100.0, {"S": 4})]
+    quick, exact = (signs(scenario, run(scenario, Schedule(plan), exact=exactly)) for exactly in (False, True))
+    yield from plant(seconds, quick, exact)
+
+
+def _compared_plant() -> Scenario:
+    load = loads.poisson([2.0] * 5 + [9.0] * 10 + [3.0] * 15, loads.CHAT, Random(5))
+    troubles = Troubles(crashes=(400.0, 1_400.0), slow=((1_000.0, 1.35),))
+    return replace(step_cold(1), name="compared", seconds=1_800.0, load=load, troubles=troubles)
+
+
+def _cell(cell: Found, oracle: float | None) -> dict[str, float | None]:
+    return {
+        "attainment": round(cell["attainment"], 5),
+        "cost": round(cell["cost"], 3),
+        "oracle": None if oracle is None else round(cell["cost"] / oracle, 3),
+        "turns": round(cell["turns"], 1),
+        "changes": round(cell["changes"], 1),
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
