@@ -5,7 +5,8 @@ Pure functions of a step profile, objectives and observed rates; each result car
 
     size_prefill(profile, traffic, objectives, transfer=…) -> Need    prompt work, at most 0.78 busy, and the tail of the wait
     size_decode(profile, traffic, objectives) -> Need                 the batch at the inter-token objective, KV, sequences
-    split(total, prefill, decode, traffic, objectives, …) -> Split    a fixed number of engines, by the ratio law
+    split(total, prefill_engines, decode_engines, now=…) -> Split     a fixed number of engines, by the ratio law
+    Balancer(…).step(seen) -> Split                                   the same every few seconds, from what was counted
     direction(prefill_seconds, total_seconds, rates) -> Direction     which role is short, by what was measured
     slack(profile, decoding, objectives, engines=n) -> Slack          what decode engines may take of short prompts
 
@@ -14,6 +15,7 @@ Pure functions of a step profile, objectives and observed rates; each result car
 before they round.
 """
 
+from fairlead_autoscaler.roles.balance import Balancer, Seen
 from fairlead_autoscaler.roles.convertible import Slack, slack
 from fairlead_autoscaler.roles.ratio import Direction, Rates, Split, direction, rates, split
 from fairlead_autoscaler.roles.sizing import DECODE_FILL, PREFILL_BUSY, size_decode, size_prefill
@@ -23,10 +25,12 @@ from fairlead_autoscaler.roles.values import Need, Traffic, Transfer
 __all__ = [
     "DECODE_FILL",
     "PREFILL_BUSY",
+    "Balancer",
     "Batch",
     "Direction",
     "Need",
     "Rates",
+    "Seen",
     "Slack",
     "Split",
     "Traffic",

@@ -7,7 +7,8 @@ of the step computes m prompt tokens:
     m = (t - d - s·b - c·b·ctx - p·b) / (p + q·n/2)        prompt tokens a second = m / t
 
 where the tokens outweigh the floor w, else what t - d - w leaves for their attention. A prompt is taken whole: its n tokens
-need n·t/m seconds, which must be inside ``TTFT_SHARE`` of the first-token objective. That gives the longest prompt to convert.
+need n·t/m seconds, which must be inside ``TTFT_SHARE`` of the first-token objective. That gives the longest prompt to
+convert.
 
 *When:* the batch at θ·itl is below ``BATCH_SLACK`` of what decode may hold, so that the answers of the prompts taken have
 room too. *How much:* m / t tokens a second an engine, times engines. Sizing does not count on it: the slack is there for

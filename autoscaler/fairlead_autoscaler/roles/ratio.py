@@ -15,7 +15,8 @@ The law stands on estimates, answers' lengths above all. The *direction* stands 
 included) takes more of a request's time than the plan expects, prompts are what is short, where less, decode.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairlead.decision import Input
@@ -26,6 +27,8 @@ from fairlead_autoscaler.roles.sizing import DECODE_FILL, PREFILL_BUSY
 from fairlead_autoscaler.roles.steady import blend, decode_batch, mean_prefill_seconds
 from fairlead_autoscaler.roles.values import Traffic, Transfer
 
+KEEP = 1.1
+"""A division stays until another carries so much more: engines that change roles serve nothing meanwhile."""
 _TOLERANCE = 1.3
 """How far the observed share of prefill may be from the expected one, as a factor, before it counts."""
 
@@ -49,16 +52,15 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """So many engines of each role, and the requests a second they finish. ``ratio`` is the law's n_p / n_d, before whole
-    numbers."""
+    """So many engines of each role, and which share of the load they carry (1 = just all of it). ``rule``: ``ratio``,
+    ``kept`` or ``idle``."""
 
     prefill: int
     decode: int
-    requests_per_second: float
-    ratio: float
+    carried: float
     rule: str
     reason: str
-    inputs: dict[str, Input] = field(default_factory=dict)
+    inputs: Mapping[str, Input] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,38 +94,34 @@ def rates(
     return Rates(busy / seconds, batch.sequences / answer, seconds, answer, batch.sequences)
 
 
-def split(
-    total: int,
-    prefill: EngineProfile,
-    decode: EngineProfile,
-    traffic: Sequence[Traffic],
-    objectives: Objectives,
-    *,
-    transfer: Transfer | None = None,
-    now: int | None = None,
-) -> Split:
-    """``total`` engines (two or more) divided so that they finish most; at least one of each role. ``now`` is how many
-    prefill today: it stays where nothing arrives (rule ``idle``; half without it). Raises BadInput for fewer than two
-    engines."""
+def split(total: int, prefill_engines: float, decode_engines: float, *, now: int | None = None) -> Split:
+    """``total`` engines (two or more) divided so that they carry most of a load that needs so many of each role
+    (``Need.engines``, or what any other sizing says; the ratio of the needs is the law's). At least one of each. ``now``
+    is how many prefill today: it stays where another number would carry less than ``KEEP`` more, and where nothing is
+    needed. Raises BadInput for fewer than two engines."""
     if total < 2:
         raise BadInput(f"{total} engines cannot be divided between two roles", field="total")
-    each = rates(prefill, decode, traffic, objectives, transfer=transfer)
-    if each is None:
-        kept = min(total - 1, max(1, total // 2 if now is None else now))
-        return Split(kept, total - kept, 0.0, kept / (total - kept), "idle", "nothing arrives, so the roles stay")
-    finished = {count: min(count * each.prefill, (total - count) * each.decode) for count in range(1, total)}
-    best = max(finished, key=lambda count: finished[count])
-    reason = (
-        f"a prompt takes {each.prefill_seconds:.3f} s of prefill, an answer {each.decode_seconds:.1f} s in a batch of "
-        f"{each.batch_sequences:.0f}: {each.ratio:.2f} prefill engines for one that decodes"
-    )
+    today = None if now is None else min(total - 1, max(1, now))
+    if prefill_engines <= 0.0 and decode_engines <= 0.0:
+        kept = today or max(1, total // 2)
+        return Split(kept, total - kept, math.inf, "idle", "nothing arrives, so the roles stay")
+    tiny = 1e-9 * (prefill_engines + decode_engines)
+    needs = max(tiny, prefill_engines), max(tiny, decode_engines)
+    carried = {count: min(count / needs[0], (total - count) / needs[1]) for count in range(1, total)}
+    best = max(carried, key=lambda count: carried[count])
+    rule = "ratio"
+    if today is not None and today != best and carried[best] < KEEP * carried[today]:
+        best, rule = today, "kept"
     inputs = {
-        "prefill_seconds": Input(each.prefill_seconds),
-        "decode_seconds": Input(each.decode_seconds),
-        "batch_sequences": Input(each.batch_sequences),
-        "prefill_per_decode": Input(each.ratio),
+        "prefill_need_engines": Input(prefill_engines),
+        "decode_need_engines": Input(decode_engines),
+        "carried_share": Input(carried[best]),
     }
-    return Split(best, total - best, finished[best], each.ratio, "ratio", reason, inputs)
+    reason = (
+        f"{prefill_engines:.1f} engines of prefill to {decode_engines:.1f} of decode are needed: "
+        f"{best} to {total - best} carry {carried[best]:.0%} of it"
+    )
+    return Split(best, total - best, carried[best], rule, reason, inputs)
 
 
 def direction(

@@ -7,8 +7,8 @@ many as keep the tail of the wait: with n engines, busy ρ each, a prompt waits 
 
     P(wait > x) = C(n, ρ) · exp(-2·n·(1-ρ)·x / T_p),    C(n, ρ) = ρ^(√(2(n+1)) - 1)   (Sakasegawa's form of Erlang's C)
 
-(2: prefill times of one class hardly vary, which halves the wait of exponential ones). x is what the objective leaves after the
-prompt itself, its transfer and the first decode step; half of the error budget may be spent on it.
+(2: prefill times of one class hardly vary, which halves the wait of exponential ones). x is what the objective leaves
+after the prompt itself, its transfer and the first decode step; half of the error budget may be spent on it.
 
 *Decode* by residence: rate × answer tokens ÷ tokens per second at the batch of the objective, filled to ``DECODE_FILL``: a
 batch that is full on average is over its memory half of the time, and then prompts wait outside or sequences are preempted.

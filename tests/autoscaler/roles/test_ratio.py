@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from fairlead.errors import BadInput
 from fairlead.fleet import Objectives
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.roles import Traffic, Transfer, direction, rates, slack, split
+from fairlead_autoscaler.roles import Traffic, Transfer, direction, rates, size_decode, size_prefill, slack, split
+from fairlead_autoscaler.roles.ratio import KEEP
 
 L = EngineProfile(
     "L",
@@ -36,39 +37,39 @@ def test_the_law_is_that_of_pd_serve() -> None:
     assert each.ratio == pytest.approx((batch * prefill) / (1 * answer))
 
 
-@given(
-    st.integers(2, 64),
-    st.floats(1, 30_000),
-    st.floats(1, 3_000),
-    st.floats(0.02, 0.5),
-)
-def test_no_other_division_finishes_more(total: int, prompt: float, output: float, itl_seconds: float) -> None:
-    traffic, kept = [Traffic(1.0, prompt, output)], replace(KEPT, itl_seconds=itl_seconds)
-    each = rates(L, L, traffic, kept, transfer=FAR)
-    chosen = split(total, L, L, traffic, kept, transfer=FAR)
-    assert each is not None
+@given(st.integers(2, 64), st.floats(0.01, 500), st.floats(0.01, 500))
+def test_no_other_division_carries_more(total: int, prefill: float, decode: float) -> None:
+    chosen = split(total, prefill, decode)
     assert chosen.prefill + chosen.decode == total
     assert min(chosen.prefill, chosen.decode) >= 1
-    best = max(min(n * each.prefill, (total - n) * each.decode) for n in range(1, total))
-    assert chosen.requests_per_second == pytest.approx(best)
-    exact = total * each.ratio / (1 + each.ratio)
+    best = max(min(n / prefill, (total - n) / decode) for n in range(1, total))
+    assert chosen.carried == pytest.approx(best)
+    exact = total * prefill / (prefill + decode)
     assert abs(chosen.prefill - min(total - 1, max(1, exact))) < 1
+    kept = split(total, prefill, decode, now=chosen.prefill + 1)
+    assert kept.carried * KEEP >= chosen.carried
+    assert kept.rule == ("ratio" if kept.prefill == chosen.prefill else "kept")
+
+
+def engines(traffic: list[Traffic]) -> tuple[float, float]:
+    return size_prefill(L, traffic, KEPT, transfer=FAR).engines, size_decode(L, traffic, KEPT).engines
 
 
 def test_prompts_that_grow_take_engines_from_decode_and_back() -> None:
-    assert split(16, L, L, [LONG], KEPT, transfer=FAR).prefill == 14
-    assert split(16, L, L, [CHATTY], KEPT, transfer=FAR).prefill in (5, 6)
+    assert split(16, *engines([LONG])).prefill == 14
+    assert split(16, *engines([CHATTY])).prefill in (5, 6)
 
 
 def test_prompts_found_in_caches_need_no_prefill_engines() -> None:
-    assert split(16, L, L, [replace(LONG, cached_tokens=7_900)], KEPT).prefill < split(16, L, L, [LONG], KEPT).prefill
+    assert split(16, *engines([replace(LONG, cached_tokens=7_900)])).prefill < split(16, *engines([LONG])).prefill
 
 
 def test_silence_moves_nothing() -> None:
-    assert split(16, L, L, [], KEPT, now=11).prefill == 11
-    assert split(16, L, L, [], KEPT).prefill == 8
+    assert split(16, 0.0, 0.0, now=11).prefill == 11
+    assert split(16, 0.0, 0.0).prefill == 8
+    assert split(16, 3.0, 0.0).decode == 1
     with pytest.raises(BadInput):
-        split(1, L, L, [LONG], KEPT)
+        split(1, 1.0, 1.0)
 
 
 def test_the_direction_follows_the_share_of_prefill_and_doubt_moves_nothing() -> None:
