@@ -22,6 +22,7 @@ LANES = {
     "kube/test_story.py": "what installs and removes Fairlead",
     "kube/test_examples.py": "models",
     "kube/test_trouble.py": "models",
+    "kube/test_autoscaling.py": "engines",
     "kube/test_rollouts.py": "engines",
     "kube/test_engines.py": "engines",
     "kube/test_images.py": "engines",

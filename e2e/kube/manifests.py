@@ -8,6 +8,7 @@ Manifest = dict[str, Any]
 PORT = 8000
 API = "serving.fairlead.io/v1alpha1"
 PACED = "e2e-paced"
+NARROW = "e2e-narrow"
 
 
 def image(component: str, tag: str | None = None) -> str:
@@ -73,6 +74,13 @@ def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
             "template": {"metadata": {"labels": {"app": name}}, "spec": spec},
         },
     }
+
+
+def narrow() -> Manifest:
+    """An accelerator that carries four streams at once, each with 20 tokens a second: of 40 tokens, two a second."""
+    profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 65_536}
+    spec = {"profile": {**profile, "maxSequences": 4, "stepTokens": 8_192}}
+    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": NARROW}, "spec": spec}
 
 
 def service(name: str, port: int = PORT) -> Manifest:

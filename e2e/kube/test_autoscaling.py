@@ -1,0 +1,143 @@
+"""Numbers that follow the load on a real cluster: up, down, from nothing, and while what sets them is away."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from kube import report
+from kube.clients import Client, Streams
+from kube.kubectl import Kubectl, eventually
+from kube.manifests import NARROW, model, narrow
+from kube.models import Model
+from kube.release import SPACE, Release
+
+from fairlead.testing.reports import Line
+
+ONE, TOKENS = 1.6, 40
+"""Streams a second that one engine carries, of so many tokens each: 0.8 of the most that it has places for."""
+AUTOSCALER = "deployment/fairlead-autoscaler"
+
+
+def scaled(name: str, *, least: int, most: int = 8, **policy: object) -> dict[str, object]:
+    return model(
+        name,
+        pools=[{"accelerator": NARROW, "replicas": {"min": least, "max": most}}],
+        objectives={"ttft": "2s", "itl": "80ms", "target": 0.95},
+        autoscaling={"mode": "Auto", **policy},
+        rollout={"drain": "30s"},
+    )
+
+
+def desired(here: Kubectl, name: str) -> int:
+    return int(here.get("deployment", f"{name}-main")["spec"].get("replicas", 0))
+
+
+def ready(found: Model) -> int:
+    return int(found.get().get("status", {}).get("pools", [{}])[0].get("ready", 0))
+
+
+def reason(found: Model) -> str:
+    return str(found.condition("Autoscaling").get("reason", ""))
+
+
+def until(what: str, found: Model, so: Callable[[], bool], seconds: float) -> float:
+    """How long it took."""
+    begun = time.monotonic()
+    eventually(what, so, seconds=seconds, told=lambda: str(found.get().get("status")))
+    return round(time.monotonic() - begun, 1)
+
+
+def test_the_first_request_starts_an_engine_and_a_crowd_starts_more(here: Kubectl, installed: Release) -> None:
+    here.apply(narrow())
+    here.apply(scaled("crowd", least=0))
+    client, found = Client(here, installed).start(), Model(here, "crowd")
+    until("it is decided on", found, lambda: reason(found) == "Deciding", 60)
+    assert desired(here, "crowd") == 0
+    first = client.ask("crowd")
+    assert (first.status, desired(here, "crowd")) == (200, 1), first
+    with Streams(client, "crowd", rate=5 * ONE, tokens=TOKENS) as streams:
+        until("there are more", found, lambda: ready(found) >= 3, 120)
+    assert streams.failures == []
+    assert found.condition("Ready")["status"] in ("True", "False")
+    events = {one["reason"] for one in here.get("events.events.k8s.io")["items"]}
+    assert "ScaledUp" in events
+    owners = here.get("deployment", "crowd-main", "--show-managed-fields")["metadata"]["managedFields"]
+    writers = {one["manager"] for one in owners if "f:replicas" in one["fieldsV1"].get("f:spec", {})}
+    assert writers == {"fairlead-autoscaler"}
+
+
+def test_somebody_else_takes_the_number_and_gives_it_back(here: Kubectl, installed: Release) -> None:
+    here.apply(narrow())
+    here.apply(scaled("taken", least=1))
+    found = Model(here, "taken")
+    until("it is decided on", found, lambda: reason(found) == "Deciding", 60)
+    here.run("scale", "deployment/taken-main", "--replicas=2")
+    until("it yields", found, lambda: reason(found) == "SetElsewhere" and ready(found) == 2, 60)
+    patch = json.dumps({"spec": {"replicas": 1}})
+    words = ("--subresource=scale", "--type=merge", "--field-manager=fairlead-autoscaler", "-p", patch)
+    here.run("patch", "deployment/taken-main", *words)
+    until("it decides again", found, lambda: reason(found) == "Deciding", 60)
+    found.patch({"autoscaling": {"mode": "Off"}})
+    until("it lets go", found, lambda: reason(found) == "", 60)
+    assert desired(here, "taken") == 1
+
+
+@pytest.mark.skipif(not report.FULL, reason="`make e2e-load` tells it")
+@pytest.mark.timeout(1_800, func_only=True)
+def test_the_number_follows_one_five_and_one_times_what_an_engine_carries(here: Kubectl, installation: Release) -> None:
+    here.apply(narrow())
+    here.apply(scaled("wave", least=1, downWindow="60s"))
+    client, found = Client(here, installation).start(), Model(here, "wave")
+    client.first_token("wave")
+    figures: dict[str, object] = {}
+    failures = []
+    for name, rate, so, seconds in (
+        ("one", ONE, lambda: ready(found) <= 2, 120.0),
+        ("five", 5 * ONE, lambda: ready(found) >= 5, 300.0),
+        ("one_again", ONE, lambda: ready(found) <= 2, 900.0),
+    ):
+        with Streams(client, "wave", rate=rate, tokens=TOKENS) as streams:
+            time.sleep(20.0)
+            took = until(f"{name}: it has as many as it needs", found, so, seconds)
+        failures += streams.failures
+        figures[name] = {"seconds": took, "ready": ready(found), **streams.end}
+    bars = [Line("0 failed streams while the load goes 1 x, 5 x, 1 x", len(failures), not failures)]
+    report.record("autoscaling", bars, **figures)
+    assert failures == []
+
+
+@pytest.mark.skipif(not report.FULL, reason="`make e2e-load` tells it")
+@pytest.mark.timeout(1_800, func_only=True)
+@pytest.mark.parametrize("what", ["autoscaler", "signals"])
+def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
+    here: Kubectl, installation: Release, what: str
+) -> None:
+    here.apply(narrow())
+    here.apply(scaled("ramp", least=1))
+    client, found = Client(here, installation).start(), Model(here, "ramp")
+    client.first_token("ramp")
+    with Streams(client, "ramp", rate=5 * ONE, tokens=TOKENS) as streams:
+        until("it begins to grow", found, lambda: desired(here, "ramp") >= 2, 120)
+        before = desired(here, "ramp")
+        if what == "autoscaler":
+            installation.here.run(
+                "delete", "pods", "-l", "app.kubernetes.io/component=autoscaler", "--force", "--grace-period=0"
+            )
+        else:
+            _blind(installation, "http://10.255.255.1:8081")
+            until("it says that it is blind", found, lambda: reason(found) == "Blind", 120)
+            assert desired(here, "ramp") >= before
+            _blind(installation, f"http://fairlead-gateway-manage.{SPACE}.svc:8081")
+        took = until("it has as many as it needs", found, lambda: ready(found) >= 5, 300)
+    bars = [Line(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
+    report.record(f"autoscaling_without_{what}", bars, seconds=took, **streams.end)
+    assert streams.failures == []
+
+
+def _blind(installation: Release, gateway: str) -> None:
+    """Let the autoscaler ask these gateways."""
+    path = "/spec/template/spec/containers/0/args/1"
+    patch = json.dumps([{"op": "replace", "path": path, "value": f"--gateway={gateway}"}])
+    installation.here.run("patch", AUTOSCALER, "--type=json", "-p", patch)
+    installation.here.rolled_out(AUTOSCALER)
