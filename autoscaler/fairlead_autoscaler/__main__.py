@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairlead.clock import Clock, SystemClock
+from fairlead.clock import Clock, FasterClock, SystemClock
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleet import Scaler
 from fairlead.limits import Limits
@@ -74,12 +74,18 @@ def _made(
             token=settings.manage_token,
             record=options.record,
             frozen=_yes(settings.scaling_freeze),
+            speed=options.speed,
         )
 
     if options.kube is None:
         there, wishes = options.local / THERE, options.local / WISHES
-        local = plan(LocalWorld(there, clock, limits.autoscaler_tick_seconds), FileScaler(wishes))
-        return Process(local, clock, announce=_say, limits=limits)
+        speed = options.speed
+        fast = clock if speed == 1.0 else FasterClock(clock, speed)
+        # Two ticks are never closer than the limit says, however fast time runs.
+        interval = max(limits.autoscaler_tick_seconds, limits.autoscaler_wake_seconds * speed)
+        return Process(
+            plan(LocalWorld(there, fast, interval, speed), FileScaler(wishes)), fast, announce=_say, limits=limits
+        )
     # What speaks with an API server is not loaded by local mode.
     from fairlead.kube.access import find_access
     from fairlead.kube.lease import identity
@@ -102,6 +108,13 @@ def _yes(text: str | None) -> bool:
     raise SettingsError(
         "FAIRLEAD_SCALING_FREEZE is neither 1 nor 0", field="FAIRLEAD_SCALING_FREEZE", hint="write 1 or 0"
     )
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0.001 <= speed <= 1000:
+        raise ValueError(text)
+    return speed
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -129,6 +142,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         metavar="URL",
         help="a gateway's management port; a name is asked for all its addresses. Can be given again",
+    )
+    parser.add_argument(
+        "--speed",
+        type=_speed,
+        default=1.0,
+        metavar="X",
+        help="with --local: time runs this many times as fast, as the engines do",
     )
     parser.add_argument(
         "--listen",

@@ -105,10 +105,11 @@ def _read(path: Path, decoder: "msgspec.json.Decoder[_Value]") -> _Value:
 
 
 class LocalWorld:
-    """What the supervisor says there is."""
+    """What the supervisor says there is, on a clock that runs ``speed`` times as fast as the machine's."""
 
-    def __init__(self, path: Path, clock: Clock, interval_seconds: float) -> None:
+    def __init__(self, path: Path, clock: Clock, interval_seconds: float, speed: float = 1.0) -> None:
         self._path = path
+        self._speed = speed
         self._clock = clock
         self._interval = interval_seconds
 
@@ -120,17 +121,19 @@ class LocalWorld:
     def _model(self, key: str, model: LocalModel, now: float) -> ModelState:
         facts = [pool.facts for pool in model.pools]
         scaled = scaled_model(key, model.objectives, facts, interval_seconds=self._interval)
-        pools = {pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now)) for pool in model.pools}
+        pools = {
+            pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now, self._speed)) for pool in model.pools
+        }
         return ModelState(scaled, Autoscaling.model_validate(model.policy), pools)
 
 
-def _replicas(engines: Sequence[Engine], now: float) -> tuple[Replica, ...]:
+def _replicas(engines: Sequence[Engine], now: float, speed: float) -> tuple[Replica, ...]:
     return tuple(
         Replica(
             one.id,
             one.state,
-            max(0.0, now - one.started),
-            None if one.ready is None else one.ready - one.started,
+            max(0.0, now - one.started * speed),
+            None if one.ready is None else (one.ready - one.started) * speed,
             one.instances,
         )
         for one in engines

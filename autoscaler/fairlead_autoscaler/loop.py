@@ -79,7 +79,7 @@ class Counts:
 class Loop:
     """``sizer`` makes the core of a model, to begin with ``settings``. ``keep`` is told every look. ``leads``: this process is the
     one that writes; one that does not decides all the same, so that it is warm when it takes over. ``frozen``: nothing is written at
-    all."""
+    all. ``clock`` runs ``speed`` times as fast as the machine's."""
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class Loop:
         settings: ScalingSettings | None = None,
         frozen: bool = False,
         leads: Callable[[], bool] = lambda: True,
+        speed: float = 1.0,
     ) -> None:
         self._world = world
         self._scaler = scaler
@@ -105,6 +106,7 @@ class Loop:
         self._settings = settings or ScalingSettings()
         self._frozen = frozen
         self._leads = leads
+        self._speed = speed
         self._known: dict[str, _Known] = {}
         self._hints: dict[str, float] = {}
         self._soon = asyncio.Event()
@@ -126,7 +128,7 @@ class Loop:
         """Until the next tick is due, or somebody waits for it; two are never closer than the limit says."""
         await asyncio.sleep(self._limits.autoscaler_wake_seconds)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, until - self._clock.now())):
+            async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._speed):
                 await self._soon.wait()
 
     def wake(self, model: str) -> bool:

@@ -27,7 +27,8 @@ _LOG: Final = logging.getLogger("fairlead.autoscaler")
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``gateways`` are the URLs of their management ports; ``record`` is a folder for a recording, None: it stays in memory.
-    ``leads`` says whether this process is the one that writes; ``told`` is given every look."""
+    ``speed``: the clock that the process is given runs so much faster than the machine's. ``leads`` says whether this process is the
+    one that writes; ``told`` is given every look."""
 
     world: World
     scaler: Scaler
@@ -37,6 +38,7 @@ class Plan:
     token: str | None = None
     record: Path | None = None
     frozen: bool = False
+    speed: float = 1.0
     leads: Callable[[], bool] = lambda: True
     notes: Callable[[], list[str]] = list
     told: Callable[[Look], None] = lambda _: None
@@ -55,13 +57,14 @@ class Process:
         self.loop = Loop(
             plan.world,
             plan.scaler,
-            Gateways(plan.gateways, fetch=self._fetch, resolve=resolve, clock=clock, limits=limits),
+            Gateways(plan.gateways, fetch=self._fetch, resolve=resolve, clock=clock, limits=limits, speed=plan.speed),
             Core,
             clock=clock,
             limits=limits,
             keep=self._keep,
             frozen=plan.frozen,
             leads=plan.leads,
+            speed=plan.speed,
         )
         self._app = application(self.loop, self._ring, self.notes, clock, plan.token)
 

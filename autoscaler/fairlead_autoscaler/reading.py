@@ -49,9 +49,13 @@ class _Gateway:
 
 
 class Gateways:
-    """``urls`` are those that were given; ``fetch`` and ``resolve`` are how they are reached."""
+    """``urls`` are those that were given; ``fetch`` and ``resolve`` are how they are reached. ``clock`` runs ``speed`` times as
+    fast as the gateways'."""
 
-    def __init__(self, urls: Sequence[str], *, fetch: Fetch, resolve: Resolve, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self, urls: Sequence[str], *, fetch: Fetch, resolve: Resolve, clock: Clock, limits: Limits, speed: float = 1.0
+    ) -> None:
+        self._speed = speed
         self._urls = tuple(urls)
         self._fetch = fetch
         self._resolve = resolve
@@ -98,7 +102,7 @@ class Gateways:
     async def _page(self, name: str, models: Collection[str]) -> Page | str:
         """Its page, or why there is none."""
         try:
-            return page.read(await self._fetch(f"{name}/metrics"), models)
+            return page.read(await self._fetch(f"{name}/metrics"), models, self._speed)
         except Unavailable as error:
             return error.message
 

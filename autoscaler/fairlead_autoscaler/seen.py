@@ -1,7 +1,7 @@
 """From what gateways answered to what the core is shown. Pure.
 
 Gateways are added up, since each counts its own requests. Engines are told of by every gateway, so of them the freshest word counts,
-and one that is older than ``Limits.autoscaler_signals_seconds`` is none: then the gateways' own ledgers say what is in flight.
+and one that is older than ``Limits.autoscaler_signals_seconds`` is none. What is in flight the gateways' own ledgers say.
 What nobody told is None.
 """
 
@@ -183,18 +183,17 @@ def _freshest(key: str, instance: str, readings: Readings, signals_seconds: floa
 
 
 def _in_flight(key: str, instance: str, readings: Readings, engine: Told | None) -> tuple[float | None, float | None]:
-    """Running and waiting, as the engine says, else as gateways have sent it."""
-    if engine is not None:
-        running = engine.gauges.get(("running", key, instance))
-        waiting = engine.gauges.get(("waiting", key, instance))
-        if running is not None and waiting is not None:
-            return running, waiting
+    """Running and waiting. What is in flight the gateways know exactly and at once, if all of them answer, so that it fits what they
+    count as finished; how much of it waits in the engine's own queue only the engine can say."""
+    running = None if engine is None else engine.gauges.get(("running", key, instance))
+    waiting = None if engine is None else engine.gauges.get(("waiting", key, instance))
     if not readings.gateways or any(one.why is not None for one in readings.gateways):
-        return None, None  # a part of it is no measure of the whole
+        return (None, None) if running is None or waiting is None else (running, waiting)
     in_flight, not_begun = (
         sum(one.gauges.get((name, key, instance), 0.0) for one in readings.gateways) for name in _LEDGER
     )
-    return in_flight - not_begun, not_begun
+    queued = not_begun if waiting is None else min(waiting, not_begun)
+    return in_flight - queued, queued
 
 
 def _judged(gateways: Iterable[Told], key: str, instance: str, objective: str) -> tuple[float, ...] | None:

@@ -69,6 +69,7 @@ def setup_of(wishes: Wishes) -> Setup:
         insecure=wishes.insecure,
         redis=wishes.redis,
         workers=workers(wishes.workers),
+        speed=wishes.speed,
         logs=wishes.logs,
         program=program(),
     )

@@ -16,7 +16,6 @@ from fairlead.clock import Clock
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet import Objectives, Role
 from fairlead.manifests import Manifests
-from fairlead.profile import EngineProfile
 from fairlead_autoscaler.local import (
     THERE,
     WISHES,
@@ -39,7 +38,8 @@ LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """A model that the autoscaler is to size: what it may do and what is wanted of it."""
+    """A model that the autoscaler is to size: what it may do and what is wanted of it, as the manifest says it. The autoscaler's time
+    runs as fast as the engines' does."""
 
     key: str
     objectives: Objectives
@@ -74,16 +74,11 @@ def asked(manifests: Manifests, pools: Sequence[PoolPlan]) -> Asked:
 
 def _scaled(manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, PoolPlan]) -> Scaled:
     policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    facts = tuple(
-        _facts(manifests, pool, plans[pool.name].template.profile)
-        for pool in deployment.spec.pools
-        if pool.name in plans
-    )
-    model = next(iter(plans.values())).model
-    return Scaled(deployment.key, model.objectives, policy, facts)
+    facts = tuple(_facts(manifests, pool) for pool in deployment.spec.pools if pool.name in plans)
+    return Scaled(deployment.key, deployment.spec.objectives.values(), policy, facts)
 
 
-def _facts(manifests: Manifests, pool: Pool, profile: EngineProfile | None) -> PoolFacts:
+def _facts(manifests: Manifests, pool: Pool) -> PoolFacts:
     kind = manifests.accelerators.get(pool.accelerator or "")
     return PoolFacts(
         name=pool.name,
@@ -91,7 +86,7 @@ def _facts(manifests: Manifests, pool: Pool, profile: EngineProfile | None) -> P
         cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
         minimum=pool.replicas.min,
         maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
-        profile=profile,
+        profile=manifests.profile(pool),
     )
 
 

@@ -49,6 +49,7 @@ class Setup:
     insecure: bool = False
     redis: bool = True
     workers: int = 1
+    speed: float = 1.0
     logs: Path | None = None
     program: str = "fairlead"
 
@@ -293,7 +294,7 @@ def autoscaler_command(directory: Path, setup: Setup, listen: Address | None) ->
     if listen is None:
         return None
     argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]
-    argv += ["--gateway", setup.manage.url]
+    argv += ["--gateway", setup.manage.url, "--speed", f"{setup.speed:g}"]
     if setup.logs is not None:
         argv += ["--record", str(setup.logs / "scaling")]
     return Command(tuple(argv))

@@ -1,7 +1,5 @@
 """Several gateways become one observation: what adds up, whose word counts, and what is missing."""
 
-from dataclasses import replace
-
 import pytest
 
 from fairlead.api import Autoscaling
@@ -82,17 +80,34 @@ def test_of_an_engine_the_freshest_word_counts_and_an_old_one_does_not() -> None
     old = told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=4.0)
     new = told("b", running=3.0, waiting=1.0, kv_share=0.3, age_seconds=1.0)
     one = replica_of(Readings((old, new)))
-    assert (one.running, one.waiting, one.kv_share) == (3.0, 1.0, 0.3)
+    assert one.kv_share == 0.3
     assert one.generated_tokens == 40.0  # each gateway relays the same counter: it is not added up
     stale = replica_of(Readings((told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=10.1),)))
     assert (stale.kv_share, stale.generated_tokens) == (None, 33.0)
 
 
-def test_without_the_engines_word_the_ledgers_of_all_gateways_say_what_is_in_flight() -> None:
-    a, b = told("a", in_flight=5.0, not_begun=2.0), told("b", in_flight=3.0, not_begun=0.0)
+def test_what_is_in_flight_is_what_gateways_sent_and_what_of_it_waits_is_the_engines_word() -> None:
+    a, b = told("a", in_flight=5.0, not_begun=2.0), told("b", in_flight=3.0, not_begun=1.0)
     one = replica_of(Readings((a, b)))
+    assert (one.running, one.waiting) == (5.0, 3.0)  # no engine's word: what has no first token yet waits
+    heard = told("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=2.0, age_seconds=1.0)
+    one = replica_of(Readings((a, heard)))
     assert (one.running, one.waiting) == (6.0, 2.0)
-    one = replica_of(Readings((a, replace(b, why="silent"))))
+    late = told("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=7.0, age_seconds=1.0)
+    one = replica_of(Readings((a, late)))
+    assert (one.running, one.waiting) == (
+        5.0,
+        3.0,
+    )  # what has a first token waits no more, whatever was said a second ago
+
+
+def test_while_a_gateway_is_missing_only_the_engines_word_is_of_all() -> None:
+    gone = Told("b", why="silent")
+    one = replica_of(
+        Readings((told("a", in_flight=5.0, not_begun=2.0, running=9.0, waiting=2.0, age_seconds=1.0), gone))
+    )
+    assert (one.running, one.waiting) == (9.0, 2.0)
+    one = replica_of(Readings((told("a", in_flight=5.0, not_begun=2.0), gone)))
     assert (one.running, one.waiting) == (None, None)  # a part is no measure of the whole
 
 

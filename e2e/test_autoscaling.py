@@ -1,0 +1,123 @@
+"""Local mode sizes a pool while it is used: from no engine at all, through five times what one carries, and back; no request fails.
+
+Time runs ten times as fast: what takes ten minutes takes one. The autoscaler is killed in the middle of growing, and goes on.
+"""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fairlead.testing.processes import PATIENCE_SECONDS, alive, descendants, wait_until
+from fairlead.testing.raw_http import ask
+from fairlead.testing.stack import UpProcess
+
+SPEED = 10
+PER_SECOND = 0.5
+"""Simulated requests a simulated second: what one engine carries."""
+MANIFEST = """
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {name: tiny}
+spec:
+  model: {source: "hf://org/tiny"}
+  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 12}}]
+  objectives: {ttft: 10s, itl: 1s}
+  autoscaling: {mode: Auto, downWindow: 1m, zero: {after: 30s}}
+"""
+
+
+class Load:
+    """Streams that begin at random moments, ``rate`` a second; what failed is kept in words."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.rate = 0.0
+        self.sent = 0
+        self.failed: list[str] = []
+        self._random = random.Random(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            if self.rate == 0.0:
+                await asyncio.sleep(0.01)
+                continue
+            await asyncio.sleep(self._random.expovariate(self.rate))
+            task = asyncio.create_task(self.one())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def one(self) -> None:
+        """One request; a prompt that nobody has cached."""
+        self.sent += 1
+        words = " ".join(f"w{self._random.getrandbits(30):x}" for _ in range(400))
+        body = {"model": "tiny", "messages": [{"role": "user", "content": words}], "max_tokens": 60, "stream": True}
+        try:
+            answer = await ask(self.url, body)
+        except (OSError, TimeoutError, AssertionError) as error:
+            self.failed.append(repr(error))
+            return
+        if answer.status != 200 or not answer.complete or "[DONE]" not in answer.events:
+            self.failed.append(f"{answer.status}: {answer.body[-200:]!r}")
+
+    async def finished(self) -> None:
+        """All that were sent are over."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def ready(up: UpProcess) -> int:
+    """Engines that get requests, as the gateway sees it."""
+    fleet = httpx.get(f"{up.manage}/api/fleet", timeout=PATIENCE_SECONDS).json()
+    return sum(one["state"] == "Ready" for model in fleet["models"] for one in model["instances"])
+
+
+async def until(seen: Callable[[], bool], what: str) -> None:
+    """Asked beside the load."""
+    await asyncio.to_thread(wait_until, seen, what)
+
+
+def kill_autoscaler(up: UpProcess) -> int:
+    """SIGKILL; its process id."""
+    for pid in descendants(up.process.pid):
+        if b"fairlead_autoscaler" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+            return pid
+    pytest.fail("no autoscaler runs")
+
+
+def test_a_pool_follows_its_load_from_nothing_and_back_and_no_request_fails(tmp_path: Path) -> None:
+    with UpProcess(tmp_path, "--speed", f"{SPEED}", manifest=MANIFEST) as up:
+        up.ready()
+        assert ready(up) == 0
+        asyncio.run(_story(up))
+
+
+async def _story(up: UpProcess) -> None:
+    load = Load(up.url)
+    await load.one()
+    assert load.failed == []
+    running = asyncio.create_task(load.run())
+    load.rate = PER_SECOND * SPEED
+    await until(lambda: load.sent > 30, "one engine's load is served")
+    before = ready(up)
+    assert 1 <= before <= 4
+    load.rate *= 5
+    await until(lambda: ready(up) > before, "the pool grows")
+    gone = kill_autoscaler(up)
+    await until(lambda: ready(up) >= 5, "the pool carries five times the load")
+    assert not alive(gone)
+    peak = ready(up)
+    load.rate /= 5
+    await until(lambda: ready(up) <= peak - 2, "the pool shrinks again")
+    running.cancel()
+    await load.finished()
+    assert load.failed == []
+    assert load.sent > 100
