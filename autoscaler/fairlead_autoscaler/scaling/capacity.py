@@ -195,7 +195,11 @@ class _Limits:
         if turn > self._turn_most:
             return Bound.ITL
         sequences = rate * self._output * turn
-        room = 1.0 + self._settings.crowd_sigmas * math.sqrt(1.0 / max(1.0, sequences * self._replicas))
+        # What may wait for a first token need not fit at once.
+        stays = self._output * turn
+        patience = stays / (stays + (self._room or 0.0))
+        sigmas = self._settings.crowd_sigmas * math.sqrt(patience / max(1.0, sequences * self._replicas))
+        room = 1.0 + sigmas
         if sequences * room > self._batch:
             return Bound.BATCH
         full = self._base + sequences * self._token + self._prompt_seconds / max(1.0, self._chunks)
@@ -204,7 +208,7 @@ class _Limits:
         if self._hurts(rate * max(1.0, self._chunks) * turn, self._base + sequences * self._token, full):
             return Bound.ITL
         resident = sequences * self._context + rate * service * self._prompt / 2
-        room = 1.0 + self._settings.crowd_sigmas * math.sqrt(_SHOT / max(1.0, sequences * self._replicas))
+        room = 1.0 + sigmas * math.sqrt(_SHOT)
         if resident * room > self._kv:
             return Bound.KV
         return Bound.TTFT if self._waits(rate * self._chunks * full, service) else None

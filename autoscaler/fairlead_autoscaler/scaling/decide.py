@@ -15,11 +15,12 @@ from fairlead.decision import Input
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, window, zero
 from fairlead_autoscaler.scaling.bounds import bounds
-from fairlead_autoscaler.scaling.capacity import Capacity, Mix
-from fairlead_autoscaler.scaling.load import Bin, Level, changed, forget, level, note
+from fairlead_autoscaler.scaling.capacity import Capacity
+from fairlead_autoscaler.scaling.load import Bin, Level, Price, changed, forget, level, note, recurring, swing
 from fairlead_autoscaler.scaling.need import (
     Group,
     Need,
+    Queue,
     capacity_of,
     groups,
     longer,
@@ -199,7 +200,9 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     startup, ahead = _startup(state, group, settings)
     need, growth = None, 1.0
     if look.blind_seconds is None:
-        state, seen = _level(state, look, reference, mix, factors[reference.name], capacities[reference.name])
+        price = price_of(reference, mix, factors[reference.name], capacities[reference.name])
+        state, seen = _level(state, look, price, capacities[reference.name])
+        before = _past(before, state, look, price, startup, ahead)
         if seen is not None:
             capacity = capacities[reference.name]
             growth = longer(state.lengths, state.load, ahead, settings)
@@ -209,7 +212,10 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
                 other = capacity_of(reference, then, factors[reference.name], objectives, replicas, settings)
                 return other.requests_per_second / capacity.requests_per_second
 
-            need = need_of(seen, capacity, crowd, before.budget.margin, ahead, _backlog(look, group), settings)
+            queue = _queue(look, group, capacities, ahead)
+            need = need_of(
+                seen, before.swing or 0.0, before.bursts, capacity, crowd, before.budget.margin, ahead, queue, settings
+            )
     held, after = _held(before, look, need, startup)
     after = replace(after, budget=_budget(after, look, group, need, capacities))
     asleep = group.to_zero and not look.calm and _may_sleep(state, look, startup)
@@ -263,17 +269,31 @@ def _startup(state: State, group: Group, settings: ScalingSettings) -> tuple[flo
     return slow, usual + settings.ready_extra_seconds
 
 
-def _level(
-    state: State, look: Look, reference: PoolFacts, mix: Mix, factor: float, capacity: Capacity
-) -> tuple[State, Level | None]:
-    """The level of the load in replicas of ``reference``; where it changed, of what arrives since."""
+def _level(state: State, look: Look, price: Price, capacity: Capacity) -> tuple[State, Level | None]:
+    """The level of the load; where it changed, of what arrives since."""
     shot = 1.0 / capacity.requests_per_second
-    price = price_of(reference, mix, factor, capacity)
     seen = level(state.load, price, shot, look.settings)
-    if seen is not None and changed(state.load, seen, look.settings):
-        state = replace(state, load=forget(state.load))
+    ticks = 0 if seen is None else changed(state.load, seen, price, look.settings)
+    if ticks:
+        state = replace(state, load=forget(state.load, ticks))
         seen = level(state.load, price, shot, look.settings)
     return state, seen
+
+
+def _past(before: GroupState, state: State, look: Look, price: Price, startup: float, ahead: float) -> GroupState:
+    """``before`` with what the last while teaches, looked at again when a bin was closed."""
+    settings = look.settings
+    if before.swing is None:
+        before = replace(before, swing=settings.swing_guess)
+    if not state.load.past or state.load.past[-1].at <= before.past_at:
+        return before
+    within = startup + window.usual(startup, settings)
+    return replace(
+        before,
+        bursts=recurring(state.load, price, within, settings),
+        swing=swing(state.load, price, ahead, settings),
+        past_at=state.load.past[-1].at,
+    )
 
 
 def _seeded(look: Look, group: Group, capacities: Mapping[str, Capacity]) -> GroupState:
@@ -291,15 +311,26 @@ def _held(before: GroupState, look: Look, need: Need | None, startup: float) -> 
         if look.blind_seconds is not None and look.blind_seconds >= settings.blind_hold_seconds:
             last = last * settings.blind_rise + max(0.0, before.trend) * look.blind_seconds
         needs = window.push(before.window, look.now, last, startup, settings)
-        return needs.held, replace(before, window=needs)
+        return max(needs.held, last + before.backlog.held), replace(before, window=needs)
     needs = window.push(window.ease(before.window, look.seconds, settings), look.now, need.replicas, startup, settings)
-    return needs.held, replace(before, window=needs, need=need.replicas, trend=need.trend)
+    backlog = window.hold(before.backlog, look.now, need.backlog, settings.backlog_seconds)
+    after = replace(before, window=needs, backlog=backlog, need=need.replicas, trend=need.trend)
+    return max(needs.held, need.replicas + backlog.held), after
 
 
 def _backlog(look: Look, group: Group) -> float:
     held = look.believed.gateway.held if look.believed.gateway is not None else 0.0
     waiting = (look.believed.pools.get(pool.name) for pool in group.pools)
     return held + sum(totals.waiting for totals in waiting if totals is not None)
+
+
+def _queue(look: Look, group: Group, capacities: Mapping[str, Capacity], ahead: float) -> Queue:
+    unit = capacities[group.pools[0].name].requests_per_second
+    asked = sum(
+        look.pools[pool.name].desired * capacities[pool.name].requests_per_second / unit for pool in group.pools
+    )
+    grows = ahead if look.model.patience_seconds is None else min(ahead, look.model.patience_seconds)
+    return Queue(_backlog(look, group), _ready(look, group, capacities), asked, grows)
 
 
 def _ready(look: Look, group: Group, capacities: Mapping[str, Capacity]) -> float:
@@ -353,7 +384,9 @@ def _urgent(look: Look, group: Group, need: Need | None) -> bool:
     if need is None:
         return False
     ready = sum(look.pools[pool.name].ready for pool in group.pools)
-    return need.level_now > ready or (_backlog(look, group) > 2.0 * max(1, ready) and need.replicas > ready)
+    return need.level_now > ready or (
+        _backlog(look, group) > 2.0 * max(1, ready) and need.replicas + need.backlog > ready
+    )
 
 
 def _part(look: Look, pool: PoolFacts, capacities: Mapping[str, Capacity], reference: str, startup: float) -> Part:

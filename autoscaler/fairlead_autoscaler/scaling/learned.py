@@ -25,6 +25,8 @@ _STARTS_KEPT = 24
 _ENOUGH = 150.0
 """Requests whose mean length is good enough."""
 _SIGMAS = 3.0
+_GUESSED = 5.0
+"""Requests that what is assumed beforehand counts as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,9 @@ class Ratio:
 
     def mean(self, otherwise: float) -> float:
         """The fast mean, where it rests on enough or is off by more than chance explains; else the slow one."""
-        if self.slow_of < 1.0:
-            return self.slow / self.slow_of if self.slow_of > 0.2 else otherwise
-        if self.fast_of >= _ENOUGH or self.off(_SIGMAS):
+        if self.fast_of >= _ENOUGH or (self.slow_of > _ENOUGH and self.off(_SIGMAS)):
             return self.fast / self.fast_of
-        return self.slow / self.slow_of
+        return (self.slow + _GUESSED * otherwise) / (self.slow_of + _GUESSED)
 
     def steady(self, otherwise: float) -> float:
         """The slow mean."""

@@ -13,6 +13,7 @@ make for less now."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
@@ -45,11 +46,13 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What arrived: closed bins, the open one, and the ticks of the last seconds, each oldest first."""
+    """What arrived: closed bins, the open one, the ticks of the last seconds, and bins of the last while whatever changed since,
+    each oldest first."""
 
     bins: tuple[Bin, ...] = ()
     open: Bin | None = None
     recent: tuple[Bin, ...] = ()
+    past: tuple[Bin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,9 @@ class Level:
     recent: float
     changed: bool = False
 
-    def upper(self, sigmas: float, ahead_seconds: float) -> float:
-        """What to be ready for so many seconds ahead."""
-        return max(self.now + self.slope * ahead_seconds, self.now) + sigmas * self.spread
+    def upper(self, sigmas: float, swing: float, ahead_seconds: float) -> float:
+        """What to be ready for so many seconds ahead, where load was so large a share above its level before."""
+        return max(self.now + self.slope * ahead_seconds, self.now) + max(sigmas * self.spread, swing * self.now)
 
 
 Price = Callable[[Bin], float]
@@ -76,14 +79,15 @@ def note(load: Load, tick: Bin, settings: ScalingSettings) -> Load:
     """``load`` with what one tick brought. Ticks of no length are left out."""
     if tick.seconds <= 0.0:
         return load
-    bins, opened = load.bins, load.open
+    bins, opened, past = load.bins, load.open, load.past
     if opened is not None and opened.seconds >= settings.bin_seconds - 1e-6:
         oldest = tick.at - settings.level_seconds
         bins = tuple(old for old in (*bins, opened) if old.at > oldest)
+        past = (*(each for each in past if each.at > tick.at - settings.past_seconds), opened)
         opened = None
     opened = tick if opened is None else opened.plus(tick)
     recent = tuple(old for old in load.recent if old.at > tick.at - settings.recent_seconds)
-    return Load(bins, opened, (*recent, tick))
+    return Load(bins, opened, (*recent, tick), past)
 
 
 def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> Level | None:
@@ -99,29 +103,79 @@ def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> L
     if slope == 0.0:
         middle = sum(values) / len(values)
         residuals = [value - middle for value in values]
-        fitted = middle
+        newest = values[-settings.short_bins :]
+        fitted = max(middle, sum(newest) / len(newest))
     spread = max(_MAD * _median([abs(each) for each in residuals]), _by_chance(fitted, shot, settings.bin_seconds))
     return Level(max(0.0, fitted), spread, max(0.0, slope), recent)
 
 
-def changed(load: Load, seen: Level, settings: ScalingSettings) -> bool:
-    """Is what arrives now another load than the level was taken from?"""
+def changed(load: Load, seen: Level, price: Price, settings: ScalingSettings) -> int:
+    """Of how many of the last ticks it is that another load began than the level was taken from; 0 = it did not. A rise may show in
+    one tick, by as much more as a tick is shorter; a fall needs all the recent ones."""
     if seen.changed or not load.recent:
-        return False
-    seconds = sum(each.seconds for each in load.recent)
-    if seconds < settings.recent_seconds / 2:
-        return False
-    spread = seen.spread * math.sqrt(max(1.0, settings.bin_seconds / seconds))
-    away = abs(seen.recent - seen.now)
-    return away > settings.change_sigmas * spread and away > settings.change_share * seen.now
+        return 0
+    seconds = worth = 0.0
+    for count, tick in enumerate(reversed(load.recent), start=1):
+        seconds += tick.seconds
+        worth += price(tick) * tick.seconds
+        shorter = math.sqrt(max(1.0, settings.bin_seconds / seconds))
+        away = worth / seconds - seen.now
+        most = max(settings.change_sigmas * seen.spread, settings.change_share * seen.now) * shorter
+        whole = count == len(load.recent) and seconds >= settings.recent_seconds / 2
+        if away > most or (whole and -away > most):
+            return count
+    return 0
 
 
-def forget(load: Load) -> Load:
-    """``load`` as if it began with its recent seconds."""
-    together = load.recent[0]
-    for each in load.recent[1:]:
+def forget(load: Load, ticks: int) -> Load:
+    """``load`` as if it began with its last ``ticks``."""
+    kept = load.recent[-ticks:]
+    together = kept[0]
+    for each in kept[1:]:
         together = together.plus(each)
-    return replace(load, bins=(), open=together)
+    return replace(load, bins=(), open=together, recent=kept)
+
+
+def recurring(load: Load, price: Price, within_seconds: float, settings: ScalingSettings) -> float:
+    """The largest level to which bursts came back at least once, not longer than ``within_seconds`` after one another on the mean
+    and not longer than that ago; 0 where there are none. Between two bursts load falls below half of them."""
+    values = [price(each) for each in load.past]
+    for peak in sorted({value for value in values if value > 0.0}, reverse=True):
+        bursts, first, last, over = 0, 0.0, 0.0, False
+        for value, each in zip(values, load.past, strict=True):
+            if value >= peak:
+                if not over:
+                    bursts += 1
+                    first = first or each.at
+                last, over = each.at, True
+            elif value < peak / 2:
+                over = False
+        if (
+            bursts >= 2
+            and (last - first) / (bursts - 1) <= within_seconds
+            and load.past[-1].at - last <= within_seconds
+        ):
+            return peak
+    return 0.0
+
+
+def swing(load: Load, price: Price, ahead_seconds: float, settings: ScalingSettings) -> float:
+    """By what share load has been above what its level said so long before, in all but ``swing_over`` of the cases that are
+    remembered; what is assumed where these are few."""
+    values = [price(each) for each in load.past]
+    long, short = round(settings.level_seconds / settings.bin_seconds), settings.short_bins
+    lag = max(1, round(ahead_seconds / settings.bin_seconds))
+    sums = [0.0, *accumulate(values)]
+    errors = []
+    for end in range(long, len(values) - lag + 1):
+        told = max((sums[end] - sums[end - long]) / long, (sums[end] - sums[end - short]) / short)
+        came = (sums[end + lag] - sums[end + lag - short]) / short
+        if told > 0.0:
+            errors.append(came / told - 1.0)
+    if len(errors) < settings.swing_few:
+        return settings.swing_guess
+    errors.sort()
+    return min(settings.swing_most, max(0.0, errors[int((1.0 - settings.swing_over) * len(errors))]))
 
 
 def _mean(bins: Sequence[Bin], price: Price) -> float:

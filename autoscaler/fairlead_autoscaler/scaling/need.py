@@ -1,6 +1,6 @@
 """How many replicas a load needs: from what arrived, at the knee, with its spread and where it goes, the backlog, and the margin.
 
-    need = margin · (level at now + start-up time + sigmas · spread) + backlog / (knee · drain time)
+    need = margin · max(level at now + start-up time + sigmas · spread, bursts that come back) + backlog / (knee · drain time)
 
 in replicas of the group's first pool. Pools that serve the same are one group; prefill and decode pools are two, sized apart: for
 prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. Bins are
@@ -22,6 +22,8 @@ from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
 _PROMPT, _OUTPUT = 1_000.0, 250.0
 """Tokens of a request before any was seen."""
 _UNEVEN_MOST = 4.0
+_SOME = 0.5
+"""Replicas' worth of waiting that is as usual."""
 _MANY = 50.0
 """Requests that a drift of lengths must rest on."""
 _OF_NOBODY = "a100-qwen7b"
@@ -109,40 +111,61 @@ def longer(lengths: Lengths, load: Load, ahead_seconds: float, settings: Scaling
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a group needs, in replicas of its first pool, and from what that follows. ``level_now`` is what there is now, without
-    anything added; ``trend`` is replicas per second."""
+    """What a group needs, in replicas of its first pool, and from what that follows. ``backlog`` is what it takes on top to work
+    off what waits; ``level_now`` is what there is now, without anything added; ``trend`` is replicas per second."""
 
     replicas: float
+    backlog: float
     level_now: float
     trend: float
     inputs: Mapping[str, Input]
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What waits: requests now, how many replicas are ready and asked for already, and for how long it will have grown when
+    what is ordered now can be ready."""
+
+    requests: float
+    ready: float
+    asked: float
+    grows_seconds: float
+
+
 def need_of(
     level: Level,
+    swing: float,
+    bursts: float,
     capacity: Capacity,
     crowd: Callable[[float], float],
     margin: float,
     ahead_seconds: float,
-    backlog_requests: float,
+    queue: Queue,
     settings: ScalingSettings,
 ) -> Need:
-    """Level, forecast, spread, margin and backlog together. ``crowd`` says how many times as much a replica carries where so many
-    share the load that is to come than what the level was taken with."""
-    upper = level.upper(settings.spread_sigmas, ahead_seconds) * margin
+    """Level, forecast, spread, bursts, margin and backlog together. Where more waits than usual, the last seconds count as the
+    level. ``crowd`` says how many times as much a replica carries where so many share the load that is to come than what the level
+    was taken with."""
+    if queue.requests > settings.queue_usual * max(1.0, queue.ready):
+        level = replace(level, now=max(level.now, level.recent))
+    upper = max(level.upper(settings.spread_sigmas, swing, ahead_seconds), bursts) * margin
     gain = crowd(upper)
     upper /= gain
-    backlog = backlog_requests / (capacity.requests_per_second * settings.drain_seconds)
+    short = max(0.0, level.now - queue.asked)
+    waiting = queue.requests / capacity.requests_per_second + short * queue.grows_seconds * settings.backlog_ahead
+    backlog = max(0.0, waiting / settings.drain_seconds - _SOME)
     inputs = {
         "level_replicas": Input(level.now),
         "spread_replicas": Input(level.spread),
+        "swing_share": Input(swing),
         "trend_replicas_per_minute": Input(level.slope * 60.0),
         "ahead_seconds": Input(ahead_seconds),
         "forecast_replicas": Input(level.now + level.slope * ahead_seconds),
+        "recurring_burst_replicas": Input(bursts),
         "margin": Input(margin),
-        "backlog_requests": Input(backlog_requests),
-        "backlog_replicas": Input(backlog),
         "crowd_gain": Input(gain),
-        "need_replicas": Input(upper + backlog),
+        "need_replicas": Input(upper),
+        "backlog_requests": Input(queue.requests),
+        "backlog_replicas": Input(backlog),
     }
-    return Need(upper + backlog, level.now, level.slope * margin, inputs)
+    return Need(upper, backlog, level.now, level.slope * margin, inputs)

@@ -17,8 +17,14 @@ class ScalingSettings:
     # Load: what arrives, in bins.
     bin_seconds: float = 30.0
     level_seconds: float = 300.0
+    short_bins: int = 3
     recent_seconds: float = 30.0
+    past_seconds: float = 2_400.0
     spread_sigmas: float = 1.0
+    swing_over: float = 0.15
+    swing_few: int = 20
+    swing_guess: float = 0.08
+    swing_most: float = 0.5
     change_sigmas: float = 5.0
     change_share: float = 0.25
     trend_t: float = 4.0
@@ -31,7 +37,7 @@ class ScalingSettings:
     itl_share: float = 0.7
     itl_share_decoding: float = 0.9
     hurt_share: float = 1.0
-    crowd_sigmas: float = 3.9
+    crowd_sigmas: float = 4.3
     prefill_busy_most: float = 0.92
     prefill_pool_busy: float = 0.78
     length_seconds: float = 60.0
@@ -53,7 +59,10 @@ class ScalingSettings:
     budget_slow_seconds: float = 3_600.0
 
     # Backlog and starts.
-    drain_seconds: float = 120.0
+    queue_usual: float = 2.0
+    drain_seconds: float = 60.0
+    backlog_seconds: float = 60.0
+    backlog_ahead: float = 1.0
     hedge: float = 2.0
     hedge_missing_share: float = 0.2
 

@@ -30,11 +30,17 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """Of the pools that serve the same: the margin, the window of needs (in replicas of the group's first pool), the last need that
-    was seen and how fast it rose then, per second."""
+    """Of the pools that serve the same: the margin, the windows of needs and of what the backlog adds (in replicas of the group's
+    first pool), the level to which bursts come back, the share by which load rises above its level, when these
+    were looked at, the last need that was seen and how fast it rose
+    then, per second."""
 
     budget: Budget = field(default_factory=Budget)
     window: Window = field(default_factory=Window)
+    backlog: Window = field(default_factory=Window)
+    bursts: float = 0.0
+    swing: float | None = None
+    past_at: float = 0.0
     need: float | None = None
     trend: float = 0.0
 

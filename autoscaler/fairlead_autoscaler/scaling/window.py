@@ -48,9 +48,18 @@ def push(before: Window, now: float, need: float, startup_seconds: float, settin
         if now - dropped_at < startup_seconds + length:
             stretch = min(stretch * 1.5, settings.window_most_seconds / base)
         dropped = 0.0
-    while kept and kept[-1][1] <= need:
-        kept = kept[:-1]
-    return Window((*kept, (now, need)), stretch, dropped, dropped_at)
+    return Window(_with(kept, now, need), stretch, dropped, dropped_at)
+
+
+def hold(before: Window, now: float, need: float, seconds: float) -> Window:
+    """``before`` with what is needed ``now``, of a window of so many seconds that learns nothing."""
+    return replace(before, needs=_with(tuple(entry for entry in before.needs if entry[0] > now - seconds), now, need))
+
+
+def _with(needs: tuple[tuple[float, float], ...], now: float, need: float) -> tuple[tuple[float, float], ...]:
+    while needs and needs[-1][1] <= need:
+        needs = needs[:-1]
+    return (*needs, (now, need))
 
 
 def ease(before: Window, seconds: float, settings: ScalingSettings) -> Window:
