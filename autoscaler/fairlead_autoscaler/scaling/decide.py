@@ -217,7 +217,9 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
                 seen, before.swing or 0.0, before.bursts, capacity, crowd, before.budget.margin, ahead, queue, settings
             )
     held, after = _held(before, look, need, startup)
-    after = replace(after, budget=_budget(after, look, group, need, capacities))
+    if need is not None and _short(look, group, need, capacities):
+        after = replace(after, short_at=look.now)
+    after = replace(after, budget=_budget(after, look, group, need))
     asleep = group.to_zero and not look.calm and _may_sleep(state, look, startup)
     if asleep:
         held = 0.0
@@ -339,10 +341,14 @@ def _ready(look: Look, group: Group, capacities: Mapping[str, Capacity]) -> floa
     return sum(look.pools[pool.name].ready * capacities[pool.name].requests_per_second / unit for pool in group.pools)
 
 
-def _budget(
-    after: GroupState, look: Look, group: Group, need: Need | None, capacities: Mapping[str, Capacity]
-) -> learned.Budget:
-    """The margin after what the objectives saw; only where what is ready carries what arrives."""
+def _short(look: Look, group: Group, need: Need, capacities: Mapping[str, Capacity]) -> bool:
+    """Is less ready than what arrives takes, or more waiting than usual?"""
+    ready = _ready(look, group, capacities)
+    return ready < need.level_now or _backlog(look, group) > look.settings.queue_usual * max(1.0, ready)
+
+
+def _budget(after: GroupState, look: Look, group: Group, need: Need | None) -> learned.Budget:
+    """The margin after what the objectives saw; only where what is ready has carried what arrives for a while."""
     known = [look.believed.pools.get(pool.name) for pool in group.pools]
     totals = [each for each in known if each is not None]
     if need is None or not totals or look.seconds <= 0.0:
@@ -360,7 +366,7 @@ def _budget(
         judged = sum(each.finished for each in totals)
     if group.role is not Role.PREFILL and generated > 0.0:
         missed += judged * sum(each.slow_tokens for each in totals) / generated
-    learn = _ready(look, group, capacities) >= need.level_now
+    learn = look.now - after.short_at > look.settings.short_seconds
     return learned.budget(
         after.budget, min(missed, judged), judged, look.seconds, max(1e-4, 1.0 - model.target), learn, look.settings
     )

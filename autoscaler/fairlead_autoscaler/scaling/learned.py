@@ -177,11 +177,13 @@ def beyond(counts: tuple[float, ...], bounds: tuple[float, ...], objective: floa
 def budget(
     before: Budget, missed: float, judged: float, seconds: float, allowed: float, learn: bool, settings: ScalingSettings
 ) -> Budget:
-    """``before`` after ``seconds`` in which ``missed`` of ``judged`` requests missed where the share ``allowed`` may."""
+    """``before`` after ``seconds`` in which ``missed`` of ``judged`` requests missed where the share ``allowed`` may. What is not
+    to be learnt from still counts for the hour: what is spent is spent."""
     fast, slow = (math.exp(-seconds / each) for each in (settings.budget_fast_seconds, settings.budget_slow_seconds))
+    counts = 1.0 if learn else 0.0
     after = Budget(
-        before.missed_fast * fast + missed,
-        before.judged_fast * fast + judged,
+        before.missed_fast * fast + missed * counts,
+        before.judged_fast * fast + judged * counts,
         before.missed_slow * slow + missed,
         before.judged_slow * slow + judged,
         before.margin,

@@ -160,8 +160,9 @@ def recurring(load: Load, price: Price, within_seconds: float, settings: Scaling
 
 
 def swing(load: Load, price: Price, ahead_seconds: float, settings: ScalingSettings) -> float:
-    """By what share load has been above what its level said so long before, in all but ``swing_over`` of the cases that are
-    remembered; what is assumed where these are few."""
+    """By what share load has been above what its level said so long before: of stretches as long as that looks back, the largest
+    share of each, and of these the one that a quarter pass, two at least (what happened once is a change, not a habit). What is
+    assumed where stretches are few."""
     values = [price(each) for each in load.past]
     long, short = round(settings.level_seconds / settings.bin_seconds), settings.short_bins
     lag = max(1, round(ahead_seconds / settings.bin_seconds))
@@ -170,12 +171,12 @@ def swing(load: Load, price: Price, ahead_seconds: float, settings: ScalingSetti
     for end in range(long, len(values) - lag + 1):
         told = max((sums[end] - sums[end - long]) / long, (sums[end] - sums[end - short]) / short)
         came = (sums[end + lag] - sums[end + lag - short]) / short
-        if told > 0.0:
-            errors.append(came / told - 1.0)
-    if len(errors) < settings.swing_few:
+        errors.append(came / told - 1.0 if told > 0.0 else 0.0)
+    stretch = lag + short
+    largest = sorted((max(errors[at : at + stretch]) for at in range(0, len(errors), stretch)), reverse=True)
+    if len(largest) < settings.swing_few:
         return settings.swing_guess
-    errors.sort()
-    return min(settings.swing_most, max(0.0, errors[int((1.0 - settings.swing_over) * len(errors))]))
+    return min(settings.swing_most, max(0.0, largest[max(2, int(settings.swing_over * len(largest)))]))
 
 
 def _mean(bins: Sequence[Bin], price: Price) -> float:

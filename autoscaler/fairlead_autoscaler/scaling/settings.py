@@ -21,8 +21,8 @@ class ScalingSettings:
     recent_seconds: float = 30.0
     past_seconds: float = 2_400.0
     spread_sigmas: float = 1.0
-    swing_over: float = 0.15
-    swing_few: int = 20
+    swing_over: float = 0.25
+    swing_few: int = 4
     swing_guess: float = 0.08
     swing_most: float = 0.5
     change_sigmas: float = 5.0
@@ -55,6 +55,7 @@ class ScalingSettings:
     margin_up_per_second: float = 1.5e-4
     margin_down_per_second: float = 2.5e-5
     margin_spend: float = 0.6
+    short_seconds: float = 60.0
     budget_fast_seconds: float = 300.0
     budget_slow_seconds: float = 3_600.0
 

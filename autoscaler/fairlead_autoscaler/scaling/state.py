@@ -32,7 +32,7 @@ class PoolState:
 class GroupState:
     """Of the pools that serve the same: the margin, the windows of needs and of what the backlog adds (in replicas of the group's
     first pool), the level to which bursts come back, the share by which load rises above its level, when these
-    were looked at, the last need that was seen and how fast it rose
+    were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose
     then, per second."""
 
     budget: Budget = field(default_factory=Budget)
@@ -41,6 +41,7 @@ class GroupState:
     bursts: float = 0.0
     swing: float | None = None
     past_at: float = 0.0
+    short_at: float = 0.0
     need: float | None = None
     trend: float = 0.0
 
