@@ -43,6 +43,8 @@ FOREIGN = {
     "--type",
     "--subresource",
     "--field-manager",
+    "--replicas",
+    "--as",
 }
 """Options of other people's programs that the pages speak of."""
 

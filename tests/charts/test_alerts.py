@@ -17,6 +17,7 @@ CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "aler
 HEALTHY: dict[str, str] = CASES.pop("healthy")
 TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
 """What a scrape by a ServiceMonitor adds; our own labels win where both have one."""
+TOLD = ("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")
 Groups = Callable[..., list[dict[str, Any]]]
 
 
@@ -53,13 +54,14 @@ def test_what_fires_though_it_should_not_is_told(rules: Rules) -> None:
 
 
 def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
-    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; the indexer's in test_indexers.py."""
+    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; the indexer's in test_indexers.py, the
+    autoscaler's in test_autoscaler.py."""
     known = {family.name: set(family.labels) for family in FAMILIES}
     for alert, expression in expressions(groups()):
         found = asked(expression)
         own = set()
         for metric, labels in found.metrics:
-            assert metric.startswith(("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_")), alert
+            assert metric.startswith(TOLD), alert
             assert "namespace" in labels, f"{alert}: {metric} of every installation"
             if metric.startswith("fairlead_gateway_"):
                 assert labels <= known[metric] | TARGET, f"{alert}: {metric}"

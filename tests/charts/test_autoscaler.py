@@ -24,6 +24,7 @@ from fairlead.testing.chart import rendered
 from fairlead.testing.installed import as_account, kubectl, rights
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.operator_process import operator_process
+from fairlead.testing.prometheus import asked, expressions, scraped
 from fairlead.testing.waiting import until_async
 from fairlead_autoscaler.cluster.scaler import DELETION_COST
 
@@ -41,6 +42,8 @@ MODEL: Manifest = {
         "objectives": {"ttft": "1s"},
     },
 }
+SELDOM = {"fairlead_autoscaler_write_errors_total"}
+"""There once something failed."""
 POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
 
@@ -107,6 +110,23 @@ def wake(url: str) -> None:
         pass
 
 
+def metrics(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10.0) as answer:
+        return str(answer.read().decode())
+
+
+def everything_that_alerts_ask_for_is_told(program: Path, text: str) -> None:
+    rules = next(one for one in rendered(program, "--set=alerts.enabled=true") if one["kind"] == "PrometheusRule")
+    told: dict[str, set[str]] = {}
+    for name, labels in scraped(text, namespace=PLACE, pod="a-1"):
+        told.setdefault(name, set()).update(key for key, _ in labels)
+    for alert, expression in expressions(rules["spec"]["groups"]):
+        found = asked(expression)
+        for metric, selected in found.metrics:
+            if metric.startswith("fairlead_autoscaler_") and metric not in SELDOM:
+                assert selected | found.grouped <= told[metric], alert
+
+
 async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
     try:
         live = await api.get(DEPLOYMENTS, PLACE, "qwen-main")
@@ -148,6 +168,7 @@ def test_it_wakes_a_pool_yields_to_somebody_else_and_lets_go_with_exactly_its_ri
                 await asyncio.to_thread(wake, url)
                 await becomes(lambda: number(api), (1, ("fairlead-autoscaler",)))
                 await until_async(lambda: tells(api, "ScaledUp"))
+                everything_that_alerts_ask_for_is_told(program, await asyncio.to_thread(metrics, url))
 
                 theirs = {"spec": {"replicas": 3}}
                 await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")
