@@ -7,6 +7,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,14 @@ async def until(seen: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(wait_until, seen, what)
 
 
+def said(up: UpProcess, *words: str) -> str:
+    """What a verb prints of this stack."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fairlead_cli", *words], env=up.environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 def kill_autoscaler(up: UpProcess) -> int:
     """SIGKILL; its process id."""
     for pid in descendants(up.process.pid):
@@ -121,3 +131,7 @@ async def _story(up: UpProcess) -> None:
     await load.finished()
     assert load.failed == []
     assert load.sent > 100
+    explained = said(up, "explain", "scale", "tiny")
+    assert "capacity" in explained
+    assert "planned: " in explained
+    assert "recorded settings" in said(up, "replay-scaling")

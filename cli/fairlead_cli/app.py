@@ -15,7 +15,7 @@ VERBS = {
     ),
     "explain": (
         "fairlead_cli.explain:explain",
-        "Why a request went where it went, with every candidate and what came of it; where a prompt would go.",
+        "Why a request went where it went, where one would go, and why a model has so many replicas.",
     ),
     "index": (
         "fairlead_cli.index:index",
@@ -26,6 +26,10 @@ VERBS = {
     "replay": (
         "fairlead_cli.replay:replay",
         "Send a trace's requests to a running gateway and report what came of it.",
+    ),
+    "replay-scaling": (
+        "fairlead_cli.replay_scaling:replay_scaling",
+        "The autoscaler's decisions once more over what it saw, with another setting.",
     ),
     "simulate": (
         "fairlead_cli.simulate:simulate",

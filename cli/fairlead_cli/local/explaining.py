@@ -88,8 +88,9 @@ def run_route(route: Route, manage: str | None, as_json: bool) -> int:
 
 
 def misused() -> int:
-    """Say how ``explain route`` is asked."""
+    """Say how ``explain route`` and ``explain scale`` are asked."""
     print("fairlead explain: a prompt is asked about with: fairlead explain route -m MODEL -f FILE", file=sys.stderr)
+    print("fairlead explain: a model's size with: fairlead explain scale MODEL [--at WHEN]", file=sys.stderr)
     return USAGE
 
 

@@ -1,0 +1,159 @@
+"""The pure core once more over what was recorded, with other settings. Pure.
+
+What was seen stays as it was: replicas and requests did what the recorded decisions made of them. So a replay says what would have
+been decided at each moment in the place that there was, and not what would have come of it; for that there is the simulator
+(``bench/autoscaler``). It begins at the first look that carries what the core remembered; without one at the first of all, and
+then knows nothing yet.
+
+Both runs go through the same code: one with the recorded settings, which shows whether this release decides as the one that was
+recorded, and one with the changed ones.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Final, Literal, TypeAlias
+
+from fairlead.errors import BadInput
+from fairlead.names import nearest
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import Core, PoolPlan, ScaledModel, ScalingSettings, State
+
+_OF_MODEL: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
+"""What of the model's objectives may be changed, by the name that people use."""
+_HOUR: Final = 3600.0
+Which: TypeAlias = Literal["recorded", "again", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is set otherwise: of the core's settings, and of the model's objectives."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, look: Look) -> tuple[ScaledModel, ScalingSettings]:
+        """Model and settings of a look with the changes."""
+        return replace(look.model, **self.model), replace(look.settings, **self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One pool at one tick: what was planned then, what this release plans with the recorded settings (``again``), and what with the
+    changed ones (``other``). ``seconds`` is the time until the next look."""
+
+    wall: float
+    seconds: float
+    recorded: PoolPlan
+    again: PoolPlan
+    other: PoolPlan
+
+    def planned(self, which: Which) -> PoolPlan:
+        """One of the three."""
+        return {"recorded": self.recorded, "again": self.again, "other": self.other}[which]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One pool of one model over the whole recording. ``remembered``: it began with what the core knew then."""
+
+    model: str
+    pool: str
+    moments: tuple[Moment, ...]
+    remembered: bool
+
+    def numbers(self, which: Which) -> list[int]:
+        """The replicas planned, moment by moment."""
+        return [one.planned(which).replicas for one in self.moments]
+
+    def replica_hours(self, which: Which) -> float:
+        """Replicas planned times hours."""
+        return sum(number * one.seconds for number, one in zip(self.numbers(which), self.moments, strict=True)) / _HOUR
+
+    def changes(self, which: Which) -> int:
+        """How often the number changed."""
+        return sum(before != after for before, after in pairwise(self.numbers(which)))
+
+    @property
+    def strayed(self) -> int:
+        """Moments at which this release decides otherwise than was recorded, by itself."""
+        return sum(one.again.replicas != one.recorded.replicas for one in self.moments)
+
+    def differences(self) -> list[Moment]:
+        """The moments at which the changed settings begin to decide otherwise, or otherwise than just before."""
+        found: list[Moment] = []
+        last: tuple[int, int] | None = None
+        for one in self.moments:
+            pair = (one.again.replicas, one.other.replicas)
+            if pair[0] != pair[1] and pair != last:
+                found.append(one)
+            last = pair
+        return found
+
+
+def changes_of(texts: Iterable[str]) -> Changes:
+    """``name=value`` each. Raises BadInput naming what is no setting, or no value of it."""
+    defaults = ScalingSettings()
+    known = {item.name: getattr(defaults, item.name) for item in dataclasses.fields(ScalingSettings)}
+    settings: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise BadInput(f"--set: {text!r} sets nothing", field="--set", hint="write it like margin=1.1")
+        if name in _OF_MODEL:
+            model[_OF_MODEL[name]] = _value(name, value, 0.0)
+        elif name in known:
+            settings[name] = _value(name, value, known[name])
+        else:
+            close = nearest(name, [*_OF_MODEL, *known], count=1)
+            hint = f"did you mean {close[0]}?" if close else "see docs/guides/autoscaling.md"
+            raise BadInput(f"--set: {name!r} is no setting", field="--set", hint=hint)
+    return Changes(settings, model)
+
+
+def _value(name: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return int(text) if isinstance(default, int) else float(text)
+    except (ValueError, KeyError):
+        kind = (
+            "true or false"
+            if isinstance(default, bool)
+            else "a whole number"
+            if isinstance(default, int)
+            else "a number"
+        )
+        raise BadInput(f"--set: {name} is {kind}, not {text!r}", field="--set") from None
+
+
+def replay(looks: Iterable[Look], changes: Changes) -> list[Replayed]:
+    """Every pool of every model that was recorded, in order of name."""
+    by_model: dict[str, list[Look]] = {}
+    for look in looks:
+        by_model.setdefault(look.model.name, []).append(look)
+    return [one for _, found in sorted(by_model.items()) for one in _model(found, changes)]
+
+
+def _model(looks: Sequence[Look], changes: Changes) -> list[Replayed]:
+    begin = next((number for number, look in enumerate(looks) if look.before is not None), None)
+    chosen = looks[begin or 0 :]
+    state = chosen[0].before or State()
+    again = Core(chosen[0].model, chosen[0].settings, state)
+    other = Core(*changes.of(chosen[0]), state)
+    moments: dict[str, list[Moment]] = {}
+    for number, look in enumerate(chosen):
+        following = chosen[number + 1].wall if number + 1 < len(chosen) else look.wall
+        again.model, again.settings = look.model, look.settings
+        other.model, other.settings = changes.of(look)
+        plans = again.step(look.observation).pools, other.step(look.observation).pools
+        for pool, recorded in look.plan.pools.items():
+            if pool in plans[0] and pool in plans[1]:
+                seconds = max(0.0, following - look.wall)
+                moments.setdefault(pool, []).append(
+                    Moment(look.wall, seconds, recorded, plans[0][pool], plans[1][pool])
+                )
+    model, remembered = chosen[0].model.name, begin is not None
+    return [Replayed(model, pool, tuple(found), remembered) for pool, found in sorted(moments.items())]

@@ -1,0 +1,1 @@
+"""What the autoscaler saw and decided, for people: ``explain scale`` and ``replay-scaling``."""

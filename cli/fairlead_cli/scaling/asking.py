@@ -1,0 +1,87 @@
+"""Asks an autoscaler for what it has seen and decided: that of the running ``fairlead up``, or one that is named."""
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+import httpx
+
+from fairlead.errors import BadInput
+from fairlead.settings import CliSettings, read
+from fairlead.units import seconds
+from fairlead_cli.errors import NoStack
+from fairlead_cli.local.ports import service_url
+from fairlead_cli.local.rundir import newest_stack
+
+ANSWER_SECONDS: Final = 30.0
+_HINT: Final = "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --manage"
+
+
+def autoscaler(manage: str | None) -> str:
+    """Its URL. Raises NoStack where no stack runs, or the one that does scales nothing."""
+    if manage is not None:
+        return service_url(manage, flag="--manage")
+    url = newest_stack("--manage").autoscaler
+    if not url:
+        raise NoStack("the stack that runs here has no autoscaler", hint=_HINT)
+    return url
+
+
+def ask(url: str, path: str, query: Mapping[str, str]) -> bytes:
+    """One answer. Raises NoStack when nobody answers as an autoscaler does, LookupError in its words when it knows nothing of it."""
+    token = read(CliSettings, os.environ).manage_token
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
+            found = client.get(path, params=query)
+    except httpx.HTTPError as error:
+        raise NoStack(f"{url} does not answer ({type(error).__name__})", hint=_HINT) from error
+    if found.status_code in (401, 403):
+        raise NoStack(f"{url} refuses ({found.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
+    if found.status_code == 404 and b'"error"' in found.content:
+        raise LookupError(found.json()["error"]["message"])
+    if found.status_code != 200:
+        raise NoStack(f"{url} is no autoscaler (status {found.status_code})", hint=_HINT)
+    return found.content
+
+
+def moment(text: str, now: float) -> float:
+    """A moment as Unix time: ``5m`` (that long ago), ``14:05[:30]`` (today, or yesterday where that lies ahead), ISO 8601, or Unix
+    seconds. Raises BadInput."""
+    for reader in (_unix, _ago, _today, _iso):
+        found = reader(text.strip(), now)
+        if found is not None:
+            return found
+    raise BadInput(
+        f"--at: {text!r} is no moment", field="--at", hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
+    )
+
+
+def _unix(text: str, now: float) -> float | None:
+    return float(text) if text.replace(".", "", 1).isdecimal() else None
+
+
+def _ago(text: str, now: float) -> float | None:
+    try:
+        return now - seconds(text.removeprefix("-"), field="--at")
+    except BadInput:
+        return None
+
+
+def _today(text: str, now: float) -> float | None:
+    for form in ("%H:%M", "%H:%M:%S"):
+        try:
+            time = datetime.strptime(text, form).time()
+        except ValueError:
+            continue
+        found = datetime.combine(datetime.fromtimestamp(now).date(), time)
+        return (found if found.timestamp() <= now else found - timedelta(days=1)).timestamp()
+    return None
+
+
+def _iso(text: str, now: float) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -1,0 +1,107 @@
+"""``fairlead replay-scaling``, from its arguments to its exit code, and the differences as text."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from fairlead.errors import BadInput
+from fairlead_autoscaler.recording import Look, look_of, read
+from fairlead_autoscaler.replaying import Moment, Replayed, Which, changes_of, replay
+from fairlead_cli.errors import NoStack
+from fairlead_cli.local import words
+from fairlead_cli.scaling.asking import ask, autoscaler, moment
+
+OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
+SHOWN = 20
+"""Moments that are told of one pool; the JSON has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The arguments of ``fairlead replay-scaling``."""
+
+    recording: Path | None
+    changes: Sequence[str]
+    model: str | None
+    since: str | None
+    manage: str | None
+    as_json: bool
+
+
+def run(wish: Wish) -> int:
+    """Replay and print; the exit code."""
+    try:
+        changes = changes_of(wish.changes)
+        looks = [
+            look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])
+        ]
+        if not looks:
+            raise LookupError("no look of such a model is recorded")
+        found = replay(looks, changes)
+    except (BadInput, OSError) as error:
+        print(f"fairlead replay-scaling: {error}", file=sys.stderr)
+        return USAGE
+    except NoStack as error:
+        print(f"fairlead replay-scaling: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except LookupError as error:
+        print(f"fairlead replay-scaling: {error.args[0]}", file=sys.stderr)
+        return PROBLEM
+    if wish.as_json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        print("\n".join(told(found, wish.changes)))
+    return OK
+
+
+def _looks(wish: Wish) -> Iterator[Look]:
+    since = 0.0 if wish.since is None else moment(wish.since, time.time())
+    if wish.recording is not None:
+        return (look for look in read(wish.recording) if look.wall >= since)
+    lines = ask(autoscaler(wish.manage), "/autoscaling/recording", {"since": repr(since)}).splitlines()
+    return (look_of(line) for line in lines)
+
+
+def told(found: Sequence[Replayed], changes: Sequence[str]) -> list[str]:
+    """What differs, pool by pool."""
+    lines = [
+        f"recorded, and with {', '.join(changes) or 'nothing changed'}; what was seen stays as it was, so this is what would have "
+        "been decided, not what would have come of it"
+    ]
+    for one in found:
+        lines += ["", *_pool(one)]
+    return lines
+
+
+def _pool(one: Replayed) -> Iterator[str]:
+    first, last = one.moments[0].wall, one.moments[-1].wall
+    span = f"{_clock(first)} to {_clock(last)}, {words.plural(len(one.moments), 'look')}"
+    begins = "" if one.remembered else "; it begins without what the core knew then"
+    yield f"{one.model}/{one.pool}: {span}{begins}"
+    if one.strayed:
+        yield f"  this release decides otherwise than was recorded at {words.plural(one.strayed, 'look')}, without any change"
+    runs: tuple[tuple[Which, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
+    for which, name in runs:
+        hours, most, changes = one.replica_hours(which), max(one.numbers(which)), one.changes(which)
+        yield f"  {name:<20}{hours:8.2f} replica-hours, {most} at most, {words.plural(changes, 'change')}"
+    differences = one.differences()
+    if not differences:
+        yield "  no moment differs"
+    for moment_ in differences[:SHOWN]:
+        yield f"  {_clock(moment_.wall)}  {_pair(moment_)}"
+    if len(differences) > SHOWN:
+        yield f"  … and {len(differences) - SHOWN} more; --json has all"
+
+
+def _pair(moment_: Moment) -> str:
+    one, other = moment_.again, moment_.other
+    return f"{one.replicas} ({one.rule}) -> {other.replicas} ({other.rule}: {other.reason})"
+
+
+def _clock(wall: float) -> str:
+    return datetime.fromtimestamp(wall).strftime("%Y-%m-%d %H:%M:%S")

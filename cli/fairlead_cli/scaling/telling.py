@@ -1,0 +1,121 @@
+"""One look of the autoscaler as text: what was seen, the numbers in the order in which they lead to the plan, what was done. Pure."""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final
+
+from fairlead.decision import Input
+from fairlead.units import duration
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import PoolPlan, PoolSeen
+from fairlead_cli.local import words
+
+WIDTH: Final = 22
+
+
+def _replicas(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") + (" replica" if value == 1 else " replicas")
+
+
+def _tokens(value: float) -> str:
+    return f"{value:,.0f} tokens"
+
+
+INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyType(
+    {
+        "speed_factor": ("engine's step", lambda value: f"{value:.2f} × what its profile says"),
+        "capacity_requests_per_second": (
+            "capacity",
+            lambda value: f"{value:.3g} requests/s a replica, at the objectives",
+        ),
+        "prompt_tokens": ("prompt", _tokens),
+        "output_tokens": ("answer", _tokens),
+        "output_growth": ("answers grow", lambda value: f"to {value:.2f} × that by when an order is ready"),
+        "cached_share": ("cached", words.share),
+        "level_replicas": ("load now", _replicas),
+        "spread_replicas": ("its spread", lambda value: f"± {_replicas(value)}"),
+        "trend_replicas_per_minute": ("trend", lambda value: f"{value:+.2f} replicas a minute"),
+        "ahead_seconds": ("looking ahead", lambda value: f"{duration(value)}, as long as a start takes"),
+        "forecast_replicas": ("forecast", _replicas),
+        "crowd_gain": ("sharing", lambda value: f"{value:.2f} × the capacity, for so many replicas"),
+        "margin": ("margin", lambda value: f"{value:.2f} ×, as the objectives were kept"),
+        "backlog_requests": ("waiting", lambda value: words.plural(round(value), "request")),
+        "backlog_replicas": ("for those that wait", _replicas),
+        "need_replicas": ("need", _replicas),
+        "window_max_replicas": ("most of the window", _replicas),
+        "needed_here_replicas": ("of this pool", _replicas),
+        "target_replicas": ("target", _replicas),
+        "desired_replicas": ("asked for now", _replicas),
+        "ready_replicas": ("ready", _replicas),
+        "pending_replicas": ("starting", _replicas),
+        "hedged_replicas": ("started beside", _replicas),
+        "minimum_replicas": ("at least", _replicas),
+        "maximum_replicas": ("at most", _replicas),
+    }
+)
+"""The core's numbers: what people call them, and how they are written. Others keep their names."""
+
+
+def told(look: Look) -> list[str]:
+    """The whole look."""
+    when = datetime.fromtimestamp(look.wall).strftime("%Y-%m-%d %H:%M:%S")
+    lines = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look)]
+    lines += [f"  note: {note}" for note in look.notes]
+    for pool, seen in look.observation.pools.items():
+        lines += ["", *_pool(pool, seen, look.plan.pools.get(pool), look.rulings.get(pool))]
+    return lines
+
+
+def _objectives(look: Look) -> Iterator[str]:
+    model = look.model
+    parts = [
+        f"{name} {duration(value)}"
+        for name, value in (("TTFT", model.ttft_seconds), ("ITL", model.itl_seconds))
+        if value
+    ]
+    yield f"  {words.share(model.target)} of the requests within " + (" and ".join(parts) or "no objective")
+
+
+def _arrivals(look: Look) -> Iterator[str]:
+    seen = look.observation.gateway
+    if seen is None:
+        yield "  what arrives is not known: no gateway could tell"
+        return
+    yield (
+        f"  since the last look {words.plural(round(seen.arrivals), 'request')} of {seen.prompt_tokens:,.0f} prompt tokens; "
+        f"{seen.held:,.0f} held now, {seen.abandoned:,.0f} gave up"
+    )
+
+
+def _pool(pool: str, seen: PoolSeen, plan: PoolPlan | None, ruling: Ruling | None) -> Iterator[str]:
+    ages = ", ".join(duration(age) for age in seen.pending_ages_seconds)
+    starting = f"{seen.pending} starting" + (f" (for {ages})" if ages else "")
+    yield f"pool {pool}: {seen.desired} asked for; {seen.ready} ready, {starting}, {seen.draining} leaving"
+    if seen.replicas is None:
+        yield "  nothing is known of its engines"
+    if plan is not None:
+        for name, one in plan.inputs.items():
+            yield _input(name, one)
+        yield f"  planned: {plan.replicas}, by the rule {plan.rule}: {plan.reason}"
+    if ruling is not None:
+        yield from _ruling(ruling, plan)
+
+
+def _input(name: str, one: Input) -> str:
+    label, written = INPUTS.get(name, (name, lambda value: f"{value:g}"))
+    value = words.UNKNOWN if one.value is None else written(one.value)
+    age = f", {duration(one.age_seconds)} old" if one.age_seconds else ""
+    return f"  {label:<{WIDTH}}{value}{age}"
+
+
+def _ruling(ruling: Ruling, plan: PoolPlan | None) -> Iterator[str]:
+    if plan is None or (ruling.rule, ruling.replicas) != (plan.rule, plan.replicas):
+        yield f"  decided: {ruling.replicas}, by the rule {ruling.rule}: {ruling.reason}"
+    if ruling.replicas == ruling.desired:
+        yield f"  nothing changes: {ruling.desired} it is"
+    elif ruling.unwritten is not None:
+        yield f"  not written ({ruling.desired} stays): {ruling.unwritten}"
+    else:
+        yield f"  written: {ruling.desired} -> {ruling.replicas}"

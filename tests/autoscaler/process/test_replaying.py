@@ -1,0 +1,113 @@
+"""A recording is decided on again, by the recorded settings alike, by others otherwise."""
+
+from dataclasses import replace
+
+import pytest
+
+from fairlead.errors import BadInput
+from fairlead.profile import preset
+from fairlead_autoscaler.recording import Look, line_of, look_of
+from fairlead_autoscaler.replaying import Changes, changes_of, replay
+from fairlead_autoscaler.scaling import (
+    Core,
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+    ScalingSettings,
+)
+
+MODEL = ScaledModel(
+    "default/tiny",
+    2.0,
+    0.2,
+    (PoolFacts("main", maximum=20, profile=preset("l4-qwen8b")),),
+    ttft_bounds=(2.0,),
+    itl_bounds=(0.2,),
+)
+
+
+def recorded(ticks: int, state_every: int = 1) -> list[Look]:
+    """A load that doubles in the middle, followed by what the core asked for."""
+    core, desired, looks = Core(MODEL), 2, []
+    for tick in range(ticks):
+        requests = 5.0 if tick < ticks // 2 else 10.0
+        share = requests / desired
+        replicas = tuple(
+            ReplicaSeen(
+                f"r{n}",
+                ReplicaState.READY,
+                500.0,
+                20.0,
+                4.0,
+                0.0,
+                0.2,
+                500 * share,
+                100 * share,
+                8.0 * share,
+                share,
+                share,
+            )
+            for n in range(desired)
+        )
+        seen = Observation(
+            5.0 * tick, GatewaySeen(requests, 500 * requests), {"main": PoolSeen(desired, desired, replicas=replicas)}
+        )
+        before = core.state if tick % state_every == 0 else None
+        plan = core.step(seen)
+        looks.append(look_of(line_of(Look(1e9 + 5.0 * tick, MODEL, seen, plan, before=before))))
+        desired = plan.pools["main"].replicas
+    return looks
+
+
+def test_the_recorded_settings_decide_as_they_did_also_through_json() -> None:
+    (one,) = replay(recorded(150), Changes())
+    assert (one.model, one.pool, one.remembered, one.strayed) == ("default/tiny", "main", True, 0)
+    assert len(one.moments) == 150
+    assert one.differences() == []
+    assert one.replica_hours("again") == one.replica_hours("other") == one.replica_hours("recorded") > 0
+
+
+def test_a_window_in_the_middle_begins_with_what_the_core_knew_then() -> None:
+    looks = recorded(150, state_every=60)[50:]
+    (one,) = replay(looks, Changes())
+    assert one.remembered
+    assert one.moments[0].wall == looks[10].wall
+    assert one.strayed == 0
+
+
+def test_without_what_it_knew_it_begins_anew_and_says_so() -> None:
+    (one,) = replay([replace(look, before=None) for look in recorded(30)], Changes())
+    assert not one.remembered
+    assert len(one.moments) == 30
+
+
+def test_other_settings_decide_otherwise_and_each_difference_is_told_once() -> None:
+    (one,) = replay(recorded(150), changes_of(["itl=0.08"]))
+    assert one.replica_hours("other") > one.replica_hours("again")
+    differences = one.differences()
+    assert 0 < len(differences) < len(one.moments)
+    assert all(moment.again.replicas != moment.other.replicas for moment in differences)
+
+
+def test_models_and_objectives_are_told_apart() -> None:
+    other = [replace(look, model=replace(look.model, name="default/other")) for look in recorded(20)]
+    found = replay([*recorded(20), *other], changes_of(["ttft=0.5", "target=0.999"]))
+    assert [one.model for one in found] == ["default/other", "default/tiny"]
+
+
+def test_settings_are_read_by_their_kind() -> None:
+    changes = changes_of(["margin=1.1", "down_small=3", "freeze=true", "target=0.95", "itl=0.1"])
+    assert changes == Changes({"margin": 1.1, "down_small": 3, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1})
+    model, settings = changes.of(recorded(1)[0])
+    assert (model.target, model.itl_seconds, settings.margin) == (0.95, 0.1, 1.1)
+    assert replace(settings, margin=1.0, down_small=8, freeze=False) == replace(ScalingSettings(), down_small=8)
+
+
+@pytest.mark.parametrize("text", ["margin", "margin=", "margin=much", "freeze=maybe", "marginn=1", "down_small=1.5"])
+def test_what_is_no_setting_or_no_value_of_it_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="--set"):
+        changes_of([text])

@@ -1,0 +1,99 @@
+"""A look in words: every number that the core tells has a name, what is not known is a dash, and what was done is said."""
+
+from dataclasses import replace
+
+from fairlead.decision import Input
+from fairlead.fleet import Role
+from fairlead.profile import preset
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import (
+    Core,
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+)
+from fairlead_cli.scaling.telling import INPUTS, told
+
+MODEL = ScaledModel(
+    "default/tiny", 2.0, 0.05, (PoolFacts("main", maximum=9, profile=preset("l4-qwen8b")),), target=0.99
+)
+
+SEEN = GatewaySeen(50.0, 60_000.0, 3.0, 1.0)
+
+
+def look(model: ScaledModel = MODEL, gateway: GatewaySeen | None = SEEN) -> Look:
+    """The last of forty looks under load."""
+    core = Core(model)
+    replica = ReplicaSeen("a", ReplicaState.READY, 500.0, 20.0, 9.0, 1.0, 0.4, 60_000.0, 5_000.0, 250.0, 50.0, 50.0)
+    pools = {pool.name: PoolSeen(2, 1, 1, 0, (12.0,), (replica,)) for pool in model.pools}
+    for tick in range(40):
+        seen = Observation(5.0 * tick, gateway, pools, 1e9)
+        plan = core.step(seen)
+    return Look(1e9, model, seen, plan, {"main": Ruling(7, 2, "need", "much came", 7)})
+
+
+def test_a_look_is_told_from_what_was_seen_to_what_was_written() -> None:
+    lines = told(look())
+    text = "\n".join(lines)
+    assert lines[0].startswith("default/tiny at 2001-09-09 ")
+    assert "99 % of the requests within TTFT 2s and ITL 50ms" in text
+    assert "50 requests of 60,000 prompt tokens; 3 held now, 1 gave up" in text
+    assert "pool main: 2 asked for; 1 ready, 1 starting (for 12s), 0 leaving" in text
+    for label in ("capacity", "load now", "forecast", "margin", "need", "planned: "):
+        assert any(line.strip().startswith(label) for line in lines), label
+    assert lines[-1] == "  written: 2 -> 7"
+
+
+def test_the_numbers_come_in_the_order_in_which_they_lead_to_the_plan() -> None:
+    lines = [line.strip() for line in told(look())]
+    places = [
+        next(n for n, line in enumerate(lines) if line.startswith(label))
+        for label in ("load now", "margin", "need", "target")
+    ]
+    assert places == sorted(places)
+
+
+def test_every_number_of_the_core_has_a_name_for_people() -> None:
+    split = replace(
+        MODEL,
+        pools=tuple(
+            PoolFacts(role.value, role, maximum=9, profile=preset("l4-qwen8b")) for role in (Role.PREFILL, Role.DECODE)
+        ),
+    )
+    for one in (look(), look(gateway=None), look(split)):
+        for pool in one.plan.pools.values():
+            assert set(pool.inputs) <= set(INPUTS)
+
+
+def test_what_is_not_known_is_said_and_never_a_zero() -> None:
+    blind = look(gateway=None)
+    pool = blind.plan.pools["main"]
+    unknown = replace(pool, inputs={"need_replicas": Input(None), "margin": Input(1.0, 65.0), "strange": Input(3.5)})
+    seen = replace(blind.observation, pools={"main": PoolSeen(2, 2)})
+    lines = told(
+        replace(
+            blind, observation=seen, plan=replace(blind.plan, pools={"main": unknown}), notes=("gateway a is missing",)
+        )
+    )
+    assert "  what arrives is not known: no gateway could tell" in lines
+    assert "  note: gateway a is missing" in lines
+    assert "  nothing is known of its engines" in lines
+    assert any(line.split() == ["need", "–"] for line in lines)
+    assert any(line.endswith("1.00 ×, as the objectives were kept, 1m5s old") for line in lines)
+    assert any(line.split() == ["strange", "3.5"] for line in lines)
+
+
+def test_what_kept_a_number_from_being_written_and_who_overruled_the_core_is_said() -> None:
+    held = Ruling(4, 2, "bounds", "9 lies outside 0 to 4", 9, "the mode is Advise")
+    lines = told(replace(look(), rulings={"main": held}))
+    assert lines[-2:] == [
+        "  decided: 4, by the rule bounds: 9 lies outside 0 to 4",
+        "  not written (2 stays): the mode is Advise",
+    ]
+    same = told(replace(look(), rulings={"main": Ruling(2, 2, "enough", "as it is", 2)}))
+    assert same[-1] == "  nothing changes: 2 it is"
