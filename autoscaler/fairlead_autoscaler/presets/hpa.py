@@ -190,7 +190,7 @@ def _by_pods(pods: Sequence[Pod], current: int, settings: HpaSettings) -> int | 
     elif ratio < 1.0:
         values += [target] * missing
     again = (sum(values) // len(values)) / target
-    if settings.within(again) or (ratio < 1.0 < again) or (again < 1.0 < ratio):
+    if settings.within(again) or (again < 1.0 < ratio):
         return current
     replicas = math.ceil(again * len(values))
     turned = (again < 1.0 and replicas > current) or (again > 1.0 and replicas < current)

@@ -53,7 +53,7 @@ type policy struct {
 }
 
 // A step: Pods are the first letter of what they are (Running, Pending, Terminating, Failed) and their metric in milli-units, "R540";
-// "R" alone has none. Blind: the metrics API is away.
+// "R" alone has none; an external metric has none of them. Blind: the metrics API is away.
 type step struct {
 	At     int      `json:"at"`
 	Spec   int32    `json:"spec"`
@@ -98,12 +98,12 @@ func TestWriteVectors(t *testing.T) {
 func draw(random *rand.Rand) *vector {
 	made := &vector{
 		Metric:     []string{"pods", "pods", "external"}[random.IntN(3)],
-		Target:     []int64{500, 800, 14_000, 5_500, 100}[random.IntN(5)],
+		Target:     []int64{500, 800, 14_000, 100, 10, 7}[random.IntN(6)],
 		Min:        1 + int32(random.IntN(3)),
 		Tolerance:  []float64{0.1, 0.1, 0.1, 0.05, 0.25}[random.IntN(5)],
 		DownWindow: []int{300, 300, 60}[random.IntN(3)],
 	}
-	made.Max = made.Min + 1 + int32(random.IntN([]int{8, 16, 40}[random.IntN(3)]))
+	made.Max = made.Min + 1 + int32(random.IntN([]int{4, 10, 24}[random.IntN(3)]))
 	if random.IntN(2) == 0 {
 		made.Behavior = &behavior{Up: drawRules(random), Down: drawRules(random)}
 	}
@@ -121,10 +121,10 @@ func drawRules(random *rand.Rand) rules {
 		drawn.Tolerance = &tolerance
 	}
 	drawn.Select = []string{"Max", "Max", "Min", "Disabled"}[random.IntN(4)]
-	for range random.IntN(3) {
+	for range random.IntN(4) {
 		drawn.Policies = append(drawn.Policies, policy{
 			Type:   []string{"Pods", "Percent"}[random.IntN(2)],
-			Value:  1 + int32(random.IntN(120)),
+			Value:  1 + int32(random.IntN([]int{4, 120}[random.IntN(2)])),
 			Period: []int32{15, 30, 60, 180}[random.IntN(4)],
 		})
 	}
@@ -201,15 +201,18 @@ func live(ctx context.Context, w *world, made *vector, random *rand.Rand) {
 	}
 	var pods []*pod
 	load := float64(made.Target) * float64(w.spec) * (0.2 + 1.6*random.Float64())
-	drift, wobble := 0.9+0.25*random.Float64(), []float64{0, 0.04, 0.3}[random.IntN(3)]
+	drift, wobble := []float64{0.9, 1, 1.1, 1.5}[random.IntN(4)]+0.1*random.Float64(), []float64{0, 0.04, 0.3}[random.IntN(3)]
+	uneven := random.IntN(2) == 0
 	starts, reports := random.IntN(60), random.IntN(90)
 	lossy := random.IntN(3) == 0
 	at := 0
-	for range 6 + random.IntN(10) {
-		pods = move(pods, int(w.spec), at, starts, reports, random)
-		made.Steps = append(made.Steps, see(w, made, pods, load, at, lossy, random))
+	for range 12 + random.IntN(16) {
+		if len(pods) == 0 || random.IntN(4) > 0 { // else whoever makes pods is late
+			pods = move(pods, int(w.spec), at, starts, reports, random)
+		}
+		made.Steps = append(made.Steps, see(w, made, pods, load, at, lossy, uneven, random))
 		made.Steps[len(made.Steps)-1].Want = w.look(ctx, hpa)
-		if random.IntN(25) == 0 { // someone scales by hand; to zero switches the autoscaler off
+		if random.IntN(6) == 0 { // someone scales by hand; to zero switches the autoscaler off
 			w.spec = int32(random.IntN(int(made.Max) + 2))
 		}
 		switch load *= drift * (1 + wobble*(random.Float64()-0.5)); {
@@ -217,6 +220,9 @@ func live(ctx context.Context, w *world, made *vector, random *rand.Rand) {
 			load *= 4 * random.Float64()
 		case random.IntN(40) == 0:
 			load = 0
+		case random.IntN(8) == 0: // at the edge of the tolerance
+			edge := 1 + made.Tolerance*float64(random.IntN(3)-1)
+			load, uneven = edge*float64(made.Target)*float64(w.spec), false
 		}
 		wait := []int{15, 15, 15, 15, 30, 60, 200}[random.IntN(7)]
 		at += wait
@@ -256,7 +262,7 @@ func move(pods []*pod, spec, at, starts, reports int, random *rand.Rand) []*pod 
 }
 
 // see shows the controller the pods and the load, and writes down the same.
-func see(w *world, made *vector, pods []*pod, load float64, at int, lossy bool, random *rand.Rand) step {
+func see(w *world, made *vector, pods []*pod, load float64, at int, lossy, uneven bool, random *rand.Rand) step {
 	seen := step{At: at, Spec: w.spec, Blind: random.IntN(15) == 0, Total: int64(math.Ceil(load)), Pods: []string{}}
 	w.blind, w.total, w.values = seen.Blind, seen.Total, metrics.PodMetricsInfo{}
 	_ = w.pods.Replace(nil, "")
@@ -279,11 +285,17 @@ func see(w *world, made *vector, pods []*pod, load float64, at int, lossy bool, 
 		_ = w.pods.Add(object)
 		shown := phase[:1]
 		if at-one.born >= one.reports && !(lossy && random.IntN(4) == 0) {
-			value := int64(math.Ceil(load / float64(max(1, w.spec)) * (0.7 + 0.6*random.Float64())))
+			share := load / float64(max(1, w.spec))
+			if uneven {
+				share *= 0.7 + 0.6*random.Float64()
+			}
+			value := int64(math.Ceil(share))
 			w.values[one.name] = metrics.PodMetric{Value: value}
 			shown += strconv.FormatInt(value, 10)
 		}
-		seen.Pods = append(seen.Pods, shown)
+		if made.Metric == "pods" {
+			seen.Pods = append(seen.Pods, shown)
+		}
 	}
 	w.status = seen.Status
 	return seen

@@ -83,7 +83,7 @@ func draw(random *rand.Rand) *vector {
 		PanicThreshold: []float64{2, 2, 2, 1.2, 10}[random.IntN(5)],
 		MaxUpRate:      []float64{1000, 1000, 2, 1.1}[random.IntN(4)],
 		MaxDownRate:    []float64{2, 2, 1.3, 10}[random.IntN(4)],
-		DownDelay:      []int{0, 0, 30, 300}[random.IntN(4)],
+		DownDelay:      []int{0, 0, 6, 30, 300}[random.IntN(5)],
 		Activation:     []int32{1, 1, 1, 3}[random.IntN(4)],
 		Min:            []int32{0, 1, 2}[random.IntN(3)],
 		Max:            []int32{0, 60, 12}[random.IntN(3)],
@@ -125,14 +125,17 @@ func live(ctx context.Context, made *vector, random *rand.Rand) {
 	began := time.Now()
 	load := made.Target * float64(max(1, pods.ready)) * (0.2 + 1.6*random.Float64())
 	drift, wobble := 0.97+0.08*random.Float64(), []float64{0, 0.1, 0.6}[random.IntN(3)]
+	if random.IntN(4) == 0 || made.Target == 0.7 { // as much as so many carry, exactly
+		load, drift, wobble = made.Target*float64(1+random.IntN(12)), 1, 0
+	}
 	every, follow := []int{2, 2, 5}[random.IntN(3)], random.IntN(40)
 	wanted := [][2]int{} // [second, pods]: they become ready later
-	for range 8 + random.IntN(16) {
+	for range 10 + random.IntN(20) {
 		seen := step{Records: []*float64{}}
 		wait, blind := every, random.IntN(12) == 0
 		switch random.IntN(16) {
 		case 0:
-			wait, blind = []int{20, 61, 100, 200}[random.IntN(4)], true
+			wait, blind = []int{20, made.StableWindow, made.StableWindow + 1, 200}[random.IntN(4)], true
 		case 1:
 			wait = 45
 		}
@@ -140,10 +143,10 @@ func live(ctx context.Context, made *vector, random *rand.Rand) {
 			time.Sleep(time.Duration(wait) * time.Second)
 			wait = 0
 		}
-		for range wait {
+		for left := wait; left > 0; left-- {
 			time.Sleep(time.Second)
 			value := math.Round(load*(1+wobble*(random.Float64()-0.5))*100) / 100
-			if random.IntN(8) == 0 {
+			if random.IntN(8) == 0 && left > 1 {
 				seen.Records = append(seen.Records, nil)
 			} else {
 				collector.Record(key, time.Now(), metrics.Stat{AverageConcurrentRequests: value})
