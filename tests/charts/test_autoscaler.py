@@ -1,11 +1,12 @@
 """The autoscaler before a real API server, as its service account, by the roles and the guard of the chart."""
 
 import asyncio
+import itertools
 import json
 import os
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,15 @@ def test_the_guard_holds_it_to_one_annotation_of_pods(api_server: ApiServer, pro
                         return error.message
                     return ""
 
-                image = {"spec": {"containers": [{"name": "engine", "image": "b"}]}}
-                await until_async(lambda: says(patched(image), "nothing of a pod but its deletion cost"))
+                tries = itertools.count()
+
+                async def guarded() -> bool:
+                    """Another image each time: until the policy is known, each is taken."""
+                    container = {"name": "engine", "image": f"b{next(tries)}"}
+                    said = await patched({"spec": {"containers": [container]}})
+                    return "nothing of a pod but its deletion cost" in said
+
+                await until_async(guarded)
                 for metadata, told in (
                     ({"labels": {"a": "b"}}, "changes no label"),
                     ({"annotations": {"a": "b"}}, "no other annotation"),
@@ -226,7 +234,3 @@ def test_the_guard_holds_it_to_one_annotation_of_pods(api_server: ApiServer, pro
                     assert (told in said) if told else said == "", (metadata, said)
 
     asyncio.run(main())
-
-
-async def says(patch: Coroutine[Any, Any, str], text: str) -> bool:
-    return text in await patch
