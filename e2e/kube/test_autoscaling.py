@@ -1,10 +1,16 @@
 """Numbers that follow the load on a real cluster: up, down, from nothing, and while what sets them is away."""
 
 import json
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from cluster import pins
+from cluster.record import Record
 from kube import report
 from kube.clients import Client, Streams
 from kube.kubectl import Kubectl, eventually
@@ -135,6 +141,41 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
     bars = [Line(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
     report.record(f"autoscaling_without_{what}", bars, seconds_to_grow=took, **streams.end)
     assert streams.failures == []
+
+
+@pytest.mark.skipif(not report.FULL, reason="`make e2e-load` tells it")
+@pytest.mark.skipif("KUBECONFIG" in os.environ, reason="somebody else's API server is not killed")
+@pytest.mark.timeout(1_800, func_only=True)
+def test_nothing_is_lost_when_the_api_server_is_killed_in_the_midst_of_a_ramp(
+    here: Kubectl, installation: Release
+) -> None:
+    here.apply(narrow())
+    here.apply(scaled("away", least=1))
+    client, found = Client(here, installation).start(), Model(here, "away")
+    client.first_token("away")
+    with Streams(client, "away", rate=5 * ONE, tokens=TOKENS) as streams:
+        until("it begins to grow", found, lambda: desired(here, "away") >= 2, 120)
+        _without_an_api_server(seconds=30.0)
+        took = until("it has as many as it needs", found, lambda: ready(found) >= 5, 300)
+    bars = [Line("0 failed streams when the API server is killed", len(streams.failures), streams.failures == [])]
+    report.record("autoscaling_without_the_api_server", bars, seconds_to_grow=took, **streams.end)
+    assert streams.failures == []
+
+
+def _without_an_api_server(seconds: float) -> None:
+    """Kill the cluster's, and bring it back after so long."""
+    record = Record(pins.cache_folder() / "cluster")
+    pid = record.pids()["apiserver"]
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(seconds)
+    record.start("apiserver", command)
+    eventually("the API server is ready again", lambda: _answers(record), seconds=60)
+
+
+def _answers(record: Record) -> bool:
+    asked = ["kubectl", f"--kubeconfig={record.run / 'admin.kubeconfig'}", "get", "--raw=/readyz"]
+    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
 def _blind(installation: Release, gateway: str) -> None:
