@@ -158,6 +158,7 @@ def test_every_option_of_a_process_that_is_shown_exists(page: Path) -> None:
 def every_option() -> set[str]:
     modules = [
         ("fairlead_gateway",),
+        ("fairlead_autoscaler",),
         ("fairlead_sim", "engine"),
         ("fairlead_sim.seams",),
         ("fairlead_sim.transcripts",),
@@ -188,9 +189,10 @@ def test_every_option_is_documented() -> None:
     for verb in VERBS:
         section = page.partition(f"## `fairlead {verb}`")[2].partition("\n## ")[0]
         assert {name for name in options_of(verb) if f"`{name}`" not in section} == set()
-    seams = text_of(REFERENCE / "seams.md")
-    flags = set(re.findall(r"^  (--[a-z-]+)", help_of("fairlead_gateway"), re.MULTILINE))
-    assert {flag for flag in flags if f"`{flag}" not in seams} == set()
+    for module, where in (("fairlead_gateway", "seams.md"), ("fairlead_autoscaler", "autoscaler.md")):
+        shown = text_of(REFERENCE / where)
+        flags = set(re.findall(r"^  (--[a-z-]+)", help_of(module), re.MULTILINE))
+        assert {flag for flag in flags if f"`{flag}" not in shown} == set()
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
