@@ -62,6 +62,19 @@ def asked_about(spec: ModelDeploymentSpec) -> bool:
     return spec.autoscaling.mode is not ScalingMode.OFF and not spec.external
 
 
+def standing(models: Iterable[ModelRead], workloads: Mapping[str, Sequence[Manifest]]) -> dict[str, dict[str, str]]:
+    """Every model that the autoscaler is asked about, or that cannot be read: by pool, who else sets its number."""
+    found: dict[str, dict[str, str]] = {}
+    for model in models:
+        if model.spec is None:
+            found[model.key] = {}
+        elif asked_about(model.spec):
+            there = [one for one in workloads.get(model.key, ()) if not leaving(one)]
+            held = {labels_of(one).get(POOL, ""): held_by(model.spec, one) for one in there}
+            found[model.key] = {pool: holder for pool, holder in held.items() if holder is not None}
+    return found
+
+
 def _model(known: Known, model: ModelRead, spec: ModelDeploymentSpec) -> ModelState:
     workloads = {labels_of(one).get(POOL, ""): one for one in known.workloads.get(model.key, ()) if not leaving(one)}
     facts, pools = [], {}

@@ -41,12 +41,12 @@ class Models(Protocol):
         """By ``namespace/name``."""
         ...
 
-    def asked(self, key: str) -> bool:
-        """Is the autoscaler asked about this model? True as well of one that cannot be read."""
+    def model(self, key: str) -> Manifest | None:
+        """One of them."""
         ...
 
-    def holders(self, key: str) -> Mapping[str, str]:
-        """By pool, who else sets its number."""
+    def standing(self) -> Mapping[str, Mapping[str, str]]:
+        """Those that the autoscaler is asked about, and those that cannot be read: by pool, who else sets its number."""
         ...
 
 
@@ -88,7 +88,7 @@ class Telling:
     def keep(self, look: Look) -> None:
         """One look at one model."""
         key = look.model.name
-        model = self._models.models().get(key)
+        model = self._models.model(key)
         if model is None:
             self._known.pop(key, None)
             return
@@ -103,29 +103,34 @@ class Telling:
         known.look = look
 
     async def run(self) -> None:
-        """Write what is due, until cancelled."""
+        """Write what is due, until cancelled. A defect here costs what is told, never what is done."""
         while True:
-            if self._leads():
-                await self.write()
+            try:
+                if self._leads():
+                    await self.write()
+            except Exception:  # noqa: BLE001  # it is logged, and the next round begins anew
+                self.failures += 1
+                _LOG.exception("what is done could not be told")
             await self._pause(_ROUND_SECONDS)
 
     async def write(self) -> None:
         """Once, of every model."""
-        for key, model in self._models.models().items():
+        models, standing = self._models.models(), self._models.standing()
+        for key, model in models.items():
             if leaving(model):
                 continue
             known = self._known.get(key)
-            if not self._models.asked(key):
+            if key not in standing:
                 self._known.pop(key, None)
                 if conditions.ours(model.get("status") or {}):
                     await self._apply(key, model, ())
             elif known is not None and known.look is not None:
-                await self._said(key, model, known, known.look)
-        for gone in self._known.keys() - self._models.models().keys():
+                await self._said(key, model, known, known.look, standing[key])
+        for gone in self._known.keys() - models.keys():
             del self._known[gone]
 
-    async def _said(self, key: str, model: Manifest, known: _Known, look: Look) -> None:
-        said: list[Said] = [conditions.autoscaling(look, self._models.holders(key), self._frozen)]
+    async def _said(self, key: str, model: Manifest, known: _Known, look: Look, held: Mapping[str, str]) -> None:
+        said: list[Said] = [conditions.autoscaling(look, held, self._frozen)]
         if (met := conditions.objectives_met(look, known.attainment)) is not None:
             said.append(met)
         now, numbers = self._clock.now(), conditions.wanted(look)

@@ -36,7 +36,7 @@ from fairlead.kube.resource import (
     uid_of,
 )
 from fairlead.kubefleet.specs import ModelRead, Specs
-from fairlead_autoscaler.cluster.facts import Known, asked_about, held_by, states
+from fairlead_autoscaler.cluster.facts import Known, standing, states
 from fairlead_autoscaler.world import ModelState
 
 _LOG = logging.getLogger("fairlead.autoscaler")
@@ -161,26 +161,21 @@ class KubeWorld:
         """Every ModelDeployment, by ``namespace/name``."""
         return dict(self._models())
 
-    def asked(self, key: str) -> bool:
-        """Is the autoscaler asked about this model? True as well of one that cannot be read."""
-        read = next((one for one in self._read() if one.key == key), None)
-        return read is None or read.spec is None or asked_about(read.spec)
+    def model(self, key: str) -> Manifest | None:
+        """One ModelDeployment, by ``namespace/name``."""
+        found = (one.items.get(key) for (kind, _), one in self._informers.items() if kind is MODEL_DEPLOYMENTS)
+        return next((one for one in found if one is not None), None)
 
-    def holders(self, key: str) -> dict[str, str]:
-        """By pool, who else sets its number."""
-        read = next((one for one in self._read() if one.key == key), None)
-        if read is None or read.spec is None:
-            return {}
-        found = {pool.name: self.workload(key, pool.name) for pool in read.spec.pools}
-        held = {name: held_by(read.spec, one) for name, one in found.items() if one is not None}
-        return {name: holder for name, holder in held.items() if holder is not None}
+    def standing(self) -> dict[str, dict[str, str]]:
+        """Every model that the autoscaler is asked about: by pool, who else sets its number."""
+        return standing(self._read(), self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)))
 
     def _read(self) -> Sequence[ModelRead]:
         return self._specs.models({key: one for key, one in self._models() if not leaving(one)})
 
     def workload(self, key: str, pool: str) -> Manifest | None:
         """The Deployment or LeaderWorkerSet of a pool of the model that has this name now."""
-        uid = uid_of(self.models().get(key, {}))
+        uid = uid_of(self.model(key) or {})
         for one in self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)).get(key, ()):
             owners = metadata_of(one).get("ownerReferences") or []
             if labels_of(one).get(POOL) == pool and not leaving(one) and any(own.get("uid") == uid for own in owners):

@@ -9,7 +9,7 @@ import pytest
 from fairlead.api import ModelDeploymentSpec, builtin_accelerators
 from fairlead.fleet import Role
 from fairlead.kubefleet.specs import ModelRead
-from fairlead_autoscaler.cluster.facts import Known, held_by, states
+from fairlead_autoscaler.cluster.facts import Known, held_by, standing, states
 from fairlead_autoscaler.scaling import ReplicaState
 from fairlead_autoscaler.world import ModelState
 
@@ -104,6 +104,18 @@ def test_a_number_that_somebody_else_wrote_is_theirs(a_workload: Make, writers: 
 
 def test_a_number_in_the_spec_holds_the_pool() -> None:
     assert held_by(spec(replicas=3), {"metadata": {}}) == "spec.replicas"
+
+
+def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_held(a_workload: Make) -> None:
+    two = ({**POOL, "name": "main"}, {**POOL, "name": "other"})
+    reads = [
+        ModelRead("chat", "auto", "", spec(*two)),
+        ModelRead("chat", "off", "", spec(mode="Off")),
+        ModelRead("chat", "broken", "", None, "it cannot be read"),
+    ]
+    live = [a_workload(2, "kubectl"), a_workload(2, pool="other")]
+    found = standing(reads, {"chat/auto": live, "chat/off": live})
+    assert found == {"chat/auto": {"main": "kubectl"}, "chat/broken": {}}
 
 
 def test_groups_that_are_replaced_with_one_more_are_left_alone_meanwhile(a_workload: Make) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from fairlead.kube.errors import Unreachable
 from fairlead.kube.resource import key_of
+from fairlead.tasks import ended
 from fairlead.testing.memory_kube import MemoryKube
 from fairlead.testing.timeline import Timeline
 from fairlead_autoscaler.cluster.happenings import Happening
@@ -38,11 +39,11 @@ class Room:
     def models(self) -> dict[str, dict[str, Any]]:
         return {key_of(one): one for one in self.kube.all("ModelDeployment")}
 
-    def asked(self, key: str) -> bool:
-        return not self.off
+    def model(self, key: str) -> dict[str, Any] | None:
+        return self.models().get(key)
 
-    def holders(self, key: str) -> dict[str, str]:
-        return self.held
+    def standing(self) -> dict[str, dict[str, str]]:
+        return {} if self.off else {"chat/qwen": self.held}
 
     def look(self, desired: int = 2, replicas: int = 2) -> None:
         ruling = Ruling(replicas, desired, "up", "as the load needs", replicas)
@@ -125,6 +126,31 @@ def test_what_could_not_be_written_is_written_later_as_it_is_then(room: Room) ->
     assert room.write() == ["status ModelDeployment qwen"]
     (model,) = room.kube.all("ModelDeployment")
     assert "2 -> 6" in next(one["message"] for one in model["status"]["conditions"] if one["type"] == "Autoscaling")
+
+
+def test_a_defect_costs_what_is_told_and_no_more(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+
+    def broken() -> dict[str, dict[str, str]]:
+        nonlocal rounds
+        rounds += 1
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(room, "standing", broken)
+
+    async def main() -> None:
+        running = asyncio.ensure_future(room.telling.run())
+        while rounds < 2:
+            await asyncio.sleep(0)
+            room.clock.advance(1.0)
+        assert not running.done()
+        await ended(running)
+
+    room.telling = Telling(
+        room.kube, room, room.clock, lambda *_: None, leads=lambda: True, pause=lambda _: asyncio.sleep(0)
+    )
+    asyncio.run(main())
+    assert room.telling.failures >= 2
 
 
 def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(room: Room) -> None:
