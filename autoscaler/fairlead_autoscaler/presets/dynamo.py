@@ -10,8 +10,8 @@ engine's profile:
 with the corrections p = measured TTFT ÷ profiled TTFT and d = measured ITL ÷ profiled ITL at the measured concurrency. p above
 1 is ignored: the planner takes it for queueing, so a queue never adds prefill engines. One kind of engine ("aggregated", in
 later versions): ceil(requests a second ÷ requests a second of an engine), where an engine takes the largest batch at which a
-step with its share of prompt tokens meets both objectives, and batch ÷ (answer × step) requests a second. At least one engine
-each. An interval without any finished token changes nothing.
+step with its share of prompt tokens meets both objectives, and batch ÷ (answer × step) requests a second, or what its prompt
+tokens allow. At least one engine each. An interval without any finished token changes nothing.
 
 Constants: interval 180 s, at least 1 engine, objectives 0.5 s and 50 ms where none are given.
 
@@ -203,7 +203,7 @@ def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float
         return seconds(batch) <= itl and math.ceil(prompt / profile.step_tokens) * seconds(batch) <= ttft
 
     batch = _largest(_most(profile, context), meets)
-    return batch / (answer * seconds(batch))
+    return min(batch / answer, profile.step_tokens / prompt) / seconds(batch)
 
 
 def step_seconds(profile: EngineProfile, batch: int, context: float, prompt_tokens: float) -> float:

@@ -170,7 +170,7 @@ _ALL = (
         "dynamo",
         "Dynamo's SLA planner, by throughput",
         (
-            Knob("headroom", "ratio", 1.0, (0.8, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
+            Knob("headroom", "ratio", 1.5, (0.8, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
             Knob("interval_seconds", "s", 180.0, (30.0, 60.0, 120.0, 180.0)),
         ),
         _dynamo,

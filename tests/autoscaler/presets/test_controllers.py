@@ -175,11 +175,13 @@ def test_dynamo_divides_by_the_profile() -> None:
     assert decode_rate(PROFILE, 1_000.0, 0.05) == pytest.approx(batch / 0.05)
     assert decode_rate(PROFILE, 1_000.0, 0.001) == pytest.approx(1 / 0.011)  # cannot be met
     # 100 tokens of prompt for 100 of answer: each sequence brings one prompt token a step
+    # 10,000 of prompt for 10: steps are full of prompts long before the batch is, 1,000 tokens in 0.11 s and what decodes
+    assert serve_rate(PROFILE, 10_000.0, 10.0, 60.0, 0.5) < 1_000 / 0.11 / 10_000
     assert serve_rate(PROFILE, 100.0, 100.0, 2.0, 0.05) == pytest.approx(36 / (100 * (0.01 + 36 * 0.0011)), rel=0.01)
 
 
 def test_dynamo_acts_once_an_interval_on_what_it_counted() -> None:
-    scaler = build("dynamo", one_pool(role=Role.PREFILL))
+    scaler = build("dynamo", one_pool(role=Role.PREFILL), headroom=1.0)
     active = [
         ReplicaSeen(
             "engine-0",
