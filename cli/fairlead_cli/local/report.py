@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fairlead_cli.local import answers, words
 from fairlead_cli.local.management import Snapshot
@@ -18,14 +19,30 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
+class Sized:
+    """A pool that the autoscaler sizes: how many engines it wants of it, between which bounds, and why. ``unwritten`` is why that is
+    not done; None: it is."""
+
+    pool: str
+    wanted: int
+    least: int
+    most: int
+    rule: str
+    reason: str
+    unwritten: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
-    """One model with all that is known of it; ``wanted`` is how many engines it should have, where that is known."""
+    """One model with all that is known of it; ``wanted`` is how many engines it should have, where that is known. ``sized`` are its
+    pools that the autoscaler sizes."""
 
     model: answers.Model
     stats: answers.ModelStats
     decisions: tuple[answers.Decision, ...]
     wanted: int | None
     advice: Advice
+    sized: tuple[Sized, ...] = ()
 
     @property
     def ready(self) -> int:
@@ -68,8 +85,10 @@ def report(
     wanted: Mapping[str, int],
     only: str | None = None,
     program: str = "fairlead",
+    sized: Mapping[str, Sequence[Sized]] = MappingProxyType({}),
 ) -> Report:
-    """What the gateway said, put together by model; ``only`` is a model's key, ``program`` what to type for this one."""
+    """What the gateway and the autoscaler (``sized``, by model) said, put together by model; ``only`` is a model's key, ``program``
+    what to type for this one."""
     models = []
     for model in snapshot.fleet.models:
         if only is not None and model.key != only:
@@ -77,8 +96,9 @@ def report(
         stats = snapshot.stats.models.get(model.key, answers.ModelStats())
         decisions = tuple(one for one in snapshot.decisions.decisions if one.model == model.key)
         expected = wanted.get(model.key)
-        advice = advise(model, stats, decisions, expected, program)
-        models.append(ModelReport(model, stats, decisions, expected, advice))
+        pools = tuple(sized.get(model.key, ()))
+        advice = advise(model, stats, decisions, expected, program, pools)
+        models.append(ModelReport(model, stats, decisions, expected, advice, pools))
     return Report(url, manage, snapshot.stats, tuple(models))
 
 
@@ -88,6 +108,7 @@ def advise(
     decisions: Sequence[answers.Decision],
     wanted: int | None,
     program: str = "fairlead",
+    sized: Sequence[Sized] = (),
 ) -> Advice:
     """The one thing to look at, the most urgent first."""
     states = [one.state for one in model.instances]
@@ -97,6 +118,8 @@ def advise(
     if not ready:
         if starting:
             return Advice(True, f"{words.plural(starting, 'engine')} starting; requests wait until one is ready")
+        if sized and not states and not any(pool.wanted for pool in sized):
+            return Advice(False, "it sleeps: the next request waits for an engine, which starts then")
         return Advice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
         there = f"{missing} of {wanted} engines ended and will be started again"
@@ -109,7 +132,9 @@ def advise(
     target = model.objectives.target
     if window.within_objective is not None and window.within_objective < target:
         reached = f"{words.share(window.within_objective)} of requests meet the objective, {words.share(target)} should"
-        return Advice(True, f"{reached}: add replicas, or relax spec.objectives")
+        full = all(pool.wanted >= pool.most for pool in sized)
+        what = "the autoscaler is at it" if not full else "raise replicas.max" if sized else "add replicas"
+        return Advice(True, f"{reached}: {what}, or relax spec.objectives")
     if starting:
         return Advice(False, f"{words.plural(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:

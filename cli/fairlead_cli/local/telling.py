@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fairlead.errors import BadInput
 from fairlead.names import nearest
@@ -13,7 +13,7 @@ from fairlead_cli.local import answers
 from fairlead_cli.local.management import Management, Snapshot
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.program import program
-from fairlead_cli.local.report import report
+from fairlead_cli.local.report import Sized, report
 from fairlead_cli.local.rundir import newest_stack, running_stacks
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
@@ -35,12 +35,26 @@ def run(model: str | None, manage: str | None, output: str) -> int:
         return UNREACHABLE
     wanted: Mapping[str, int] = known.engines if known else {}
     url = known.url if known else None
-    found = report(snapshot, url=url, manage=address, wanted=wanted, only=key, program=program())
+    sized = _sized(known.autoscaler) if known else {}
+    found = report(snapshot, url=url, manage=address, wanted=wanted, only=key, program=program(), sized=sized)
     _print(found, output)
     others = [one.manage for one in running_stacks() if one != stack] if stack else []
     if others:
         print(f"this is the newest; others run too: {program()} status --manage {' or '.join(others)}", file=sys.stderr)
     return PROBLEM if found.problem else OK
+
+
+def _sized(autoscaler: str) -> Mapping[str, Sequence[Sized]]:
+    """What the stack's autoscaler (a URL; empty: there is none) wants, by model. One that does not answer is told of on stderr."""
+    if not autoscaler:
+        return {}
+    from fairlead_cli.scaling.asking import wanted
+
+    try:
+        return wanted(autoscaler)
+    except (NoStack, LookupError, ValueError) as error:
+        print(f"the autoscaler does not say what it wants: {error}", file=sys.stderr)
+        return {}
 
 
 async def _ask(address: str, token: str | None, model: str | None) -> tuple[Snapshot, str | None]:

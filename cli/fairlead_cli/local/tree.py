@@ -1,5 +1,6 @@
 """A report as a tree for people and as JSON for programs."""
 
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.report import READY, ModelReport, Report
+from fairlead_cli.local.report import READY, ModelReport, Report, Sized
 from fairlead_cli.local.view import PHASE_STYLE, RULE_STYLE, clock, last_minute, result
 
 
@@ -46,6 +47,7 @@ def _plain(report: Report) -> dict[str, Any]:
                     {"name": name, "instances": [_plain_instance(found, one) for one in instances]}
                     for name, instances in found.pools().items()
                 ],
+                "autoscaler": [asdict(sized) for sized in found.sized],
                 "in_flight": found.stats.in_flight,
                 "queue": found.stats.queue,
                 "last_minute": found.stats.window,
@@ -91,6 +93,8 @@ def _model(found: ModelReport) -> Tree:
         pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {ready}/{len(instances)} ready"))
         for one in instances:
             pool.add(_instance(one, found.stats.instances.get(one.id)))
+    for sized in found.sized:
+        root.add(_sized(sized))
     if found.decisions:
         last = root.add(Text("last decisions", style="dim"))
         for decision in found.decisions:
@@ -110,6 +114,17 @@ def _instance(one: answers.Instance, stats: answers.InstanceStats | None) -> Tex
     if stats is not None and stats.requests:
         line.append(f"  TTFT {words.time(stats.ttft_mean_seconds)}  work {words.share(stats.share_of_work)}")
     return line.append(f"  {one.url}", "dim")
+
+
+def _sized(sized: Sized) -> Text:
+    line = Text.assemble(
+        ("autoscaler wants ", "dim"),
+        f"{sized.wanted} of {sized.pool}",
+        (f", of {sized.least} to {sized.most}  ", "dim"),
+        (sized.rule, RULE_STYLE.get(sized.rule, "")),
+        (f"  {sized.reason}", "dim"),
+    )
+    return line if sized.unwritten is None else line.append(f"; not done: {sized.unwritten}", "yellow")
 
 
 def _decision(decision: answers.Decision) -> Text:

@@ -1,17 +1,20 @@
 """Asks an autoscaler for what it has seen and decided: that of the running ``fairlead up``, or one that is named."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
 import httpx
+import msgspec
 
 from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read
 from fairlead.units import seconds
+from fairlead_autoscaler.recording import Look
 from fairlead_cli.errors import NoStack
 from fairlead_cli.local.ports import service_url
+from fairlead_cli.local.report import Sized
 from fairlead_cli.local.rundir import newest_stack
 
 ANSWER_SECONDS: Final = 30.0
@@ -44,6 +47,32 @@ def ask(url: str, path: str, query: Mapping[str, str]) -> bytes:
     if found.status_code != 200:
         raise NoStack(f"{url} is no autoscaler (status {found.status_code})", hint=_HINT)
     return found.content
+
+
+def wanted(url: str) -> dict[str, tuple[Sized, ...]]:
+    """What the autoscaler wants of the pools it sizes, by model. Raises as ``ask`` does, and ValueError for what is no answer."""
+    said = msgspec.json.decode(ask(url, "/autoscaling", {}), type=_Said)
+    return {key: tuple(_sized(look)) for key, look in said.models.items()}
+
+
+class _Said(msgspec.Struct):
+    models: dict[str, Look]
+
+
+def _sized(look: Look) -> Iterator[Sized]:
+    facts = {pool.name: pool for pool in look.model.pools}
+    for name, ruling in look.rulings.items():
+        pool = facts.get(name)
+        if pool is not None:
+            yield Sized(
+                name,
+                ruling.replicas,
+                pool.minimum,
+                pool.maximum,
+                ruling.rule,
+                ruling.reason,
+                ruling.unwritten if ruling.replicas != ruling.desired else None,
+            )
 
 
 def moment(text: str, now: float) -> float:

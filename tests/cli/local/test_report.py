@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fairlead_cli.local import answers
 from fairlead_cli.local.management import Snapshot
-from fairlead_cli.local.report import Report, report
+from fairlead_cli.local.report import Report, Sized, report
 from fairlead_cli.local.tree import as_json, tree
 
 KEY = "default/tiny"
@@ -60,6 +60,23 @@ def test_one_line_of_advice_names_the_most_urgent_thing(
     assert told.problem is problem
     assert told.models[0].advice.text.startswith(advice)
     assert f"next: {advice}" in text(told)
+
+
+def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None:
+    sized = {KEY: [Sized("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
+    found = report(snapshot(), url="http://g", manage="http://m", wanted={}, sized=sized)
+    assert not found.problem
+    assert "it sleeps" in found.models[0].advice.text
+    assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(found)
+
+
+@pytest.mark.parametrize(("wanted", "words"), [(2, "the autoscaler is at it"), (4, "raise replicas.max")])
+def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(wanted: int, words: str) -> None:
+    slow = snapshot("Ready", window=answers.Slice(requests=9, within_objective=0.5))
+    sized = {KEY: [Sized("main", wanted, 0, 4, "up", "2.1 are needed", "only advised")]}
+    found = report(slow, url="http://g", manage="http://m", wanted={}, sized=sized)
+    assert words in found.models[0].advice.text
+    assert "not done: only advised" in text(found)
 
 
 def test_an_idle_stack_is_told_how_to_be_asked() -> None:

@@ -11,6 +11,9 @@ import msgspec
 import pytest
 
 from fairlead.testing.canned import Answer, CannedServer
+from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling import Observation, Plan, PoolFacts, ScaledModel
 from fairlead_cli.local import answers
 from fairlead_cli.local.rundir import Stack, make_run_directory, write_stack
 
@@ -100,6 +103,29 @@ def test_the_running_stack_is_found_and_its_missing_engines_are_counted(
     assert done.returncode == 1
     assert "http://127.0.0.1:8000" in done.stdout
     assert "1 of 2 engines ended and will be started again" in done.stdout
+
+
+def test_what_the_autoscaler_wants_is_shown_and_its_silence_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    pool = PoolFacts("main", minimum=1, maximum=4)
+    look = Look(
+        0.0,
+        ScaledModel(KEY, None, None, (pool,)),
+        Observation(0.0, None, {}),
+        Plan(),
+        {"main": Ruling(2, 1, "up", "1.40 are needed")},
+    )
+    said = msgspec.json.encode({"models": {KEY: look}})
+    with management("Ready") as gateway, CannedServer({"/autoscaling": Answer([said])}) as autoscaler:
+        stack = Stack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, autoscaler=autoscaler.url)
+        write_stack(make_run_directory(), stack)
+        assert "autoscaler wants 2 of main, of 1 to 4  up  1.40 are needed" in status().stdout
+        (told,) = json.loads(status("-o", "json").stdout)["models"][0]["autoscaler"]
+        assert (told["wanted"], told["rule"]) == (2, "up")
+        autoscaler.answers.clear()
+        assert "the autoscaler does not say what it wants" in status().stderr
 
 
 def test_of_several_stacks_the_newest_is_shown_and_the_others_are_named(
