@@ -8,9 +8,9 @@ from as long before as its start takes (``Pool``'s foresight). What is searched 
    would leave and be back before a start is paid back stays. The share is the highest that keeps the target, by bisection; and one
    step more generous, for what follows.
 2. **Lowering.** One replica less over a stretch costs some misses and saves its time, and more where it spares a start. Misses stay
-   near their cause, so stretches far enough apart are tried in one and the same run. The best by savings per miss are taken
-   together, as many as the target bears, and it begins anew, over long and short stretches in turn, until nothing is left that
-   the target bears.
+   near their cause, so stretches far enough apart are tried in one and the same run. Those that save enough per miss are taken
+   together, as many as the target bears, over long and short stretches in turn. What is enough falls by and by: first what costs
+   no misses or hardly any, last whatever the target still bears; otherwise the first stretches would spend what others use better.
 
 It is a search: a cheaper schedule may exist, and none of ours can be called better than "so much above the best that was found".
 With two kinds of accelerator the large one carries what is always there, in whole replicas, the small one the rest.
@@ -28,8 +28,10 @@ from fairlead_sim.scaling.pool import PoolSetup
 
 _FAR_SECONDS = 900.0
 _HALVINGS = 8
-_GENEROUS = 0.93
-_STRETCHES_SECONDS = (1_800.0, 300.0, 60.0)
+_GENEROUS = 0.85
+_STRETCHES_SECONDS = (1_800.0, 600.0, 120.0)
+_ENOUGH = (1.0, 0.3, 0.1, 0.03, 0.0)
+"""Of what the whole schedule costs per miss that the target bears: so much must a miss save to be accepted."""
 
 Counts = dict[str, list[int]]
 """Replicas by pool and segment."""
@@ -91,9 +93,9 @@ class _Search:
                 low = middle
             else:
                 high = middle
-        for share in (low, low * _GENEROUS):
-            counts = self._first(share)
-            self._lowered(counts)
+        half = self._left // 2
+        self._lowered(self._first(low * _GENEROUS), half)
+        self._lowered(self._first(low), 0)
         assert self._best is not None
         return self._best
 
@@ -185,22 +187,25 @@ class _Search:
 
     # Lowering ------------------------------------------------------------------------------------------------------------
 
-    def _lowered(self, counts: Counts) -> None:
-        """Lower stretch by stretch, while the target holds and runs are left."""
+    def _lowered(self, counts: Counts, spare: int) -> None:
+        """Lower stretch by stretch, while the target holds and more than ``spare`` runs are left."""
         budget = int((1.0 - self._target) * len(self._scenario.load))
         _, misses = self._try(counts)
-        idle = 0
         turn = 0
-        while idle < len(_STRETCHES_SECONDS) and self._left > 0:
-            seconds = _STRETCHES_SECONDS[turn % len(_STRETCHES_SECONDS)]
-            turn += 1
-            offers = self._offers(counts, misses, max(1, int(seconds / self._dt)), turn)
-            taken = self._taken(counts, misses, offers, budget)
-            if taken is None:
-                idle += 1
-            else:
-                counts, misses = taken
-                idle = 0
+        for enough in _ENOUGH:
+            each = enough * sum([self._price(name, of) for name, of in counts.items()]) / max(1, budget)
+            idle = 0
+            while idle < len(_STRETCHES_SECONDS) and self._left > spare:
+                seconds = _STRETCHES_SECONDS[turn % len(_STRETCHES_SECONDS)]
+                turn += 1
+                offers = self._offers(counts, misses, max(1, int(seconds / self._dt)), turn)
+                worth = [offer for offer in offers if offer.saves >= each * offer.misses]
+                taken = self._taken(counts, misses, worth, budget)
+                if taken is None:
+                    idle += 1
+                else:
+                    counts, misses = taken
+                    idle = 0
 
     def _offers(self, counts: Counts, misses: list[int], length: int, turn: int) -> list[_Lower]:
         """Every stretch of that length lowered by one, each measured; those that would cost are left out."""
