@@ -443,7 +443,7 @@ class Limits:
 
     autoscaler_read_seconds: float = _limit(2.0, "a gateway that shows its metrics later is missing from that look")
     autoscaler_page_bytes: int = _limit(
-        64 * 1024 * 1024, "a gateway's metrics page; one of 4,096 engines has about 40 MB"
+        64 * 1024 * 1024, "a gateway's metrics page; one of 4,096 engines has about 12 MB"
     )
     autoscaler_gateways: int = _limit(256, "gateways that are read; of more the rest is left out, and said to be")
     autoscaler_carry_seconds: float = _limit(

@@ -148,7 +148,10 @@ class FileScaler:
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
         """Ask for ``replicas``. Raises Unavailable when the file cannot be written."""
-        wishes = read_wishes(self._path).pools if self._path.exists() else {}
+        try:
+            wishes = read_wishes(self._path).pools
+        except Unavailable:  # nobody has wished for anything yet, or what was wished is no more to be read
+            wishes = {}
         pools = {**wishes.get(key, {}), pool: Wish(replicas, tuple(leaving))}
         try:
             write(self._path, Wishes({**wishes, key: pools}))

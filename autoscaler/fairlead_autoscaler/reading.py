@@ -88,8 +88,9 @@ class Gateways:
                 found[f"{parts.scheme}://{parts.netloc}"] = None
                 continue
             try:
-                self._addresses[url] = sorted(set(await self._resolve(host, port)))
-            except OSError as error:
+                async with asyncio.timeout(self._limits.autoscaler_read_seconds):
+                    self._addresses[url] = sorted(set(await self._resolve(host, port)))
+            except (OSError, TimeoutError) as error:
                 notes.append(f"the name {host} cannot be resolved ({type(error).__name__}); its last addresses stay")
             for address in self._addresses.get(url, []):
                 shown = f"[{address}]" if ":" in address else address
@@ -102,7 +103,8 @@ class Gateways:
     async def _page(self, name: str, models: Collection[str]) -> Page | str:
         """Its page, or why there is none."""
         try:
-            return page.read(await self._fetch(f"{name}/metrics"), models, self._speed)
+            text = await self._fetch(f"{name}/metrics")
+            return await asyncio.to_thread(page.read, text, models, self._speed)
         except Unavailable as error:
             return error.message
 

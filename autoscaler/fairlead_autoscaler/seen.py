@@ -63,6 +63,7 @@ def scaled_model(
         interval_seconds=interval_seconds,
         ttft_bounds=() if ttft is None else (ttft,),
         itl_bounds=() if itl is None else (itl,),
+        ttft_per_kilo_token_seconds=objectives.ttft_per_kilo_token_seconds,
     )
 
 

@@ -186,8 +186,8 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     """Need, window, division and numbers of one group."""
     settings = look.settings
     reference = group.pools[0]
-    objectives = objectives_of(look.model, group.role)
     mix = mix_of(state.lengths, group.role)
+    objectives = objectives_of(look.model, group.role, mix.prompt)
     factors = {pool.name: state.pools[pool.name].speed.factor(settings) for pool in group.pools}
     known = state.groups.get(group.role.value)
     share = float(sum(look.pools[pool.name].desired for pool in group.pools))
@@ -417,7 +417,7 @@ def _what_if(pool: PoolFacts, state: State, look: Look, factor: float) -> float:
     mix = mix_of(state.lengths, pool.role)
     if mix.cached <= 0.0 or count <= 1 or pool.role is Role.DECODE:
         return 1.0
-    objectives = objectives_of(look.model, pool.role)
+    objectives = objectives_of(look.model, pool.role, mix.prompt)
     settings = look.settings
     fewer = replace(mix, cached=mix.cached * (1.0 - 1.0 / count))
     now = capacity_of(pool, mix, factor, objectives, count, settings)

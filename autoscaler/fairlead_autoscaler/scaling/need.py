@@ -65,12 +65,13 @@ def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
     return Mix(prompt, answer, 1.0 if role is Role.DECODE else cached, uneven)
 
 
-def objectives_of(model: ScaledModel, role: Role) -> Objectives:
-    """What a group of ``role`` has to keep."""
+def objectives_of(model: ScaledModel, role: Role, prompt_tokens: float) -> Objectives:
+    """What a group of ``role`` has to keep, of prompts of so many tokens."""
     miss = min(0.5, max(1e-4, 1.0 - model.target))
-    return Objectives(
-        None if role is Role.DECODE else model.ttft_seconds, None if role is Role.PREFILL else model.itl_seconds, miss
-    )
+    ttft = model.ttft_seconds
+    if ttft is not None:
+        ttft += model.ttft_per_kilo_token_seconds * prompt_tokens / 1000.0
+    return Objectives(None if role is Role.DECODE else ttft, None if role is Role.PREFILL else model.itl_seconds, miss)
 
 
 def capacity_of(

@@ -55,8 +55,10 @@ class PoolFacts:
 
 @dataclass(frozen=True, slots=True)
 class ScaledModel:
-    """One model and its pools. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in seconds of the histograms that replicas
-    come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long a client waits for a first token."""
+    """One model and its pools. The objective for the first token of a prompt is ``ttft_seconds``, and more by
+    ``ttft_per_kilo_token_seconds`` for each thousand of its tokens. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in seconds
+    of the histograms that replicas come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long a client
+    waits for a first token."""
 
     name: str
     ttft_seconds: float | None
@@ -67,6 +69,7 @@ class ScaledModel:
     interval_seconds: float = 5.0
     ttft_bounds: tuple[float, ...] = ()
     itl_bounds: tuple[float, ...] = ()
+    ttft_per_kilo_token_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fairlead.api import Autoscaling
 from fairlead.fleet import Role
@@ -140,6 +142,36 @@ def test_what_keeps_a_number_from_being_written_is_said(more: dict[str, Any], wh
 
 def test_the_freeze_stops_every_write() -> None:
     assert ruled(state(2), 5, frozen=True).unwritten == "all scaling is frozen"
+
+
+@pytest.mark.property
+@given(
+    desired=st.integers(0, 12),
+    planned=st.none() | st.integers(0, 40),
+    least=st.integers(0, 6),
+    room=st.integers(0, 8),
+    up=st.none() | st.integers(1, 5) | st.sampled_from(["1%", "50%", "100%"]),
+    down=st.none() | st.integers(1, 5) | st.sampled_from(["1%", "50%", "100%"]),
+    sizes=st.lists(st.integers(0, 12), max_size=6),
+    woken=st.booleans(),
+)
+def test_never_outside_the_bounds_and_never_the_other_way(
+    desired: int,
+    planned: int | None,
+    least: int,
+    room: int,
+    up: int | str | None,
+    down: int | str | None,
+    sizes: list[int],
+    woken: bool,
+) -> None:
+    policy = AUTO | {"step_up": up, "step_down": down}
+    now_is = state(desired, least=least, most=max(1, least + room), policy=policy)
+    watch = Watch({"main": tuple((990.0, size) for size in sizes)}, 0.0)
+    found = ruled(now_is, planned, watch=watch, woken=woken)
+    assert least <= found.replicas <= max(1, least + room)
+    if planned is not None and found.rule not in ("bounds", "wake"):
+        assert (found.replicas - desired) * (planned - desired) >= 0
 
 
 def test_the_core_plans_within_the_widest_bounds_that_there_ever_are() -> None:

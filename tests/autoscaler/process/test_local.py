@@ -71,6 +71,12 @@ def test_wishes_of_all_pools_stay_together_and_survive_the_process(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == [WISHES]
 
 
+def test_wishes_that_cannot_be_read_are_wished_anew(tmp_path: Path) -> None:
+    (tmp_path / WISHES).write_text("{")
+    asyncio.run(FileScaler(tmp_path / WISHES).scale(KEY, "main", 3))
+    assert read_wishes(tmp_path / WISHES).pools == {KEY: {"main": Wish(3)}}
+
+
 def test_a_folder_that_is_gone_refuses_the_wish(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         asyncio.run(FileScaler(tmp_path / "gone" / WISHES).scale(KEY, "main", 3))

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
@@ -56,6 +58,28 @@ def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
     assert found.gauges[("kv_share", KEY, HERE)] == 0.25
     assert found.gauges[("age_seconds", KEY, HERE)] == 1.5
     assert {key[1] for table in (found.counted, found.relayed, found.gauges) for key in table} == {KEY}
+
+
+def test_what_is_no_number_is_not_there() -> None:
+    lines = [
+        f'fairlead_gateway_{name}{{model="{KEY}"}} {value}'
+        for name, value in (("held", "NaN"), ("received_total", "+Inf"))
+    ]
+    found = page.read("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+    assert (found.gauges, found.counted) == ({}, {})
+
+
+@pytest.mark.property
+@given(
+    st.lists(
+        st.sampled_from(sorted(page._WANTED)).flatmap(lambda name: st.text(max_size=40).map(name.__add__)), max_size=6
+    )
+)
+def test_whatever_a_page_holds_it_is_read_or_refused(lines: list[str]) -> None:
+    try:
+        page.read("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+    except Unavailable:
+        pass
 
 
 def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -125,6 +125,20 @@ def test_a_gateway_that_left_the_name_is_forgotten_and_a_name_that_fails_keeps_i
     assert [arrivals(one) for one in found] == [None, 10.0, 10.0]
     assert found[1].notes == ()
     assert found[2].notes == ("the name gateways cannot be resolved (OSError); its last addresses stay",)
+
+
+def test_a_name_that_is_not_found_in_time_holds_nobody_up() -> None:
+    world = World(pages={A: (900.0, 0.0)})
+
+    async def hang(host: str, port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    limits = replace(Limits(), autoscaler_read_seconds=0.01)
+    gateways = Gateways([A, "http://slow:1"], fetch=world.fetch, resolve=hang, clock=world.clock, limits=limits)
+    (found,) = looks(world, gateways)
+    assert [one.name for one in found.gateways] == [A]
+    assert found.notes == ("the name slow cannot be resolved (TimeoutError); its last addresses stay",)
 
 
 def test_no_more_gateways_are_read_than_the_limit_allows() -> None:
