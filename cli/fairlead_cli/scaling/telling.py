@@ -36,9 +36,11 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "cached_share": ("cached", words.share),
         "level_replicas": ("load now", _replicas),
         "spread_replicas": ("its spread", lambda value: f"± {_replicas(value)}"),
+        "swing_share": ("how far it is off", lambda value: f"{words.share(value)} of the forecast, as forecasts were"),
         "trend_replicas_per_minute": ("trend", lambda value: f"{value:+.2f} replicas a minute"),
         "ahead_seconds": ("looking ahead", lambda value: f"{duration(value)}, as long as a start takes"),
         "forecast_replicas": ("forecast", _replicas),
+        "recurring_burst_replicas": ("bursts come back to", _replicas),
         "crowd_gain": ("sharing", lambda value: f"{value:.2f} × the capacity, for so many replicas"),
         "margin": ("margin", lambda value: f"{value:.2f} ×, as the objectives were kept"),
         "backlog_requests": ("waiting", lambda value: words.plural(round(value), "request")),
@@ -107,7 +109,7 @@ def _input(name: str, one: Input) -> str:
     label, written = INPUTS.get(name, (name, lambda value: f"{value:g}"))
     value = words.UNKNOWN if one.value is None else written(one.value)
     age = f", {duration(one.age_seconds)} old" if one.age_seconds else ""
-    return f"  {label:<{WIDTH}}{value}{age}"
+    return f"  {label:<{WIDTH - 1}} {value}{age}"
 
 
 def _ruling(ruling: Ruling, plan: PoolPlan | None) -> Iterator[str]:
