@@ -4,6 +4,7 @@ import gc
 import time
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 from lab import Found
@@ -59,12 +60,21 @@ def controller(cell: Cell, scenario: Scenario) -> Controller:
 
 
 def state(cell: Cell) -> str:
-    """Of the sources of the plant and of the controller."""
-    return _digest("scaling" if cell.controller == OURS else "presets")
+    """Of the sources of the plant and of the controller: a change of one preset leaves what was measured of others."""
+    place = Path(fairlead_autoscaler.__path__[0])
+    if cell.controller == OURS:
+        return _digest(tuple(sorted((place / "scaling").glob("*.py"))), ())
+    rule = cell.controller.partition("-")[0]
+    files = sorted((place / "presets").glob(f"{rule}*.py")) + [
+        place / "presets" / f"{name}.py" for name in ("signals", "scaler")
+    ]
+    return _digest(tuple(files), tuple([knob.fixed for knob in PRESETS[cell.controller].knobs[1:]]))
 
 
 @cache
-def _digest(part: str) -> str:
+def _digest(files: tuple[Path, ...], values: tuple[float, ...]) -> str:
     plant = [Path(place) / "scaling" for place in fairlead_sim.__path__]
-    controllers = [Path(place) / part for place in fairlead_autoscaler.__path__]
-    return sources_digest([*plant, *controllers])
+    digest = sha256(f"{sources_digest(plant)} {values}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
