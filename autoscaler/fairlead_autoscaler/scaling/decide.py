@@ -244,6 +244,7 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
             held * capacities[reference.name].requests_per_second / capacity.requests_per_second,
             _urgent(look, group, need),
             asleep,
+            (max(1.0, ahead - settings.ready_extra_seconds), startup),
             _what_if(pool, state, look, factors[pool.name]),
             {
                 "speed_factor": Input(factors[pool.name]),

@@ -2,7 +2,8 @@
 
 Up at once, in one step: a pending replica counts as one that is there, so nothing is ordered twice. Where requests wait already, up
 to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
-half is ready as soon as a typical one, not as the slowest. As soon as enough are ready, the rest is cancelled.
+half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged). As soon as
+enough are ready, the rest is cancelled.
 
 Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes, the pool was not
 lowered just now, and what would be left carries the largest need of the window also with the caches that go (the **what-if**)."""
@@ -48,6 +49,7 @@ class Wanted:
     needed: float
     urgent: bool
     asleep: bool
+    startup_seconds: tuple[float, float]
     capacity_after: float
     inputs: Mapping[str, Input]
     bound: str
@@ -75,7 +77,7 @@ def planned(
     least, most = bounds
     if settings.freeze:
         return state, _plan(seen.desired, Rule.FROZEN, "scaling is frozen", seen, wanted, 0, bounds)
-    hedged = min(state.hedged, max(0, seen.desired - seen.ready))
+    hedged = min(state.hedged, seen.desired)
     plain = seen.desired - hedged
     target, rule, reason = _number(state, seen, plain, wanted, doubt, now, settings)
     if target < least:
@@ -137,7 +139,8 @@ def _down(state: PoolState, plain: int, wanted: Wanted, now: float, settings: Sc
         floor += 1
     if floor >= plain:
         return plain, Rule.WHAT_IF, f"{plain - 1} would carry {wanted.needed:.2f}, with the caches that go only just"
-    if state.lowered_at is not None and now - state.lowered_at < settings.down_every_seconds:
+    pause = min(settings.down_every_seconds, max(settings.down_least_seconds, wanted.startup_seconds[1]))
+    if state.lowered_at is not None and now - state.lowered_at < pause:
         return plain, Rule.STEP, f"lowered {now - state.lowered_at:.0f} s ago"
     most = 1 if plain <= settings.down_small else max(1, math.floor(plain * settings.down_share))
     if floor < plain - most:
@@ -156,7 +159,8 @@ def _extra(
     if missing <= 0:
         return 0
     if wanted.urgent and missing >= max(1.0, settings.hedge_missing_share * target):
-        return min(room, max(hedged, math.ceil((settings.hedge - 1.0) * missing)))
+        usual, slow = wanted.startup_seconds
+        return min(room, max(hedged, math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)))
     return min(hedged, room)
 
 

@@ -76,6 +76,7 @@ class ScalingSettings:
     restart_seconds: float = 120.0
     what_if_share: float = 1.0
     down_every_seconds: float = 60.0
+    down_least_seconds: float = 15.0
     down_share: float = 0.25
     down_small: int = 8
 
