@@ -76,6 +76,8 @@ def decide(state: State, observation: Observation, model: ScaledModel, settings:
     gateway = clean.gateway(observation.gateway) if not gap and seconds > 0.0 else None
     trusted, believed = trust.judge(state.trust, clock.now, gateway, counted, settings)
     clock, tick = _arrivals(clock, believed.gateway, seconds, model)
+    if believed.lie is not None or clock.blind_since is not None:
+        clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.doubt_seconds))
     arrived = believed.gateway is not None and (believed.gateway.arrivals > 0.0 or believed.gateway.held > 0.0)
     blind = None if clock.blind_since is None else clock.now - clock.blind_since
     look = Look(

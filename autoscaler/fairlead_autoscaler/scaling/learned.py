@@ -31,10 +31,13 @@ _GUESSED = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Decaying sums of seconds between tokens: as seen, and as the profile says."""
+    """Decaying sums of seconds between tokens: as seen, and as the profile says; and the same of the last tick alone, where it was
+    far from them."""
 
     seen: float = 0.0
     expected: float = 0.0
+    odd_seen: float = 0.0
+    odd_expected: float = 0.0
 
     def factor(self, settings: ScalingSettings) -> float:
         """How many times as long as its profile says an engine takes; 1 until something was seen."""
@@ -57,10 +60,15 @@ def speed(before: Speed, totals: Totals, facts: PoolFacts, seconds: float, setti
         + step.per_resident * totals.resident_tokens / totals.told
         + step.per_prompt * max(0.0, prompt) * gap
     )
+    now_seen, now_expected = totals.generated_tokens * gap, totals.generated_tokens * expected
+    factor, odd = before.seen / max(before.expected, 1e-9), now_seen / now_expected
+    if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
+        if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:
+            # Two ticks in a row that are off to the same side: it is another engine now.
+            return Speed(before.odd_seen + now_seen, before.odd_expected + now_expected)
+        return replace(before, odd_seen=now_seen, odd_expected=now_expected)
     keep = math.exp(-seconds / settings.speed_seconds)
-    return Speed(
-        before.seen * keep + totals.generated_tokens * gap, before.expected * keep + totals.generated_tokens * expected
-    )
+    return Speed(before.seen * keep + now_seen, before.expected * keep + now_expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +201,8 @@ def budget(
     burn = after.missed_fast / after.judged_fast / allowed
     burn_slow = after.missed_slow / after.judged_slow / allowed
     margin = before.margin
-    if burn > 1.0:
-        margin += min(4.0, burn - 1.0) * settings.margin_up_per_second * seconds
+    if burn > 1.0 or burn_slow > 1.0:
+        margin += min(4.0, max(burn, burn_slow) - 1.0) * settings.margin_up_per_second * seconds
     elif burn_slow < settings.margin_spend and burn < settings.margin_spend:
         margin -= settings.margin_down_per_second * seconds
     return replace(after, margin=min(settings.margin_most, max(settings.margin_least, margin)))

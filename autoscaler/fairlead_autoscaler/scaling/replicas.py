@@ -5,8 +5,9 @@ to twice what is missing is ordered (**hedged starts**): start-up times differ b
 half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged). As soon as
 enough are ready, the rest is cancelled.
 
-Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes, the pool was not
-lowered just now, and what would be left carries the largest need of the window also with the caches that go (the **what-if**)."""
+Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes (five after a time
+without them), the pool was not lowered just now, and what would be left carries the largest need of the window also with the caches
+that go (the **what-if**)."""
 
 import math
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Rule(StrEnum):
     BLIND = "blind"
     BLIND_UP = "blind-up"
     LYING = "lying"
-    RESTART = "restart"
+    WATCHING = "watching"
     WHAT_IF = "what-if"
     STEP = "step"
     DOWN = "down"
@@ -126,7 +127,7 @@ def _number(
     if doubt.lie is not None:
         return plain, Rule.LYING, f"{doubt.lie}: what there is stays"
     if doubt.calm:
-        return plain, Rule.RESTART, "nothing is lowered before two minutes were watched"
+        return plain, Rule.WATCHING, "nothing is lowered so soon after the start, or after a time without metrics"
     if wanted.asleep and target == 0:
         return 0, Rule.ZERO, "silent for longer than idling is worth"
     return _down(state, plain, wanted, now, settings)

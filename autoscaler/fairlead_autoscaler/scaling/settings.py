@@ -45,6 +45,7 @@ class ScalingSettings:
     drift_most: float = 2.0
     length_slow_seconds: float = 900.0
     speed_seconds: float = 20.0
+    speed_odd: float = 0.12
     speed_least: float = 0.5
     speed_most: float = 3.0
 
@@ -54,7 +55,7 @@ class ScalingSettings:
     margin_most: float = 1.15
     margin_up_per_second: float = 1.5e-4
     margin_down_per_second: float = 2.5e-5
-    margin_spend: float = 0.6
+    margin_spend: float = 0.4
     short_seconds: float = 60.0
     budget_fast_seconds: float = 300.0
     budget_slow_seconds: float = 3_600.0
@@ -74,6 +75,7 @@ class ScalingSettings:
     window_most_seconds: float = 1_800.0
     window_forget_seconds: float = 3_600.0
     restart_seconds: float = 120.0
+    doubt_seconds: float = 300.0
     what_if_share: float = 1.0
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
