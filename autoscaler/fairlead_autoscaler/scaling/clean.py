@@ -64,75 +64,69 @@ class Totals:
     finished_of: dict[str, float]
 
 
-_COUNTED = (
-    "running",
-    "waiting",
-    "prompt_tokens",
-    "cached_tokens",
-    "generated_tokens",
-    "itl_seconds",
-    "finished",
-    "first_tokens",
-)
-
-
 def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Totals | None:
     """The sum over the replicas of a pool; None where nobody could read them, or none of them that is ready said anything."""
     if pool.replicas is None:
         return None
     kv_tokens = facts.profile.kv_tokens if facts.profile else 0
-    sums = [0.0] * len(_COUNTED)
-    resident, told = 0.0, 0
+    running = waiting = resident = prompt = cached = generated = gaps = done = first = slow = 0.0
+    told = asked = 0
     ttft: list[float] = []
-    slow = 0.0
     in_flight: dict[str, float] = {}
     finished: dict[str, float] = {}
-    asked = 0
     for replica in pool.replicas:
         if replica.state is ReplicaState.PENDING:
             continue
         asked += 1
-        running, waiting = number(replica.running), number(replica.waiting)
-        if running is None and number(replica.finished) is None:
+        runs, ended = number(replica.running), number(replica.finished)
+        if runs is None and ended is None:
             continue
         told += 1
-        for index, name in enumerate(_COUNTED):
-            sums[index] += number(getattr(replica, name)) or 0.0
+        waits = number(replica.waiting)
+        if runs is not None and waits is not None:
+            in_flight[replica.id] = runs + waits
+        finished[replica.id] = ended or 0.0
+        running += runs or 0.0
+        waiting += waits or 0.0
+        done += ended or 0.0
         resident += min(1.0, number(replica.kv_share) or 0.0) * kv_tokens
-        _add(ttft, replica.ttft_counts)
+        prompt += number(replica.prompt_tokens) or 0.0
+        cached += number(replica.cached_tokens) or 0.0
+        tokens, seconds = number(replica.generated_tokens) or 0.0, number(replica.itl_seconds) or 0.0
+        generated += tokens
+        gaps += seconds
         if itl_seconds is not None:
-            slow += _slow(number(replica.generated_tokens) or 0.0, number(replica.itl_seconds) or 0.0, itl_seconds)
-        if running is not None and waiting is not None:
-            in_flight[replica.id] = running + waiting
-        finished[replica.id] = number(replica.finished) or 0.0
+            slow += _slow(tokens, seconds, itl_seconds)
+        began = number(replica.first_tokens) or 0.0
+        first += began
+        if began and replica.ttft_counts is not None:
+            ttft = _plus(ttft, replica.ttft_counts)
     if asked and not told:
         return None
     return Totals(
-        facts.role is not Role.DECODE,
-        told,
-        sums[0],
-        sums[1],
-        resident,
-        sums[2],
-        sums[3],
-        sums[4],
-        sums[5],
-        sums[6],
-        sums[7],
-        tuple(ttft),
-        slow,
-        in_flight,
-        finished,
+        entry=facts.role is not Role.DECODE,
+        told=told,
+        running=running,
+        waiting=waiting,
+        resident_tokens=resident,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        generated_tokens=generated,
+        itl_seconds=gaps,
+        finished=done,
+        first_tokens=first,
+        ttft_counts=tuple(ttft),
+        slow_tokens=slow,
+        in_flight=in_flight,
+        finished_of=finished,
     )
 
 
-def _add(total: list[float], counts: tuple[float, ...] | None) -> None:
-    if counts is None:
-        return
-    if not total:
-        total.extend([0.0] * len(counts))
-    for index, count in enumerate(counts[: len(total)]):
-        total[index] += number(count) or 0.0
+def _plus(total: list[float], counts: tuple[float, ...]) -> list[float]:
+    """The sum of two histograms; ``total`` may be empty."""
+    if not counts or not (min(counts) >= 0.0 and sum(counts) <= _MOST):
+        counts = tuple(number(count) or 0.0 for count in counts)
+    return [was + more for was, more in zip(total, counts, strict=False)] if total else list(counts)
 
 
 def _slow(generated: float, gaps_seconds: float, objective: float) -> float:

@@ -31,7 +31,7 @@ from fairlead_autoscaler.scaling.need import (
 )
 from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.split import Part, divide
+from fairlead_autoscaler.scaling.split import Part, divide, own_share
 from fairlead_autoscaler.scaling.state import Clock, GroupState, PoolState, State
 from fairlead_autoscaler.scaling.trust import Believed
 from fairlead_autoscaler.scaling.values import (
@@ -228,7 +228,7 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     elif group.to_zero and (look.arrived or any(look.pools[pool.name].desired for pool in group.pools)):
         held = max(held, 1e-6)  # and none where there is none and nobody asks: a restart wakes nobody
     parts = [_part(look, pool, capacities, reference.name, startup) for pool in group.pools]
-    targets = divide(held, parts)
+    targets = divide(held, parts, settings.switch_share)
     told = {
         "prompt_tokens": Input(mix.prompt),
         "output_tokens": Input(mix.output),
@@ -243,7 +243,7 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
         capacity = capacities[pool.name]
         wanted = Wanted(
             targets[pool.name],
-            held * capacities[reference.name].requests_per_second / capacity.requests_per_second,
+            own_share(held, parts, targets, pool.name),
             _urgent(look, group, need),
             asleep,
             (max(1.0, ahead - settings.ready_extra_seconds), startup),
@@ -410,7 +410,7 @@ def _part(look: Look, pool: PoolFacts, capacities: Mapping[str, Capacity], refer
         most,
         seen.desired,
         seen.ready,
-        startup / 3_600.0,
+        look.settings.start_price * startup / 3_600.0,
     )
 
 

@@ -159,7 +159,7 @@ def _extra(
         return min(hedged, room)
     if missing <= 0:
         return 0
-    if wanted.urgent and missing >= max(1.0, settings.hedge_missing_share * target):
+    if wanted.urgent and missing >= max(2.0, settings.hedge_missing_share * target):
         usual, slow = wanted.startup_seconds
         return min(room, max(hedged, math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)))
     return min(hedged, room)

@@ -68,6 +68,9 @@ class ScalingSettings:
     hedge: float = 2.0
     hedge_missing_share: float = 0.2
 
+    start_price: float = 0.3
+    switch_share: float = 0.2
+
     # Down.
     window_seconds: float = 300.0
     window_least_seconds: float = 60.0
@@ -76,7 +79,7 @@ class ScalingSettings:
     window_forget_seconds: float = 3_600.0
     restart_seconds: float = 120.0
     doubt_seconds: float = 300.0
-    what_if_share: float = 1.0
+    what_if_share: float = 0.95
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
     down_share: float = 0.25

@@ -7,8 +7,11 @@ for one that is really cheaper. A pool is lowered in favour of another only as f
 then break."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+_SHORT = 1e6
+"""What a replica's worth of need that nobody carries counts, so that no division leaves any where it need not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +29,32 @@ class Part:
     start_price: float
 
 
-def divide(need: float, parts: Sequence[Part]) -> dict[str, int]:
-    """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough."""
+def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str, int]:
+    """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough. Where all
+    pools but the smallest type can stay as they are, they do, unless another division costs less by ``switch_share``."""
     ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
     best: tuple[float, dict[str, int]] | None = None
+    stays: tuple[float, dict[str, int]] | None = None
     for counts in _ways(need, ordered):
         carried = sum(part.capacity * counts[part.name] for part in ordered)
-        short = max(0.0, need - carried)
-        price = sum(_price(part, counts[part.name]) for part in ordered) + 1e6 * short
+        price = sum(_price(part, counts[part.name]) for part in ordered) + _SHORT * max(0.0, need - carried)
         if best is None or price < best[0] - 1e-9:
             best = price, counts
+        same = all(counts[part.name] == part.desired for part in ordered[:-1])
+        if same and (stays is None or price < stays[0] - 1e-9):
+            stays = price, counts
     if best is None:
         return {}
+    if stays is not None and stays[0] * (1.0 - switch_share) <= best[0]:
+        best = stays
     return _made_first(need, ordered, best[1])
+
+
+def own_share(need: float, parts: Sequence[Part], counts: Mapping[str, int], name: str) -> float:
+    """What of ``need`` is left for the pool ``name`` when the others have ``counts``, in its own replicas."""
+    others = sum(part.capacity * counts[part.name] for part in parts if part.name != name)
+    own = next(part for part in parts if part.name == name)
+    return max(0.0, need - others) / own.capacity
 
 
 def _price(part: Part, count: int) -> float:
