@@ -21,6 +21,7 @@ _COUNTED: Final[Mapping[str, str]] = MappingProxyType(
         "received_total": "arrivals",
         "received_prompt_tokens_total": "prompt_tokens",
         "abandoned_total": "abandoned",
+        "request_shapes_total": "shapes",
         "instance_finished_total": "finished",
         "instance_computed_tokens_total": "computed_tokens",
         "instance_output_tokens_total": "output_tokens",
@@ -55,6 +56,7 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
         "index_unique_blocks": "unique_blocks",
     }
 )
+_LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens")
 _SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
 _UPTIME: Final = _P + "uptime_seconds"
 _WANTED: Final = frozenset(_P + name for names in (_COUNTED, _RELAYED, _GAUGES) for name in names) | {_UPTIME}
@@ -62,7 +64,8 @@ _WANTED: Final = frozenset(_P + name for names in (_COUNTED, _RELAYED, _GAUGES) 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One gateway at one moment. Keys are (name, model) or (name, model, instance), with the objective behind where there is one."""
+    """One gateway at one moment. Keys are (name, model) or (name, model, instance), with the objective behind where there is one;
+    of a shape (name, model, prompt tokens, generated tokens)."""
 
     uptime_seconds: float
     counted: Mapping[Key, float] = field(default_factory=dict)
@@ -108,4 +111,4 @@ def _name(line: str) -> str:
 
 
 def _rest(labels: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(labels[name] for name in ("instance", "objective") if name in labels)
+    return tuple(labels[name] for name in _LABELS if name in labels)

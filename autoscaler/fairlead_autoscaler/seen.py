@@ -19,7 +19,9 @@ from fairlead_autoscaler.scaling import (
     ReplicaSeen,
     ReplicaState,
     ScaledModel,
+    ShapeSeen,
 )
+from fairlead_autoscaler.scaling.need import has_choice
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
 
 
@@ -77,7 +79,31 @@ def observation(
         gateway_seen(key, readings),
         {name: _pool(key, pool, readings, signals_seconds) for name, pool in state.pools.items()},
         wall,
+        shapes_seen(state.model, readings),
     )
+
+
+def shapes_seen(model: ScaledModel, readings: Readings) -> tuple[ShapeSeen, ...] | None:
+    """The shapes of what ended, over all gateways, of a model with several pools of one role; None where none could say."""
+    told = [one.counted for one in readings.gateways if one.counted is not None]
+    if not told or not has_choice(model):
+        return None
+    found: dict[Key, float] = {}
+    for counted in told:
+        for key, rise in counted.items():
+            if key[:2] == ("shapes", model.name) and rise > 0.0:
+                found[key[2:]] = found.get(key[2:], 0.0) + rise
+    shapes = (_shape(tokens, rise) for tokens, rise in sorted(found.items()))
+    return tuple(one for one in shapes if one is not None)
+
+
+def _shape(tokens: Key, requests: float) -> ShapeSeen | None:
+    """From the labels of a shape; None where they are none."""
+    try:
+        prompt, output = tokens
+        return ShapeSeen(float(prompt), float(output), requests)
+    except ValueError:
+        return None
 
 
 def gateway_seen(key: str, readings: Readings) -> GatewaySeen | None:

@@ -21,7 +21,8 @@ import yaml
 
 from fairlead.fleet import Objectives
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.mix import Candidate, ShapeGrid, throughput
+from fairlead.shapes import ShapeGrid
+from fairlead_autoscaler.mix import Candidate, throughput
 
 FILE = Path(__file__).with_name("accelerators.yaml")
 

@@ -24,7 +24,8 @@ from workloads import WORKLOADS, dense, histogram, homogeneous, skewed  # noqa: 
 
 from fairlead.fleet import Objectives  # noqa: E402
 from fairlead.profile_tables import flat, load_profile_table  # noqa: E402
-from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, ShapeGrid, candidates_of, plan_mix  # noqa: E402
+from fairlead.shapes import ShapeGrid  # noqa: E402
+from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, candidates_of, plan_mix  # noqa: E402
 from fairlead_autoscaler.mix.greedy import deal  # noqa: E402
 from fairlead_autoscaler.mix.program import solve  # noqa: E402
 

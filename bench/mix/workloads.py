@@ -10,7 +10,8 @@ import math
 import random
 from collections.abc import Sequence
 
-from fairlead_autoscaler.mix import Candidate, ShapeGrid
+from fairlead.shapes import ShapeGrid
+from fairlead_autoscaler.mix import Candidate
 
 DRAWN = 20_000
 LONGEST_PROMPT, LONGEST_OUTPUT = 16_000.0, 2_000.0

@@ -1,6 +1,5 @@
 """Which accelerators a model's requests are served on, and how many of each: the cheapest mix that carries the shapes seen.
 
-    Histogram.empty(now).seen(now, requests) -> Histogram       how often each shape of request comes
     throughput(profile, prompt, output, objectives)             requests a second of a shape on one engine
     candidates_of(table), grid_of(table)                        an imported table instead (``fairlead.profile_tables``)
     plan_mix(rates, candidates, settings) -> Mix                replicas and shares of each pool, with cost and reason
@@ -10,21 +9,17 @@ Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``, so a s
 """
 
 from fairlead_autoscaler.mix.plan import due, plan_mix
-from fairlead_autoscaler.mix.shapes import Histogram, ShapeGrid, log_edges
 from fairlead_autoscaler.mix.tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.throughput import throughput
 from fairlead_autoscaler.mix.values import Candidate, Mix, MixSettings
 
 __all__ = [
     "Candidate",
-    "Histogram",
     "Mix",
     "MixSettings",
-    "ShapeGrid",
     "candidates_of",
     "due",
     "grid_of",
-    "log_edges",
     "plan_mix",
     "throughput",
 ]

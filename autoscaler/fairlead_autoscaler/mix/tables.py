@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fairlead.errors import BadInput
 from fairlead.profile_tables import ProfileTable, flat
-from fairlead_autoscaler.mix.shapes import ShapeGrid
+from fairlead.shapes import ShapeGrid
 from fairlead_autoscaler.mix.values import Candidate
 
 

@@ -16,6 +16,7 @@ from fairlead_autoscaler.scaling.values import (
     ReplicaState,
     ScaledModel,
     Schedule,
+    ShapeSeen,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ScaledModel",
     "ScalingSettings",
     "Schedule",
+    "ShapeSeen",
     "State",
     "decide",
 ]

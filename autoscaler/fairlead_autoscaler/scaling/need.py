@@ -49,6 +49,11 @@ def groups(model: ScaledModel) -> tuple[Group, ...]:
     return tuple(Group(role, pools) for role, pools in by_role if pools)
 
 
+def has_choice(model: ScaledModel) -> bool:
+    """Can a request of ``model`` be served by one pool or by another?"""
+    return any(len(group.pools) > 1 for group in groups(model))
+
+
 def profile_of(pool: PoolFacts) -> EngineProfile:
     """The pool's profile, or the one that stands in."""
     return pool.profile or preset(_OF_NOBODY)

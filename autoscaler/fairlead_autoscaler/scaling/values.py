@@ -84,6 +84,15 @@ class GatewaySeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ShapeSeen:
+    """So many requests of about so many prompt and generated tokens ended since the last tick."""
+
+    prompt_tokens: float
+    output_tokens: float
+    requests: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaSeen:
     """A replica: what the API server knows of it, and what was measured (gauges now, counters since the last tick; None = nobody
     could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts
@@ -122,12 +131,14 @@ class PoolSeen:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at a model. ``now`` is seconds on a clock that only goes on; ``wall`` is seconds since 1970, for schedules only."""
+    """One look at a model. ``now`` is seconds on a clock that only goes on; ``wall`` is seconds since 1970, for schedules only.
+    ``shapes`` are those of the requests that ended, of a model with several pools of one role; None = nobody could tell."""
 
     now: float
     gateway: GatewaySeen | None
     pools: Mapping[str, PoolSeen]
     wall: float | None = None
+    shapes: tuple[ShapeSeen, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

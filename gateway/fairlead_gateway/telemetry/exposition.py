@@ -147,6 +147,14 @@ def _kinds(name: str, scrape: _Scrape) -> Iterator[Line]:
             yield f'{name}{{model="{escape(key)}",status="{status}",kind="{escape(kind)}"}} {value}\n'
 
 
+def _shapes(name: str, scrape: _Scrape) -> Iterator[Line]:
+    for key, series in scrape.models.items():
+        for shape, value in sorted(series.by_shape.items()):
+            prompt, output = at.SHAPES.middle(shape)
+            labels = f'model="{escape(key)}",prompt_tokens="{prompt:.0f}",output_tokens="{output:.0f}"'
+            yield f"{name}{{{labels}}} {value}\n"
+
+
 def _pairs(first: str, second: str, table: Callable[[ModelSeries], Mapping[tuple[str, str], int]]) -> _Renderer:
     def lines(name: str, scrape: _Scrape) -> Iterator[Line]:
         for key, series in scrape.models.items():
@@ -385,6 +393,7 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "duration_seconds": _histogram(at.DURATION, at.DURATION_SUM),
     _P + "request_prompt_tokens": _tokens(*_INPUT),
     _P + "request_output_tokens": _tokens(*_OUTPUT),
+    _P + "request_shapes_total": _shapes,
     _P + "held": _waiting,
     _P + "in_flight": _model_load(lambda load: load.inflight),
     _P + "queue": _model_load(lambda load: load.waiting),

@@ -123,6 +123,12 @@ FAMILIES: Final = (
     Family(_P + "duration_seconds", "histogram", _MODEL, "Request read to last byte sent."),
     Family(_P + "request_prompt_tokens", "histogram", _MODEL, "Prompt tokens of one request."),
     Family(_P + "request_output_tokens", "histogram", _MODEL, "Generated tokens of one request."),
+    Family(
+        _P + "request_shapes_total",
+        "counter",
+        ("model", "prompt_tokens", "output_tokens"),
+        "Whole answers by shape: the middle of one of ten ranges of prompt tokens and of ten of generated ones.",
+    ),
     Family(_P + "held", "gauge", _MODEL, "Requests that wait in the gateway until an engine has room for them."),
     Family(_P + "in_flight", "gauge", _MODEL, "Requests sent to engines and not ended."),
     Family(_P + "queue", "gauge", _MODEL, "Of those in flight, the ones without a first token."),

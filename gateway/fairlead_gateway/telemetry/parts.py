@@ -17,6 +17,7 @@ Rows: TypeAlias = list[tuple[list[int | str], int]]
 TABLES = (
     "by_kind",
     "by_rule",
+    "by_shape",
     "by_status",
     "continued",
     "ejections_by_reason",

@@ -11,6 +11,7 @@ costs a few instructions, one to a list a hundred and fifty.
 from collections import deque
 from typing import Final
 
+from fairlead.shapes import ShapeGrid
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket
 from fairlead_gateway.telemetry.outcome import Outcome
 
@@ -82,6 +83,9 @@ I_INTS: Final = 13
 I_TTFT_SUM: Final = 0
 I_ITL_SUM: Final = 1
 I_SUMS: Final = 2
+
+SHAPES: Final = ShapeGrid()
+"""The shapes of requests that are told apart, of which there are a hundred."""
 
 _OK: Final = 200
 
@@ -162,6 +166,7 @@ class ModelSeries(Tally):
         "_routed",
         "by_kind",
         "by_rule",
+        "by_shape",
         "continued",
         "ejections_by_reason",
         "failed",
@@ -177,6 +182,7 @@ class ModelSeries(Tally):
         self._by_status: dict[int, int] = {}
         self.by_kind: dict[tuple[int, str], int] = {}
         self.by_rule: dict[str, int] = {}
+        self.by_shape: dict[int, int] = {}
         self.retries_by_reason: dict[str, int] = {}
         self.ejections_by_reason: dict[str, int] = {}
         self.continued: dict[str, int] = {}
@@ -306,6 +312,9 @@ class ModelSeries(Tally):
         if output is not None:
             self._output += output
             _observe(self._ints, OUTPUT_SIZE + bucket(TOKEN_BOUNDS, output))
+            if prompt is not None and outcome.status == _OK and outcome.error is None and not outcome.client_gone:
+                shape = SHAPES.index(prompt, output)  # of whole answers only: one that was cut has another length
+                self.by_shape[shape] = self.by_shape.get(shape, 0) + 1
         return computed
 
     def _judge(self, judged: int, within: int, met: bool) -> None:

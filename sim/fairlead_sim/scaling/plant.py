@@ -15,7 +15,8 @@ from heapq import heappop, heappush
 from random import Random
 
 from fairlead.fleet import Role
-from fairlead_autoscaler.scaling.values import GatewaySeen, Observation, ScaledModel
+from fairlead_autoscaler.scaling.need import has_choice
+from fairlead_autoscaler.scaling.values import GatewaySeen, Observation, ScaledModel, ShapeSeen
 from fairlead_sim.scaling.book import Book, Load
 from fairlead_sim.scaling.engine import AggregatedEngine, Engine, Tally
 from fairlead_sim.scaling.pool import Pool, PoolSetup, Replica
@@ -83,6 +84,8 @@ class Plant:
         self._happenings = sorted(happenings, reverse=True)
         self._seen_arrivals = 0
         self._seen_abandoned = 0
+        self._open: list[int] = []  # arrived and not ended as of the last look; only where somebody wants to know
+        self._choice = has_choice(scenario.model)
         self._now = 0.0
 
     def _maker(self, setup: PoolSetup, exact: bool) -> "_Maker":
@@ -226,7 +229,19 @@ class Plant:
             tokens = sum([self.book.prompt[request] for request in arrived])
             gateway = GatewaySeen(len(arrived), tokens, len(self._held), abandoned)
         pools = {name: pool.seen(now, blind=blind, lying=lying) for name, pool in self.pools.items()}
-        return Observation(now, gateway, pools)
+        ended = self._ended(arrived) if self._choice else ()
+        return Observation(now, gateway, pools, shapes=None if blind or lying or not self._choice else ended)
+
+    def _ended(self, arrived: range) -> tuple[ShapeSeen, ...]:
+        """The shapes of what ended since the last look."""
+        book, staying, found = self.book, [], []
+        for request in (*self._open, *arrived):
+            if 0.0 <= book.end[request] <= self._now:
+                found.append(ShapeSeen(book.prompt[request], book.output[request], 1.0))
+            elif not book.gone(request, self._now):
+                staying.append(request)
+        self._open = staying
+        return tuple(found)
 
     def scale(self, pool: str, desired: int) -> None:
         """Order so many replicas, within the pool's bounds."""

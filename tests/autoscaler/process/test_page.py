@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fairlead.clock import ManualClock
 from fairlead.errors import Unavailable
 from fairlead.fleet import Fleet, Instance, Model
+from fairlead.shapes import ShapeGrid
 from fairlead.signals import EngineSignals
 from fairlead_autoscaler import page
 from fairlead_gateway.telemetry import Outcome, Telemetry
@@ -49,6 +50,8 @@ def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
     assert found.counted[("prompt_tokens", KEY)] == 500
     assert found.counted[("abandoned", KEY)] == 1
     assert found.counted[("finished", KEY, HERE)] == 1
+    (shape,) = [key for key in found.counted if key[0] == "shapes"]
+    assert ShapeGrid().index(float(shape[2]), float(shape[3])) == ShapeGrid().index(480, 40)
     assert found.counted[("first_tokens", KEY, HERE)] == 1
     assert found.counted[("ttft_seconds", KEY, HERE)] == 0.4
     assert found.counted[("within", KEY, HERE, "ttft")] == 1

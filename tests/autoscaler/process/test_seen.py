@@ -5,7 +5,7 @@ import pytest
 from fairlead.api import Autoscaling
 from fairlead.fleet import Objectives
 from fairlead_autoscaler.deltas import Key
-from fairlead_autoscaler.scaling import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
+from fairlead_autoscaler.scaling import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState, ShapeSeen
 from fairlead_autoscaler.seen import Readings, Told, observation, scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
 
@@ -126,3 +126,18 @@ def test_the_objectives_are_the_edges_of_the_histograms() -> None:
     assert (MODEL.ttft_bounds, MODEL.itl_bounds) == ((2.0,), (0.05,))
     none = scaled_model(KEY, Objectives(), [], interval_seconds=5.0)
     assert (none.ttft_bounds, none.itl_bounds) == ((), ())
+
+
+def test_shapes_add_up_where_there_is_a_choice_of_pools_and_what_is_no_shape_is_left_out() -> None:
+    counted: dict[Key, float] = {
+        ("shapes", KEY, "367", "12"): 2.0,
+        ("shapes", KEY, "9999", "12"): 0.0,
+        ("shapes", KEY, "many", "12"): 2.0,
+        ("shapes", KEY): 2.0,
+    }
+    readings = Readings((Told("a", counted), Told("b", counted), Told("c", why="silent")))
+    assert observation(STATE, readings, 50.0, 10.0).shapes is None
+    two = scaled_model(KEY, Objectives(), [PoolFacts("main"), PoolFacts("small")], interval_seconds=5.0)
+    choice = ModelState(two, Autoscaling(), STATE.pools)
+    assert observation(choice, readings, 50.0, 10.0).shapes == (ShapeSeen(367.0, 12.0, 4.0),)
+    assert observation(choice, Readings((Told("a", why="silent"),)), 50.0, 10.0).shapes is None

@@ -385,6 +385,24 @@ def test_who_leaves_before_the_first_token_has_given_up_and_who_leaves_later_has
     assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 2
 
 
+def test_whole_answers_are_counted_by_shape_and_a_model_has_a_hundred_of_them_at_most() -> None:
+    telemetry = Telemetry(ManualClock(1_000.0))
+    for prompt in range(0, 200_000, 999):
+        for output in (1, 2, 30, 500, 9_000, 70_000):
+            telemetry.finished(replace(ENDED, prompt_tokens=prompt, output_tokens=output))
+    series = telemetry.models[KEY]
+    assert len(series.by_shape) <= at.SHAPES.size == 100
+    assert sum(series.by_shape.values()) == series.ints[at.FINISHED]
+    name = "fairlead_gateway_request_shapes_total"
+    assert (
+        sum(value for (family, _), value in _samples(telemetry).items() if family == name) == series.ints[at.FINISHED]
+    )
+    before = dict(series.by_shape)
+    for cut in ({"client_gone": True}, {"error": "broken"}, {"status": 503}, {"output_tokens": None}):
+        telemetry.finished(replace(ENDED, **cut))  # type: ignore[arg-type]  # a test's shorthand
+    assert series.by_shape == before
+
+
 def test_held_requests_are_shown_and_a_model_of_which_nobody_waits_has_a_zero() -> None:
     telemetry = Telemetry(ManualClock(1_000.0))
     assert _samples(telemetry)["fairlead_gateway_held", f"model={KEY}"] == 0

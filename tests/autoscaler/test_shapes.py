@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.mix import Histogram, ShapeGrid, log_edges
+from fairlead.shapes import ShapeGrid, log_edges
+from fairlead_autoscaler.scaling import ShapeSeen
+from fairlead_autoscaler.scaling.shapes import Histogram
 
 
 def test_edges_are_the_same_factor_apart() -> None:
@@ -26,7 +28,7 @@ def test_the_grid_has_ten_by_ten_buckets_and_takes_what_lies_outside() -> None:
 
 
 def test_a_bucket_stands_for_the_mean_of_what_fell_into_it() -> None:
-    seen = Histogram.empty(0.0).seen(10.0, [(100.0, 20.0), (101.0, 22.0)])
+    seen = Histogram.empty(0.0).seen(10.0, [ShapeSeen(100.0, 20.0, 1.0), ShapeSeen(101.0, 22.0, 1.0)])
     index = seen.grid.index(100.0, 20.0)
     assert seen.shape(index) == pytest.approx((100.5, 21.0))
     assert seen.shape(99) == seen.grid.middle(99)
@@ -36,7 +38,7 @@ def test_a_bucket_stands_for_the_mean_of_what_fell_into_it() -> None:
 def test_rates_follow_the_traffic_and_forget() -> None:
     seen = Histogram.empty(0.0, half_life_seconds=60.0)
     for second in range(600):
-        seen = seen.seen(second + 1.0, [(100.0, 20.0)] * 3)
+        seen = seen.seen(second + 1.0, [ShapeSeen(100.0, 20.0, 3.0)])
     index = seen.grid.index(100.0, 20.0)
     assert seen.rates()[index] == pytest.approx(3.0, rel=0.01)
     quiet = seen.seen(660.0, [])
@@ -44,8 +46,8 @@ def test_rates_follow_the_traffic_and_forget() -> None:
     assert quiet.shape(index) == pytest.approx((100.0, 20.0))
 
 
-@given(st.lists(st.tuples(st.floats(), st.floats())), st.lists(st.floats(0, 1e6), min_size=1))
-def test_nothing_that_is_counted_breaks_it(requests: list[tuple[float, float]], times: list[float]) -> None:
+@given(st.lists(st.builds(ShapeSeen, st.floats(), st.floats(), st.floats())), st.lists(st.floats(0, 1e6), min_size=1))
+def test_nothing_that_is_counted_breaks_it(requests: list[ShapeSeen], times: list[float]) -> None:
     seen = Histogram.empty(0.0)
     for now in times:
         seen = seen.seen(now, requests)

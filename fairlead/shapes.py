@@ -1,0 +1,51 @@
+"""Shapes of requests: a grid of prompt × answer lengths, its edges evenly spaced on a logarithmic scale.
+
+Gateways count requests by it, and the autoscaler chooses accelerators by what they counted; so both have it from here.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from fairlead.errors import BadInput
+
+PROMPT_EDGES = (16.0, 65_536.0)
+OUTPUT_EDGES = (4.0, 8_192.0)
+BUCKETS = 10
+
+
+def log_edges(least: float, most: float, buckets: int) -> tuple[float, ...]:
+    """``buckets`` + 1 edges from ``least`` to ``most``, each the same factor above the one before."""
+    if not 0.0 < least < most or buckets < 1:
+        raise BadInput(f"{buckets} buckets from {least:g} to {most:g} are no grid", field="edges")
+    step = math.log(most / least) / buckets
+    return tuple(least * math.exp(step * index) for index in range(buckets + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeGrid:
+    """Upper and lower edges in tokens. What lies outside counts in the outermost bucket."""
+
+    prompt: tuple[float, ...] = log_edges(*PROMPT_EDGES, BUCKETS)
+    output: tuple[float, ...] = log_edges(*OUTPUT_EDGES, BUCKETS)
+
+    @property
+    def size(self) -> int:
+        """Buckets in all; bucket (i, j) of prompt and answer has the index i · answer buckets + j."""
+        return (len(self.prompt) - 1) * (len(self.output) - 1)
+
+    def index(self, prompt_tokens: float, output_tokens: float) -> int:
+        """The bucket of a request."""
+        return _place(self.prompt, prompt_tokens) * (len(self.output) - 1) + _place(self.output, output_tokens)
+
+    def middle(self, index: int) -> tuple[float, float]:
+        """Prompt and answer tokens that stand for a bucket of which nothing is known."""
+        row, column = divmod(index, len(self.output) - 1)
+        return (
+            math.sqrt(self.prompt[row] * self.prompt[row + 1]),
+            math.sqrt(self.output[column] * self.output[column + 1]),
+        )
+
+
+def _place(edges: tuple[float, ...], value: float) -> int:
+    return min(len(edges) - 2, max(0, bisect_right(edges, value) - 1))
