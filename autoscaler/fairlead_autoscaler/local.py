@@ -120,11 +120,12 @@ class LocalWorld:
 
     def _model(self, key: str, model: LocalModel, now: float) -> ModelState:
         facts = [pool.facts for pool in model.pools]
-        scaled = scaled_model(key, model.objectives, facts, interval_seconds=self._interval)
+        policy = Autoscaling.model_validate(model.policy)
+        scaled = scaled_model(key, model.objectives, facts, interval_seconds=self._interval, replicas_most=policy.max)
         pools = {
             pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now, self._speed)) for pool in model.pools
         }
-        return ModelState(scaled, Autoscaling.model_validate(model.policy), pools)
+        return ModelState(scaled, policy, pools)
 
 
 def _replicas(engines: Sequence[Engine], now: float, speed: float) -> tuple[Replica, ...]:

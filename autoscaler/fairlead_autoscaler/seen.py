@@ -52,6 +52,7 @@ def scaled_model(
     *,
     interval_seconds: float,
     patience_seconds: float | None = None,
+    replicas_most: int | None = None,
 ) -> ScaledModel:
     """A model as the core knows it. Gateways count what was within the objectives, so these are the only edges of the histograms."""
     ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
@@ -66,6 +67,7 @@ def scaled_model(
         ttft_bounds=() if ttft is None else (ttft,),
         itl_bounds=() if itl is None else (itl,),
         ttft_per_kilo_token_seconds=objectives.ttft_per_kilo_token_seconds,
+        replicas_most=replicas_most,
     )
 
 

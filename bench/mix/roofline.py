@@ -24,6 +24,8 @@ from fairlead.profile import EngineProfile
 from fairlead.shapes import ShapeGrid
 from fairlead_autoscaler.mix import Candidate, throughput
 
+ITL_SECONDS = (0.12, 0.04)
+TABLES = Path(__file__).with_name("tables")
 FILE = Path(__file__).with_name("accelerators.yaml")
 
 
@@ -63,6 +65,11 @@ def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[s
         max_sequences=256,
         step_tokens=2_048 if one["gb"] < 40 else 8_192,
     )
+
+
+def objectives(itl_seconds: float) -> Objectives:
+    """First tokens within 3 s and half a second more for each 1,000 tokens of prompt."""
+    return Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
 
 
 def candidates(priced: Sequence[Priced], grid: ShapeGrid, objectives: Objectives) -> list[Candidate]:

@@ -18,6 +18,19 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+from flip import (  # noqa: E402 - beside this file
+    BEST,
+    CHATTY,
+    ENGINES,
+    LONG,
+    STARTUP_SECONDS,
+    balanced,
+    fixed,
+    flip,
+    saturated,
+    settled,
+    throughput,
+)
 from roofline import candidates, price_lists  # noqa: E402 - beside this file
 from table import Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
 from workloads import WORKLOADS, dense, histogram, homogeneous, skewed  # noqa: E402
@@ -37,6 +50,10 @@ SLICED_SECONDS = 30.0
 SLICED_RATES = (8.0, 64.0)
 SKEWED_SEEDS = 4
 DENSE = 50
+FLIPPED_CALM, FLIPPED_SEEDS = 8_000, 5
+"""Requests of each kind below saturation, to see the turn."""
+FLIPPED_FULL = (20_000, 60_000)
+"""The same at saturation, to see what is finished: half an hour, and an hour and a quarter."""
 _STATIC = MixSettings(change_share=0.0)
 """A mix from scratch: nothing runs, so nothing is charged for changing."""
 
@@ -145,6 +162,38 @@ def mix_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
     return rows
 
 
+def flip_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
+    """Prefill and decode after the traffic turned. Where several seeds are run, the worst counts."""
+    rows: list[Row] = []
+    slowest, lost, kept = 0.0, 0, 1.0
+    for each in range(seed, seed + FLIPPED_SEEDS):
+        made, turned = flip(0.85, FLIPPED_CALM, BEST[LONG], each)
+        calm = balanced(made)
+        near = settled(calm, turned, BEST[CHATTY])
+        slowest = max(slowest, math.inf if near is None else near - STARTUP_SECONDS)
+        lost, kept = lost + calm.abandoned + calm.lost, min(kept, calm.attainment)
+    metric = "P/D: until within one engine of the best division, less a start"
+    rows.append(measuring(metric, "s", slowest, bars[metric]))
+    metric = "P/D: requests whose prefill timed out"
+    rows.append(measuring(metric, "requests", float(lost), bars[metric]))
+    rows.append(measuring("P/D: within the objectives, the turn included, at 85 %", "share", kept, None))
+    beside = fixed(flip(0.85, FLIPPED_CALM, ENGINES // 2, seed)[0])
+    rows.append(measuring("P/D: within the objectives, the same divided 1:1", "share", beside.attainment, None))
+    for shape, name in ((LONG, "8k in, 100 out"), (CHATTY, "1k in, 800 out")):
+        each_split = {count: saturated(count, shape, seed) for count in {8, *range(BEST[shape] - 1, BEST[shape] + 2)}}
+        best = max(each_split, key=lambda count: each_split[count])
+        rows.append(measuring(f"P/D: engines that prefill in the best division, {name}", "engines", float(best), None))
+        metric = f"P/D: throughput of the best division ÷ 1:1, {name}"
+        rows.append(comparing(metric, "requests/s", each_split[best], "1:1", each_split[8], bars.get(metric)))
+    for requests in FLIPPED_FULL:
+        ours = balanced(flip(1.0, requests, BEST[LONG], seed, patience=1e9)[0])
+        slow = flip(1.0, requests, ENGINES // 2, seed, patience=1e9)[0]
+        one_to_one = fixed(replace(slow, seconds=3.0 * slow.seconds))
+        metric = f"P/D: throughput over the turn, {requests} requests of each kind: balanced ÷ 1:1"
+        rows.append(comparing(metric, "requests/s", throughput(ours), "1:1", throughput(one_to_one), bars[metric]))
+    return rows
+
+
 def imported(file: Path, rate: float | None) -> None:
     """Solve a table that somebody else made."""
     table = load_profile_table(file)
@@ -172,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.table is not None:
         imported(asked.table, asked.rate)
         return 0
-    rows = mix_rows(asked.seed, goals("mix"))
+    bars = goals("mix")
+    rows = [*mix_rows(asked.seed, bars), *flip_rows(asked.seed, bars)]
     write("mix", rows, seed=asked.seed, file=asked.out)
     return 0 if all(row.holds for row in rows) else 1
 

@@ -143,6 +143,17 @@ class Autoscaling(Strict):
         ),
         BeforeValidator(_mode),
     ] = ScalingMode.OFF
+    max: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=4096,
+            description="of instances of all pools together, as where accelerators are counted. Where more are wanted, prefill "
+            "and decode share them so that both carry the same part of the load; left out = what the pools' max add up to",
+            examples=["16"],
+            json_schema_extra=_INT32,
+        ),
+    ] = None
     down_window: Annotated[
         PositiveDuration | None,
         Field(

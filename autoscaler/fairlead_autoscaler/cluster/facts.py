@@ -85,9 +85,10 @@ def _model(known: Known, model: ModelRead, spec: ModelDeploymentSpec) -> ModelSt
         if there is not None:
             pools[pool.name] = _pool(spec, there, pods, known.wall, pool.accelerator or "")
     name, objectives = model.key, spec.objectives.values()
-    return ModelState(
-        scaled_model(name, objectives, facts, interval_seconds=known.interval_seconds), spec.autoscaling, pools
+    scaled = scaled_model(
+        name, objectives, facts, interval_seconds=known.interval_seconds, replicas_most=spec.autoscaling.max
     )
+    return ModelState(scaled, spec.autoscaling, pools)
 
 
 def _facts(known: Known, pool: Pool, two: bool) -> PoolFacts:

@@ -3,7 +3,8 @@
 The order is that of the files. Signals are cleaned (``clean``) and believed or not (``trust``); what they teach is learned
 (``learned``, ``load``); each group of pools gets its need (``need``, from the knee of ``capacity``), the largest need of a window
 holds (``window``), zero is left to the odds (``zero``), the need is divided among the group's pools (``split``), and each pool's
-number is set with what guards the way down and hurries the way up (``replicas``).
+number is set with what guards the way down and hurries the way up (``replicas``). Where there may be only so many in all, groups
+share them (``together``).
 
 Where arrivals are not known, nothing is lowered: the last need holds, and after a minute it rises by a quarter and by its last
 trend."""
@@ -16,6 +17,7 @@ from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, window, zero
 from fairlead_autoscaler.scaling.bounds import bounds
 from fairlead_autoscaler.scaling.capacity import Capacity
+from fairlead_autoscaler.scaling.convertible import with_slack
 from fairlead_autoscaler.scaling.load import Bin, Level, Price, changed, forget, level, note, recurring, swing
 from fairlead_autoscaler.scaling.need import (
     Group,
@@ -33,6 +35,7 @@ from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.split import Part, divide, own_share
 from fairlead_autoscaler.scaling.state import Clock, GroupState, PoolState, State
+from fairlead_autoscaler.scaling.together import Share, together
 from fairlead_autoscaler.scaling.trust import Believed
 from fairlead_autoscaler.scaling.values import (
     GatewaySeen,
@@ -100,7 +103,20 @@ def decide(state: State, observation: Observation, model: ScaledModel, settings:
         if present:
             state, planned_now = _group(state, look, Group(group.role, present))
             plans.update(planned_now)
-    return state, Plan(plans)
+    if model.replicas_most is not None:
+        plans = _together(model.replicas_most, state, look, plans)
+    return state, Plan(with_slack(model, plans, pools))
+
+
+def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:
+    """``plans`` within what there may be of all pools. In doubt nothing is lowered for it, only raised less."""
+    shares = [
+        Share(group.role, present, state.groups[group.role.value].need)
+        for group in groups(look.model)
+        if (present := tuple(pool for pool in group.pools if pool.name in plans))
+    ]
+    doubt = look.blind_seconds is not None or look.believed.lie is not None or look.calm or look.settings.freeze
+    return together(most, shares, plans, look.pools, lower=not doubt)
 
 
 def _api(seen: PoolSeen) -> PoolSeen:

@@ -39,6 +39,7 @@ class Rule(StrEnum):
     DOWN = "down"
     WAKE = "wake"
     ZERO = "zero"
+    SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""Pools that may have only so many replicas together, as where the accelerators of a model are counted.
+
+What all groups want is cut down to what there may be. Prefill and decode share it by the ratio of their needs of now, at
+which both carry the same part of the load (``roles.split``: a division stays until another carries a tenth more). There
+the largest need of a window does not hold: what one role keeps in case the load returns, the other lacks today. A role
+that shrinks drains at once, and what it frees is what the other one waits for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fairlead.decision import Input
+from fairlead.fleet import Role
+from fairlead_autoscaler.roles import split
+from fairlead_autoscaler.scaling.replicas import Rule
+from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A group of pools as far as sharing goes: what it needs now, in replicas, without any window (None = nobody knows)."""
+
+    role: Role
+    pools: tuple[PoolFacts, ...]
+    need: float | None
+
+
+def together(
+    most: int,
+    shares: Sequence[Share],
+    plans: Mapping[str, PoolPlan],
+    seen: Mapping[str, PoolSeen],
+    *,
+    lower: bool = True,
+) -> dict[str, PoolPlan]:
+    """``plans`` with no more than ``most`` replicas in all, as far as minima allow; as they are where they fit. Without
+    ``lower`` no pool is set below what it has, so that there may be more than ``most`` for a while."""
+    planned = {share.role: sum([plans[pool.name].replicas for pool in share.pools]) for share in shares}
+    total = sum(planned.values())
+    if total <= most:
+        return dict(plans)
+    prefill = next((share for share in shares if share.role is Role.PREFILL), None)
+    decode = next((share for share in shares if share.role is Role.DECODE), None)
+    others = sum([count for role, count in planned.items() if role not in (Role.PREFILL, Role.DECODE)])
+    if prefill is None or decode is None or most - others < 2:
+        counts = {role: count * most // total for role, count in planned.items()}
+        reason = f"{total} are wanted by all pools together, of which there may be {most}"
+        inputs: Mapping[str, Input] = {"together_most_replicas": Input(float(most))}
+    else:
+        needs = [float(planned[share.role]) if share.need is None else share.need for share in (prefill, decode)]
+        now = sum([seen[pool.name].desired for pool in prefill.pools])
+        chosen = split(most - others, *needs, now=now)
+        counts = {**planned, Role.PREFILL: chosen.prefill, Role.DECODE: chosen.decode}
+        reason, inputs = chosen.reason, chosen.inputs
+    made = dict(plans)
+    for share in shares:
+        floors = {
+            pool.name: pool.minimum if lower else max(pool.minimum, seen[pool.name].desired) for pool in share.pools
+        }
+        made |= _fitted(share.pools, plans, counts[share.role], floors, reason, inputs)
+    return made
+
+
+def _fitted(
+    pools: Sequence[PoolFacts],
+    plans: Mapping[str, PoolPlan],
+    count: int,
+    floors: Mapping[str, int],
+    reason: str,
+    inputs: Mapping[str, Input],
+) -> dict[str, PoolPlan]:
+    """The pools of a group lowered to ``count`` replicas in all, the dearest first, none below its floor."""
+    made: dict[str, PoolPlan] = {}
+    over = sum([plans[pool.name].replicas for pool in pools]) - count
+    for pool in sorted(pools, key=lambda pool: -pool.cost_per_hour):
+        plan = plans[pool.name]
+        fewer = min(over, max(0, plan.replicas - floors[pool.name]))
+        if fewer <= 0:
+            continue
+        over -= fewer
+        made[pool.name] = replace(
+            plan,
+            replicas=plan.replicas - fewer,
+            rule=Rule.SHARED.value,
+            reason=f"{plan.replicas} are wanted; {reason}",
+            inputs={**plan.inputs, **inputs},
+        )
+    return made

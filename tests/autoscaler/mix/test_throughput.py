@@ -1,0 +1,63 @@
+"""What the table says of an accelerator and a shape, a token-level engine keeps; and a good deal more it does not."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.fleet import Objectives
+from fairlead.profile import EngineProfile, preset
+from fairlead_autoscaler.mix import throughput
+from fairlead_sim.scaling.book import Load
+from fairlead_sim.scaling.loop import Schedule, run
+from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.pools import model, pool
+
+H100, L4 = preset("h100-llama8b"), replace(preset("l4-qwen8b"), kv_tokens=60_000)
+KEPT = Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.12)
+
+
+def attained(profile: EngineProfile, prompt: int, output: int, rate: float) -> float:
+    """The share of some 1,500 requests within the objectives, lengths alike, on one engine."""
+    draw, at, arrivals = Random(f"{profile.name} {prompt} {output}"), 0.0, []
+    for _ in range(1_500):
+        at += draw.expovariate(rate)
+        arrivals.append(at)
+    ttft, itl = KEPT.ttft_limit(prompt), KEPT.itl_seconds
+    assert ttft is not None
+    assert itl is not None
+    pools = (pool(profile, 1),)
+    load = Load(arrivals, [prompt] * len(arrivals), [output] * len(arrivals))
+    return run(Scenario("one", 1, at, model(pools, ttft, itl), pools, load), Schedule([]), exact=True).attainment
+
+
+@pytest.mark.parametrize(
+    ("profile", "prompt", "output"),
+    [(H100, 300, 150), (H100, 4_000, 200), (L4, 300, 150), (L4, 600, 300)],
+    ids=lambda value: value.name if isinstance(value, EngineProfile) else str(value),
+)
+def test_an_engine_keeps_what_the_table_says(profile: EngineProfile, prompt: int, output: int) -> None:
+    assert attained(profile, prompt, output, throughput(profile, prompt, output, KEPT)) >= KEPT.target
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(300, 150), (4_000, 200)])
+def test_half_as_much_again_it_does_not_keep(prompt: int, output: int) -> None:
+    assert attained(H100, prompt, output, 1.5 * throughput(H100, prompt, output, KEPT)) < KEPT.target
+
+
+def test_what_fits_no_memory_or_misses_an_objective_alone_is_not_served() -> None:
+    assert throughput(L4, 70_000, 10, KEPT) == 0.0
+    assert throughput(L4, 30_000, 10, replace(KEPT, ttft_per_kilo_token_seconds=0.0)) == 0.0
+    assert throughput(L4, 100, 100, replace(KEPT, itl_seconds=0.05)) == 0.0
+    assert throughput(L4, 100, 1, replace(KEPT, itl_seconds=0.05)) > 0.0, "one token has no gap"
+
+
+sizes = st.floats(1, 20_000)
+
+
+@given(sizes, sizes, st.floats(1.0, 4.0))
+def test_faster_engines_never_serve_less(prompt: float, output: float, factor: float) -> None:
+    each = throughput(H100, prompt, output, KEPT)
+    assert throughput(H100.faster(factor), prompt, output, KEPT) >= each * (1 - 1e-3)
