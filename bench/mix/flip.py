@@ -109,7 +109,7 @@ def best_split(shape: tuple[int, int]) -> Split:
     made = model([pool(large(), 1, role=role) for role in (Role.PREFILL, Role.DECODE)], TTFT_SECONDS, ITL_SECONDS)
     shown = (Mix(prompt, 1.0, uneven=0.0), Mix(prompt, output, cached=1.0, uneven=0.0))
     needs = [
-        1.0 / capacity_of(one, mix, 1.0, objectives_of(made, one.role), ENGINES / 2, _CORE).requests_per_second
+        1.0 / capacity_of(one, mix, 1.0, objectives_of(made, one.role, prompt), ENGINES / 2, _CORE).requests_per_second
         for one, mix in zip(made.pools, shown, strict=True)
     ]
     return split(ENGINES, needs[0], needs[1])

@@ -52,8 +52,10 @@ def test_a_model_of_one_role_is_cut_from_the_dearest_pool_down_to_its_minimum() 
 
 def test_in_doubt_nothing_is_lowered_and_less_is_raised() -> None:
     made = together(16, shares(5.0, 10.0), plans(14, 16), seen(14, 2), lower=False)
-    assert (made["prefill"].replicas, made["decode"].replicas) == (14, 11)
-    settled = together(16, shares(5.0, 10.0), plans(14, 3), seen(14, 2), lower=False)
+    assert (made["prefill"].replicas, made["decode"].replicas) == (14, 2)
+    fewer = together(16, shares(5.0, 10.0), plans(9, 16), seen(9, 2), lower=False)
+    assert (fewer["prefill"].replicas, fewer["decode"].replicas) == (9, 7)
+    settled = together(17, shares(5.0, 10.0), plans(14, 3), seen(14, 2), lower=False)
     assert (settled["prefill"].replicas, settled["decode"].replicas) == (14, 3)
 
 

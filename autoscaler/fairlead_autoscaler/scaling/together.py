@@ -52,13 +52,31 @@ def together(
         chosen = split(most - others, *needs, now=now)
         counts = {**planned, Role.PREFILL: chosen.prefill, Role.DECODE: chosen.decode}
         reason, inputs = chosen.reason, chosen.inputs
+    floors = {
+        pool.name: pool.minimum if lower else max(pool.minimum, seen[pool.name].desired)
+        for share in shares
+        for pool in share.pools
+    }
+    if not lower:
+        counts = _raised(most, shares, counts, floors)
     made = dict(plans)
     for share in shares:
-        floors = {
-            pool.name: pool.minimum if lower else max(pool.minimum, seen[pool.name].desired) for pool in share.pools
-        }
         made |= _fitted(share.pools, plans, counts[share.role], floors, reason, inputs)
     return made
+
+
+def _raised(
+    most: int, shares: Sequence[Share], counts: Mapping[Role, int], floors: Mapping[str, int]
+) -> dict[Role, int]:
+    """``counts`` where nobody is lowered: each group is raised as far as what the others keep leaves room."""
+    kept = {share.role: sum([floors[pool.name] for pool in share.pools]) for share in shares}
+    left = max(0, most - sum(kept.values()))
+    raised: dict[Role, int] = {}
+    for role, least in kept.items():
+        more = min(left, max(0, counts[role] - least))
+        left -= more
+        raised[role] = least + more
+    return raised
 
 
 def _fitted(
