@@ -113,8 +113,8 @@ def test_the_law_finds_the_division_that_engines_carry_most_with_to_one_engine()
 
 
 def test_engines_follow_the_traffic_within_a_minute_and_nobody_gives_up() -> None:
-    made, turned = flip(0.85, 4_000, BEST[LONG], 7)
-    ours, beside = balanced(made), fixed(flip(0.85, 4_000, ENGINES // 2, 7)[0])
+    made, turned = flip(0.7, 6_000, BEST[LONG], 7)
+    ours, beside = balanced(made), fixed(flip(0.7, 6_000, ENGINES // 2, 7)[0])
     near = settled(ours, turned, BEST[CHATTY])
     assert near is not None
     assert near - STARTUP_SECONDS <= 60.0
