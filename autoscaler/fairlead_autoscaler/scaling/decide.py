@@ -327,14 +327,15 @@ def _seeded(look: Look, group: Group, capacities: Mapping[str, Capacity]) -> Gro
 def _held(before: GroupState, look: Look, need: Need | None, startup: float) -> tuple[float, GroupState]:
     """The need that holds now, and the group with it."""
     settings = look.settings
+    length = window.usual(startup, settings)
     if need is None:
         last = before.need or 0.0
         if look.blind_seconds is not None and look.blind_seconds >= settings.blind_hold_seconds:
             last = last * settings.blind_rise + max(0.0, before.trend) * look.blind_seconds
-        needs = window.push(before.window, look.now, last, startup, settings)
+        needs = window.push(before.window, look.now, last, length)
         return max(needs.held, last + before.backlog.held), replace(before, window=needs)
-    needs = window.push(window.ease(before.window, look.seconds, settings), look.now, need.replicas, startup, settings)
-    backlog = window.hold(before.backlog, look.now, need.backlog, settings.backlog_seconds)
+    needs = window.push(before.window, look.now, need.replicas, length)
+    backlog = window.push(before.backlog, look.now, need.backlog, settings.backlog_seconds)
     after = replace(before, window=needs, backlog=backlog, need=need.replicas, trend=need.trend)
     return max(needs.held, need.replicas + backlog.held), after
 

@@ -10,7 +10,8 @@ chance explains; requests in flight count for what they have generated already.
 
 **Budget.** The objective leaves a share of requests that may miss. The share that did, over minutes and over an hour, trims the
 margin on capacity between 0.85 and 1.15: the same constants then serve engines whose knee lies elsewhere than the model says. While
-more is asked than is ready nothing is learned: what misses then says that starting is slow, not that the knee lies elsewhere."""
+more is asked than is ready nothing is learned: what misses then says that starting is slow, not that the knee lies elsewhere. It
+still counts for the hour: a budget that is overspent takes back what was trimmed off."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -201,8 +202,10 @@ def budget(
     burn = after.missed_fast / after.judged_fast / allowed
     burn_slow = after.missed_slow / after.judged_slow / allowed
     margin = before.margin
-    if burn > 1.0 or burn_slow > 1.0:
-        margin += min(4.0, max(burn, burn_slow) - 1.0) * settings.margin_up_per_second * seconds
+    if burn > 1.0:
+        margin += min(4.0, burn - 1.0) * settings.margin_up_per_second * seconds
+    elif burn_slow > 1.0 and margin < 1.0:
+        margin += min(4.0, burn_slow - 1.0) * settings.margin_up_per_second * seconds
     elif burn_slow < settings.margin_spend and burn < settings.margin_spend:
         margin -= settings.margin_down_per_second * seconds
     return replace(after, margin=min(settings.margin_most, max(settings.margin_least, margin)))

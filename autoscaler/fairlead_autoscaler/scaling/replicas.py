@@ -144,7 +144,7 @@ def _down(state: PoolState, plain: int, wanted: Wanted, now: float, settings: Sc
     pause = min(settings.down_every_seconds, max(settings.down_least_seconds, wanted.startup_seconds[1]))
     if state.lowered_at is not None and now - state.lowered_at < pause:
         return plain, Rule.STEP, f"lowered {now - state.lowered_at:.0f} s ago"
-    most = 1 if plain <= settings.down_small else max(1, math.floor(plain * settings.down_share))
+    most = max(1, math.floor(plain * settings.down_share))
     if floor < plain - most:
         return plain - most, Rule.DOWN, f"{wanted.needed:.2f} were needed at most within the window, {most} less a step"
     return floor, Rule.DOWN, f"{wanted.needed:.2f} were needed at most within the window"
@@ -159,7 +159,7 @@ def _extra(
     if doubt.blind_seconds is not None or doubt.lie is not None:
         return min(hedged, room)
     if missing <= 0:
-        return 0
+        return min(hedged, room) if doubt.calm else 0
     if wanted.urgent and missing >= max(2.0, settings.hedge_missing_share * target):
         usual, slow = wanted.startup_seconds
         return min(room, max(hedged, math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)))

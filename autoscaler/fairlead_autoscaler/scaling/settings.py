@@ -39,7 +39,7 @@ class ScalingSettings:
     hurt_share: float = 1.0
     crowd_sigmas: float = 4.3
     prefill_busy_most: float = 0.92
-    prefill_pool_busy: float = 0.78
+    prefill_pool_busy: float = 0.88
     length_seconds: float = 60.0
     drift_sigmas: float = 3.0
     drift_most: float = 2.0
@@ -50,7 +50,6 @@ class ScalingSettings:
     speed_most: float = 3.0
 
     # Margin: the error budget.
-    margin: float = 1.0
     margin_least: float = 0.85
     margin_most: float = 1.15
     margin_up_per_second: float = 1.5e-4
@@ -75,15 +74,12 @@ class ScalingSettings:
     window_seconds: float = 300.0
     window_least_seconds: float = 60.0
     window_startups: float = 3.0
-    window_most_seconds: float = 1_800.0
-    window_forget_seconds: float = 3_600.0
     restart_seconds: float = 120.0
     doubt_seconds: float = 300.0
     what_if_share: float = 0.95
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
-    down_share: float = 0.25
-    down_small: int = 8
+    down_share: float = 0.5
 
     # Blind.
     blind_hold_seconds: float = 60.0

@@ -56,10 +56,10 @@ class PoolFacts:
 @dataclass(frozen=True, slots=True)
 class ScaledModel:
     """One model and its pools. The objective for the first token of a prompt is ``ttft_seconds``, and more by
-    ``ttft_per_kilo_token_seconds`` for each thousand of its tokens. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in seconds
-    of the histograms that replicas come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long a client
-    waits for a first token. ``replicas_most``: how many
-    replicas there may be of all pools together; None = as many as their maxima say."""
+    ``ttft_per_kilo_token_seconds`` for each thousand of its tokens. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in
+    seconds of the histograms that replicas come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long
+    a client waits for a first token. ``replicas_most``: how many replicas there may be of all pools together; None = as many as
+    their maxima say."""
 
     name: str
     ttft_seconds: float | None
