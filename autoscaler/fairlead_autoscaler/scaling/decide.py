@@ -219,8 +219,8 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
     need, growth = None, 1.0
     if look.blind_seconds is None:
         price = price_of(reference, mix, factors[reference.name], capacities[reference.name])
-        state, seen = _level(state, look, price, capacities[reference.name])
         before = _past(before, state, look, price, startup, ahead)
+        state, seen = _level(state, look, price, capacities[reference.name], before.bursts > 0.0)
         if seen is not None:
             capacity = capacities[reference.name]
             growth = longer(state.lengths, state.load, ahead, settings)
@@ -290,11 +290,11 @@ def _startup(state: State, group: Group, settings: ScalingSettings) -> tuple[flo
     return slow, usual + settings.ready_extra_seconds
 
 
-def _level(state: State, look: Look, price: Price, capacity: Capacity) -> tuple[State, Level | None]:
+def _level(state: State, look: Look, price: Price, capacity: Capacity, bursty: bool) -> tuple[State, Level | None]:
     """The level of the load; where it changed, of what arrives since."""
     shot = 1.0 / capacity.requests_per_second
     seen = level(state.load, price, shot, look.settings)
-    ticks = 0 if seen is None else changed(state.load, seen, price, look.settings)
+    ticks = 0 if seen is None else changed(state.load, seen, price, bursty, look.settings)
     if ticks:
         state = replace(state, load=forget(state.load, ticks))
         seen = level(state.load, price, shot, look.settings)
@@ -308,10 +308,10 @@ def _past(before: GroupState, state: State, look: Look, price: Price, startup: f
         before = replace(before, swing=settings.swing_guess)
     if not state.load.past or state.load.past[-1].at <= before.past_at:
         return before
-    within = startup + window.usual(startup, settings)
+    within = settings.recur_share * (startup + window.usual(startup, settings))
     return replace(
         before,
-        bursts=recurring(state.load, price, within, settings),
+        bursts=settings.burst_room * recurring(state.load, price, within),
         swing=swing(state.load, price, ahead, settings),
         past_at=state.load.past[-1].at,
     )

@@ -109,9 +109,10 @@ def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> L
     return Level(max(0.0, fitted), spread, max(0.0, slope), recent)
 
 
-def changed(load: Load, seen: Level, price: Price, settings: ScalingSettings) -> int:
+def changed(load: Load, seen: Level, price: Price, bursty: bool, settings: ScalingSettings) -> int:
     """Of how many of the last ticks it is that another load began than the level was taken from; 0 = it did not. A rise may show in
-    one tick, by as much more as a tick is shorter; a fall needs all the recent ones."""
+    one tick, by as much more as a tick is shorter; a fall needs all the recent ones, and so does a rise where load is
+    ``bursty``."""
     if seen.changed or not load.recent:
         return 0
     seconds = worth = 0.0
@@ -122,7 +123,7 @@ def changed(load: Load, seen: Level, price: Price, settings: ScalingSettings) ->
         away = worth / seconds - seen.now
         most = max(settings.change_sigmas * seen.spread, settings.change_share * seen.now) * shorter
         whole = count == len(load.recent) and seconds >= settings.recent_seconds / 2
-        if away > most or (whole and -away > most):
+        if (away > most and (whole or not bursty)) or (whole and -away > most):
             return count
     return 0
 
@@ -136,7 +137,7 @@ def forget(load: Load, ticks: int) -> Load:
     return replace(load, bins=(), open=together, recent=kept)
 
 
-def recurring(load: Load, price: Price, within_seconds: float, settings: ScalingSettings) -> float:
+def recurring(load: Load, price: Price, within_seconds: float) -> float:
     """The largest level to which bursts came back at least once, not longer than ``within_seconds`` after one another on the mean
     and not longer than that ago; 0 where there are none. Between two bursts load falls below half of them."""
     values = [price(each) for each in load.past]
