@@ -175,7 +175,7 @@ def beyond(counts: tuple[float, ...], bounds: tuple[float, ...], objective: floa
         return 0.0, 0.0
     over, lower = 0.0, 0.0
     for count, upper in zip(counts, (*bounds, math.inf), strict=True):
-        if lower >= objective - 1e-9 or (upper == math.inf and count):
+        if lower >= objective - 1e-9 or upper == math.inf:
             over += count
         elif upper > objective + 1e-9:
             over += count * (upper - objective) / (upper - lower)

@@ -42,6 +42,11 @@ class Rule(StrEnum):
     SHARED = "shared"
 
 
+_CARRIED = frozenset({Rule.ENOUGH, Rule.UP})
+"""Rules that say that the number carries the load."""
+_ROUNDING = 1e-6
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the load asks of a pool: ``target`` replicas, of which ``needed`` exactly. ``urgent``: requests wait. ``asleep``:
@@ -86,11 +91,14 @@ def planned(
         target, rule, reason = least, Rule.MINIMUM, f"fewer than {least} are not allowed"
     if target > most:
         target, rule, reason = most, Rule.MAXIMUM, f"{target} are needed, more than {most} are not allowed"
+    elif target == most and rule in _CARRIED and wanted.needed > most + _ROUNDING:
+        # The need was divided within the bounds already.
+        rule, reason = Rule.MAXIMUM, f"{wanted.needed:.2f} are needed, more than {most} are not allowed"
     extra = _extra(hedged, seen, target, wanted, doubt, most, settings)
     if extra > hedged:
         rule, reason = (
             Rule.HEDGED,
-            f"requests wait: {extra} more than {target} are started, to keep the first that are ready",
+            f"what is ready does not carry it: {extra} more than {target} are started, to keep the first that are ready",
         )
     elif extra < hedged and target == plain:
         rule, reason = (

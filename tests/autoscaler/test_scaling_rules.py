@@ -1,0 +1,30 @@
+"""What a plan's rule says is so, and what is learned stays a number."""
+
+from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
+from fairlead_autoscaler.scaling.learned import beyond
+
+
+def _planned(maximum: int, arrivals: float) -> PoolPlan:
+    """What is planned of a pool that has all it may have, after a minute of so many requests a tick."""
+    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=1, maximum=maximum),)))
+    plan = None
+    for tick in range(12):
+        seen = PoolSeen(maximum, maximum, replicas=())
+        plan = core.step(Observation(tick * 5.0, GatewaySeen(arrivals, arrivals * 900.0), {"main": seen})).pools["main"]
+    assert plan is not None
+    return plan
+
+
+def test_a_pool_that_has_all_it_may_have_and_needs_more_says_so() -> None:
+    plan = _planned(2, 500.0)
+    assert (plan.replicas, plan.rule) == (2, "maximum")
+    assert "more than 2 are not allowed" in plan.reason
+
+
+def test_a_pool_that_has_all_it_may_have_and_needs_no_more_has_enough() -> None:
+    assert _planned(2, 1.0).rule == "enough"
+
+
+def test_of_an_objective_past_the_last_edge_an_empty_last_bucket_misses_nothing() -> None:
+    assert beyond((4.0, 0.0), (10.0,), 30.0) == (0.0, 4.0)
+    assert beyond((4.0, 2.0), (10.0,), 30.0) == (2.0, 6.0)
