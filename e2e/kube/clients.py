@@ -187,6 +187,24 @@ class Streams:
                 places[what].append(told)
 
 
+def alone(client: Client, model: str, *, rate: float, tokens: int, seconds: float) -> Callable[[], dict[str, Any]]:
+    """The same streams from a pod of their own, for so long, that nobody reads meanwhile: for when there is no API server to read
+    through. What is returned waits for their end and has the count of everything."""
+    here, name = client.here, "streams"
+    options = {"host": HOST, "port": 80, "key": client.key, "model": model, "rate": rate, "tokens": tokens}
+    command = f"sleep {seconds:g} | exec python3 /etc/fairlead/streams.py '{json.dumps(options)}'"
+    spec = pod_spec("gateway", command=("sh", "-c", command), files=client.name)
+    here.apply(pod(name, {**spec, "restartPolicy": "Never"}))
+    here.wait("condition=Ready", f"pod/{name}")
+
+    def end() -> dict[str, Any]:
+        here.wait("jsonpath={.status.phase}=Succeeded", f"pod/{name}", seconds=round(seconds) + 120)
+        told = [json.loads(line) for line in here.run("logs", name).splitlines()]
+        return next(one for one in told if one["what"] == "end")
+
+    return end
+
+
 def _url(path: str) -> str:
     return f"http://{HOST}/v1/{path}"
 

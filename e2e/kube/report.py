@@ -12,17 +12,18 @@ from fairlead.testing.reports import Line, commit, machine, verdict
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"
-REPORT = ROOT / "bench" / "results" / "e2e.json" if FULL else ROOT / "out" / "e2e.json"
+REPORTS = ROOT / "bench" / "results" if FULL else ROOT / "out"
 
 
-def record(part: str, lines: list[Line], **figures: Any) -> None:
-    """Add one part to the report; parts of another machine, or of another state of the sources, are dropped."""
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+def record(part: str, lines: list[Line], *, into: str = "e2e", **figures: Any) -> None:
+    """Add one part to the report of this name; its parts of another machine, or of another state of the sources, are dropped."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    path = REPORTS / f"{into}.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
     head = {"machine": machine(), "commit": commit(ROOT)}
     if {name: report.get(name) for name in head} != head:
         report = head | {"full": FULL, "holds": True, "parts": {}}
     report["parts"][part] = {**figures, "verdict": verdict(lines)}
     report["parts"] = dict(sorted(report["parts"].items()))
     report["holds"] = all(line["holds"] for one in report["parts"].values() for line in one["verdict"])
-    REPORT.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -4,28 +4,18 @@ An event is said of a change, never of a state: the same state looked at twice s
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fairlead.api import ConditionType, Reason
 from fairlead.kube.ledger import EventType
+from fairlead.kube.news import News
 from fairlead.kube.resource import Manifest, name_of
 from fairlead_operator.marks import REVISION, annotation
 from fairlead_operator.plan import WORKLOADS, Apply
 from fairlead_operator.summarize import condition
 
 
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """One sentence. ``reason`` and ``action`` are CamelCase words."""
-
-    type: EventType
-    reason: str
-    action: str
-    note: str
-
-
-def of_writes(applied: Iterable[Apply], pruned: Iterable[Manifest]) -> list[Happening]:
+def of_writes(applied: Iterable[Apply], pruned: Iterable[Manifest]) -> list[News]:
     """What was done, once it is done. Supports are not told of: people think in pools."""
     told = []
     for step in applied:
@@ -46,7 +36,7 @@ def of_writes(applied: Iterable[Apply], pruned: Iterable[Manifest]) -> list[Happ
     return told
 
 
-def of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Happening]:
+def of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[News]:
     """What became different in the conditions."""
     told = []
     was, now = condition(before, ConditionType.READY) or {}, condition(after, ConditionType.READY) or {}
@@ -66,7 +56,7 @@ def of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Happe
     return told
 
 
-def _movements(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Happening]:
+def _movements(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[News]:
     told = []
     was, now = condition(before, ConditionType.RECONCILING) or {}, condition(after, ConditionType.RECONCILING) or {}
     if now.get("reason") == Reason.PAUSED != was.get("reason"):
@@ -79,12 +69,12 @@ def _movements(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Happ
     return told
 
 
-def _normal(reason: str, action: str, note: str) -> Happening:
-    return Happening(EventType.NORMAL, reason, action, note)
+def _normal(reason: str, action: str, note: str) -> News:
+    return News(EventType.NORMAL, reason, action, note)
 
 
-def _warning(reason: str, action: str, note: str) -> Happening:
-    return Happening(EventType.WARNING, reason, action, note)
+def _warning(reason: str, action: str, note: str) -> News:
+    return News(EventType.WARNING, reason, action, note)
 
 
 def _sentence(text: str) -> str:

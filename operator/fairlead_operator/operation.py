@@ -12,10 +12,10 @@ from fairlead.kube.access import Access
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events import Recorder
 from fairlead.kube.lease import Election
+from fairlead.kube.news import News
 from fairlead.kube.resource import Manifest
 from fairlead.tasks import ended
 from fairlead_operator import liveness, pulse
-from fairlead_operator.happenings import Happening
 from fairlead_operator.leading import LEASE, while_leading
 from fairlead_operator.observe import Shelf
 from fairlead_operator.queue import WorkQueue
@@ -127,7 +127,7 @@ class Operation:
         unforeseen = None if isinstance(error, FairleadError) else error
         _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=unforeseen)
 
-    def _tell(self, model: Manifest, happening: Happening) -> None:
+    def _tell(self, model: Manifest, happening: News) -> None:
         self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)
 
     def _pulse(self) -> pulse.Pulse:

@@ -16,6 +16,7 @@ from fairlead.clock import Clock
 from fairlead.cluster_labels import SURGE
 from fairlead.errors import FairleadError
 from fairlead.kube.errors import NotFound
+from fairlead.kube.news import News
 from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     PODS,
@@ -29,7 +30,6 @@ from fairlead.kube.resource import (
 )
 from fairlead_operator import groups, happenings, pools, rollout, summarize
 from fairlead_operator.failures import Failure, Waiting, awaited, failure
-from fairlead_operator.happenings import Happening
 from fairlead_operator.marks import STATUS_MANAGER, annotation, generation_of, made_of, owner_uid
 from fairlead_operator.observe import Observed, Shelf
 from fairlead_operator.plan import WORKLOADS, Apply, ChildKey, Doubts, Plan, plan
@@ -82,7 +82,7 @@ class Reconciler:
         *,
         cluster: Callable[[], Cluster],
         stale: Callable[[], str],
-        tell: Callable[[Manifest, Happening], None],
+        tell: Callable[[Manifest, News], None],
         capacity_grace_seconds: float = 0.0,
         echoed: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -10,10 +10,10 @@ import pytest
 from fairlead.api import Reason
 from fairlead.clock import ManualClock
 from fairlead.kube.changes import Change, ChangeKind
+from fairlead.kube.news import News
 from fairlead.kube.resource import Manifest
 from fairlead.names import shorten
 from fairlead.testing.memory_kube import MemoryKube
-from fairlead_operator.happenings import Happening
 from fairlead_operator.observe import ALWAYS, OPTIONAL, Shelf
 from fairlead_operator.reconcile import Reconciler
 from fairlead_operator.seam import Cluster
@@ -83,7 +83,7 @@ class Lab:
 
     kube: MemoryKube = field(default_factory=MemoryKube)
     clock: ManualClock = field(default_factory=ManualClock)
-    told: list[Happening] = field(default_factory=list)
+    told: list[News] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     render: Callable[..., Any] = draw
     deaf: bool = False

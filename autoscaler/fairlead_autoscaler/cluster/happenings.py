@@ -4,25 +4,15 @@ An event is said of a change, never of a state: the same looked at twice says no
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from fairlead.api import ConditionStatus, ConditionType, Reason
 from fairlead.kube.ledger import EventType
+from fairlead.kube.news import News
 from fairlead_autoscaler.cluster.conditions import Said
 from fairlead_autoscaler.recording import Look
 
 
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """One sentence. ``reason`` and ``action`` are CamelCase words."""
-
-    type: EventType
-    reason: str
-    action: str
-    note: str
-
-
-def of_looks(before: Look, after: Look) -> list[Happening]:
+def of_looks(before: Look, after: Look) -> list[News]:
     """The numbers that were to be written, and are there now."""
     told = []
     for name, ruling in before.rulings.items():
@@ -31,11 +21,11 @@ def of_looks(before: Look, after: Look) -> list[Happening]:
             continue
         reason = "ScaledUp" if ruling.replicas > ruling.desired else "ScaledDown"
         note = f"Pool {name} from {ruling.desired} to {ruling.replicas} by {ruling.rule}: {ruling.reason}"
-        told.append(Happening(EventType.NORMAL, reason, "Scale", note))
+        told.append(News(EventType.NORMAL, reason, "Scale", note))
     return told
 
 
-def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[Happening]:
+def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[News]:
     """What became different in what is said of the model; nothing is told of the first time."""
     told = []
     was = {one.type: one for one in before}
@@ -51,6 +41,6 @@ def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[Happeni
     return told
 
 
-def _of(grave: bool, reason: str, action: str, message: str) -> Happening:
+def _of(grave: bool, reason: str, action: str, message: str) -> News:
     note = message[:1].upper() + message[1:]
-    return Happening(EventType.WARNING if grave else EventType.NORMAL, reason, action, note)
+    return News(EventType.WARNING if grave else EventType.NORMAL, reason, action, note)

@@ -15,10 +15,10 @@ from fairlead.kube.access import Access
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events import Recorder
 from fairlead.kube.lease import Election
+from fairlead.kube.news import News
 from fairlead.kube.resource import Manifest
 from fairlead.limits import Limits
 from fairlead.tasks import ended
-from fairlead_autoscaler.cluster.happenings import Happening
 from fairlead_autoscaler.cluster.scaler import KubeScaler
 from fairlead_autoscaler.cluster.telling import Telling
 from fairlead_autoscaler.cluster.world import KubeWorld
@@ -104,5 +104,5 @@ class Operation:
             _LOG.info("leading: %s", self._election.reason)
             _LOG.warning("not leading any more: %s", await self._election.hold())
 
-    def _tell(self, model: Manifest, happening: Happening) -> None:
+    def _tell(self, model: Manifest, happening: News) -> None:
         self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)

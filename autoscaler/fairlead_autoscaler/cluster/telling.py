@@ -15,11 +15,11 @@ from fairlead.clock import Clock
 from fairlead.cluster_labels import AUTOSCALER
 from fairlead.errors import FairleadError
 from fairlead.kube.errors import NotFound
+from fairlead.kube.news import News
 from fairlead.kube.resource import Manifest, leaving, metadata_of
 from fairlead_autoscaler.cluster import conditions, happenings
 from fairlead_autoscaler.cluster.attainment import Attainment, seen
 from fairlead_autoscaler.cluster.conditions import Said, Written
-from fairlead_autoscaler.cluster.happenings import Happening
 from fairlead_autoscaler.recording import Look
 
 _LOG = logging.getLogger("fairlead.autoscaler")
@@ -68,7 +68,7 @@ class Telling:
         api: Kube,
         models: Models,
         clock: Clock,
-        tell: Callable[[Manifest, Happening], None],
+        tell: Callable[[Manifest, News], None],
         *,
         leads: Callable[[], bool],
         frozen: bool = False,

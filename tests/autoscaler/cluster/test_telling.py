@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from fairlead.kube.errors import Unreachable
+from fairlead.kube.news import News
 from fairlead.kube.resource import key_of
 from fairlead.tasks import ended
 from fairlead.testing.memory_kube import MemoryKube
 from fairlead.testing.timeline import Timeline
-from fairlead_autoscaler.cluster.happenings import Happening
 from fairlead_autoscaler.cluster.telling import Telling
 from fairlead_autoscaler.governor import Ruling
 from fairlead_autoscaler.recording import Look
@@ -25,7 +25,7 @@ MODEL = {
 
 class Room:
     def __init__(self) -> None:
-        self.kube, self.clock, self.told = MemoryKube(), Timeline(), list[Happening]()
+        self.kube, self.clock, self.told = MemoryKube(), Timeline(), list[News]()
         self.kube.put({**MODEL, "spec": {}})
         ready = {"type": "Ready", "status": "True", "reason": "AllReady"}
         self.kube.put({**MODEL, "status": {"conditions": [ready]}}, "fairlead-operator/status")
