@@ -62,6 +62,7 @@ def kinds() -> tuple[Kind, ...]:
                 Column("Engine", ".spec.engine.kind", wide=True),
                 Column("Routing", ".spec.routing.preset", wide=True),
                 Column("TTFT", ".spec.objectives.ttft", wide=True),
+                Column("Autoscaling", _condition("Autoscaling", "reason"), wide=True),
                 Column("Message", _condition("Ready", "message"), wide=True),
             ),
             status=ModelDeploymentStatus,

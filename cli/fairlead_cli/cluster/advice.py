@@ -95,6 +95,8 @@ def _zero(report: ModelReport, program: str) -> Advice | None:
     found = report.condition(ConditionType.READY)
     if found is None or found.get("reason") != Reason.SCALED_TO_ZERO:
         return None
+    if _true(report.condition(ConditionType.AUTOSCALING)) is not None:
+        return Advice(False, "nothing runs, since nobody asks: the first request starts an engine")
     namespace, _, name = report.key.partition("/")
     return Advice(
         False, f"nothing runs, as it is asked: kubectl scale mdep {name} -n {namespace} --replicas=1 changes that"
@@ -142,9 +144,11 @@ def _missed(report: ModelReport, program: str) -> Advice | None:
     if found is None or found.get("status") != "False":
         return None
     said = short(str(found.get("message", "")), _NOTE)
-    return Advice(
-        True, f"requests miss the objectives{f' ({said})' if said else ''}: raise replicas, or relax spec.objectives"
-    )
+    scaled = _true(report.condition(ConditionType.AUTOSCALING))
+    more = "raise replicas" if scaled is None else "raise replicas.max"
+    if scaled is not None and scaled.get("reason") == Reason.DECIDING:
+        more = "wait for the instances that the autoscaler starts"
+    return Advice(True, f"requests miss the objectives{f' ({said})' if said else ''}: {more}, or relax spec.objectives")
 
 
 def _unheard(report: ModelReport, program: str) -> Advice | None:

@@ -80,6 +80,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
         "(pool main has 1 of 2 ready)",
     ),
     "zero": ({"Ready": ("True", "ScaledToZero", "")}, {}, False, "kubectl scale mdep tiny -n chat --replicas=1"),
+    "asleep": (
+        {"Ready": ("True", "ScaledToZero", ""), "Autoscaling": ("True", "Deciding", "")},
+        {},
+        False,
+        "the first request starts an engine",
+    ),
     "rolling out": ({"Reconciling": ("True", "RollingOut", "1 of 2 replaced")}, {}, False, "wait (1 of 2 replaced)"),
     "paused": ({"Reconciling": ("True", "Paused", "")}, {}, False, "set rollout.paused: false"),
     "name": ({"NameTaken": ("True", "BareNameTaken", "")}, {}, False, "let clients say chat/tiny"),
@@ -89,6 +95,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
         {},
         True,
         "miss the objectives (81 % of 95 %)",
+    ),
+    "objectives, at the most": (
+        {"ObjectivesMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "AtMaximum", "")},
+        {},
+        True,
+        "miss the objectives (81 %): raise replicas.max",
+    ),
+    "objectives, more are coming": (
+        {"ObjectivesMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "Deciding", "")},
+        {},
+        True,
+        "miss the objectives (81 %): wait for the instances that the autoscaler starts",
     ),
 }
 
