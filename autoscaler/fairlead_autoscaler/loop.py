@@ -254,9 +254,4 @@ def wanted_settings(settings: ScalingSettings, policy: Autoscaling) -> ScalingSe
     if policy.down_window is None:
         return settings
     window = seconds(policy.down_window)
-    return replace(
-        settings,
-        window_seconds=window,
-        window_least_seconds=window,
-        window_most_seconds=max(window, settings.window_most_seconds),
-    )
+    return replace(settings, window_seconds=window, window_least_seconds=window)
