@@ -231,9 +231,8 @@ def _group(state: State, look: Look, group: Group) -> tuple[State, dict[str, Poo
                 return other.requests_per_second / capacity.requests_per_second
 
             queue = _queue(look, group, capacities, ahead)
-            need = need_of(
-                seen, before.swing or 0.0, before.bursts, capacity, crowd, before.budget.margin, ahead, queue, settings
-            )
+            margin = settings.margin * before.budget.margin
+            need = need_of(seen, before.swing or 0.0, before.bursts, capacity, crowd, margin, ahead, queue, settings)
     held, after = _held(before, look, need, startup)
     if need is not None and _short(look, group, need, capacities):
         after = replace(after, short_at=look.now)

@@ -52,6 +52,7 @@ class ScalingSettings:
     speed_most: float = 3.0
 
     # Margin: the error budget.
+    margin: float = 1.0
     margin_least: float = 0.85
     margin_most: float = 1.15
     margin_up_per_second: float = 1.5e-4

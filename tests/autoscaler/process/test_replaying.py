@@ -100,14 +100,14 @@ def test_models_and_objectives_are_told_apart() -> None:
 
 
 def test_settings_are_read_by_their_kind() -> None:
-    changes = changes_of(["margin=1.1", "down_small=3", "freeze=true", "target=0.95", "itl=0.1"])
-    assert changes == Changes({"margin": 1.1, "down_small": 3, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1})
+    changes = changes_of(["margin=1.1", "trend_bins=3", "freeze=true", "target=0.95", "itl=0.1"])
+    assert changes == Changes({"margin": 1.1, "trend_bins": 3, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1})
     model, settings = changes.of(recorded(1)[0])
     assert (model.target, model.itl_seconds, settings.margin) == (0.95, 0.1, 1.1)
-    assert replace(settings, margin=1.0, down_small=8, freeze=False) == replace(ScalingSettings(), down_small=8)
+    assert replace(settings, margin=1.0, trend_bins=8, freeze=False) == ScalingSettings()
 
 
-@pytest.mark.parametrize("text", ["margin", "margin=", "margin=much", "freeze=maybe", "marginn=1", "down_small=1.5"])
+@pytest.mark.parametrize("text", ["margin", "margin=", "margin=much", "freeze=maybe", "marginn=1", "trend_bins=1.5"])
 def test_what_is_no_setting_or_no_value_of_it_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--set"):
         changes_of([text])
