@@ -1,7 +1,7 @@
 """The Grafana dashboards of the chart: what they show is written here, and what Grafana wants around it is put around it.
 
 Three, by who looks: how models serve (their owners), how engines and caches are (who runs them), how the control plane itself is.
-Every expression names a metric that gateways, operators or indexers tell; tests/charts compares them.
+Every expression names a metric that gateways, operators, indexers or autoscalers tell; tests/charts compares them.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WHERE = 'namespace="$namespace",model=~"$model"'
 _HERE = 'namespace="$namespace"'
-_G, _O, _I = "fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_"
+_G, _O, _I, _A = (f"fairlead_{part}_" for part in ("gateway", "operator", "indexer", "autoscaler"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,23 @@ def models() -> Dashboard:
         Panel("Share of prompt tokens from a cache", [(cached, "{{model}}")], "percentunit"),
         Panel("Conditions that hold", [(holds, "{{model}} {{type}} {{reason}}")], kind="table"),
     )
-    rows = (("Requests", requests), ("Latency", latency), ("Objectives and load", load), ("Tokens and status", rest))
+    pool = "{{model}} {{pool}}"
+    replicas = [
+        (_sum(f"{_A}{name}_replicas", "model, pool", of="max"), f"{pool} {name}")
+        for name in ("wanted", "ready", "pending")
+    ]
+    needs = f'max by (model, pool) ({_A}input{{{_WHERE},name="need_replicas"}})'
+    held = f"max by (model, pool) ({_A}held_back{{{_WHERE}}})"
+    decided = _rate(f"{_A}decisions_total", "model, pool, rule")
+    scaling = (
+        Panel("Instances wanted, ready and starting", replicas),
+        Panel("Needed by the load, and not written", [(needs, pool), (held, f"{pool} held back")]),
+        Panel("Decisions by rule", [(decided, f"{pool} {{{{rule}}}}")], "ops"),
+    )
+    rows = (
+        *(("Requests", requests), ("Latency", latency), ("Objectives and load", load)),
+        *(("Autoscaling", scaling), ("Tokens and status", rest)),
+    )
     return Dashboard("models", "Fairlead / Models", rows)
 
 

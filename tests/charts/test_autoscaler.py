@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
 from fairlead.kube.managers import replicas_writers
 from fairlead.kube.resource import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.testing.chart import rendered
+from fairlead.testing.chart import CHART, rendered
 from fairlead.testing.installed import as_account, kubectl, rights
 from fairlead.testing.kube import ApiServer
 from fairlead.testing.operator_process import operator_process
@@ -116,16 +117,20 @@ def metrics(url: str) -> str:
         return str(answer.read().decode())
 
 
-def everything_that_alerts_ask_for_is_told(program: Path, text: str) -> None:
+def everything_that_is_asked_for_is_told(program: Path, text: str) -> None:
+    """By alerts and dashboards, with the labels that they select and group by."""
     rules = next(one for one in rendered(program, "--set=alerts.enabled=true") if one["kind"] == "PrometheusRule")
     told: dict[str, set[str]] = {}
     for name, labels in scraped(text, namespace=PLACE, pod="a-1"):
         told.setdefault(name, set()).update(key for key, _ in labels)
-    for alert, expression in expressions(rules["spec"]["groups"]):
+    boards = [json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))]
+    shown = [target["expr"] for board in boards for panel in board["panels"] for target in panel.get("targets", ())]
+    plain = [re.sub(r"\$(\w+)", "2m", one) for one in shown]
+    for expression in (*plain, *(one for _, one in expressions(rules["spec"]["groups"]))):
         found = asked(expression)
         for metric, selected in found.metrics:
             if metric.startswith("fairlead_autoscaler_") and metric not in SELDOM:
-                assert selected | found.grouped <= told[metric], alert
+                assert selected | found.grouped <= told[metric], metric
 
 
 async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
@@ -169,7 +174,7 @@ def test_it_wakes_a_pool_yields_to_somebody_else_and_lets_go_with_exactly_its_ri
                 await asyncio.to_thread(wake, url)
                 await becomes(lambda: number(api), (1, ("fairlead-autoscaler",)))
                 await until_async(lambda: tells(api, "ScaledUp"))
-                everything_that_alerts_ask_for_is_told(program, await asyncio.to_thread(metrics, url))
+                everything_that_is_asked_for_is_told(program, await asyncio.to_thread(metrics, url))
 
                 theirs = {"spec": {"replicas": 3}}
                 await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")

@@ -35,7 +35,7 @@ def plain(expression: str) -> str:
 
 def labels_of(metric: str) -> set[str] | None:
     """The labels of a gateway's metric; None for those of others."""
-    if metric.startswith(("fairlead_operator_", "fairlead_indexer_")):
+    if metric.startswith(("fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")):
         return None
     for family in FAMILIES:
         if metric == family.name:
@@ -55,7 +55,8 @@ def test_prometheus_takes_every_expression(name: str, tools: Tools, tmp_path: Pa
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_expressions_and_legends_name_only_what_is_told(name: str) -> None:
-    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; indexers' in test_indexers.py."""
+    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; indexers' in test_indexers.py,
+    autoscalers' in test_autoscaler.py."""
     for place, target in targets(BOARDS[name]):
         found = asked(plain(target["expr"]))
         assert found.metrics, place
