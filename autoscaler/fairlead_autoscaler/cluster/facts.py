@@ -11,11 +11,15 @@ from typing import Final
 
 from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, Pool, ScalingMode
 from fairlead.cluster_labels import AUTOSCALER, ENDPOINT, MANAGER, POOL, REVISION, SURGE, engine_notes
+from fairlead.errors import FairleadError
 from fairlead.fleet import Role
+from fairlead.kube.errors import NotFound
 from fairlead.kube.managers import replicas_writers
 from fairlead.kube.resource import (
+    ACCELERATOR_CLASSES,
     LEADER_WORKER_SETS,
     Manifest,
+    Resource,
     annotations_of,
     labels_of,
     leaving,
@@ -60,6 +64,30 @@ def states(known: Known) -> dict[str, ModelState]:
 def asked_about(spec: ModelDeploymentSpec) -> bool:
     """Is there anything for the autoscaler to say?"""
     return spec.autoscaling.mode is not ScalingMode.OFF and not spec.external
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How well a kind is followed: it was listed once, and what is wrong with its watch now."""
+
+    resource: Resource
+    synced: bool
+    problem: FairleadError | None = None
+
+
+def hindrance(kinds: Iterable[Followed]) -> str:
+    """Why what is known of the cluster is not how things are, in words; empty while it is."""
+    for one in kinds:
+        if one.resource is ACCELERATOR_CLASSES and not one.synced and one.problem is not None:
+            continue  # whoever may not read them has the built-in ones
+        if one.resource is LEADER_WORKER_SETS and isinstance(one.problem, NotFound):
+            continue  # the cluster has forgotten the kind, and with it all there were
+        why = f": {one.problem}" if one.problem is not None else ""
+        if not one.synced:
+            return f"{one.resource.plural} have not been listed yet{why}"
+        if one.problem is not None:
+            return f"{one.resource.plural} cannot be followed{why}"
+    return ""
 
 
 def standing(models: Iterable[ModelRead], workloads: Mapping[str, Sequence[Manifest]]) -> dict[str, dict[str, str]]:

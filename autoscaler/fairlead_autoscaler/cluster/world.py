@@ -36,7 +36,7 @@ from fairlead.kube.resource import (
     uid_of,
 )
 from fairlead.kubefleet.specs import ModelRead, Specs
-from fairlead_autoscaler.cluster.facts import Known, standing, states
+from fairlead_autoscaler.cluster.facts import Followed, Known, hindrance, standing, states
 from fairlead_autoscaler.world import ModelState
 
 _LOG = logging.getLogger("fairlead.autoscaler")
@@ -140,22 +140,7 @@ class KubeWorld:
 
     def away(self) -> str:
         """Why the cluster cannot be followed, in words; empty while it can."""
-        for informer in self._informers.values():
-            if informer.resource is ACCELERATOR_CLASSES and not informer.synced and informer.problem is not None:
-                continue  # whoever may not read them has the built-in ones
-            if not informer.synced:
-                return f"{informer.resource.plural} have not been listed yet{_why(informer)}"
-            if informer.problem is not None:
-                return f"{informer.resource.plural} cannot be followed{_why(informer)}"
-        return ""
-
-    def ages(self) -> dict[str, float | None]:
-        """Since each kind was last heard of, in seconds; None for never."""
-        found: dict[str, float | None] = {}
-        for informer in self._informers.values():
-            age, before = informer.age_seconds(), found.get(informer.resource.plural, 0.0)
-            found[informer.resource.plural] = None if age is None or before is None else max(age, before)
-        return found
+        return hindrance(Followed(one.resource, one.synced, one.problem) for one in self._informers.values())
 
     def models(self) -> dict[str, Manifest]:
         """Every ModelDeployment, by ``namespace/name``."""
@@ -229,7 +214,3 @@ def slim(pod: Manifest) -> Manifest:
     metadata = {name: value for name, value in metadata_of(pod).items() if name != "managedFields"}
     status = {name: value for name, value in (pod.get("status") or {}).items() if name in _TOLD}
     return {"apiVersion": pod["apiVersion"], "kind": pod["kind"], "metadata": metadata, "status": status}
-
-
-def _why(informer: Informer) -> str:
-    return f": {informer.problem}" if informer.problem is not None else ""

@@ -8,8 +8,10 @@ import pytest
 
 from fairlead.api import ModelDeploymentSpec, builtin_accelerators
 from fairlead.fleet import Role
+from fairlead.kube.errors import NotFound, Unreachable
+from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
 from fairlead.kubefleet.specs import ModelRead
-from fairlead_autoscaler.cluster.facts import Known, held_by, standing, states
+from fairlead_autoscaler.cluster.facts import Followed, Known, held_by, hindrance, standing, states
 from fairlead_autoscaler.scaling import ReplicaState
 from fairlead_autoscaler.world import ModelState
 
@@ -116,6 +118,17 @@ def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_h
     live = [a_workload(2, "kubectl"), a_workload(2, pool="other")]
     found = standing(reads, {"chat/auto": live, "chat/off": live})
     assert found == {"chat/auto": {"main": "kubectl"}, "chat/broken": {}}
+
+
+def test_nothing_is_known_while_a_kind_was_never_listed_or_cannot_be_followed() -> None:
+    away, gone = Unreachable("nobody answers"), NotFound("no such kind", status=404)
+    assert hindrance([Followed(PODS, True), Followed(DEPLOYMENTS, True)]) == ""
+    assert hindrance([Followed(PODS, False)]) == "pods have not been listed yet"
+    assert hindrance([Followed(PODS, True, away)]) == "pods cannot be followed: nobody answers"
+    assert hindrance([Followed(ACCELERATOR_CLASSES, False, away)]) == ""  # without the right to read them
+    assert hindrance([Followed(ACCELERATOR_CLASSES, False)]) != ""
+    assert hindrance([Followed(LEADER_WORKER_SETS, True, gone)]) == ""
+    assert hindrance([Followed(LEADER_WORKER_SETS, True, away)]) != ""
 
 
 def test_groups_that_are_replaced_with_one_more_are_left_alone_meanwhile(a_workload: Make) -> None:
