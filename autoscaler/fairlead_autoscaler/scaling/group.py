@@ -1,0 +1,297 @@
+"""A group of pools: what it needs, what of that holds, and how it is divided.
+
+The need follows from what arrives (``need``) at the knee of the group's first pool; it is known only where arrivals are. Without
+them the last need holds, and after a minute it rises."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fairlead.decision import Input
+from fairlead.fleet import Role
+from fairlead_autoscaler.scaling import learned, window, zero
+from fairlead_autoscaler.scaling.bounds import bounds
+from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives
+from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, level, recurring, swing
+from fairlead_autoscaler.scaling.look import Look
+from fairlead_autoscaler.scaling.need import (
+    Group,
+    Need,
+    Queue,
+    capacity_of,
+    longer,
+    mix_of,
+    need_of,
+    objectives_of,
+    price_of,
+)
+from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.split import Part, divide, own_share
+from fairlead_autoscaler.scaling.state import GroupState, State
+from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan
+
+_STARTUP_SECONDS = 120.0
+"""Until a start was seen, and where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What a group's replicas are worth now: the mix and the objectives they serve, how many times as slow as its profile each pool
+    is, what one replica of each carries; how long its slow starts take and how far ahead to look."""
+
+    group: Group
+    mix: Mix
+    objectives: Objectives
+    factors: Mapping[str, float]
+    capacities: Mapping[str, Capacity]
+    startup: float
+    ahead: float
+
+    @property
+    def first(self) -> PoolFacts:
+        """The pool whose replicas needs are counted in."""
+        return self.group.pools[0]
+
+    @property
+    def capacity(self) -> Capacity:
+        """What one of those carries."""
+        return self.capacities[self.first.name]
+
+    def worth(self, pool: str) -> float:
+        """A replica of ``pool``, in those of the first."""
+        return self.capacities[pool].requests_per_second / self.capacity.requests_per_second
+
+    def ready(self, look: Look) -> float:
+        """What is ready, in replicas of the first pool."""
+        return sum(look.pools[pool.name].ready * self.worth(pool.name) for pool in self.group.pools)
+
+    def asked(self, look: Look) -> float:
+        """What is asked for, ready or not."""
+        return sum(look.pools[pool.name].desired * self.worth(pool.name) for pool in self.group.pools)
+
+
+def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str, PoolPlan]]:
+    """Need, window, division and numbers of one group, all of whose pools the look has."""
+    settings = look.settings
+    sizes = _sizes(state, look, group)
+    before = state.groups.get(group.role.value) or GroupState(
+        window=window.Window(needs=((look.now, sizes.asked(look)),)), need=sizes.asked(look)
+    )  # met for the first time: what it has is taken for what it needed
+    need: Need | None = None
+    if look.blind_seconds is None:
+        state, before, need = _need(state, before, look, sizes)
+    held, after = _held(before, look, need, sizes.startup)
+    if need is not None and _short(look, sizes, need):
+        after = replace(after, short_at=look.now)
+    after = replace(after, budget=_budget(after, look, sizes, need))
+    asleep = group.to_zero and not look.calm and _may_sleep(state, look, sizes.startup)
+    if asleep:
+        held = 0.0
+    elif group.to_zero and (look.arrived or any(look.pools[pool.name].desired for pool in group.pools)):
+        held = max(held, 1e-6)  # and none where there is none and nobody asks: a restart wakes nobody
+    parts = [_part(look, pool, sizes) for pool in group.pools]
+    targets = divide(held, parts, settings.switch_share)
+    told = {
+        "prompt_tokens": Input(sizes.mix.prompt),
+        "output_tokens": Input(sizes.mix.output),
+        "cached_share": Input(sizes.mix.cached),
+        **(need.inputs if need is not None else {"need_replicas": Input(before.need, look.blind_seconds)}),
+        "window_max_replicas": Input(held),
+    }
+    plans: dict[str, PoolPlan] = {}
+    pools = dict(state.pools)
+    for pool in group.pools:
+        capacity = sizes.capacities[pool.name]
+        wanted = Wanted(
+            targets[pool.name],
+            own_share(held, parts, targets, pool.name),
+            _urgent(look, sizes, need),
+            asleep,
+            (max(1.0, sizes.ahead - settings.ready_extra_seconds), sizes.startup),
+            _what_if(pool, look, sizes),
+            {
+                "speed_factor": Input(sizes.factors[pool.name]),
+                "capacity_requests_per_second": Input(capacity.requests_per_second),
+                **told,
+            },
+            capacity.bound.value,
+        )
+        doubt = Doubt(look.blind_seconds, look.believed.lie, look.calm)
+        pools[pool.name], plans[pool.name] = planned(
+            pools[pool.name], look.pools[pool.name], wanted, doubt, bounds(pool, look.wall), look.now, settings
+        )
+    return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans
+
+
+def _sizes(state: State, look: Look, group: Group) -> _Sizes:
+    settings = look.settings
+    mix = mix_of(state.lengths, group.role)
+    objectives = objectives_of(look.model, group.role, mix.prompt)
+    factors = {pool.name: state.pools[pool.name].speed.factor(settings) for pool in group.pools}
+    known = state.groups.get(group.role.value)
+    share = float(sum(look.pools[pool.name].desired for pool in group.pools))
+    if known is not None and known.need is not None:
+        share = known.need
+    capacities = {
+        pool.name: capacity_of(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
+    }
+    return _Sizes(group, mix, objectives, factors, capacities, *_startup(state, group, settings))
+
+
+def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[State, GroupState, Need | None]:
+    """What the group needs, where anything has arrived yet."""
+    settings, first = look.settings, sizes.first
+    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity)
+    before = _past(before, state, look, price, sizes)
+    state, seen = _level(state, look, price, sizes.capacity, before.bursts > 0.0)
+    if seen is None:
+        return state, before, None
+    growth = 1.0 if sizes.group.role is Role.PREFILL else longer(state.lengths, state.load, sizes.ahead, settings)
+    then = replace(sizes.mix, output=sizes.mix.output * growth)
+
+    def crowd(replicas: float) -> float:
+        other = capacity_of(first, then, sizes.factors[first.name], sizes.objectives, replicas, settings)
+        return other.requests_per_second / sizes.capacity.requests_per_second
+
+    grows = sizes.ahead if look.model.patience_seconds is None else min(sizes.ahead, look.model.patience_seconds)
+    queue = Queue(_backlog(look, sizes.group), sizes.ready(look), sizes.asked(look), grows)
+    margin = settings.margin * before.budget.margin
+    need = need_of(
+        seen, before.swing or 0.0, before.bursts, sizes.capacity, crowd, margin, sizes.ahead, queue, settings
+    )
+    return state, before, replace(need, inputs={"output_growth": Input(growth), **need.inputs})
+
+
+def _startup(state: State, group: Group, settings: ScalingSettings) -> tuple[float, float]:
+    """How long the slower starts of a group take, and how far ahead to look."""
+    slow = usual = 0.0
+    for pool in group.pools:
+        starts = state.pools[pool.name].starts
+        slow = max(slow, starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS))
+        prior = pool.startup_p50_seconds if settings.ahead_quantile < 0.9 else pool.startup_p90_seconds
+        usual = max(usual, starts.quantile(settings.ahead_quantile, prior, _STARTUP_SECONDS))
+    return slow, usual + settings.ready_extra_seconds
+
+
+def _level(state: State, look: Look, price: Price, capacity: Capacity, bursty: bool) -> tuple[State, Level | None]:
+    """The level of the load; where it changed, of what arrives since."""
+    shot = 1.0 / capacity.requests_per_second
+    seen = level(state.load, price, shot, look.settings)
+    ticks = 0 if seen is None else changed(state.load, seen, price, bursty, look.settings)
+    if ticks:
+        state = replace(state, load=forget(state.load, ticks))
+        seen = level(state.load, price, shot, look.settings)
+    return state, seen
+
+
+def _past(before: GroupState, state: State, look: Look, price: Price, sizes: _Sizes) -> GroupState:
+    """``before`` with what the last while teaches, looked at again when a bin was closed."""
+    settings = look.settings
+    if before.swing is None:
+        before = replace(before, swing=settings.swing_guess)
+    if not state.load.past or state.load.past[-1].at <= before.past_at:
+        return before
+    within = settings.recur_share * (sizes.startup + window.usual(sizes.startup, settings))
+    return replace(
+        before,
+        bursts=settings.burst_room * recurring(state.load, price, within),
+        swing=swing(state.load, price, sizes.ahead, settings),
+        past_at=state.load.past[-1].at,
+    )
+
+
+def _held(before: GroupState, look: Look, need: Need | None, startup: float) -> tuple[float, GroupState]:
+    """The need that holds now, and the group with it."""
+    settings = look.settings
+    length = window.usual(startup, settings)
+    if need is None:
+        last = before.need or 0.0
+        if look.blind_seconds is not None and look.blind_seconds >= settings.blind_hold_seconds:
+            last = last * settings.blind_rise + max(0.0, before.trend) * look.blind_seconds
+        needs = window.push(before.window, look.now, last, length)
+        return max(needs.held, last + before.backlog.held), replace(before, window=needs)
+    needs = window.push(before.window, look.now, need.replicas, length)
+    backlog = window.push(before.backlog, look.now, need.backlog, settings.backlog_seconds)
+    after = replace(before, window=needs, backlog=backlog, need=need.replicas, trend=need.trend)
+    return max(needs.held, need.replicas + backlog.held), after
+
+
+def _backlog(look: Look, group: Group) -> float:
+    held = look.believed.gateway.held if look.believed.gateway is not None else 0.0
+    waiting = (look.believed.pools.get(pool.name) for pool in group.pools)
+    return held + sum(totals.waiting for totals in waiting if totals is not None)
+
+
+def _short(look: Look, sizes: _Sizes, need: Need) -> bool:
+    """Is less ready than what arrives takes, or more waiting than usual?"""
+    ready = sizes.ready(look)
+    return ready < need.level_now or _backlog(look, sizes.group) > look.settings.queue_usual * max(1.0, ready)
+
+
+def _budget(after: GroupState, look: Look, sizes: _Sizes, need: Need | None) -> learned.Budget:
+    """The margin after what the objectives saw; only where what is ready has carried what arrives for a while."""
+    role = sizes.group.role
+    known = [look.believed.pools.get(pool.name) for pool in sizes.group.pools]
+    totals = [each for each in known if each is not None]
+    if need is None or not totals or look.seconds <= 0.0:
+        return after.budget
+    model = look.model
+    missed = judged = 0.0
+    if role is not Role.DECODE:
+        for each in totals:
+            over, count = learned.beyond(each.ttft_counts, model.ttft_bounds, sizes.objectives.ttft_seconds)
+            missed, judged = missed + over, judged + count
+        abandoned = look.believed.gateway.abandoned if look.believed.gateway is not None else 0.0
+        missed, judged = missed + abandoned, judged + abandoned
+    generated = sum(each.generated_tokens for each in totals)
+    if role is Role.DECODE:
+        judged = sum(each.finished for each in totals)
+    if role is not Role.PREFILL and generated > 0.0:
+        missed += judged * sum(each.slow_tokens for each in totals) / generated
+    learn = look.now - after.short_at > look.settings.short_seconds
+    return learned.budget(
+        after.budget, min(missed, judged), judged, look.seconds, max(1e-4, 1.0 - model.target), learn, look.settings
+    )
+
+
+def _may_sleep(state: State, look: Look, startup: float) -> bool:
+    """Has it been silent for longer than the odds allow, and is nothing under way that anybody knows of?"""
+    if look.blind_seconds is not None or look.believed.lie is not None or look.arrived:
+        return False
+    if any(totals is None or totals.running + totals.waiting > 0.0 for totals in look.believed.pools.values()):
+        return all(totals is None and look.pools[name].ready == 0 for name, totals in look.believed.pools.items())
+    last = state.silence.last_arrival
+    cost = startup * look.settings.cold_start_price
+    if look.model.ttft_seconds is not None and startup < look.model.ttft_seconds:
+        cost = startup
+    return last is not None and not zero.keep_warm(state.silence, look.now - last, cost)
+
+
+def _urgent(look: Look, sizes: _Sizes, need: Need | None) -> bool:
+    """Do requests wait for replicas that are not there yet?"""
+    if need is None:
+        return False
+    ready = sizes.ready(look)
+    waits = _backlog(look, sizes.group) > look.settings.queue_usual * max(1.0, ready)
+    return need.level_now > ready or (waits and need.replicas + need.backlog > ready)
+
+
+def _part(look: Look, pool: PoolFacts, sizes: _Sizes) -> Part:
+    seen = look.pools[pool.name]
+    least, most = bounds(pool, look.wall)
+    cost = max(1e-6, pool.cost_per_hour)
+    start_price = look.settings.start_price * sizes.startup / 3_600.0
+    return Part(pool.name, sizes.worth(pool.name), cost, least, most, seen.desired, seen.ready, start_price)
+
+
+def _what_if(pool: PoolFacts, look: Look, sizes: _Sizes) -> float:
+    """What a replica carries when one fewer shares the caches, as a share of what it carries now."""
+    count, mix = look.pools[pool.name].ready, sizes.mix
+    if mix.cached <= 0.0 or count <= 1 or pool.role is Role.DECODE:
+        return 1.0
+    fewer = replace(mix, cached=mix.cached * (1.0 - 1.0 / count))
+    rates = [
+        capacity_of(pool, each, sizes.factors[pool.name], sizes.objectives, count, look.settings).requests_per_second
+        for each in (mix, fewer)
+    ]
+    return rates[1] / rates[0]

@@ -1,0 +1,152 @@
+"""One look: what was seen, cleaned, judged and timed; and what it teaches.
+
+The clock of the core only goes on. A look whose clock stood still or went back brings nothing; one that jumped far ahead (the
+process slept, the API server was away) is taken for an interval without signals, since nobody knows what its counters cover."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fairlead.fleet import Role
+from fairlead_autoscaler.scaling import clean, learned, trust, zero
+from fairlead_autoscaler.scaling.load import Bin, note
+from fairlead_autoscaler.scaling.need import mix_of
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.state import Clock, PoolState, State
+from fairlead_autoscaler.scaling.trust import Believed
+from fairlead_autoscaler.scaling.values import GatewaySeen, Observation, PoolSeen, ScaledModel
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look, cleaned and judged. ``seconds`` since the last one (0 for the first, and where clocks did not go on)."""
+
+    model: ScaledModel
+    settings: ScalingSettings
+    now: float
+    seconds: float
+    wall: float | None
+    pools: Mapping[str, PoolSeen]
+    believed: Believed
+    blind_seconds: float | None
+    calm: bool
+    arrived: bool
+
+    @property
+    def doubtful(self) -> bool:
+        """May nothing be lowered?"""
+        return self.blind_seconds is not None or self.believed.lie is not None or self.calm
+
+
+def look_at(
+    state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings
+) -> tuple[State, Look]:
+    """``observation`` as it is to be taken, and the state with what it teaches. Pools that it does not name are left out."""
+    pools = {pool.name: _api(observation.pools[pool.name]) for pool in model.pools if pool.name in observation.pools}
+    clock, seconds, gap = _tick(state.clock, observation.now, model, settings)
+    counted = {
+        pool.name: clean.totals(pools[pool.name], pool, model.itl_seconds) if not gap and seconds > 0.0 else None
+        for pool in model.pools
+        if pool.name in pools
+    }
+    gateway = clean.gateway(observation.gateway) if not gap and seconds > 0.0 else None
+    trusted, believed = trust.judge(state.trust, clock.now, gateway, counted, settings)
+    clock, tick = _arrivals(clock, believed.gateway, seconds, model)
+    if seconds > 0.0 and (believed.lie is not None or clock.blind_since is not None):
+        clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.doubt_seconds))
+    arrived = believed.gateway is not None and (believed.gateway.arrivals > 0.0 or believed.gateway.held > 0.0)
+    blind = None if clock.blind_since is None else clock.now - clock.blind_since
+    look = Look(
+        model,
+        settings,
+        clock.now,
+        seconds,
+        clean.number(observation.wall),
+        pools,
+        believed,
+        blind,
+        clock.now < clock.calm_at,
+        arrived,
+    )
+    state = replace(state, clock=clock, trust=trusted, silence=_silence(state.silence, look))
+    return _learn(state, look, tick), look
+
+
+def _api(seen: PoolSeen) -> PoolSeen:
+    """What the API server says, with counts that can be."""
+    counts = tuple(clean.whole(value) for value in (seen.desired, seen.ready, seen.pending, seen.draining))
+    if counts == (seen.desired, seen.ready, seen.pending, seen.draining):
+        return seen
+    return replace(seen, desired=counts[0], ready=counts[1], pending=counts[2], draining=counts[3])
+
+
+def _tick(clock: Clock, told: float, model: ScaledModel, settings: ScalingSettings) -> tuple[Clock, float, bool]:
+    """The clock after a look at ``told``, the seconds since the last, and whether there is a gap between them."""
+    if clean.number(told) is None:
+        return clock, 0.0, False
+    if clock.told is None:
+        return replace(clock, told=told, calm_at=clock.now + settings.restart_seconds), 0.0, True
+    seconds = told - clock.told
+    if seconds <= 0.0:
+        return replace(clock, told=told), 0.0, False
+    if seconds > settings.gap_intervals * model.interval_seconds:
+        now = clock.now + model.interval_seconds
+        later = max(clock.calm_at, now + settings.restart_seconds)
+        return replace(clock, told=told, now=now, calm_at=later), model.interval_seconds, True
+    return replace(clock, told=told, now=clock.now + seconds), seconds, False
+
+
+def _arrivals(clock: Clock, seen: GatewaySeen | None, seconds: float, model: ScaledModel) -> tuple[Clock, Bin | None]:
+    """What arrived as a tick of at least half an interval (looks between are added up), and since when nobody knows."""
+    if seen is None:
+        since = clock.now if clock.blind_since is None else clock.blind_since
+        return replace(clock, blind_since=since, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), None
+    clock = replace(
+        clock,
+        blind_since=None,
+        open_seconds=clock.open_seconds + seconds,
+        open_requests=clock.open_requests + seen.arrivals,
+        open_prompt=clock.open_prompt + seen.prompt_tokens,
+    )
+    if clock.open_seconds < model.interval_seconds / 2:
+        return clock, None
+    tick = Bin(clock.now, clock.open_seconds, clock.open_requests, clock.open_prompt, 0.0)
+    return replace(clock, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), tick
+
+
+def _silence(before: zero.Silence, look: Look) -> zero.Silence:
+    busy = look.arrived or any(
+        totals is not None and totals.running + totals.waiting > 0.0 for totals in look.believed.pools.values()
+    )
+    if busy or before.last_arrival is None or look.believed.gateway is None:
+        return zero.heard(before, look.now) if busy or before.last_arrival is None else before
+    return before
+
+
+def _learn(state: State, look: Look, tick: Bin | None) -> State:
+    """``state`` with what this look teaches about pools, lengths and load."""
+    settings = look.settings
+    pools = dict(state.pools)
+    generated = finished = prompt = cached = 0.0
+    for facts in look.model.pools:
+        if facts.name not in look.pools:
+            continue
+        before = pools.get(facts.name, PoolState())
+        totals = look.believed.pools.get(facts.name)
+        speed = before.speed
+        if totals is not None:
+            if facts.role is not Role.PREFILL:
+                speed = learned.speed(speed, totals, facts, look.seconds, settings)
+                generated, finished = generated + totals.generated_tokens, finished + totals.finished
+            prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
+        pools[facts.name] = replace(before, speed=speed, starts=learned.starts(before.starts, look.pools[facts.name]))
+    lengths = state.lengths
+    if finished or generated:
+        lengths = replace(lengths, output=lengths.output.plus(generated, finished, look.seconds, settings))
+    if prompt:
+        lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, look.seconds, settings))
+    load = state.load
+    if tick is not None:
+        if tick.requests:
+            lengths = learned.prompts(lengths, tick.prompt, tick.requests, tick.seconds, settings)
+        load = note(load, replace(tick, output=mix_of(lengths, Role.SERVE).output), settings)
+    return replace(state, pools=pools, lengths=lengths, load=load)
