@@ -10,6 +10,7 @@ recorded, and one with the changed ones.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -101,7 +102,7 @@ def changes_of(texts: Iterable[str]) -> Changes:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise BadInput(f"--set: {text!r} sets nothing", field="--set", hint="write it like margin=1.1")
+            raise BadInput(f"--set: {text!r} sets nothing", field="--set", hint="write it like spread_sigmas=1.5")
         if name in _OF_MODEL:
             model[_OF_MODEL[name]] = _value(name, value, 0.0)
         elif name in known:
@@ -114,19 +115,19 @@ def changes_of(texts: Iterable[str]) -> Changes:
 
 
 def _value(name: str, text: str, default: Any) -> Any:
+    """Raises BadInput for what is no value of it; numbers are finite and none is negative."""
+    kind = (
+        "true or false" if isinstance(default, bool) else "a whole number" if isinstance(default, int) else "a number"
+    )
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return int(text) if isinstance(default, int) else float(text)
+        value = int(text) if isinstance(default, int) else float(text)
     except (ValueError, KeyError):
-        kind = (
-            "true or false"
-            if isinstance(default, bool)
-            else "a whole number"
-            if isinstance(default, int)
-            else "a number"
-        )
         raise BadInput(f"--set: {name} is {kind}, not {text!r}", field="--set") from None
+    if not 0.0 <= value < math.inf:
+        raise BadInput(f"--set: {name} is {kind} that is finite and not negative, not {text!r}", field="--set")
+    return value
 
 
 def replay(looks: Iterable[Look], changes: Changes) -> list[Replayed]:
@@ -148,7 +149,7 @@ def _model(looks: Sequence[Look], changes: Changes) -> list[Replayed]:
         following = chosen[number + 1].wall if number + 1 < len(chosen) else look.wall
         again.model, again.settings = look.model, look.settings
         other.model, other.settings = changes.of(look)
-        plans = again.step(look.observation).pools, other.step(look.observation).pools
+        plans = again.step(look.observation).pools, _stepped(other, look)
         for pool, recorded in look.plan.pools.items():
             if pool in plans[0] and pool in plans[1]:
                 seconds = max(0.0, following - look.wall)
@@ -157,3 +158,11 @@ def _model(looks: Sequence[Look], changes: Changes) -> list[Replayed]:
                 )
     model, remembered = chosen[0].model.name, begin is not None
     return [Replayed(model, pool, tuple(found), remembered) for pool, found in sorted(moments.items())]
+
+
+def _stepped(core: Core, look: Look) -> Mapping[str, PoolPlan]:
+    """What the changed settings plan. Raises BadInput where nothing can be decided with them, as with bins of no length."""
+    try:
+        return core.step(look.observation).pools
+    except ArithmeticError as error:
+        raise BadInput(f"--set: with these settings nothing can be decided ({error})", field="--set") from error

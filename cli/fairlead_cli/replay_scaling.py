@@ -19,7 +19,7 @@ def replay_scaling(
         tuple[str, ...],
         Parameter(
             name="--set",
-            help="What to change, such as margin=1.1, window_seconds=120 or target=0.99. Can be given again.",
+            help="What to change, such as spread_sigmas=1.5, window_seconds=120 or target=0.99. Can be given again.",
         ),
     ] = (),
     model: Annotated[str | None, Parameter(name=["--model", "-m"], help="Only this model.")] = None,

@@ -1,6 +1,8 @@
 """A recording is decided on again, by the recorded settings alike, by others otherwise."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from fairlead_autoscaler.scaling import (
     ScalingSettings,
 )
 
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "autoscaling.md"
 MODEL = ScaledModel(
     "default/tiny",
     2.0,
@@ -100,14 +103,41 @@ def test_models_and_objectives_are_told_apart() -> None:
 
 
 def test_settings_are_read_by_their_kind() -> None:
-    changes = changes_of(["margin=1.1", "trend_bins=3", "freeze=true", "target=0.95", "itl=0.1"])
-    assert changes == Changes({"margin": 1.1, "trend_bins": 3, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1})
+    changes = changes_of(["spread_sigmas=1.5", "short_bins=4", "freeze=true", "target=0.95", "itl=0.1"])
+    assert changes == Changes(
+        {"spread_sigmas": 1.5, "short_bins": 4, "freeze": True}, {"target": 0.95, "itl_seconds": 0.1}
+    )
     model, settings = changes.of(recorded(1)[0])
-    assert (model.target, model.itl_seconds, settings.margin) == (0.95, 0.1, 1.1)
-    assert replace(settings, margin=1.0, trend_bins=8, freeze=False) == ScalingSettings()
+    assert (model.target, model.itl_seconds, settings.spread_sigmas) == (0.95, 0.1, 1.5)
+    default = ScalingSettings()
+    assert replace(settings, spread_sigmas=default.spread_sigmas, freeze=False) == replace(default, short_bins=4)
 
 
-@pytest.mark.parametrize("text", ["margin", "margin=", "margin=much", "freeze=maybe", "marginn=1", "trend_bins=1.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "spread_sigmas",
+        "spread_sigmas=",
+        "spread_sigmas=much",
+        "spread_sigmas=nan",
+        "spread_sigmas=inf",
+        "freeze=maybe",
+        "spread_sigma=1",
+        "short_bins=1.5",
+        "window_seconds=-5",
+    ],
+)
 def test_what_is_no_setting_or_no_value_of_it_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--set"):
         changes_of([text])
+
+
+def test_settings_with_which_nothing_can_be_decided_are_refused() -> None:
+    with pytest.raises(BadInput, match="nothing can be decided"):
+        replay(recorded(30), changes_of(["bin_seconds=0"]))
+
+
+def test_what_the_guide_sets_are_settings() -> None:
+    told = re.findall(r"--set (\S+=\S+)", GUIDE.read_text())
+    assert len(told) >= 3
+    changes_of(told)
