@@ -1,0 +1,232 @@
+"""What holds of the scaling core whatever happens: drawn loads, metrics that go missing, lie or make no sense, and wrong clocks."""
+
+import math
+from dataclasses import dataclass, replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling import (
+    Core,
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolPlan,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+    decide,
+)
+
+_PROFILE = EngineProfile(
+    "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
+)
+_BOUNDS = (0.5, 1.0, 3.0, 10.0)
+_WRONG = (math.nan, math.inf, -math.inf, -5.0, 1e300)
+
+
+def model_of(minimum: int, maximum: int) -> ScaledModel:
+    """One pool between these bounds, whose replicas start in about two minutes."""
+    pool = PoolFacts("main", minimum=minimum, maximum=maximum, profile=_PROFILE)
+    pool = replace(pool, startup_p50_seconds=120.0, startup_p90_seconds=250.0)
+    return ScaledModel("chat", 3.0, 0.15, (pool,), ttft_bounds=_BOUNDS, itl_bounds=_BOUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """A stretch of a series: so many ticks of so many requests a tick, and what becomes of the signals meanwhile."""
+
+    ticks: int
+    requests: int
+    signals: str
+    wrong: float
+    skew: float
+
+
+MINUTES = st.lists(
+    st.builds(
+        Minute,
+        ticks=st.integers(1, 30),
+        requests=st.integers(0, 80),
+        signals=st.sampled_from(["there", "there", "there", "missing", "engines missing", "zero", "wrong"]),
+        wrong=st.sampled_from(_WRONG),
+        skew=st.sampled_from([0.0, 0.0, 0.0, -700.0, 2.0, 5_000.0]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+class Cluster:
+    """What a plan does to pods: the newest go first, those that start become ready after two minutes. Requests take a tick."""
+
+    def __init__(self, model: ScaledModel, replicas: int) -> None:
+        self.now = 0.0
+        self.model = model
+        self.born = {f"r{index}": -1_000.0 for index in range(replicas)}
+        self.count = replicas
+        self.running: dict[str, float] = {}
+
+    def observe(self, minute: Minute, first: bool) -> Observation:
+        """The next look, five seconds (and what the clock is wrong by) later."""
+        self.now += 5.0 + (minute.skew if first else 0.0)
+        ready = [name for name, born in self.born.items() if self.now - born >= 120.0]
+        pending = len(self.born) - len(ready)
+        zero, wrong = minute.signals == "zero", minute.signals == "wrong"
+        replicas = None
+        if minute.signals in ("there", "zero", "wrong"):
+            share = minute.requests / max(1, len(ready))
+            what = minute.wrong if wrong else None
+            replicas = tuple(
+                self._replica(name, 0.0 if zero else self.running.get(name, 0.0), 0.0 if zero else share, what)
+                for name in ready
+            )
+        self.running = dict.fromkeys(ready, minute.requests / max(1, len(ready)))
+        gateway = None
+        if minute.signals != "missing":
+            arrivals = 0.0 if zero else float(minute.requests)
+            gateway = GatewaySeen(minute.wrong, 1.0, minute.wrong) if wrong else GatewaySeen(arrivals, arrivals * 900.0)
+        pool = PoolSeen(len(self.born), len(ready), pending, replicas=replicas)
+        return Observation(self.now, gateway, {"main": pool})
+
+    def _replica(self, name: str, ended: float, began: float, wrong: float | None) -> ReplicaSeen:
+        value, running = (ended, began) if wrong is None else (wrong, wrong)
+        return ReplicaSeen(
+            name,
+            ReplicaState.READY,
+            500.0,
+            120.0,
+            running=running,
+            waiting=0.0,
+            kv_share=0.3,
+            prompt_tokens=value * 900.0,
+            generated_tokens=value * 200.0,
+            itl_seconds=value * 200.0 * 0.06,
+            finished=value,
+            first_tokens=value,
+            ttft_counts=(value, 0.0, 0.0, 0.0, 0.0),
+        )
+
+    def apply(self, plan: PoolPlan) -> None:
+        """Make the pods as many as planned."""
+        wanted = plan.replicas
+        while len(self.born) > wanted:
+            self.born.pop(max(self.born, key=lambda name: self.born[name]))
+        while len(self.born) < wanted:
+            self.count += 1
+            self.born[f"r{self.count}"] = self.now
+
+
+NIGHTS = settings(max_examples=2 * settings.default.max_examples)
+"""Ten thousand series each in the nightly run."""
+
+
+@NIGHTS
+@given(MINUTES, st.integers(0, 3), st.integers(3, 40), st.integers(0, 12), st.integers(0, 60))
+def test_whatever_is_seen_it_stays_within_bounds_and_doubt_or_a_restart_lowers_nothing(
+    minutes: list[Minute], minimum: int, maximum: int, replicas: int, restart: int
+) -> None:
+    model = model_of(minimum, maximum)
+    cluster, core = Cluster(model, min(max(replicas, minimum), maximum)), Core(model)
+    begun = ticks = 0
+    for minute in minutes:
+        for tick in range(minute.ticks):
+            if ticks == restart:
+                core, begun = Core(model), ticks
+            had = len(cluster.born)
+            plan = core.step(cluster.observe(minute, tick == 0)).pools["main"]
+            assert minimum <= plan.replicas <= maximum
+            if (ticks - begun) * 5.0 < 120.0 or minute.signals in ("missing", "wrong"):
+                assert plan.replicas >= had, plan
+            cluster.apply(plan)
+            ticks += 1
+
+
+@NIGHTS
+@given(MINUTES, st.sampled_from(["missing", "wrong"]), st.sampled_from(_WRONG), st.integers(1, 12))
+def test_what_makes_no_sense_or_is_missing_for_less_than_a_minute_moves_nothing(
+    minutes: list[Minute], signals: str, wrong: float, ticks: int
+) -> None:
+    model = model_of(0, 40)
+    cluster, core = driven(model, minutes)
+    known = Minute(1, minutes[-1].requests, "there", 0.0, 0.0)
+    cluster.apply(core.step(cluster.observe(known, False)).pools["main"])
+    had = len(cluster.born)
+    for tick in range(ticks):
+        plan = core.step(cluster.observe(Minute(1, 20, signals, wrong, 0.0), False)).pools["main"]
+        assert plan.replicas == had, (tick, plan)
+        cluster.apply(plan)
+
+
+@NIGHTS
+@given(MINUTES, st.integers(0, 60), st.integers(0, 60), st.integers(0, 50), st.integers(0, 50))
+def test_more_arrivals_or_more_held_never_make_for_fewer_replicas(
+    minutes: list[Minute], less: int, more: int, held: int, held_more: int
+) -> None:
+    model = model_of(0, 60)
+    cluster, core = driven(model, minutes)
+    seen = cluster.observe(Minute(1, 10, "there", 0.0, 0.0), False)
+
+    def planned(arrivals: int, waiting: int) -> int:
+        gateway = GatewaySeen(float(arrivals), arrivals * 900.0, float(waiting))
+        return decide(core.state, replace(seen, gateway=gateway), model, core.settings)[1].pools["main"].replicas
+
+    low, high = sorted((less, more))
+    assert planned(low, held) <= planned(high, held)
+    low, high = sorted((held, held_more))
+    assert planned(less, low) <= planned(less, high)
+
+
+@NIGHTS
+@given(MINUTES, st.integers(0, 80), st.integers(0, 12))
+def test_a_replica_that_starts_counts_as_one_that_is_there(minutes: list[Minute], requests: int, pending: int) -> None:
+    model = model_of(0, 60)
+    cluster, core = driven(model, minutes)
+    seen = cluster.observe(Minute(1, requests, "there", 0.0, 0.0), False)
+    pool = replace(seen.pools["main"], replicas=())
+    there = len(cluster.born)
+    starting = min(pending, there)
+
+    def planned(pending: int) -> PoolPlan:
+        pods = replace(pool, ready=there - pending, pending=pending)
+        return decide(core.state, replace(seen, pools={"main": pods}), model, core.settings)[1].pools["main"]
+
+    ready, waiting = planned(0), planned(starting)
+    assert waiting.inputs["target_replicas"] == ready.inputs["target_replicas"]
+    if waiting.rule != "hedged":
+        assert waiting.replicas - (waiting.inputs["hedged_replicas"].value or 0.0) <= ready.replicas
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_silence_lowers_in_time_and_its_like_without_metrics_never(requests: int, replicas: int) -> None:
+    model = model_of(1, 40)
+    cluster, core = driven(model, [Minute(60, requests, "there", 0.0, 0.0)], replicas)
+    blind, state = replace_cluster(cluster), core.state
+    for _ in range(140):
+        cluster.apply(core.step(cluster.observe(Minute(1, 0, "there", 0.0, 0.0), False)).pools["main"])
+    assert len(cluster.born) == 1
+    core.state = state
+    had = len(blind.born)
+    for _ in range(140):
+        blind.apply(core.step(blind.observe(Minute(1, 0, "missing", 0.0, 0.0), False)).pools["main"])
+        assert len(blind.born) >= had
+        had = len(blind.born)
+
+
+def driven(model: ScaledModel, minutes: list[Minute], replicas: int = 3) -> tuple[Cluster, Core]:
+    """A cluster and a core after these minutes."""
+    cluster, core = Cluster(model, replicas), Core(model)
+    for minute in minutes:
+        for tick in range(minute.ticks):
+            cluster.apply(core.step(cluster.observe(minute, tick == 0)).pools["main"])
+    return cluster, core
+
+
+def replace_cluster(cluster: Cluster) -> Cluster:
+    """Another with the same pods at the same time."""
+    other = Cluster(cluster.model, 0)
+    other.now, other.count = cluster.now, cluster.count
+    other.born, other.running = dict(cluster.born), cluster.running
+    return other
