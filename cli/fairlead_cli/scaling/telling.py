@@ -55,6 +55,14 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "hedged_replicas": ("started beside", _replicas),
         "minimum_replicas": ("at least", _replicas),
         "maximum_replicas": ("at most", _replicas),
+        "convertible_prompt_tokens": (
+            "prefills besides",
+            lambda value: f"prompts of up to {_tokens(value)}, where it has slack",
+        ),
+        "convertible_tokens_per_second": (
+            "as many as",
+            lambda value: f"{_tokens(value)} a second, all of the pool together",
+        ),
     }
 )
 """The core's numbers: what people call them, and how they are written. Others keep their names."""
