@@ -1,5 +1,6 @@
 """The autoscaler's benchmark: its goals are the bar, its figures say what they are called, its rows hold within the bar only."""
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from autoscalerbench.bars import (  # noqa: E402 - found through the line above
     best_knob,
     ours,
     plant,
+    tuned,
 )
 from autoscalerbench.signs import in_windows, recovery, signs, wake  # noqa: E402
 from lab import Found, Lab  # noqa: E402
@@ -147,6 +149,21 @@ def test_the_best_knob_keeps_most_and_then_costs_least() -> None:
         return {"drift": {"attainment": attainment, "cost": cost}, "blind": PERFECT}
 
     assert best_knob({1.0: at(0.98, 0.5), 2.0: at(0.99, 2.0), 3.0: at(0.995, 1.9)}) == 3.0
+
+
+def test_a_knob_for_each_scenario_is_the_cheapest_that_keeps_the_target_there() -> None:
+    found = {
+        1.0: cells(drift={"cost": 0.5}, blind={"attainment": 0.9, "cost": 0.1}),
+        2.0: cells(drift={"attainment": 0.9, "cost": 0.1}, blind={"cost": 2.0}),
+    }
+    row = tuned("dynamo", dict.fromkeys(("drift", "blind"), PERFECT), found)
+    assert (row.value, row.versus_value, row.goal) == (pytest.approx(1.0), pytest.approx(1.0), None)  # √(0.5 · 2.0)
+    assert "of 2 scenarios" in row.metric
+
+
+def test_the_run_that_is_committed_carries_the_bar() -> None:
+    report = json.loads((BENCH / "results" / "autoscaler.json").read_text(encoding="utf-8"))
+    assert {row["metric"]: row["goal"] for row in report["rows"] if row["goal"]} == BAR
 
 
 def scenario(

@@ -14,7 +14,20 @@ from lab import Found, Lab
 from table import Row, write
 
 from autoscalerbench import plots
-from autoscalerbench.bars import BEYOND, COMPARED, DARK, EVERY, HARD, NAME, Chosen, beside, best_knob, ours, plant
+from autoscalerbench.bars import (
+    BEYOND,
+    COMPARED,
+    DARK,
+    EVERY,
+    HARD,
+    NAME,
+    Chosen,
+    beside,
+    best_knob,
+    ours,
+    plant,
+    tuned,
+)
 from autoscalerbench.cells import OURS, Cell, controller, measure, scenario_of, state
 from autoscalerbench.signs import signs
 from fairlead_autoscaler.presets import PRESETS
@@ -31,6 +44,7 @@ SEARCHED = (*HARD, *DARK)
 """Where a preset's best knob is searched for: all compared scenarios but the days."""
 KNOBS = 6
 MILLION_A_DAY = 11.6
+ByKnob = dict[float, Mapping[str, Found]]
 TARGET = 0.99
 
 
@@ -52,8 +66,10 @@ def main(arguments: list[str]) -> int:
     begun, load_average = time.monotonic(), [os.getloadavg()[0]]
     bench = Bench(given)
     found = bench.cells([Chosen(OURS, 0.0, True)], EVERY)[0]
-    others = bench.presets(names)
-    rows: list[Row] = [*ours(found, bench.costs), *beside(found, others), *_plant_rows()]
+    others, searched = bench.presets(names)
+    ourselves = {scenario: found[scenario] for scenario in SEARCHED}
+    chosen_anew = [tuned(name, ourselves, by_knob) for name, by_knob in searched.items()]
+    rows: list[Row] = [*ours(found, bench.costs), *beside(found, others), *chosen_anew, *_plant_rows()]
     table = {OURS: found} | {chosen.name: cells for chosen, cells in others.items()}
     bench.draw(table, given.plots)
     load_average.append(os.getloadavg()[0])
@@ -101,16 +117,17 @@ class Bench:
         found = self._lab([cell(one, scenario) for scenario in scenarios for one in controllers])
         return [{scenario: found[cell(one, scenario)] for scenario in scenarios} for one in controllers]
 
-    def presets(self, names: Sequence[str]) -> dict[Chosen, Mapping[str, Found]]:
-        """Each at its best knob and at its fixed one, in every scenario."""
+    def presets(self, names: Sequence[str]) -> tuple[dict[Chosen, Mapping[str, Found]], dict[str, ByKnob]]:
+        """Each at its best knob and at its fixed one, in every scenario; and what the search for the best one saw."""
         tried = [Chosen(name, knob, True) for name in names for knob in _grid(name)]
-        searched = self.cells(tried, SEARCHED)
+        searched: dict[str, ByKnob] = {name: {} for name in names}
+        for one, cells in zip(tried, self.cells(tried, SEARCHED), strict=True):
+            searched[one.preset][one.knob] = cells
         chosen: list[Chosen] = []
         for name in names:
-            by_knob = {one.knob: cells for one, cells in zip(tried, searched, strict=True) if one.preset == name}
-            chosen.append(Chosen(name, best_knob(by_knob), True))
+            chosen.append(Chosen(name, best_knob(searched[name]), True))
             chosen.append(Chosen(name, PRESETS[name].knobs[0].fixed, False))
-        return dict(zip(chosen, self.cells(chosen, EVERY), strict=True))
+        return dict(zip(chosen, self.cells(chosen, EVERY), strict=True)), searched
 
     def draw(self, table: Mapping[str, Mapping[str, Found]], folder: Path) -> None:
         """Both pictures. What our core did is run again, since cells keep no series."""

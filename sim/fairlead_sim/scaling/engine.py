@@ -17,6 +17,7 @@ tests run both in one plant and compare request by request. What is left out: pr
 answer is set aside), priorities.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from heapq import heappop, heappush
 from math import ceil, sqrt
@@ -74,7 +75,7 @@ class Tally:
         return Tally(self._ttft_bounds, self._itl_bounds)
 
 
-class Engine:
+class Engine(ABC):
     """What the plant asks of an engine. ``at`` is when its next step can begin; ``factor`` stretches every step (1 = as its profile
     says). A decode engine computes one token of each prompt, the rest of whose KV came from a prefill engine; that one answers
     with a single token, which no client sees."""
@@ -87,37 +88,37 @@ class Engine:
         self.at = 0.0
         self.factor = 1.0
 
+    @abstractmethod
     def add(self, request: int, now: float) -> None:
         """Queue a request; ``advance`` has been called up to ``now``."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def advance(self, until: float) -> None:
         """Take every step that begins before ``until``."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def sweep(self, now: float) -> None:
         """Drop waiting requests whose clients gave up."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def evict(self) -> list[int]:
         """Everything that is here, in the order in which it came; nothing is afterwards."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def running(self) -> int:
         """Sequences in the batch."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def waiting(self) -> int:
         """Sequences queued."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def kv_share(self) -> float:
         """Of the KV memory that running sequences fill, 0..1."""
-        raise AssertionError("of the subclasses")
 
+    @abstractmethod
     def burden_tokens(self) -> int:
         """What a router goes by: tokens in flight, those of prompts not yet computed twice."""
-        raise AssertionError("of the subclasses")
 
     # What both kinds do alike --------------------------------------------------------------------------------------------
 
