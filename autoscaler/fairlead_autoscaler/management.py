@@ -1,7 +1,8 @@
 """The autoscaler's port: probes, Prometheus, what was decided and why, and the hints of gateways.
 
-``/healthz``, ``/readyz`` and ``/metrics`` are open. The rest wants the management token where there is one. A hint only makes a look
-come sooner, and is taken from whoever may ask; it is JSON, so that no page of another site can make a browser send one.
+``/healthz``, ``/readyz`` and ``/metrics`` are open. The rest wants the management token where there is one. A hint makes a look come
+sooner and starts one replica of a model that has none, nothing else; it is JSON, so that no page of another site can make a browser
+send one.
 """
 
 import hmac
@@ -122,7 +123,7 @@ class _Desk:
     async def wake(self, request: web.Request) -> web.Response:
         """200: a look comes at once. 404: no such model is scaled."""
         if request.content_type != _JSON:
-            return _error(415, "a hint is JSON")
+            return _error(415, "a hint is JSON: send it with Content-Type: application/json")
         try:
             hint = _hint.decode(await request.read())
         except (msgspec.MsgspecError, ValueError):

@@ -100,7 +100,7 @@ def read(text: str, models: Iterable[str], speed: float = 1.0) -> Page:
                         into[(table[name], model, *_rest(sample.labels))] = sample.value * times
     except (ValueError, KeyError, IndexError) as error:
         raise Unavailable(f"its metrics cannot be read ({type(error).__name__})") from error
-    if uptime is None:
+    if uptime is None or not 0.0 <= uptime < math.inf:
         raise Unavailable("what it answers is no gateway's metrics")
     return Page(uptime, counted, relayed, gauges)
 

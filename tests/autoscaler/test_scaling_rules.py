@@ -25,6 +25,16 @@ def test_a_pool_that_has_all_it_may_have_and_needs_no_more_has_enough() -> None:
     assert _planned(2, 1.0).rule == "enough"
 
 
+def test_what_is_woken_says_that_a_request_came_not_how_little_it_needs() -> None:
+    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=0, maximum=4),)))
+    nothing = {"main": PoolSeen(0, 0, replicas=())}
+    for tick in range(4):
+        core.step(Observation(tick * 5.0, GatewaySeen(0.0, 0.0), nothing))
+    plan = core.step(Observation(20.0, GatewaySeen(0.0, 0.0, 1.0), nothing)).pools["main"]
+    assert (plan.replicas, plan.rule) == (1, "wake")
+    assert "a request has come" in plan.reason
+
+
 def test_of_an_objective_past_the_last_edge_an_empty_last_bucket_misses_nothing() -> None:
     assert beyond((4.0, 0.0), (10.0,), 30.0) == (0.0, 4.0)
     assert beyond((4.0, 2.0), (10.0,), 30.0) == (2.0, 6.0)

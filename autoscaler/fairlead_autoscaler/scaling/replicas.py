@@ -129,8 +129,9 @@ def _number(
             return target, Rule.BLIND_UP, f"{why} for {doubt.blind_seconds:.0f} s: a quarter more than the last need"
         return plain, held, f"{why}: what there is stays"
     if target > plain:
-        rule = Rule.WAKE if plain == 0 else Rule.UP
-        return target, rule, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
+        if plain == 0:
+            return target, Rule.WAKE, "a request has come and there is no replica"
+        return target, Rule.UP, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
     if target == plain:
         return plain, Rule.ENOUGH, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
     if doubt.lie is not None:

@@ -20,7 +20,7 @@ def _replicas(value: float) -> str:
 
 
 def _tokens(value: float) -> str:
-    return f"{value:,.0f} tokens"
+    return words.plural(round(value), "token")
 
 
 INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyType(
@@ -85,7 +85,10 @@ def _objectives(look: Look) -> Iterator[str]:
         for name, value in (("TTFT", model.ttft_seconds), ("ITL", model.itl_seconds))
         if value
     ]
-    yield f"  {words.share(model.target)} of the requests within " + (" and ".join(parts) or "no objective")
+    if parts:
+        yield f"  {words.share(model.target)} of the requests within {' and '.join(parts)}"
+    else:
+        yield "  it has no objectives: sized by what the memory and the batch of an engine hold"
 
 
 def _arrivals(look: Look) -> Iterator[str]:

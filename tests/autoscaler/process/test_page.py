@@ -100,3 +100,10 @@ def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:
 def test_what_is_no_gateways_page_is_refused(text: str) -> None:
     with pytest.raises(Unavailable):
         page.read(text, [KEY])
+
+
+@pytest.mark.parametrize("uptime", ["NaN", "+Inf", "-5"])
+def test_a_page_whose_uptime_cannot_be_is_no_gateways(uptime: str) -> None:
+    text = f'fairlead_gateway_uptime_seconds {uptime}\nfairlead_gateway_received_total{{model="{KEY}"}} 9000000\n'
+    with pytest.raises(Unavailable):
+        page.read(text, [KEY])

@@ -49,6 +49,11 @@ def test_a_look_is_told_from_what_was_seen_to_what_was_written() -> None:
     assert lines[-1] == "  written: 2 -> 7"
 
 
+def test_a_model_without_objectives_is_not_told_to_be_within_some() -> None:
+    lines = told(look(replace(MODEL, ttft_seconds=None, itl_seconds=None)))
+    assert lines[1] == "  it has no objectives: sized by what the memory and the batch of an engine hold"
+
+
 def test_the_numbers_come_in_the_order_in_which_they_lead_to_the_plan() -> None:
     lines = [line.strip() for line in told(look())]
     places = [
