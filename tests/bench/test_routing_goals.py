@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ sys.path[:0] = [str(BENCH / "routing"), str(BENCH)]
 from routingbench import demo  # noqa: E402 - found through the line above
 from routingbench.bars import Bars  # noqa: E402
 from routingbench.cells import Cell, Found, Lab, geometric, measure  # noqa: E402
-from routingbench.grid import grid_rows, wilson_low  # noqa: E402
+from routingbench.grid import grid_rows, metric, wilson_low  # noqa: E402
 from routingbench.main import main  # noqa: E402
+from routingbench.picture import Grid, draw  # noqa: E402
 from table import goals  # noqa: E402
+
+from fairlead_gateway.routing import PRESETS  # noqa: E402
 
 FAMILIES = ("agents", "tenants", "rag", "flash-crowd", "bursty")
 DEMO = {
@@ -176,3 +180,19 @@ def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
     keep.write_text(keep.read_text().replace('"state": "compiled-', '"state": "compiled-older-'))
     Lab(keep, None, 1, said.append)([cell])
     assert len(said) == 2
+
+
+def test_the_grid_as_a_table_has_every_preset_with_its_means_and_its_worst_cell_the_best_first(tmp_path: Path) -> None:
+    rows = list(grid_rows(fixed(1.0), [1]))
+    worst = metric("rag", 3, "5 s", "dual-hash")
+    rows = [replace(row, value=0.55) if row.metric == worst else row for row in rows]
+    grid = Grid(rows, list(FAMILIES), PRESETS)
+    lines = grid.table().splitlines()
+    assert len(lines) == 2 + len(PRESETS)
+    assert lines[-1].startswith("| dual-hash | ")
+    cells = lines[-1].split(" | ")
+    value = grid.share("dual-hash", "agents", 1, "fresh")
+    assert cells[6] == f"{100 * (4 * value + 0.55) / 5:.1f}"
+    assert cells[-1] == "55.0 |"
+    draw(grid, tmp_path / "grid.png", title="made up")
+    assert (tmp_path / "grid.png").stat().st_size > 10_000

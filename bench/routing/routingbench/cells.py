@@ -38,7 +38,7 @@ Found = Mapping[str, float]
 class Cell:
     """Without a ``rate`` its capacity is searched for, by ``bar``. ``sent_seconds`` None: gateways share nothing. ``happens`` names a
     script; ``pooled`` makes one engine of all, with all their memory and as fast as all together. Without ``seam`` one router is
-    driven directly, as ``fairlead simulate`` does it."""
+    driven directly, as ``fairlead simulate`` does it. ``length`` is of the usual number of requests."""
 
     preset: str
     traffic: str
@@ -53,11 +53,12 @@ class Cell:
     happens: str = ""
     pooled: bool = False
     seam: bool = True
+    length: float = 1.0
 
 
 def measure(cell: Cell, trace: Path | None) -> Found:
     """``capacity`` in requests/s, or what was found at the cell's rate."""
-    requests = _traffic(cell.traffic, cell.seed, REQUESTS_AN_ENGINE * cell.engines, trace)
+    requests = _traffic(cell.traffic, cell.seed, int(cell.length * REQUESTS_AN_ENGINE * cell.engines), trace)
     gc.unfreeze()
     gc.collect()  # of the last cell
     gc.freeze()  # a fifth of the time went into looking through all requests again and again

@@ -10,10 +10,13 @@ from pathlib import Path
 from table import Row, write
 
 from fairlead_cli.replaying.traffic import traffic
+from fairlead_gateway.routing import PRESETS
+from fairlead_sim.traffic import FAMILIES
 from routingbench import demo
 from routingbench.bars import Bars
 from routingbench.cells import Lab
 from routingbench.grid import grid_rows
+from routingbench.picture import Grid, draw
 
 PARTS = ("demo", "bars", "grid")
 
@@ -34,6 +37,14 @@ def main(arguments: list[str]) -> int:
     if unknown := set(given.only.split(",")) - set(PARTS):
         parser.error(f"--only: there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     rows = list(_rows(given, seeds))
+    if "grid" in given.only.split(","):
+        grid = Grid(rows, list(FAMILIES), PRESETS)
+        draw(
+            grid,
+            given.out.with_name("routing-grid.png"),
+            title=f"Share of first tokens within 5 s, seeds {given.seeds}",
+        )
+        given.out.with_name("routing-grid.md").write_text(grid.table(), encoding="utf-8")
     write("routing", rows, seed=seeds[0], file=given.out, load_average=[os.getloadavg()[0]], more={"seeds": seeds})
     return 0
 
