@@ -23,6 +23,7 @@ from typing import Final, TypeAlias
 
 from fairlead.errors import BadInput, FairleadError
 from fairlead.profile import EngineProfile
+from fairlead_sim.blocks import BlockPool
 from fairlead_sim.engine import EngineCore, Step
 from fairlead_sim.engine import Sequence as EngineSequence
 from fairlead_sim.served import Flight, Front, Served
@@ -62,7 +63,7 @@ class Course:
     """``names`` are those of equal engines; with ``events`` the front hears what they store and remove. The front hears of first
     tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be shared by courses. ``watch`` sees
     each request at its first token, and at its end where that is an error. ``reserve_tokens`` of output must fit beside a prompt that
-    an engine admits (None: all of them; 0: it admits by the prompt, and preempts)."""
+    an engine admits (None: all of them; 0: it admits by the prompt, and preempts). ``pooled``: one memory for all of them."""
 
     def __init__(
         self,
@@ -76,8 +77,11 @@ class Course:
         prompts: Prompts | None = None,
         watch: Callable[[Flight, float], None] | None = None,
         reserve_tokens: int | None = None,
+        pooled: bool = False,
     ) -> None:
         self._reserve_tokens = reserve_tokens
+        blocks = profile.kv_tokens // block_tokens * len(names)
+        self._pool = BlockPool(blocks, block_tokens, events=False) if pooled else None
         self._watch = watch
         self._front = front
         self._profile = profile
@@ -199,7 +203,7 @@ class Course:
         self._front.members([name for name in self._engines if name not in self._draining], now)
 
     def _add_engine(self, name: str) -> None:
-        core = EngineCore(self._profile, block_tokens=self._block_tokens, events=self._events)
+        core = EngineCore(self._profile, block_tokens=self._block_tokens, events=self._events, pool=self._pool)
         self._engines[name] = _Engine(name, next(self._numbers), core)
 
     def _go_on(self, requests: Sequence[TraceRequest]) -> None:

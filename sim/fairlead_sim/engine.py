@@ -39,7 +39,8 @@ class QueueFull(Unavailable):
 
 
 class EngineCore:
-    """One engine. ``max_queue`` caps all unfinished sequences at admission, as ``--max-num-queued-reqs`` does."""
+    """One engine. ``max_queue`` caps all unfinished sequences at admission, as ``--max-num-queued-reqs`` does. ``pool``: memory
+    that it shares with other engines, which none does in reality (``fairlead_sim.pooled``)."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class EngineCore:
         max_queue: int | None = None,
         scheduling: str = "fcfs",
         events: bool = True,
+        pool: BlockPool | None = None,
     ) -> None:
         if scheduling not in ("fcfs", "priority"):
             raise BadInput(f"no scheduling is called {scheduling!r}", field="scheduling", hint="fcfs or priority")
@@ -56,7 +58,7 @@ class EngineCore:
             raise BadInput(f"a block of {block_tokens} tokens does not fit the engine", field="block_tokens")
         self.profile = profile
         self.block_tokens = block_tokens
-        self.pool = BlockPool(profile.kv_tokens // block_tokens, block_tokens, events=events)
+        self.pool = pool or BlockPool(profile.kv_tokens // block_tokens, block_tokens, events=events)
         self._cap = Limits().sim_queue if max_queue is None else max_queue
         self._by_priority = scheduling == "priority"
         self._max_sequences = max(1, min(profile.max_sequences, profile.step_tokens))

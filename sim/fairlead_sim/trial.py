@@ -12,6 +12,7 @@ from fairlead_sim.course import Course
 from fairlead_sim.figures import TARGET_SECONDS, Bar, Figures, counted, figures
 from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
 from fairlead_sim.outside import Outside, Sharing
+from fairlead_sim.pooled import LeastQueued
 from fairlead_sim.script import Happening, play
 from fairlead_sim.served import Served
 from fairlead_sim.trace_prompts import Prompts
@@ -39,7 +40,8 @@ class Seam:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """``seed`` draws the names' hashes, so that homes are a draw too. ``script`` is what happens to the fleet meanwhile. Without a
-    ``seam`` one router sees all that is sent and no event, which is the faster way."""
+    ``seam`` one router sees all that is sent and no event, which is the faster way. ``pooled``: neither, but the bound that no fleet
+    can be (``pooled.py``)."""
 
     preset: str = "dual-hash"
     profile: EngineProfile = H100
@@ -48,6 +50,7 @@ class Trial:
     objectives: Objectives = OBJECTIVES
     script: tuple[Happening, ...] = ()
     seam: Seam | None = None
+    pooled: bool = False
 
     def prompts(self) -> Prompts:
         """For the requests of one traffic, to be shared by trials of one seed."""
@@ -91,8 +94,10 @@ class Trial:
         """Of the engines that are there at the beginning."""
         return [f"sim-{index}/0/0" for index in range(self.engines)]
 
-    def front(self, prompts: Prompts) -> OneRouter | Outside:
+    def front(self, prompts: Prompts) -> OneRouter | Outside | LeastQueued:
         """What stands before the engines."""
+        if self.pooled:
+            return LeastQueued(self.names, self.profile, prompts)
         if self.seam is None:
             return self._one(self.names, prompts)
         profile, seam = self.profile, self.seam
@@ -123,7 +128,7 @@ class Trial:
 
     def _course(
         self, requests: Sequence[TraceRequest], prompts: Prompts | None, judge: Judge | None
-    ) -> tuple[list[Served], OneRouter | Outside]:
+    ) -> tuple[list[Served], OneRouter | Outside | LeastQueued]:
         shared = prompts or self.prompts()
         front = self.front(shared)
         course = Course(
@@ -134,6 +139,7 @@ class Trial:
             events=self.seam is not None and self.seam.sharing is not None,
             prompts=shared,
             watch=judge,
+            pooled=self.pooled,
         )
         play(self.script, course)
         return course.serve(requests), front

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.compiled import copy_of
-from fairlead.profile import EngineProfile, preset
+from fairlead.profile import preset
 from fairlead_sim.compiled import package_folders
 from fairlead_sim.figures import UNGUARDED, Bar, windows
 from fairlead_sim.outside import Sharing
@@ -37,8 +37,8 @@ Found = Mapping[str, float]
 @dataclass(frozen=True, slots=True)
 class Cell:
     """Without a ``rate`` its capacity is searched for, by ``bar``. ``sent_seconds`` None: gateways share nothing. ``happens`` names a
-    script; ``pooled`` makes one engine of all, with all their memory and as fast as all together. Without ``seam`` one router is
-    driven directly, as ``fairlead simulate`` does it. ``length`` is of the usual number of requests."""
+    script; ``pooled`` puts one memory under all engines and a router that sees every queue before them. Without ``seam`` one router
+    is driven directly, as ``fairlead simulate`` does it. ``length`` is of the usual number of requests."""
 
     preset: str
     traffic: str
@@ -89,21 +89,9 @@ def _core(info: Mapping[str, Any], name: str, seed: int) -> Any:
 
 
 def _trial(cell: Cell) -> Trial:
-    profile = preset(cell.profile)
-    engines = cell.engines
-    if cell.pooled:
-        profile, engines = _together(profile, engines), 1
     sharing = None if cell.sent_seconds is None else Sharing(cell.sent_seconds, cell.loads_seconds)
-    seam = Seam(_core, cell.gateways, sharing) if cell.seam else None
-    return Trial(cell.preset, profile, engines, cell.seed, seam=seam)
-
-
-def _together(profile: EngineProfile, engines: int) -> EngineProfile:
-    return replace(
-        profile.faster(float(engines)),
-        kv_tokens=profile.kv_tokens * engines,
-        max_sequences=profile.max_sequences * engines,
-    )
+    seam = Seam(_core, cell.gateways, sharing) if cell.seam and not cell.pooled else None
+    return Trial(cell.preset, preset(cell.profile), cell.engines, cell.seed, seam=seam, pooled=cell.pooled)
 
 
 def _script(cell: Cell, end: float) -> tuple[Happening, ...]:
