@@ -1,4 +1,8 @@
-"""What the command lines of several processes check alike: how much they log, and where they listen."""
+"""What the command lines of several processes do alike: how they log, and where they listen."""
+
+import logging
+import sys
+from collections.abc import Iterable
 
 from fairlead.errors import SettingsError
 
@@ -12,6 +16,16 @@ def log_level(text: str | None) -> str:
         field = "FAIRLEAD_LOG_LEVEL"
         raise SettingsError(f"{field} is not a level", field=field, hint=f"one of {', '.join(_LEVELS)}")
     return name.upper()
+
+
+def log_to_stderr(log: logging.Logger, level: str | None, warnings: Iterable[str]) -> None:
+    """Begin to log, first these warnings. Raises SettingsError for what is no level."""
+    logging.basicConfig(
+        level=log_level(level), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each question
+    for line in warnings:
+        log.warning("%s", line)
 
 
 def address(text: str, flag: str, example: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from fairlead.fleet import Scaler
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.settings import AutoscalerSettings, read, unknown
-from fairlead.starting import address, log_level
+from fairlead.starting import address, log_to_stderr
 from fairlead_autoscaler.local import THERE, WISHES, FileScaler, LocalWorld
 from fairlead_autoscaler.process import Plan, Process
 from fairlead_autoscaler.world import World
@@ -33,14 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         settings = read(AutoscalerSettings, os.environ)
-        logging.basicConfig(
-            level=log_level(settings.log_level),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each question
-        for line in unknown(os.environ):
-            _LOG.warning("%s", line)
+        log_to_stderr(_LOG, settings.log_level, unknown(os.environ))
         limits, clock = Limits(), SystemClock()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_run(options, settings, clock, limits))

@@ -9,6 +9,7 @@ The copy changes only by what the API server said: while it is away, the last st
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -233,3 +234,20 @@ class Informer:
     def _tell(self, change: Change) -> None:
         if self._on_change is not None:
             self._on_change(change)
+
+
+def logged_once(
+    log: logging.Logger, resource: Resource, problem: Callable[[], FairleadError | None]
+) -> Callable[[Next], None]:
+    """A ``report`` that logs each failure of an informer once, however often it is tried again: what may not be listed is waited for
+    without end. ``problem`` is the informer's."""
+    said = ""
+
+    def report(step: Next) -> None:
+        nonlocal said
+        text = step.reason if problem() is not None else ""
+        if text and text != said:
+            log.warning("%s cannot be followed: %s", resource.plural, text)
+        said = text
+
+    return report

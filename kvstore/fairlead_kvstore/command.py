@@ -21,7 +21,7 @@ from fairlead.errors import FairleadError, SettingsError
 from fairlead.limits import Limits
 from fairlead.loops import loop_factory
 from fairlead.settings import IndexerSettings, read, unknown
-from fairlead.starting import address, log_level
+from fairlead.starting import address, log_to_stderr
 from fairlead_kvstore.places import place
 from fairlead_kvstore.process import Plan, Process
 from fairlead_kvstore.truth import blocks
@@ -34,14 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         settings = read(IndexerSettings, os.environ)
-        logging.basicConfig(
-            level=log_level(settings.log_level),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each question
-        for line in unknown(os.environ):
-            _LOG.warning("%s", line)
+        log_to_stderr(_LOG, settings.log_level, unknown(os.environ))
         _LOG.info("the indexer runs %s", "compiled" if is_compiled(blocks.__file__) else "interpreted")
         system.more_files()
         limits, clock = Limits(), SystemClock()

@@ -22,7 +22,7 @@ from fairlead.kube.cache import without_owners
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound
-from fairlead.kube.informer import Informer, Next
+from fairlead.kube.informer import Informer, logged_once
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
     MODEL_DEPLOYMENTS,
@@ -147,16 +147,6 @@ class Watching:
             return None
 
     def _informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
-        said = ""
-
-        def report(step: Next) -> None:
-            """Each failure is logged once, however often it is tried again: an operator that may not list a kind waits for ever."""
-            nonlocal said
-            text = step.reason if made.problem is not None else ""
-            if text and text != said:
-                _LOG.warning("%s cannot be followed: %s", kind.plural, text)
-            said = text
-
         made = Informer(
             self._api,
             kind,
@@ -167,7 +157,7 @@ class Watching:
             trim=without_owners if kind is PODS else compact,
             known=self._shelf.same if labels == CHILDREN and kind is not PODS else None,
             on_change=self._told,
-            report=report,
+            report=logged_once(_LOG, kind, lambda: made.problem),
         )
         return made
 

@@ -17,7 +17,7 @@ from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL, POOL
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.kube.cache import without_owners
 from fairlead.kube.client import KubeApi
-from fairlead.kube.informer import Informer, Next
+from fairlead.kube.informer import Informer, logged_once
 from fairlead.kube.managers import replicas_writers
 from fairlead.kube.resource import (
     ACCELERATOR_CLASSES,
@@ -103,18 +103,15 @@ class KubeWorld:
         labels: str | None,
         trim: Callable[[Manifest], Manifest] = without_owners,
     ) -> Informer:
-        said = ""
-
-        def report(step: Next) -> None:
-            """Each failure is logged once, however often it is tried again."""
-            nonlocal said
-            text = step.reason if made.problem is not None else ""
-            if text and text != said:
-                _LOG.warning("%s cannot be followed: %s", resource.plural, text)
-            said = text
-
         made = Informer(
-            self._api, resource, self._clock, self._chance, namespace=place, labels=labels, report=report, trim=trim
+            self._api,
+            resource,
+            self._clock,
+            self._chance,
+            namespace=place,
+            labels=labels,
+            report=logged_once(_LOG, resource, lambda: made.problem),
+            trim=trim,
         )
         self._informers[resource, place] = made
         return made
