@@ -36,7 +36,8 @@ Firing = Callable[..., None]
 
 @pytest.fixture
 def fires(groups: Groups, tools: Tools, tmp_path: Path) -> Firing:
-    """That exactly these alerts fire on a recording. What it lacks is that of healthy ones: indexers, and gateways or operators."""
+    """That exactly these alerts fire on a recording. What it lacks is that of healthy ones: indexers, autoscalers, and gateways or
+    operators."""
 
     def call(recording: Recording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
         rules = Rules(tools.promtool, groups(), tmp_path)
@@ -44,7 +45,7 @@ def fires(groups: Groups, tools: Tools, tmp_path: Path) -> Firing:
         others = {
             key.replace("{", '{namespace="fairlead",'): value
             for key, value in HEALTHY.items()
-            if "_indexer_" in key or (lacking and lacking in key)
+            if "_indexer_" in key or "_autoscaler_" in key or (lacking and lacking in key)
         }
         rules.fire({"recorded": (recording.series(names) | others, recording.minutes, expected)}, label)
 
