@@ -3,12 +3,13 @@
     throughput(profile, prompt, output, objectives)             requests a second of a shape on one engine
     candidates_of(table), grid_of(table)                        an imported table instead (``fairlead.profile_tables``)
     plan_mix(rates, candidates, settings) -> Mix                replicas and shares of each pool, with cost and reason
-    due(last_change, now, running, mix, settings) -> bool       whether it is time to change
+    solver(settings) -> Solver                                  the same, as the scaling core asks it
 
 Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``, so a shell calls it in a thread.
 """
 
-from fairlead_autoscaler.mix.plan import due, plan_mix
+from fairlead_autoscaler.mix.plan import plan_mix
+from fairlead_autoscaler.mix.solver import solver
 from fairlead_autoscaler.mix.tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.throughput import throughput
 from fairlead_autoscaler.mix.values import Candidate, Mix, MixSettings
@@ -18,8 +19,8 @@ __all__ = [
     "Mix",
     "MixSettings",
     "candidates_of",
-    "due",
     "grid_of",
     "plan_mix",
+    "solver",
     "throughput",
 ]

@@ -4,7 +4,7 @@ Big accelerators carry the base load because whole ones are cheapest per request
 part of a big one costs more than a whole small one. Nothing here says so; it is what the program finds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fairlead.decision import Input
 from fairlead.errors import BadInput
@@ -35,14 +35,6 @@ def plan_mix(rates: Sequence[float], candidates: Sequence[Candidate], settings: 
         if better or _price(solved.replicas, candidates, chosen) <= _price(dealt.replicas, candidates, chosen):
             return _from_program(solved, solved.replicas, solved.shares, wanted, candidates, hopeless)
     return _from_greedy(solved, dealt, wanted, candidates, hopeless)
-
-
-def due(last_change: float | None, now: float, running: Mapping[str, int], mix: Mix, settings: MixSettings) -> bool:
-    """Whether ``mix`` is to be put in place at ``now``: it differs from what runs, and the last change is ``pause_seconds``
-    ago. Load that needs replicas at once does not wait for this; that is the core's business, within a pool."""
-    if all(running.get(name, 0) == count for name, count in mix.replicas.items()):
-        return False
-    return last_change is None or now - last_change >= settings.pause_seconds
 
 
 def _price(replicas: Sequence[int], candidates: Sequence[Candidate], settings: MixSettings) -> float:

@@ -8,33 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fairlead.decision import Input
+from fairlead_autoscaler.scaling.blend import Candidate
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A pool that may take a part of the traffic: one replica costs ``cost_per_hour`` and serves ``throughput`` of each
-    shape alone. ``running`` replicas are there or starting; a new one takes ``startup_seconds``, for which it costs and
-    serves nothing."""
-
-    name: str
-    cost_per_hour: float
-    throughput: tuple[float, ...]
-    minimum: int = 0
-    maximum: int = 1_000
-    running: int = 0
-    startup_seconds: float = 0.0
+__all__ = ["Candidate", "Mix", "MixSettings"]
 
 
 @dataclass(frozen=True, slots=True)
 class MixSettings:
     """``hold_seconds``: how long a mix is expected to stay, over which the cost of starting is spread. ``change_share``:
     what each replica started or stopped is charged beside, as a share of its cost, so that equal mixes do not take turns.
-    ``solve_seconds`` is the solver's time; ``pause_seconds`` the least time between two changes."""
+    ``solve_seconds`` is the solver's time."""
 
     hold_seconds: float = 1_800.0
     change_share: float = 0.01
     solve_seconds: float = 0.8
-    pause_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 The order is that of the files. Signals are cleaned (``clean``), timed (``look``) and believed or not (``trust``); what they teach
 is learned (``learned``, ``load``); each group of pools gets its need (``need``, from the knee of ``capacity``), the largest need of
-a window holds (``window``), zero is left to the odds (``zero``), the need is divided among the group's pools (``split``), and each
+a window holds (``window``), zero is left to the odds (``zero``), the need is divided among the group's pools (``dividing``), and each
 pool's number is set with what guards the way down and hurries the way up (``replicas``). Where there may be only so many in all,
 groups share them (``together``).
 
@@ -11,6 +11,7 @@ trend."""
 
 from collections.abc import Mapping
 
+from fairlead_autoscaler.scaling.blend import Solver
 from fairlead_autoscaler.scaling.convertible import with_slack
 from fairlead_autoscaler.scaling.group import plan_group
 from fairlead_autoscaler.scaling.look import Look, look_at
@@ -21,14 +22,17 @@ from fairlead_autoscaler.scaling.together import Share, together
 from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan, ScaledModel
 
 
-def decide(state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings) -> tuple[State, Plan]:
-    """What to do now, and what to remember. Pools that the observation does not name are left alone."""
+def decide(
+    state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings, solver: Solver | None = None
+) -> tuple[State, Plan]:
+    """What to do now, and what to remember. Pools that the observation does not name are left alone. ``solver`` is asked how to
+    divide a need among pools that serve the same."""
     state, look = look_at(state, observation, model, settings)
     plans: dict[str, PoolPlan] = {}
     for group in groups(model):
         present = tuple(pool for pool in group.pools if pool.name in look.pools)
         if present:
-            state, planned_now = plan_group(state, look, Group(group.role, present))
+            state, planned_now = plan_group(state, look, Group(group.role, present), solver)
             plans.update(planned_now)
     if model.replicas_most is not None:
         plans = _together(model.replicas_most, state, look, plans)

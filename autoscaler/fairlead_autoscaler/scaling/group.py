@@ -3,30 +3,34 @@
 The need follows from what arrives (``need``) at the knee of the group's first pool; it is known only where arrivals are. Without
 them the last need holds, and after a minute it rises."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.decision import Input
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import learned, window, zero
+from fairlead_autoscaler.scaling.blend import Candidate, Question, Solver
 from fairlead_autoscaler.scaling.bounds import bounds
-from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives
+from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
+from fairlead_autoscaler.scaling.dividing import divided
 from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, level, recurring, swing
 from fairlead_autoscaler.scaling.look import Look
 from fairlead_autoscaler.scaling.need import (
     Group,
     Need,
     Queue,
+    as_seen,
     capacity_of,
     longer,
     mix_of,
     need_of,
     objectives_of,
     price_of,
+    profile_of,
 )
 from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.split import Part, divide, own_share
+from fairlead_autoscaler.scaling.split import Part, own_share
 from fairlead_autoscaler.scaling.state import GroupState, State
 from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan
 
@@ -70,8 +74,8 @@ class _Sizes:
         return sum(look.pools[pool.name].desired * self.worth(pool.name) for pool in self.group.pools)
 
 
-def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str, PoolPlan]]:
-    """Need, window, division and numbers of one group, all of whose pools the look has."""
+def plan_group(state: State, look: Look, group: Group, solver: Solver | None) -> tuple[State, dict[str, PoolPlan]]:
+    """Need, window, division and numbers of one group, all of whose pools the look has. ``solver`` may choose among them."""
     settings = look.settings
     sizes = _sizes(state, look, group)
     before = state.groups.get(group.role.value) or GroupState(
@@ -90,13 +94,16 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
     elif group.to_zero and (look.arrived or any(look.pools[pool.name].desired for pool in group.pools)):
         held = max(held, 1e-6)  # and none where there is none and nobody asks: a restart wakes nobody
     parts = [_part(look, pool, sizes) for pool in group.pools]
-    targets = divide(held, parts, settings.switch_share)
+    question = _question(state, look, sizes, parts, held) if solver is not None else None
+    division = divided(held, parts, before.blend, look.now, question, solver, settings)
+    after, targets = replace(after, blend=division.blend), division.targets
     told = {
         "prompt_tokens": Input(sizes.mix.prompt),
         "output_tokens": Input(sizes.mix.output),
         "cached_share": Input(sizes.mix.cached),
         **(need.inputs if need is not None else {"need_replicas": Input(before.need, look.blind_seconds)}),
         "window_max_replicas": Input(held),
+        **division.inputs,
     }
     plans: dict[str, PoolPlan] = {}
     pools = dict(state.pools)
@@ -114,7 +121,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
                 "capacity_requests_per_second": Input(capacity.requests_per_second),
                 **told,
             },
-            capacity.bound.value,
+            capacity.bound.value + division.how,
         )
         doubt = Doubt(look.blind_seconds, look.believed.lie, look.calm)
         pools[pool.name], plans[pool.name] = planned(
@@ -282,6 +289,23 @@ def _part(look: Look, pool: PoolFacts, sizes: _Sizes) -> Part:
     cost = max(1e-6, pool.cost_per_hour)
     start_price = look.settings.start_price * sizes.startup / 3_600.0
     return Part(pool.name, sizes.worth(pool.name), cost, least, most, seen.desired, seen.ready, start_price)
+
+
+def _question(state: State, look: Look, sizes: _Sizes, parts: Sequence[Part], held: float) -> Question | None:
+    """What to ask a solver about the group; None where there is no choice or no load, and where nobody knows the shapes."""
+    if len(parts) < 2 or held <= 0.0 or state.shapes is None or look.blind_seconds is not None:
+        return None
+    role, cached, startup = sizes.group.role, sizes.mix.cached, sizes.startup
+    steps = {pool.name: Step.of(profile_of(pool), sizes.factors[pool.name]) for pool in sizes.group.pools}
+    return Question(
+        state.shapes,
+        held * sizes.capacity.requests_per_second,
+        [Candidate(one.name, one.cost, (), one.minimum, one.maximum, one.desired, startup) for one in parts],
+        sizes.capacities,
+        steps,
+        lambda prompt, output: as_seen(role, Mix(prompt, output, cached)),
+        lambda prompt: objectives_of(look.model, role, prompt),
+    )
 
 
 def _what_if(pool: PoolFacts, look: Look, sizes: _Sizes) -> float:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, zero
 from fairlead_autoscaler.scaling.load import Bin, note
-from fairlead_autoscaler.scaling.need import mix_of
+from fairlead_autoscaler.scaling.need import has_choice, mix_of
 from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.shapes import Histogram
 from fairlead_autoscaler.scaling.state import Clock, PoolState, State
 from fairlead_autoscaler.scaling.trust import Believed
 from fairlead_autoscaler.scaling.values import GatewaySeen, Observation, PoolSeen, ScaledModel
@@ -68,6 +69,9 @@ def look_at(
         arrived,
     )
     state = replace(state, clock=clock, trust=trusted, silence=_silence(state.silence, look))
+    if observation.shapes is not None and blind is None and has_choice(model):
+        shapes = state.shapes or Histogram.empty(clock.now)
+        state = replace(state, shapes=shapes.seen(clock.now, observation.shapes))
     return _learn(state, look, tick), look
 
 

@@ -65,9 +65,14 @@ def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
     answer = max(1.0, lengths.output.mean(_OUTPUT) if output is None else output)
     uneven = min(_UNEVEN_MOST, lengths.prompt_variance.steady(prompt * prompt) / (prompt * prompt))
     cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
+    return as_seen(role, Mix(prompt, answer, cached, uneven))
+
+
+def as_seen(role: Role, mix: Mix) -> Mix:
+    """What of a request a group of ``role`` has to do."""
     if role is Role.PREFILL:
-        return Mix(prompt, 1.0, cached, uneven)
-    return Mix(prompt, answer, 1.0 if role is Role.DECODE else cached, uneven)
+        return replace(mix, output=1.0)
+    return replace(mix, cached=1.0) if role is Role.DECODE else mix
 
 
 def objectives_of(model: ScaledModel, role: Role, prompt_tokens: float) -> Objectives:

@@ -72,6 +72,7 @@ class ScalingSettings:
 
     start_price: float = 0.3
     switch_share: float = 0.2
+    mix_seconds: float = 300.0
 
     # Down.
     window_seconds: float = 300.0

@@ -36,13 +36,12 @@ def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str,
     best: tuple[float, dict[str, int]] | None = None
     stays: tuple[float, dict[str, int]] | None = None
     for counts in _ways(need, ordered):
-        carried = sum(part.capacity * counts[part.name] for part in ordered)
-        price = sum(_price(part, counts[part.name]) for part in ordered) + _SHORT * max(0.0, need - carried)
-        if best is None or price < best[0] - 1e-9:
-            best = price, counts
+        cost = price(need, ordered, counts)
+        if best is None or cost < best[0] - 1e-9:
+            best = cost, counts
         same = all(counts[part.name] == part.desired for part in ordered[:-1])
-        if same and (stays is None or price < stays[0] - 1e-9):
-            stays = price, counts
+        if same and (stays is None or cost < stays[0] - 1e-9):
+            stays = cost, counts
     if best is None:
         return {}
     if stays is not None and stays[0] * (1.0 - switch_share) <= best[0]:
@@ -50,11 +49,35 @@ def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str,
     return _made_first(need, ordered, best[1])
 
 
+def follow(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int]:
+    """Replicas by pool that together carry ``need``, with as many of the larger types as ``base`` says, as far as the need takes
+    them, and of the smallest what is left; where that has no room for it, the larger ones after all."""
+    ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
+    counts: dict[str, int] = {}
+    left = need
+    for place, part in enumerate(ordered):
+        taken = max(0, math.ceil(left / part.capacity - 1e-9))
+        wanted = taken if place == len(ordered) - 1 else min(taken, base[part.name])
+        counts[part.name] = min(part.maximum, max(part.minimum, wanted))
+        left -= counts[part.name] * part.capacity
+    for part in reversed(ordered):
+        more = min(part.maximum - counts[part.name], max(0, math.ceil(left / part.capacity - 1e-9)))
+        counts[part.name] += more
+        left -= more * part.capacity
+    return _made_first(need, ordered, counts)
+
+
 def own_share(need: float, parts: Sequence[Part], counts: Mapping[str, int], name: str) -> float:
     """What of ``need`` is left for the pool ``name`` when the others have ``counts``, in its own replicas."""
     others = sum(part.capacity * counts[part.name] for part in parts if part.name != name)
     own = next(part for part in parts if part.name == name)
     return max(0.0, need - others) / own.capacity
+
+
+def price(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> float:
+    """What ``counts`` cost an hour, with what is started for them, and by far more where they do not carry ``need``."""
+    carried = sum(part.capacity * counts[part.name] for part in parts)
+    return sum(_price(part, counts[part.name]) for part in parts) + _SHORT * max(0.0, need - carried)
 
 
 def _price(part: Part, count: int) -> float:

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from fairlead.errors import BadInput
+from fairlead_autoscaler.scaling.blend import Blend
 from fairlead_autoscaler.scaling.learned import Budget, Lengths, Speed, Starts
 from fairlead_autoscaler.scaling.load import Load
+from fairlead_autoscaler.scaling.shapes import Histogram
 from fairlead_autoscaler.scaling.trust import Trust
 from fairlead_autoscaler.scaling.window import Window
 from fairlead_autoscaler.scaling.zero import Silence
@@ -33,7 +35,7 @@ class GroupState:
     """Of the pools that serve the same: the margin, the windows of needs and of what the backlog adds (in replicas of the group's
     first pool), the level to which bursts come back, the share by which load rises above its level, when these
     were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose
-    then, per second."""
+    then, per second; the mix of its pools that is followed."""
 
     budget: Budget = field(default_factory=Budget)
     window: Window = field(default_factory=Window)
@@ -44,6 +46,7 @@ class GroupState:
     short_at: float = 0.0
     need: float | None = None
     trend: float = 0.0
+    blend: Blend = field(default_factory=Blend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class State:
     silence: Silence = field(default_factory=Silence)
     pools: Mapping[str, PoolState] = field(default_factory=dict)
     groups: Mapping[str, GroupState] = field(default_factory=dict)
+    shapes: Histogram | None = None
 
 
 def encode(state: State) -> bytes:
