@@ -16,9 +16,10 @@ from fairlead.limits import Limits
 from fairlead.tasks import ended, failed
 from fairlead_autoscaler.loop import Loop
 from fairlead_autoscaler.management import application
+from fairlead_autoscaler.mix import solver
 from fairlead_autoscaler.reading import Gateways, HttpFetch, resolve
 from fairlead_autoscaler.recording import Files, Look, Ring, line_of
-from fairlead_autoscaler.scaling import Core
+from fairlead_autoscaler.scaling import Core, ScaledModel, ScalingSettings
 from fairlead_autoscaler.world import World
 
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
@@ -58,7 +59,7 @@ class Process:
             plan.world,
             plan.scaler,
             Gateways(plan.gateways, fetch=self._fetch, resolve=resolve, clock=clock, limits=limits, speed=plan.speed),
-            Core,
+            _sizer,
             clock=clock,
             limits=limits,
             keep=self._keep,
@@ -104,6 +105,11 @@ class Process:
         self._plan.told(look)
         if self._files is not None:
             self._files.add(line)
+
+
+def _sizer(model: ScaledModel, settings: ScalingSettings) -> Core:
+    """The core of a model, with the solver that chooses among its pools."""
+    return Core(model, settings, solver=solver())
 
 
 def _shown(runner: web.AppRunner) -> str:

@@ -20,6 +20,7 @@ from fairlead.errors import BadInput
 from fairlead.names import nearest
 from fairlead_autoscaler.recording import Look
 from fairlead_autoscaler.scaling import Core, PoolPlan, ScaledModel, ScalingSettings, State
+from fairlead_autoscaler.scaling.blend import Solver
 
 _OF_MODEL: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
 """What of the model's objectives may be changed, by the name that people use."""
@@ -130,20 +131,20 @@ def _value(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def replay(looks: Iterable[Look], changes: Changes) -> list[Replayed]:
-    """Every pool of every model that was recorded, in order of name."""
+def replay(looks: Iterable[Look], changes: Changes, solver: Solver | None = None) -> list[Replayed]:
+    """Every pool of every model that was recorded, in order of name. ``solver`` chooses among pools, as it did then."""
     by_model: dict[str, list[Look]] = {}
     for look in looks:
         by_model.setdefault(look.model.name, []).append(look)
-    return [one for _, found in sorted(by_model.items()) for one in _model(found, changes)]
+    return [one for _, found in sorted(by_model.items()) for one in _model(found, changes, solver)]
 
 
-def _model(looks: Sequence[Look], changes: Changes) -> list[Replayed]:
+def _model(looks: Sequence[Look], changes: Changes, solver: Solver | None) -> list[Replayed]:
     begin = next((number for number, look in enumerate(looks) if look.before is not None), None)
     chosen = looks[begin or 0 :]
     state = chosen[0].before or State()
-    again = Core(chosen[0].model, chosen[0].settings, state)
-    other = Core(*changes.of(chosen[0]), state)
+    again = Core(chosen[0].model, chosen[0].settings, state, solver)
+    other = Core(*changes.of(chosen[0]), state, solver)
     moments: dict[str, list[Moment]] = {}
     for number, look in enumerate(chosen):
         following = chosen[number + 1].wall if number + 1 < len(chosen) else look.wall

@@ -8,8 +8,8 @@
 Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``, so a shell calls it in a thread.
 """
 
+from fairlead_autoscaler.mix.asking import solver
 from fairlead_autoscaler.mix.plan import plan_mix
-from fairlead_autoscaler.mix.solver import solver
 from fairlead_autoscaler.mix.tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.throughput import throughput
 from fairlead_autoscaler.mix.values import Candidate, Mix, MixSettings

@@ -1,7 +1,7 @@
 """A group's need divided among its pools: by the mix that a solver found for the shapes of requests, else by the mean request.
 
-A new mix is followed only where it is cheaper than the one that is followed by ``switch_share``, both with what the need takes now, as
-``split.divide`` has it without a solver."""
+A new mix is followed only where it is cheaper by ``mix_switch_share`` than the one that is followed, both with what the need takes
+now: between mixes that cost about the same nothing is started and stopped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fairlead.decision import Input
 from fairlead_autoscaler.scaling.blend import Blend, Question, Solver, turned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.split import Part, divide, follow, price
+from fairlead_autoscaler.scaling.split import Part, divide, follow, price_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ def divided(
         targets = divide(need, parts, settings.switch_share)
         return Division(targets, blend, {}, f"; divided by the mean request (mix: {blend.rule})")
     if before.replicas is not None and blend.changed_at != before.changed_at:
-        stays, moves = (price(need, parts, follow(need, parts, one)) for one in (before.replicas, blend.replicas))
-        if stays * (1.0 - settings.switch_share) <= moves:
+        stays, moves = (price_on(need, parts, one) for one in (before.replicas, blend.replicas))
+        if stays * (1.0 - settings.mix_switch_share) <= moves:
             blend = replace(before, asked_at=now)
     base = blend.replicas or {}
     age = None if blend.asked_at is None else now - blend.asked_at

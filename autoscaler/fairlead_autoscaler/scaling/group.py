@@ -295,6 +295,8 @@ def _question(state: State, look: Look, sizes: _Sizes, parts: Sequence[Part], he
     """What to ask a solver about the group; None where there is no choice or no load, and where nobody knows the shapes."""
     if len(parts) < 2 or held <= 0.0 or state.shapes is None or look.blind_seconds is not None:
         return None
+    if state.shapes.watched_seconds < look.settings.mix_seconds / 2.0:  # a few requests are no mix
+        return None
     role, cached, startup = sizes.group.role, sizes.mix.cached, sizes.startup
     steps = {pool.name: Step.of(profile_of(pool), sizes.factors[pool.name]) for pool in sizes.group.pools}
     return Question(

@@ -73,6 +73,7 @@ class ScalingSettings:
     start_price: float = 0.3
     switch_share: float = 0.2
     mix_seconds: float = 300.0
+    mix_switch_share: float = 0.15
 
     # Down.
     window_seconds: float = 300.0

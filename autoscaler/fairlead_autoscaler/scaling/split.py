@@ -36,7 +36,7 @@ def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str,
     best: tuple[float, dict[str, int]] | None = None
     stays: tuple[float, dict[str, int]] | None = None
     for counts in _ways(need, ordered):
-        cost = price(need, ordered, counts)
+        cost = _priced(need, ordered, counts)
         if best is None or cost < best[0] - 1e-9:
             best = cost, counts
         same = all(counts[part.name] == part.desired for part in ordered[:-1])
@@ -52,6 +52,15 @@ def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str,
 def follow(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int]:
     """Replicas by pool that together carry ``need``, with as many of the larger types as ``base`` says, as far as the need takes
     them, and of the smallest what is left; where that has no room for it, the larger ones after all."""
+    return _made_first(need, sorted(parts, key=lambda part: (-part.capacity, part.name)), _on_base(need, parts, base))
+
+
+def price_on(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> float:
+    """What ``need`` costs an hour once ``base`` is followed, with what is started for it."""
+    return _priced(need, parts, _on_base(need, parts, base))
+
+
+def _on_base(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int]:
     ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
     counts: dict[str, int] = {}
     left = need
@@ -64,7 +73,7 @@ def follow(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[
         more = min(part.maximum - counts[part.name], max(0, math.ceil(left / part.capacity - 1e-9)))
         counts[part.name] += more
         left -= more * part.capacity
-    return _made_first(need, ordered, counts)
+    return counts
 
 
 def own_share(need: float, parts: Sequence[Part], counts: Mapping[str, int], name: str) -> float:
@@ -74,7 +83,7 @@ def own_share(need: float, parts: Sequence[Part], counts: Mapping[str, int], nam
     return max(0.0, need - others) / own.capacity
 
 
-def price(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> float:
+def _priced(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> float:
     """What ``counts`` cost an hour, with what is started for them, and by far more where they do not carry ``need``."""
     carried = sum(part.capacity * counts[part.name] for part in parts)
     return sum(_price(part, counts[part.name]) for part in parts) + _SHORT * max(0.0, need - carried)

@@ -42,7 +42,9 @@ def run(wish: Wish) -> int:
         ]
         if not looks:
             raise LookupError("no look of such a model is recorded")
-        found = replay(looks, changes)
+        from fairlead_autoscaler.mix import solver  # NumPy and a solver: who replays has the autoscaler
+
+        found = replay(looks, changes, solver())
     except (BadInput, OSError) as error:
         print(f"fairlead replay-scaling: {error}", file=sys.stderr)
         return USAGE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
 from fairlead.profile_tables import parse_json
-from fairlead_autoscaler.mix import Candidate, MixSettings, candidates_of, due, grid_of, plan_mix
+from fairlead_autoscaler.mix import Candidate, MixSettings, candidates_of, grid_of, plan_mix
 from fairlead_autoscaler.mix.greedy import deal
 from fairlead_autoscaler.mix.program import Solved, solve
 
@@ -106,15 +106,6 @@ def test_silence_leaves_the_minima() -> None:
 def test_a_table_that_does_not_match_the_shapes_is_refused() -> None:
     with pytest.raises(BadInput, match="small has 2 throughputs for 3 shapes"):
         plan_mix([1.0, 1.0, 1.0], [SMALL])
-
-
-def test_the_mix_changes_at_most_every_five_minutes() -> None:
-    mix = plan_mix([43.0, 0.0], [SMALL, BIG])
-    chosen = MixSettings()
-    assert due(None, 1_000.0, {"small": 3}, mix, chosen)
-    assert not due(800.0, 1_000.0, {"small": 3}, mix, chosen)
-    assert due(700.0, 1_000.0, {"small": 3}, mix, chosen)
-    assert not due(None, 1_000.0, dict(mix.replicas), mix, chosen)
 
 
 def loads(rates: list[float], candidates: list[Candidate], shares: dict[str, tuple[float, ...]]) -> list[float]:
