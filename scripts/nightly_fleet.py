@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """``make nightly``'s fleets: ten thousand seeds of the fleet simulator with faults, and bench/results/nightly-fleet.json.
 
-    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--out FILE]
+    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--go-on] [--out FILE]
     scripts/nightly_fleet.py --replay SEED       play one seed again, with what happens in it
 
 Safety is looked at all the time and liveness when all is well again (``fairlead_sim.guard``, ``fairlead_sim.nights``). A seed that
 breaks something is printed with the command that plays it again; then the exit code is 1. Where the simulator is compiled
-(``scripts/compile.py --sim``) it runs compiled, with equal results.
+(``scripts/compile.py --sim``) it runs compiled, with equal results. With ``--go-on`` what the report already has is not played
+again: a night that was ended, or bounded by ``--minutes``, is finished in another.
 """
 
 import argparse
@@ -30,6 +31,16 @@ ROOT = Path(__file__).parents[1]
 SEEDS = 10_000
 _AT_ONCE = 10
 _WRITTEN_EVERY = 500
+_SUMMED = (
+    "seeds",
+    "seconds",
+    "requests",
+    "answers_cut",
+    "requests_sent_again",
+    "requests_without_any_engine",
+    "looks",
+    "found",
+)
 
 
 def main() -> int:
@@ -44,21 +55,43 @@ def main() -> int:
             print(again.told())
         return 1 if again.broken else 0
     begun, nights = time.monotonic(), list[Night]()
-    seeds = range(options.first, options.first + options.seeds)
+    path = Path(options.out)
+    before = json.loads(path.read_text()) if options.go_on and path.exists() else None
+    if before is not None and before["first"] != options.first:
+        raise SystemExit(f"{path} begins with seed {before['first']}, not with {options.first}")
+    seeds = range(options.first + (before["seeds"] if before else 0), options.first + options.seeds)
     with ProcessPoolExecutor(options.jobs) as pool:
         for one in pool.map(night, seeds, chunksize=_AT_ONCE):
             nights.append(one)
             if one.broken:
                 print(one.told(), flush=True)
-            if len(nights) % _WRITTEN_EVERY == 0 or len(nights) == len(seeds):
-                _write(options, nights, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            over = len(nights) == len(seeds) or (options.minutes is not None and seconds > 60.0 * options.minutes)
+            if over or len(nights) % _WRITTEN_EVERY == 0:
+                result = _result(options, nights, seconds)
+                _write(path, result if before is None else together(before, result))
+            if over:
+                pool.shutdown(cancel_futures=True)
+                break
     return 1 if any(one.broken for one in nights) else 0
 
 
-def _write(options: argparse.Namespace, nights: list[Night], seconds: float) -> None:
+def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The report of two runs of which the second went on where the first ended: sums, and of the rest the second's."""
+    both = dict(after)
+    for name in _SUMMED:
+        both[name] = before[name] + after[name]
+    for name in ("fronts", "presets", "happened"):
+        both[name] = dict(sorted((Counter(before[name]) + Counter(after[name])).items()))
+    both["first"] = before["first"]
+    both["commit"] = ", ".join(dict.fromkeys([*before["commit"].split(", "), after["commit"]]))
+    both["seconds"] = round(both["seconds"], 1)
+    both["least_attainment_after"] = min(before["least_attainment_after"], after["least_attainment_after"])
+    return both
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
     """What has been played so far is there already, whoever ends the run."""
-    result = _result(options, nights, seconds)
-    path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{result['seeds']:,} seeds, {len(result['found'])} broken, {result['seconds']} s -> {path}", flush=True)
@@ -98,6 +131,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="the first of them (0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (every core)")
     parser.add_argument("--out", default=str(ROOT / "bench" / "results" / "nightly-fleet.json"), help="the report")
+    parser.add_argument("--minutes", type=float, help="end then, with what has been played (no end)")
+    parser.add_argument("--go-on", action="store_true", help="after the seeds that the report has already")
     parser.add_argument("--replay", type=int, metavar="SEED", help="play one seed again")
     return parser.parse_args()
 

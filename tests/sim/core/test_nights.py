@@ -138,6 +138,21 @@ def test_the_script_writes_its_report_and_plays_one_seed_again(tmp_path: Path) -
     assert again.stdout.startswith(drawn(101).described())
 
 
+def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    for path, *more in ((whole, "--seeds", "3"), (parts, "--seeds", "2"), (parts, "--seeds", "3", "--go-on")):
+        words = ["--first", "100", "--jobs", "1", "--out", str(path), *more]
+        done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, other = json.loads(whole.read_text()), json.loads(parts.read_text())
+    assert one["seeds"] == 3
+    assert one | {"seconds": 0.0} == other | {"seconds": 0.0}
+    words = ["--first", "7", "--go-on", "--out", str(parts)]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "begins with seed 100" in done.stderr
+
+
 def test_in_a_spell_messages_are_lost_doubled_and_late_and_else_they_come_when_due() -> None:
     weather = Weather([Spell(10.0, 20.0, lost=0.3, twice=0.5, late_seconds=2.0)], seed=1)
     assert weather.arrivals(5.0, 0.1) == [5.1]
