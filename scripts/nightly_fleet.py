@@ -82,7 +82,9 @@ def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     for name in _SUMMED:
         both[name] = before[name] + after[name]
     for name in ("fronts", "presets", "happened"):
-        both[name] = dict(sorted((Counter(before[name]) + Counter(after[name])).items()))
+        counted = Counter[str](before[name])
+        counted.update(after[name])
+        both[name] = dict(sorted(counted.items()))
     both["first"] = before["first"]
     both["commit"] = ", ".join(dict.fromkeys([*before["commit"].split(", "), after["commit"]]))
     both["seconds"] = round(both["seconds"], 1)
