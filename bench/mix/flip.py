@@ -66,8 +66,8 @@ def fixed(made: Scenario) -> Outcome:
 
 
 def flip(load: float, requests: int, prefill: int, seed: int, **more: float) -> tuple[Scenario, float]:
-    """As many requests of one kind as of the other, arriving at ``load`` times what the best division of each carries; and
-    when the second kind begins."""
+    """As many requests of one kind as of the other, arriving at ``load`` times what the best division of each carries;
+    and when the second kind begins."""
     long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in BEST)
     return scenario([long, chatty], prefill, seed, **more), long[2]
 
