@@ -137,16 +137,15 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
     here: Kubectl, installation: Release, what: str
 ) -> None:
     here.apply(narrow())
-    here.apply(scaled("ramp", least=1))
+    here.apply(scaled("ramp", least=2))
     client, found = Client(here, installation).start(), Model(here, "ramp")
     client.first_token("ramp")
+    until("it is decided on", found, lambda: reason(found) == "Deciding", 60)
+    killed = ("delete", "pods", "-l", "app.kubernetes.io/component=autoscaler", "--force", "--grace-period=0")
     with Streams(client, "ramp", rate=5 * ONE, tokens=TOKENS) as streams:
-        until("it begins to grow", found, lambda: desired(here, "ramp") >= 2, 120)
         before = desired(here, "ramp")
         if what == "autoscaler":
-            installation.here.run(
-                "delete", "pods", "-l", "app.kubernetes.io/component=autoscaler", "--force", "--grace-period=0"
-            )
+            installation.here.run(*killed)  # both of them, before they have seen what comes
         else:
             _blind(installation, "http://10.255.255.1:8081")
             until("it says that it is blind", found, lambda: reason(found) == "Blind", 120)
@@ -154,7 +153,7 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
             _blind(installation, f"http://fairlead-gateway-manage.{SPACE}.svc:8081")
         took = until("it has as many as it needs", found, lambda: ready(found) >= 5, 300)
     bars = [Line(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
-    report.record(f"without_{what}", bars, into=RESULTS, seconds_to_grow=took, **streams.end)
+    report.record(f"without_{what}", bars, into=RESULTS, before=before, seconds_to_grow=took, **streams.end)
     assert streams.failures == []
 
 
@@ -165,11 +164,11 @@ def test_nothing_is_lost_when_the_api_server_is_killed_in_the_midst_of_a_ramp(
     here: Kubectl, installation: Release
 ) -> None:
     here.apply(narrow())
-    here.apply(scaled("away", least=1))
+    here.apply(scaled("away", least=2))
     client, found = Client(here, installation).start(), Model(here, "away")
     client.first_token("away")
+    until("it is decided on", found, lambda: reason(found) == "Deciding", 60)
     end = alone(client, "away", rate=5 * ONE, tokens=TOKENS, seconds=120.0)
-    until("it begins to grow", found, lambda: desired(here, "away") >= 2, 120)
     _without_an_api_server(seconds=30.0)
     took = until("it has as many as it needs", found, lambda: ready(found) >= 5, 300)
     figures = end()
