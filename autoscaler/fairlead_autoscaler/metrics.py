@@ -10,6 +10,7 @@ from fairlead_autoscaler.governor import Ruling
 from fairlead_autoscaler.loop import Loop
 from fairlead_autoscaler.recording import Look
 from fairlead_autoscaler.scaling import PoolSeen
+from fairlead_autoscaler.scaling.cost import usd_per_hour
 
 PREFIX = "fairlead_autoscaler_"
 _POOL = ["model", "pool"]
@@ -38,10 +39,18 @@ class Metrics(Collector):
         seen = GaugeMetricFamily(
             f"{PREFIX}signals", "1 where gateways told what arrives, 0 where nobody could", labels=["model"]
         )
+        cost = GaugeMetricFamily(
+            f"{PREFIX}usd_per_hour",
+            "what the replicas that there should be cost; none where no price is known",
+            labels=["model"],
+        )
         for key, look in looks.items():
+            usd = usd_per_hour(look.model, {pool: one.replicas for pool, one in look.rulings.items()})
+            if usd is not None:
+                cost.add_metric([key], usd)
             ages.add_metric([key], max(0.0, self._clock.now() - look.observation.now))
             seen.add_metric([key], float(look.observation.gateway is not None))
-        yield from (ages, seen)
+        yield from (ages, seen, cost)
 
     def _counters(self) -> Iterator[Metric]:
         counts = self._loop.counts

@@ -9,7 +9,13 @@ UNPRICED: Final = 1.0
 
 
 def replica_cost(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float:
-    """Dollars an hour of one replica of ``pool``; ``accelerator`` None: nobody described it."""
+    """What one replica of ``pool`` is taken to cost an hour, beside others; ``accelerator`` None: nobody described it."""
+    priced = replica_usd(accelerator, pool)
+    return UNPRICED if priced is None else priced
+
+
+def replica_usd(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float | None:
+    """Dollars an hour of one replica of ``pool``; None where nobody priced its accelerator."""
     if accelerator is None or accelerator.cost_per_hour is None:
-        return UNPRICED
+        return None
     return float(accelerator.cost_per_hour) * max(1, accelerator.devices(pool.parallelism) * pool.parallelism.nodes)

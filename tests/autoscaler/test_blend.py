@@ -1,6 +1,7 @@
 """A mix of pools is asked for every five minutes and followed in between; where there is none, everything is as without a solver."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from fairlead_autoscaler.scaling import (
     ShapeSeen,
 )
 from fairlead_autoscaler.scaling.blend import Answer, Candidate
+from fairlead_autoscaler.scaling.cost import usd_per_hour
 from fairlead_autoscaler.scaling.split import Part, follow
 from fairlead_autoscaler.scaling.state import decode, encode
 from fairlead_sim.scaling.pools import large, small
@@ -78,7 +80,7 @@ def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followe
     assert all(each > 0.0 for one in candidates for each in one.throughput)
     assert there["L"] == 1
     assert "by the mix of shapes (milp)" in plans[-1].pools["S"].reason
-    assert plans[-1].pools["S"].inputs["L/mix_replicas"].value == 1.0
+    assert plans[-1].pools["L"].inputs["mix_replicas"].value == 1.0
 
 
 def test_over_all_shapes_a_pool_carries_what_the_core_says_it_does() -> None:
@@ -164,3 +166,15 @@ def test_whatever_a_solver_says_the_pools_bounds_hold(minutes: list[float], smal
     for plan in plans:
         for facts in MODEL.pools:
             assert facts.minimum <= plan.pools[facts.name].replicas <= facts.maximum
+
+
+def test_what_is_planned_has_its_price_and_a_pool_without_one_makes_the_sum_unknown() -> None:
+    priced = replace(MODEL, pools=tuple(replace(pool, usd_per_hour=pool.cost_per_hour) for pool in MODEL.pools))
+    (plan, *_), _ = driven(Core(priced), 1, desired={"S": 3, "L": 2})
+    assert plan.pools["S"].inputs["usd_per_hour"].value == 3.0
+    assert {one.inputs["model_usd_per_hour"].value for one in plan.pools.values()} == {3.0 + 2 * 3.7}
+    half = replace(priced, pools=(priced.pools[0], MODEL.pools[1]))
+    assert usd_per_hour(half, {"S": 3, "L": 1}) is None
+    assert usd_per_hour(half, {"S": 3, "L": 0}) == 3.0
+    (plan, *_), _ = driven(Core(MODEL), 1)
+    assert plan.pools["S"].inputs["model_usd_per_hour"].value is None

@@ -13,6 +13,7 @@ from fairlead.decision import Input
 from fairlead_autoscaler.cluster.attainment import WINDOW_SECONDS, Attainment
 from fairlead_autoscaler.governor import Ruling
 from fairlead_autoscaler.recording import Look
+from fairlead_autoscaler.scaling.cost import usd_per_hour
 
 OURS: Final = (ConditionType.AUTOSCALING, ConditionType.OBJECTIVES_MET)
 REFRESH_SECONDS: Final = 60.0
@@ -51,7 +52,7 @@ class Written:
 def autoscaling(look: Look, held: Mapping[str, str], frozen: bool) -> Said:
     """``held``: by pool, who else sets its number."""
     pools = "; ".join(_pool(name, look, ruling, held.get(name)) for name, ruling in look.rulings.items())
-    pools = pools or "none of its pools has been made yet"
+    pools = (pools or "none of its pools has been made yet") + _cost(look)
 
     def said(status: ConditionStatus, reason: Reason, why: str) -> Said:
         return Said(ConditionType.AUTOSCALING, status, reason, f"{why}{pools}"[:_MESSAGE_MOST])
@@ -146,6 +147,12 @@ def _pool(name: str, look: Look, ruling: Ruling, held: str | None) -> str:
     numbers = [] if plan is None else [_number(_SHOWN[key], one) for key, one in plan.inputs.items() if key in _SHOWN]
     told = f" ({', '.join(numbers)})" if numbers else ""
     return f"pool {name} {number} by {ruling.rule}: {ruling.reason}{told}"
+
+
+def _cost(look: Look) -> str:
+    """What is wanted costs; nothing where no price is known."""
+    usd = usd_per_hour(look.model, wanted(look))
+    return "" if usd is None or not look.rulings else f"; {usd:.2f} USD an hour"
 
 
 def _number(name: str, one: Input) -> str:

@@ -31,7 +31,7 @@ from fairlead.kube.resource import (
 from fairlead.kubefleet.specs import ModelRead
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.cluster.scaler import holder
-from fairlead_autoscaler.prices import replica_cost
+from fairlead_autoscaler.prices import replica_cost, replica_usd
 from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
 from fairlead_autoscaler.seen import scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
@@ -130,6 +130,7 @@ def _facts(known: Known, pool: Pool, two: bool) -> PoolFacts:
         minimum=min(max(low, 2), most) if two else low,
         maximum=most,
         profile=known.profiles.get(pool.accelerator or ""),
+        usd_per_hour=replica_usd(known.classes.get(pool.accelerator or ""), pool),
     )
 
 

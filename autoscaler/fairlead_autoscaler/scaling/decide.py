@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from fairlead_autoscaler.scaling.blend import Solver
 from fairlead_autoscaler.scaling.convertible import with_slack
+from fairlead_autoscaler.scaling.cost import with_cost
 from fairlead_autoscaler.scaling.group import plan_group
 from fairlead_autoscaler.scaling.look import Look, look_at
 from fairlead_autoscaler.scaling.need import Group, groups
@@ -36,7 +37,7 @@ def decide(
             plans.update(planned_now)
     if model.replicas_most is not None:
         plans = _together(model.replicas_most, state, look, plans)
-    return state, Plan(with_slack(model, plans, look.pools))
+    return state, Plan(with_cost(model, with_slack(model, plans, look.pools)))
 
 
 def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:

@@ -14,12 +14,12 @@ from fairlead_autoscaler.scaling.split import Part, divide, follow, price_on
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """``targets`` are replicas by pool; ``blend`` is the mix that was followed, if any, for the next time. ``inputs`` and ``how``
-    (the end of a sentence, empty where there is but one pool) are for people."""
+    """``targets`` are replicas by pool; ``blend`` is the mix that was followed, if any, for the next time. ``mix`` (its replicas by
+    pool) and ``how`` (the end of a sentence, empty where there is but one pool) are for people."""
 
     targets: Mapping[str, int]
     blend: Blend
-    inputs: Mapping[str, Input] = field(default_factory=dict)
+    mix: Mapping[str, Input] = field(default_factory=dict)
     how: str = ""
 
 
@@ -46,5 +46,5 @@ def divided(
             blend = replace(before, asked_at=now)
     base = blend.replicas or {}
     age = None if blend.asked_at is None else now - blend.asked_at
-    inputs = {f"{name}/mix_replicas": Input(float(count), age) for name, count in base.items()}
-    return Division(follow(need, parts, base), blend, inputs, f"; divided by the mix of shapes ({blend.rule})")
+    mix = {name: Input(float(count), age) for name, count in base.items()}
+    return Division(follow(need, parts, base), blend, mix, f"; divided by the mix of shapes ({blend.rule})")

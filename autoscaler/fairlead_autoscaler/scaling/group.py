@@ -103,7 +103,6 @@ def plan_group(state: State, look: Look, group: Group, solver: Solver | None) ->
         "cached_share": Input(sizes.mix.cached),
         **(need.inputs if need is not None else {"need_replicas": Input(before.need, look.blind_seconds)}),
         "window_max_replicas": Input(held),
-        **division.inputs,
     }
     plans: dict[str, PoolPlan] = {}
     pools = dict(state.pools)
@@ -120,6 +119,7 @@ def plan_group(state: State, look: Look, group: Group, solver: Solver | None) ->
                 "speed_factor": Input(sizes.factors[pool.name]),
                 "capacity_requests_per_second": Input(capacity.requests_per_second),
                 **told,
+                **({"mix_replicas": division.mix[pool.name]} if pool.name in division.mix else {}),
             },
             capacity.bound.value + division.how,
         )

@@ -38,7 +38,8 @@ class Schedule:
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
     """What does not change about a pool while it is scaled. ``profile`` is a prior and may be wrong; start-up seconds (median and
-    nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica. ``warm`` replicas are kept
+    nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica, to
+    compare pools by, and ``usd_per_hour`` the same in dollars, None where nobody priced it. ``warm`` replicas are kept
     whatever the load, also where ``minimum`` is 0."""
 
     name: str
@@ -51,6 +52,7 @@ class PoolFacts:
     startup_p90_seconds: float | None = None
     warm: int = 0
     schedules: tuple[Schedule, ...] = ()
+    usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from fairlead_autoscaler.local import (
     read_wishes,
     write,
 )
-from fairlead_autoscaler.prices import replica_cost
+from fairlead_autoscaler.prices import replica_cost, replica_usd
 from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
 from fairlead_cli.local.keeper import Phase
 from fairlead_cli.local.pool import EngineUnit, PoolPlan
@@ -87,6 +87,7 @@ def _facts(manifests: Manifests, pool: Pool) -> PoolFacts:
         minimum=pool.replicas.min,
         maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
         profile=manifests.profile(pool),
+        usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
     )
 
 

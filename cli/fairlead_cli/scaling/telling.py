@@ -19,6 +19,10 @@ def _replicas(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") + (" replica" if value == 1 else " replicas")
 
 
+def _dollars(value: float) -> str:
+    return f"${value:,.2f} an hour, as planned"
+
+
 def _tokens(value: float) -> str:
     return words.plural(round(value), "token")
 
@@ -47,6 +51,7 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "backlog_replicas": ("for those that wait", _replicas),
         "need_replicas": ("need", _replicas),
         "window_max_replicas": ("most of the window", _replicas),
+        "mix_replicas": ("the mix has here", _replicas),
         "needed_here_replicas": ("of this pool", _replicas),
         "target_replicas": ("target", _replicas),
         "desired_replicas": ("asked for now", _replicas),
@@ -55,6 +60,8 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "hedged_replicas": ("started beside", _replicas),
         "minimum_replicas": ("at least", _replicas),
         "maximum_replicas": ("at most", _replicas),
+        "usd_per_hour": ("this pool costs", _dollars),
+        "model_usd_per_hour": ("the model costs", _dollars),
         "convertible_prompt_tokens": (
             "prefills besides",
             lambda value: f"prompts of up to {_tokens(value)}, where it has slack",

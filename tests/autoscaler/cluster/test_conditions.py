@@ -46,6 +46,12 @@ def said(at: Look, frozen: bool = False, **held: str) -> tuple[str, str, str]:
     return str(found.status), str(found.reason), found.message
 
 
+def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
+    priced = replace(MODEL, pools=(PoolFacts("main", maximum=8, usd_per_hour=0.75),))
+    assert said(replace(look(), model=priced))[2].endswith("; 3.75 USD an hour")
+    assert "USD" not in said(look())[2]
+
+
 def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
     message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, margin 1.05, 4 s old)"
     assert said(look()) == ("True", "Deciding", message)
