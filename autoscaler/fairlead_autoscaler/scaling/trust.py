@@ -22,13 +22,14 @@ _FEW = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What was in flight at the last look, by replica; since when engines lie; what was queued when arrivals stopped, and how many
-    requests engines began since then."""
+    """What was in flight at the last look, by replica; since when engines lie; what was queued and held when arrivals stopped (None:
+    nobody looked), how many requests engines began since then, and when they did last."""
 
     in_flight: Mapping[str, float] = field(default_factory=dict)
     lying_since: float | None = None
-    queued: float = 0.0
+    queued: float | None = None
     began: float = 0.0
+    began_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,29 @@ def judge(
         arrivals = seen if seen is not None and (seen.arrivals > 0.0 or seen.held > 0.0) else None
         lie = f"{gone:.0f} requests in flight are gone without having finished" if lost else "engines still deny it"
         return replace(trust, in_flight=in_flight, lying_since=since), Believed(arrivals, dict.fromkeys(pools), lie)
-    queued, began = trust.queued, trust.began
-    if seen is not None and seen.arrivals == 0.0 and seen.held == 0.0:
-        began += sum(totals.first_tokens for totals in known if totals.entry)
-    else:
-        queued, began = sum(totals.waiting + totals.running for totals in known if totals.entry), 0.0
-    remembered = Trust(in_flight, None, queued, began)
-    if began > queued + _FEW:
+    queued, began, began_at = _begun(trust, now, seen, known, settings)
+    remembered = Trust(in_flight, None, queued, began, began_at)
+    if queued is not None and began > queued + _FEW:
         return remembered, Believed(None, pools, f"engines began {began:.0f} requests that no gateway received")
     return remembered, Believed(seen, pools)
+
+
+def _begun(
+    trust: Trust, now: float, seen: GatewaySeen | None, known: list[Totals], settings: ScalingSettings
+) -> tuple[float | None, float, float]:
+    """What was queued when arrivals stopped, what engines began since, and when last. What a gateway holds is queued as much as what
+    an engine does: it is begun later, when nothing may arrive any more. After a time in which nobody looked there is nothing to
+    compare with, so what is there then counts as queued."""
+    entries = [totals for totals in known if totals.entry]
+    here = sum(totals.waiting + totals.running for totals in entries)
+    if seen is None:
+        return max(trust.queued or 0.0, here) if known else None, 0.0, now
+    if seen.arrivals > 0.0 or seen.held > 0.0 or now - trust.began_at > settings.lie_most_seconds:
+        return here + seen.held, 0.0, now
+    begins = sum(totals.first_tokens for totals in entries)
+    if trust.queued is None:
+        return here + begins if known else None, 0.0, now
+    return trust.queued, trust.began + begins, now if begins > 0.0 else trust.began_at
 
 
 def _gone(in_flight: Mapping[str, float], known: list[Totals]) -> tuple[float, float]:
