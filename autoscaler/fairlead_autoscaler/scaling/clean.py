@@ -44,7 +44,7 @@ def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
 class Totals:
     """What the replicas of a pool measured since the last tick, together. ``entry``: requests begin here. ``told`` counts the
     replicas that said something; ``resident_tokens`` is their KV. ``slow_tokens``: of those generated, how many on replicas
-    whose mean gap passes the objective (a request's mean gap counts, and no histogram of single gaps tells it).
+    whose mean gap passes the objective (a request's mean gap counts, which no histogram of single gaps tells).
     ``in_flight`` maps replica to running and waiting together."""
 
     entry: bool
@@ -59,6 +59,7 @@ class Totals:
     finished: float
     first_tokens: float
     ttft_counts: tuple[float, ...]
+    itl_counts: tuple[float, ...]
     slow_tokens: float
     in_flight: dict[str, float]
     finished_of: dict[str, float]
@@ -72,6 +73,7 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
     running = waiting = resident = prompt = cached = generated = gaps = done = first = slow = 0.0
     told = asked = 0
     ttft: list[float] = []
+    itl: list[float] = []
     in_flight: dict[str, float] = {}
     finished: dict[str, float] = {}
     for replica in pool.replicas:
@@ -101,6 +103,8 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
         first += began
         if began and replica.ttft_counts is not None:
             ttft = _plus(ttft, replica.ttft_counts)
+        if ended and replica.itl_counts is not None:
+            itl = _plus(itl, replica.itl_counts)
     if asked and not told:
         return None
     return Totals(
@@ -116,6 +120,7 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
         finished=done,
         first_tokens=first,
         ttft_counts=tuple(ttft),
+        itl_counts=tuple(itl),
         slow_tokens=slow,
         in_flight=in_flight,
         finished_of=finished,

@@ -12,6 +12,7 @@ from fairlead_autoscaler.scaling import learned, window, zero
 from fairlead_autoscaler.scaling.blend import Candidate, Question, Solver
 from fairlead_autoscaler.scaling.bounds import bounds
 from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
+from fairlead_autoscaler.scaling.clean import Totals
 from fairlead_autoscaler.scaling.dividing import divided
 from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, level, recurring, swing
 from fairlead_autoscaler.scaling.look import Look
@@ -254,11 +255,21 @@ def _budget(after: GroupState, look: Look, sizes: _Sizes, need: Need | None) -> 
     if role is Role.DECODE:
         judged = sum(each.finished for each in totals)
     if role is not Role.PREFILL and generated > 0.0:
-        missed += judged * sum(each.slow_tokens for each in totals) / generated
+        missed += judged * max(sum(each.slow_tokens for each in totals) / generated, _paced(look, totals))
     learn = look.now - after.short_at > look.settings.short_seconds
     return learned.budget(
         after.budget, min(missed, judged), judged, look.seconds, max(1e-4, 1.0 - model.target), learn, look.settings
     )
+
+
+def _paced(look: Look, totals: Sequence[Totals]) -> float:
+    """The share of answers whose mean gap passed the objective, where answers are what the histograms count (as gateways do); 0
+    where these count single gaps (as engines do), of which there are many more than answers."""
+    over = count = ended = 0.0
+    for each in totals:
+        beyond, judged = learned.beyond(each.itl_counts, look.model.itl_bounds, look.model.itl_seconds)
+        over, count, ended = over + beyond, count + judged, ended + each.finished
+    return over / count if 0.0 < count <= 2.0 * ended else 0.0
 
 
 def _may_sleep(state: State, look: Look, startup: float) -> bool:
