@@ -138,8 +138,8 @@ def forget(load: Load, ticks: int) -> Load:
 
 
 def recurring(load: Load, price: Price, within_seconds: float) -> float:
-    """The largest level to which bursts came back at least once, not longer than ``within_seconds`` after one another on the mean
-    and not longer than that ago; 0 where there are none. Between two bursts load falls below half of them."""
+    """Where bursts come back, the largest of the last ``within_seconds``; else 0. They do where load has reached some level twice,
+    not longer than that apart on the mean and not longer than that ago, and fell below half of it between."""
     values = [price(each) for each in load.past]
     for peak in sorted({value for value in values if value > 0.0}, reverse=True):
         bursts, first, last, over = 0, 0.0, 0.0, False
@@ -151,12 +151,10 @@ def recurring(load: Load, price: Price, within_seconds: float) -> float:
                 last, over = each.at, True
             elif value < peak / 2:
                 over = False
-        if (
-            bursts >= 2
-            and (last - first) / (bursts - 1) <= within_seconds
-            and load.past[-1].at - last <= within_seconds
-        ):
-            return peak
+        now = load.past[-1].at
+        if bursts >= 2 and (last - first) / (bursts - 1) <= within_seconds and now - last <= within_seconds:
+            recent = (value for value, each in zip(values, load.past, strict=True) if now - each.at <= within_seconds)
+            return max(recent)
     return 0.0
 
 

@@ -21,8 +21,8 @@ class ScalingSettings:
     recent_seconds: float = 30.0
     past_seconds: float = 2_400.0
     spread_sigmas: float = 1.0
-    recur_share: float = 1.5
-    burst_room: float = 1.4
+    recur_share: float = 3.0
+    burst_room: float = 1.2
     swing_over: float = 0.25
     swing_few: int = 4
     swing_guess: float = 0.08
@@ -40,7 +40,7 @@ class ScalingSettings:
     itl_share_decoding: float = 0.9
     hurt_share: float = 1.0
     crowd_sigmas: float = 4.3
-    prefill_busy_most: float = 0.92
+    prefill_busy_most: float = 0.96
     prefill_pool_busy: float = 0.88
     length_seconds: float = 60.0
     drift_sigmas: float = 3.0
@@ -80,7 +80,7 @@ class ScalingSettings:
     window_least_seconds: float = 60.0
     window_startups: float = 3.0
     restart_seconds: float = 120.0
-    doubt_seconds: float = 300.0
+    doubt_seconds: float = 315.0
     what_if_share: float = 0.95
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
