@@ -226,10 +226,8 @@ class _Limits:
             return True
         chunks = max(1.0, self._chunks * (1.0 + self._uneven))
         short = -math.expm1(-chunks / (1.0 - busy) / within / self._output)
-        return (
-            busy * short * min(_SHORTER, max(1.0, chunks / _MANY_CHUNKS) ** 1.5)
-            > self._miss * self._settings.hurt_share
-        )
+        more = min(_SHORTER, math.pow(max(1.0, chunks / _MANY_CHUNKS), 1.5))
+        return busy * short * more > self._miss * self._settings.hurt_share
 
     def _waits(self, busy: float, service: float) -> bool:
         """Do more prompts wait past the objective than may?"""
