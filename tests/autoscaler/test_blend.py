@@ -114,9 +114,15 @@ def test_a_solver_without_an_answer_changes_no_number_and_the_plan_says_so(answe
 def test_without_shapes_nobody_is_asked_and_a_mix_is_given_up_after_ten_minutes() -> None:
     ask = Asked(Answer({"S": 2, "L": 1}, "milp"))
     core = Core(MODEL, solver=ask)
-    driven(core, 100, None)
+    _, there = driven(core, 100, None)
     assert not ask.asked
     assert core.state.shapes is None
+    plans, there = driven(core, 100, begin=100, desired=there)
+    assert "by the mix of shapes" in plans[-1].pools["S"].reason
+    asked = len(ask.asked)
+    plans, _ = driven(core, 240, None, begin=200, desired=there)
+    assert len(ask.asked) <= asked + 1
+    assert "by the mean request (mix: unasked)" in plans[-1].pools["S"].reason
 
 
 def test_what_is_followed_goes_through_json_and_on() -> None:

@@ -308,6 +308,8 @@ def _question(state: State, look: Look, sizes: _Sizes, parts: Sequence[Part], he
         return None
     if state.shapes.watched_seconds < look.settings.mix_seconds / 2.0:  # a few requests are no mix
         return None
+    if look.now - state.shapes.at > look.settings.mix_seconds:  # and what nobody tells any more is none of today
+        return None
     role, cached, startup = sizes.group.role, sizes.mix.cached, sizes.startup
     steps = {pool.name: Step.of(profile_of(pool), sizes.factors[pool.name]) for pool in sizes.group.pools}
     return Question(
