@@ -32,7 +32,7 @@ from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
 _HALVINGS = 14
-_MANY_CHUNKS, _SHORTER = 4.5, 4.0
+_MANY_CHUNKS, _SHORTER = 6.0, 4.0
 """Where one prompt fills the steps of a whole short answer, the shortest answers decide, and there are up to so many times as many of
 them as exponential lengths have (Mooncake's conversations: one answer in twenty has eleven tokens or fewer, at a mean of 335)."""
 _SHOT = 3.0
@@ -226,7 +226,8 @@ class _Limits:
             return True
         chunks = max(1.0, self._chunks * (1.0 + self._uneven))
         short = -math.expm1(-chunks / (1.0 - busy) / within / self._output)
-        more = min(_SHORTER, math.pow(max(1.0, chunks / _MANY_CHUNKS), 1.5))
+        whole = max(1.0, chunks / _MANY_CHUNKS)
+        more = min(_SHORTER, whole * whole)
         return busy * short * more > self._miss * self._settings.hurt_share
 
     def _waits(self, busy: float, service: float) -> bool:
