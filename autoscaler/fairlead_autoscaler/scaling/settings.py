@@ -1,4 +1,4 @@
-"""What can be set of the scaling core. One set serves every model that was measured (docs/decisions/0033): change it only with a
+"""What can be set of the scaling core. One set serves every model that was measured (docs/decisions/0038): change it only with a
 replay beside the old one (``fairlead replay-scaling``).
 """
 
