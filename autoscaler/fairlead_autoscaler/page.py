@@ -58,6 +58,8 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens")
 _SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
+_MOST: Final = 1e15
+"""More was never counted. One gateway's nonsense is not to drown what the others count, nor to make a sum that is no number."""
 _UPTIME: Final = _P + "uptime_seconds"
 _WANTED: Final = frozenset(_P + name for names in (_COUNTED, _RELAYED, _GAUGES) for name in names) | {_UPTIME}
 
@@ -95,7 +97,7 @@ def read(text: str, models: Iterable[str], speed: float = 1.0) -> Page:
                 for table, into in ((_COUNTED, counted), (_RELAYED, relayed), (_GAUGES, gauges)):
                     if name in table:
                         times = speed if table[name] in _SECONDS else 1.0
-                        if not math.isfinite(sample.value):
+                        if not abs(sample.value) <= _MOST:
                             continue
                         into[(table[name], model, *_rest(sample.labels))] = sample.value * times
     except (ValueError, KeyError, IndexError) as error:

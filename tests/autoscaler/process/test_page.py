@@ -107,3 +107,9 @@ def test_a_page_whose_uptime_cannot_be_is_no_gateways(uptime: str) -> None:
     text = f'fairlead_gateway_uptime_seconds {uptime}\nfairlead_gateway_received_total{{model="{KEY}"}} 9000000\n'
     with pytest.raises(Unavailable):
         page.read(text, [KEY])
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e308", "-1e308"])
+def test_a_value_that_nothing_can_have_is_left_out(value: str) -> None:
+    text = f'fairlead_gateway_uptime_seconds 5\nfairlead_gateway_held{{model="{KEY}"}} {value}\n'
+    assert page.read(text, [KEY]).gauges == {}
