@@ -253,9 +253,22 @@ def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
     assert made._scale <= 4.0
 
 
-@pytest.mark.parametrize(("unforeseen", "price"), [(0.0, 4.0), (0.005, 4.0), (0.0175, 18.0), (0.03, 32.0), (1.0, 32.0)])
-def test_leaving_home_is_dearer_the_less_is_foreseen(unforeseen: float, price: float) -> None:
-    assert away_price(unforeseen) == pytest.approx(price)
+@pytest.mark.parametrize(
+    ("unforeseen", "busy", "price"),
+    [
+        (0.0, 0.0, 4.0),
+        (0.005, 0.5, 2.0),
+        (0.005, 1.0, 0.0),
+        (0.0175, 0.0, 18.0),
+        (0.0175, 1.0, 16.0),
+        (0.03, 0.0, 32.0),
+        (1.0, 1.0, 32.0),
+    ],
+)
+def test_leaving_home_is_dearer_the_less_is_foreseen_and_cheaper_the_busier_all_are(
+    unforeseen: float, busy: float, price: float
+) -> None:
+    assert away_price(unforeseen, busy) == pytest.approx(price)
 
 
 @pytest.mark.parametrize(("cached", "share"), [(0, 0.0), (1_024, 0.5), (None, 0.0)])

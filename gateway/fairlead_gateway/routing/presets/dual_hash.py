@@ -4,12 +4,15 @@ A prompt's key (``hotness``) hashes to two homes. Besides them more candidates a
 instances that hold the longest prefix, the least busy instance of all, and who served the session last (``pins``), which is
 priced as a home. Each is priced in seconds of engine time:
 
-    J = backlog + own · (1 + 16·min(1, mean backlog / 0.06·T) + 4·[not a home]) + 0.4·T · in-flight tokens / KV tokens
+    J = backlog + own · (1 + 16·busy + 4·(1 - busy)·[not a home]) + 0.4·T · in-flight tokens / KV tokens
+    busy = min(1, mean backlog / 0.06·T)
 
 ``backlog`` is prefill sent there and not yet answered, ``own`` this prompt's uncached part there, T the first-token
 objective. The middle term is a price on recomputation: the busier the fleet, the dearer a second copy of a prefix,
 since it evicts another; without it the fleet falls off a cliff (every duplicate evicts, every eviction recomputes).
-Leaving home costs extra because homes are what keeps several gateways in step when they see different loads. It costs 32 instead of 4
+Leaving home costs extra because homes are what keeps several gateways in step when they see different loads, and what spreads
+prefixes while a fleet is calm; in a busy one a prompt that nobody holds belongs where there is room (with the extra price it carries
+1 % less of long prompts). It costs 32 however busy the fleet is
 where engines report cached prefixes that nobody had told of: others send there and we hear nothing of it (no Redis, no index, an
 index that is late), and homes are all that is common then. The last term spreads decoding, which prefill alone never sees.
 
@@ -61,9 +64,10 @@ def choose(
     least busy.
     """
     scale = OBJECTIVE_DEFAULT_SECONDS if objective_seconds is None else objective_seconds
-    recompute = 1.0 + RECOMPUTE_PRICE * min(1.0, mean_backlog_seconds / (BUSY_SHARE * scale))
+    busy = _busy(mean_backlog_seconds, scale)
+    recompute = 1.0 + RECOMPUTE_PRICE * busy
     decode = DECODE_SHARE * scale
-    away = recompute + away_price(unforeseen_share)
+    away = recompute + away_price(unforeseen_share, busy)
     best = late = soonest = candidates[0]
     best_cost = late_cost = soonest_cost = soonest_first = 0.0
     feasible = bearable = begun = False
@@ -97,10 +101,15 @@ def choose(
     )
 
 
-def away_price(unforeseen_share: float) -> float:
-    """What leaving home costs beside recomputation, in times the prompt's own part."""
+def away_price(unforeseen_share: float, busy: float) -> float:
+    """What leaving home costs beside recomputation, in times the prompt's own part; ``busy`` from 0 to 1."""
     blind = (unforeseen_share - FORESEEN_SHARE) / (BLIND_SHARE - FORESEEN_SHARE)
-    return AWAY_PRICE + (AWAY_PRICE_BLIND - AWAY_PRICE) * min(1.0, max(0.0, blind))
+    seen = AWAY_PRICE * (1.0 - busy)
+    return seen + (AWAY_PRICE_BLIND - seen) * min(1.0, max(0.0, blind))
+
+
+def _busy(mean_backlog_seconds: float, objective_seconds: float) -> float:
+    return min(1.0, mean_backlog_seconds / (BUSY_SHARE * objective_seconds))
 
 
 def _rule(best: Candidate, candidates: list[Candidate], feasible: bool, objective: float) -> str:
@@ -157,7 +166,7 @@ class _Account:
         if best.source is not None:
             took, instead = duration(best.own_seconds), duration(best.recompute_seconds)
             why += f"; {best.pull_tokens:.0f} tokens from {best.source}: {took} instead of {instead} to compute them"
-        price = away_price(self._unforeseen)
+        price = away_price(self._unforeseen, _busy(self._mean, self._objective))
         if price > AWAY_PRICE and len(self._candidates) > 1:
             why += f"; engines had {self._unforeseen:.1%} of prompts cached that nobody told of"
             why += f", so leaving home costs {price:.0f} x its part"
