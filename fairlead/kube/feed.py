@@ -30,7 +30,7 @@ class Opened:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.response.release()
+        self._end()
 
     @property
     def status(self) -> int:
@@ -52,9 +52,17 @@ class Opened:
             parts.append(data)
             size += len(data)
             if size > most:
-                self.response.close()
+                self._end()
                 break
         return b"".join(parts)[:most]
+
+    def _end(self) -> None:
+        """Of an answer that was not read to its end the connection is cut: a polite end of TLS waits for the other side, and one that
+        the loop does not live to see stays open."""
+        connection = self.response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
+        self.response.release()
 
 
 class Feed:

@@ -94,10 +94,8 @@ class Trial:
         """Of the engines that are there at the beginning."""
         return [f"sim-{index}/0/0" for index in range(self.engines)]
 
-    def front(self, prompts: Prompts) -> OneRouter | Outside | LeastQueued:
-        """What stands before the engines."""
-        if self.pooled:
-            return LeastQueued(self.names, self.profile, prompts)
+    def front(self, prompts: Prompts) -> OneRouter | Outside:
+        """What stands before engines with a cache each."""
         if self.seam is None:
             return self._one(self.names, prompts)
         profile, seam = self.profile, self.seam
@@ -130,7 +128,7 @@ class Trial:
         self, requests: Sequence[TraceRequest], prompts: Prompts | None, judge: Judge | None
     ) -> tuple[list[Served], OneRouter | Outside | LeastQueued]:
         shared = prompts or self.prompts()
-        front = self.front(shared)
+        front = LeastQueued(self.names, self.profile, shared) if self.pooled else self.front(shared)
         course = Course(
             front,
             self.names,
