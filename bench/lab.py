@@ -52,8 +52,12 @@ class Lab(Generic[C]):
                     found = self._found[state, cell] = run.result()
                     file.write(json.dumps({"state": state, "cell": cell, "found": found}) + "\n")
                     file.flush()
-                    self._said(f"{number} of {len(missing)}: {cell}")
+                    self._said(f"{number} of {len(missing)}: {self.name(runs[run])}")
         return {cell: self._found[self._key(cell)] for cell in wanted}
+
+    def name(self, cell: C) -> str:
+        """What a cell is called while it is measured."""
+        return self._key(cell)[1]
 
     def _key(self, cell: C) -> tuple[str, str]:
         words: Any = cell

@@ -1,19 +1,16 @@
-"""One measurement of the grid: a preset behind the router seam, on some traffic, from a seed; and many of them side by side.
-
-What a cell found is written to a file as soon as it is there, under the cell's own words and a digest of the simulator's and the
-router's sources: a run that was ended goes on, and nothing that was measured before a change is taken for what is.
-"""
+"""One measurement of the grid: a preset behind the router seam, on some traffic, from a seed; and many of them side by side."""
 
 import gc
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+from lab import Found
+from lab import Lab as SharedLab
 
 from fairlead.compiled import copy_of
 from fairlead.profile import preset
@@ -31,7 +28,6 @@ GUESSES = {"agents": 45.0, "tenants": 33.0, "rag": 25.5, "flash-crowd": 37.0, "b
 BARS = {"guarded": Bar(), "unguarded": UNGUARDED, "strict": Bar(seconds=2.0, share=0.99, guard_share=0.0)}
 REQUESTS_AN_ENGINE = 1_500
 WINDOW_SECONDS = 30.0
-Found = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,45 +106,22 @@ def _traffic(name: str, seed: int, requests: int, trace: Path | None) -> list[Tr
     return FAMILIES[name](requests, seed=seed)
 
 
-class Lab:
-    """Measures cells, each once. ``keep`` is the file of what was found before and is found now."""
+class Lab(SharedLab[Cell]):
+    """Measures cells. What they depend on is all of the simulator and the router."""
 
     def __init__(self, keep: Path, trace: Path | None, jobs: int, said: Callable[[str], None]) -> None:
-        self._keep = keep
+        state = copy_of(package_folders(), Path()).name
+        super().__init__(keep, partial(measure, trace=trace), lambda _: state, jobs=jobs, said=said)
         self.trace = trace
-        self._jobs = jobs
-        self._said = said
-        self._state = copy_of(package_folders(), Path()).name
-        self._found: dict[str, Found] = {}
-        if keep.exists():
-            for line in keep.read_text(encoding="utf-8").splitlines():
-                told = json.loads(line)
-                if told["state"] == self._state:
-                    self._found[told["cell"]] = told["found"]
 
-    def __call__(self, cells: Iterable[Cell]) -> dict[Cell, Found]:
-        """What each of them found."""
-        wanted = list(dict.fromkeys(cells))
-        missing = [cell for cell in wanted if _key(cell) not in self._found]
-        if missing:
-            self._keep.parent.mkdir(parents=True, exist_ok=True)
-            with ProcessPoolExecutor(self._jobs) as pool, self._keep.open("a", encoding="utf-8") as file:
-                runs = {cell: pool.submit(measure, cell, self.trace) for cell in missing}
-                for number, (cell, run) in enumerate(runs.items(), 1):
-                    found = self._found[_key(cell)] = run.result()
-                    file.write(json.dumps({"state": self._state, "cell": _key(cell), "found": found}) + "\n")
-                    file.flush()
-                    self._said(f"{number} of {len(missing)}: {cell.preset}, {cell.traffic}, seed {cell.seed}")
-        return {cell: self._found[_key(cell)] for cell in wanted}
+    def name(self, cell: Cell) -> str:
+        """Without what all have alike."""
+        return f"{cell.preset}, {cell.traffic}, seed {cell.seed}"
 
     def capacities(self, cells: Sequence[Cell]) -> list[float]:
         """Of each, in their order."""
         found = self(cells)
         return [found[cell]["capacity"] for cell in cells]
-
-
-def _key(cell: Cell) -> str:
-    return json.dumps(asdict(cell), sort_keys=True)
 
 
 def geometric(values: Iterable[float]) -> float:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from lab import Found
 from table import Row, goals, measuring
 
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.traffic import FAMILIES
-from routingbench.cells import REQUESTS_AN_ENGINE, Cell, Found, Lab
+from routingbench.cells import REQUESTS_AN_ENGINE, Cell, Lab
 
 SHARE = 0.85
 STALE = {"fresh": (0.0, 0.0), "0.5 s": (0.5, 0.5), "5 s": (5.0, 5.0)}

@@ -3,24 +3,24 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read
 from fairlead.units import duration
-from fairlead_cli.errors import NoStack
+from fairlead_cli.asking import USAGE, asked
 from fairlead_cli.local import answers, words
 from fairlead_cli.local.management import Management
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.rundir import newest_stack
 
-OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
+T = TypeVar("T")
 _PATHS: Final[Mapping[str, str]] = {
     "messages": "/v1/chat/completions",
     "prompt": "/v1/completions",
@@ -40,20 +40,29 @@ _SHOWN: Final[Mapping[str, str]] = {
 
 def run(request_id: str | None, manage: str | None, as_json: bool) -> int:
     """Ask and print; the exit code."""
-    try:
-        address = service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
-        content = asyncio.run(_ask(address, read(CliSettings, os.environ).manage_token, request_id))
-    except NoStack as error:
-        print(f"fairlead explain: {error}", file=sys.stderr)
-        return UNREACHABLE
-    except LookupError as error:
-        print(f"fairlead explain: {error.args[0]}", file=sys.stderr)
-        return PROBLEM
+
+    def ask() -> bytes:
+        return asyncio.run(_ask(_address(manage), _token(), request_id))
+
+    def show(content: bytes) -> str:
+        return _shown(content, as_json, answers.Decision, told)
+
+    return asked("explain", ask, show)
+
+
+def _address(manage: str | None) -> str:
+    return service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
+
+
+def _token() -> str | None:
+    return read(CliSettings, os.environ).manage_token
+
+
+def _shown(content: bytes, as_json: bool, kind: type[T], told: Callable[[T], Sequence[str]]) -> str:
+    """What a gateway answered, as it came or in words."""
     if as_json:
-        print(msgspec.json.format(content, indent=2).decode())
-    else:
-        print("\n".join(told(msgspec.json.decode(content, type=answers.Decision))))
-    return OK
+        return msgspec.json.format(content, indent=2).decode()
+    return "\n".join(told(msgspec.json.decode(content, type=kind)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +76,15 @@ class Route:
 
 def run_route(route: Route, manage: str | None, as_json: bool) -> int:
     """Ask where a prompt would go and print it; the exit code."""
-    try:
+
+    def ask() -> bytes:
         path, body = question(route)
-        address = service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
-        content = asyncio.run(_where(address, read(CliSettings, os.environ).manage_token, path, body, route))
-    except BadInput as error:
-        print(f"fairlead explain route: {error}", file=sys.stderr)
-        return USAGE
-    except NoStack as error:
-        print(f"fairlead explain route: {error}", file=sys.stderr)
-        return UNREACHABLE
-    except LookupError as error:
-        print(f"fairlead explain route: {error.args[0]}", file=sys.stderr)
-        return PROBLEM
-    if as_json:
-        print(msgspec.json.format(content, indent=2).decode())
-    else:
-        print("\n".join(would_told(msgspec.json.decode(content, type=answers.Would))))
-    return OK
+        return asyncio.run(_where(_address(manage), _token(), path, body, route))
+
+    def show(content: bytes) -> str:
+        return _shown(content, as_json, answers.Would, would_told)
+
+    return asked("explain route", ask, show, misuse=(BadInput,))
 
 
 def misused() -> int:

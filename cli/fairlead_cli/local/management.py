@@ -79,10 +79,7 @@ class Management:
         """Where that request would go, as it came, and known to be an answer. Raises LookupError with the gateway's words where the
         request would be refused."""
         headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
-        try:
-            found = await self._client.post("/api/route", params={"path": path}, content=body, headers=headers)
-        except httpx.HTTPError as error:
-            raise NoStack(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
+        found = await self._ask("/api/route", {"path": path}, body, headers)
         if found.status_code != 200 and b'"error"' in found.content and found.status_code not in (401, 403):
             raise LookupError(f"it would be refused ({found.status_code}): {_message(found.content)}")
         self._read(found, answers.Would)
@@ -111,9 +108,17 @@ class Management:
     async def _get(self, path: str, kind: type[_Answer], parameters: dict[str, str] | None = None) -> _Answer:
         return self._read(await self._ask(path, parameters), kind)
 
-    async def _ask(self, path: str, parameters: dict[str, str] | None = None) -> httpx.Response:
+    async def _ask(
+        self,
+        path: str,
+        parameters: dict[str, str] | None = None,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        """With ``body`` a POST."""
+        method = "GET" if body is None else "POST"
         try:
-            return await self._client.get(path, params=parameters)
+            return await self._client.request(method, path, params=parameters, content=body, headers=headers)
         except httpx.HTTPError as error:
             raise NoStack(f"{self.url} does not answer ({type(error).__name__})", hint=_HINT) from error
 

@@ -1,6 +1,5 @@
 """``fairlead replay-scaling``, from its arguments to its exit code, and the differences as text."""
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead_autoscaler.recording import Look, look_of, read
 from fairlead_autoscaler.replaying import Moment, Replayed, Which, changes_of, replay
-from fairlead_cli.errors import NoStack
+from fairlead_cli.asking import asked
 from fairlead_cli.local import words
 from fairlead_cli.scaling.asking import ask, autoscaler, moment
 
-OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
 SHOWN = 20
 """Moments that are told of one pool; the JSON has all."""
 
@@ -35,30 +33,23 @@ class Wish:
 
 def run(wish: Wish) -> int:
     """Replay and print; the exit code."""
-    try:
-        changes = changes_of(wish.changes)
-        looks = [
-            look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])
-        ]
-        if not looks:
-            raise LookupError("no look of such a model is recorded")
-        from fairlead_autoscaler.mix import solver  # NumPy and a solver: who replays has the autoscaler
 
-        found = replay(looks, changes, solver())
-    except (BadInput, OSError) as error:
-        print(f"fairlead replay-scaling: {error}", file=sys.stderr)
-        return USAGE
-    except NoStack as error:
-        print(f"fairlead replay-scaling: {error}", file=sys.stderr)
-        return UNREACHABLE
-    except LookupError as error:
-        print(f"fairlead replay-scaling: {error.args[0]}", file=sys.stderr)
-        return PROBLEM
-    if wish.as_json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    else:
-        print("\n".join(told(found, wish.changes)))
-    return OK
+    def show(found: Sequence[Replayed]) -> str:
+        if wish.as_json:
+            return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
+        return "\n".join(told(found, wish.changes))
+
+    return asked("replay-scaling", lambda: _replayed(wish), show, misuse=(BadInput, OSError))
+
+
+def _replayed(wish: Wish) -> Sequence[Replayed]:
+    changes = changes_of(wish.changes)
+    looks = [look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
+    if not looks:
+        raise LookupError("no look of such a model is recorded")
+    from fairlead_autoscaler.mix import solver  # NumPy and a solver: who replays has the autoscaler
+
+    return replay(looks, changes, solver())
 
 
 def _looks(wish: Wish) -> Iterator[Look]:
