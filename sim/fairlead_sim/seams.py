@@ -37,7 +37,8 @@ def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRoute
 
 def autoscaler(info: Any, **settings: Any) -> SeamAutoscaler:
     """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``."""
-    return SeamAutoscaler(Core(model_of(info), ScalingSettings(**settings)))
+    model = model_of(info)
+    return SeamAutoscaler(Core(model, ScalingSettings(**settings)), model)
 
 
 class SeamRouter:

@@ -40,12 +40,13 @@ _COUNTERS = {  # the seam's word for each of ours
 class SeamAutoscaler:
     """A controller, called as the seam says."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, model: ScaledModel) -> None:
         self._controller = controller
+        self._model = model
 
     def step(self, obs: Any) -> dict[str, int]:
         """How many replicas each pool should have; one that is missing stays as it is."""
-        plan = self._controller.step(observation_of(obs))
+        plan = self._controller.step(observation_of(obs, self._model))
         return {name: pool.replicas for name, pool in plan.pools.items()}
 
 
@@ -65,8 +66,8 @@ def model_of(info: Any) -> ScaledModel:
     )
 
 
-def observation_of(obs: Any) -> Observation:
-    """One look. Raises BadInput where a replica's state is none."""
+def observation_of(obs: Any, model: ScaledModel) -> Observation:
+    """One look at ``model``. Raises BadInput where a replica's state is none, or a histogram has not the model's edges."""
     told = read(obs, "gateway")
     arrivals, prompt = _number(read(told, "d_arrivals")), _number(read(told, "d_prompt"))
     gateway = None
@@ -74,7 +75,7 @@ def observation_of(obs: Any) -> Observation:
         held, abandoned = _number(read(told, "held")), _number(read(told, "d_abandoned"))
         gateway = GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
     pools = read(obs, "pools") or {}
-    return Observation(float(read(obs, "t")), gateway, {name: _pool_seen(pool) for name, pool in pools.items()})
+    return Observation(float(read(obs, "t")), gateway, {name: _pool_seen(pool, model) for name, pool in pools.items()})
 
 
 def _pool(name: str, told: Any) -> PoolFacts:
@@ -111,7 +112,7 @@ def _profile(name: str, told: Any) -> EngineProfile | None:
     )
 
 
-def _pool_seen(told: Any) -> PoolSeen:
+def _pool_seen(told: Any, model: ScaledModel) -> PoolSeen:
     replicas = read(told, "replicas")
     return PoolSeen(
         desired=int(read(told, "desired")),
@@ -119,11 +120,12 @@ def _pool_seen(told: Any) -> PoolSeen:
         pending=int(read(told, "pending") or 0),
         draining=int(read(told, "draining") or 0),
         pending_ages_seconds=tuple([float(age) for age in read(told, "pending_age") or ()]),
-        replicas=None if replicas is None else tuple([_replica(one) for one in replicas]),
+        replicas=None if replicas is None else tuple([_replica(one, model) for one in replicas]),
     )
 
 
-def _replica(told: Any) -> ReplicaSeen:
+def _replica(told: Any, model: ScaledModel) -> ReplicaSeen:
+    first = _number(read(told, "d_first"))
     state = read(told, "state")
     try:
         known = ReplicaState(state)
@@ -134,8 +136,8 @@ def _replica(told: Any) -> ReplicaSeen:
         state=known,
         age_seconds=float(read(told, "age")),
         startup_seconds=_number(read(told, "startup_s")),
-        ttft_counts=_counts(read(told, "ttft_hist")),
-        itl_counts=_counts(read(told, "itl_hist")),
+        ttft_counts=_counts(told, "ttft_hist", model.ttft_bounds, first),
+        itl_counts=_counts(told, "itl_hist", model.itl_bounds, None),
         **{ours: _number(read(told, theirs)) for theirs, ours in _COUNTERS.items()},
     )
 
@@ -144,8 +146,17 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _counts(told: Any) -> tuple[float, ...] | None:
-    return None if told is None else tuple([float(count) for count in told])
+def _counts(told: Any, field: str, bounds: tuple[float, ...], total: float | None) -> tuple[float, ...] | None:
+    """With a last bucket for what lies beyond all ``bounds``: who tells none leaves it to the ``total``, where there is one."""
+    if read(told, field) is None:
+        return None
+    counts = [float(count) for count in read(told, field)]
+    if bounds and len(counts) == len(bounds):
+        counts.append(max(0.0, (total or 0.0) - sum(counts)))
+    if bounds and len(counts) != len(bounds) + 1:
+        hint = f"{len(bounds)} counts, one for each finite edge that info named, and one beyond the last"
+        raise BadInput(f"{len(counts)} buckets do not fit the edges", field=field, hint=hint)
+    return tuple(counts)
 
 
 def _bounds(told: Any) -> tuple[float, ...]:

@@ -102,12 +102,13 @@ class Both:
     """The core beside the seam; both see every look."""
 
     def __init__(self, model: ScaledModel) -> None:
+        self.model = model
         self.core = Core(model)
         self.seam = autoscaler(info_of(model))
         self.steps: list[dict[str, int]] = []
 
     def step(self, observation: Observation) -> Plan:
-        assert observation_of(obs_of(observation)) == observation
+        assert observation_of(obs_of(observation), self.model) == observation
         plan = self.core.step(observation)
         self.steps.append({name: pool.replicas for name, pool in plan.pools.items()})
         assert self.seam.step(obs_of(observation)) == self.steps[-1]
@@ -150,12 +151,31 @@ def test_objects_do_as_well_as_mappings() -> None:
 
 def test_missing_is_not_zero() -> None:
     pool = {"desired": 1, "ready": 1, "replicas": [{"id": 7, "state": "ready", "age": 60.0, "running": 0}]}
-    seen = observation_of({"t": 5.0, "gateway": {"held": 3}, "pools": {"main": pool}})
+    model = model_of({"pools": {"main": {}}})
+    seen = observation_of({"t": 5.0, "gateway": {"held": 3}, "pools": {"main": pool}}, model)
     assert seen.gateway is None
     [replica] = seen.pools["main"].replicas or ()
     assert (replica.id, replica.running, replica.waiting, replica.kv_share) == ("7", 0.0, None, None)
-    dark = observation_of({"t": 5.0, "gateway": None, "pools": {"main": {"desired": 1, "ready": 1, "replicas": None}}})
+    silent = {"main": {"desired": 1, "ready": 1, "replicas": None}}
+    dark = observation_of({"t": 5.0, "gateway": None, "pools": silent}, model)
     assert dark.pools["main"].replicas is None
+
+
+def test_a_histogram_may_leave_what_lies_beyond_its_edges_to_the_total() -> None:
+    model = model_of({"ttft_le": [1.0, 2.0, float("inf")], "itl_le": [0.1], "pools": {"main": {}}})
+
+    def counts(**told: Any) -> tuple[Any, Any]:
+        replica = {"id": "a", "state": "ready", "age": 9.0, **told}
+        pool = {"desired": 1, "ready": 1, "replicas": [replica]}
+        [seen] = (
+            observation_of({"t": 5.0, "gateway": None, "pools": {"main": pool}}, model).pools["main"].replicas or ()
+        )
+        return seen.ttft_counts, seen.itl_counts
+
+    assert counts(ttft_hist=[3, 2, 1], itl_hist=[4, 5], d_first=6) == ((3.0, 2.0, 1.0), (4.0, 5.0))
+    assert counts(ttft_hist=[3, 2], itl_hist=[4], d_first=6) == ((3.0, 2.0, 1.0), (4.0, 0.0))
+    with pytest.raises(BadInput, match="4 buckets do not fit"):
+        counts(ttft_hist=[3, 2, 1, 0])
 
 
 def test_settings_are_the_cores() -> None:
