@@ -6,13 +6,14 @@ from fairlead_sim.server.app import Call
 from fairlead_sim.server.fields import Fields, json_body
 from fairlead_sim.server.info import answer
 from fairlead_sim.server.problems import Broken, Finding, Malformed
+from fairlead_sim.server.slumber import PARTS
 
 MODES = ("abort", "wait", "keep")
 
 
 def is_sleeping(call: Call) -> None:
     """Asleep at any level?"""
-    answer(call, {"is_sleeping": call.engine.sleep_level is not None})
+    answer(call, {"is_sleeping": call.engine.slumber.level is not None})
 
 
 def sleep(call: Call) -> None:
@@ -23,10 +24,11 @@ def sleep(call: Call) -> None:
 
 
 def wake_up(call: Call) -> None:
-    """Awake again."""
-    call.engine.wake()
+    """``?tags=weights|kv_cache``: that part is back, without it all are, and the engine with the last of them."""
     tags = call.request.query.get("tags")
-    answer(call, {"status": "awake", "tags": None if tags is None else [tags]})
+    parts = PARTS if tags is None else frozenset({tags})
+    body = {"status": "awake", "tags": None if tags is None else [tags]}
+    call.engine.slumber.wake(parts, lambda: answer(call, body))
 
 
 def is_paused(call: Call) -> None:
@@ -70,11 +72,14 @@ def abort_requests(call: Call) -> None:
 
 
 def collective_rpc(call: Call) -> None:
-    """No worker here has methods to call."""
+    """``reload_weights`` is the one method that a worker here has."""
     fields = Fields(json_body(call.request))
     fields.required("method")
     method = fields.text("method")
     fields.check()
+    if method == "reload_weights":
+        call.engine.slumber.reload(lambda: answer(call, {"results": [None]}))
+        return
     raise Broken(
         f"Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no attribute '{method}'', "
         "please check the stack trace above for the root cause",

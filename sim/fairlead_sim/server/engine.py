@@ -29,6 +29,7 @@ from fairlead_sim.server.greedy import go_on
 from fairlead_sim.server.problems import CORE_DIED, DRAINING, Broken, Busy, Refused, Vanish
 from fairlead_sim.server.prompts import Frontend
 from fairlead_sim.server.settings import EngineSettings
+from fairlead_sim.server.slumber import Slumber
 from fairlead_sim.server.transfer import WRONG_TEXT, WRONG_TOKENS, Transfer
 from fairlead_sim.tokenizer import Tokenizer
 
@@ -63,7 +64,12 @@ class Engine:
         self.draining = False
         self.core_dead = False
         self.paused = False
-        self.sleep_level: int | None = None
+        self.slumber = Slumber(
+            settings.wake_seconds / settings.speed,
+            settings.reload_seconds / settings.speed,
+            asyncio.get_running_loop().call_later,
+            self._woken,
+        )
         self._held: list[Choice] = []
         self._idle_calls: list[Callable[[], None]] = []
         self._empty_call: Callable[[], None] | None = None
@@ -175,7 +181,7 @@ class Engine:
         rest = prompt.tokens[len(keys) * self.block_tokens :]
         seed = f"{self.settings.seed if ask.seed is None else ask.seed}/{keys[-1] if keys else name}/{rest}/{index}"
         wish = ask.wish(prompt, self.settings.max_model_len)
-        if wrong or (self.transfer is not None and self.transfer.spoilt(rank, keys)):
+        if wrong or self.slumber.hollow or (self.transfer is not None and self.transfer.spoilt(rank, keys)):
             wish = replace(wish, forced=WRONG_TEXT * min(wish.max_tokens, WRONG_TOKENS))
         if ask.greedy:
             wish = replace(wish, greedy=self._greedy(ask, keys, rest))
@@ -332,7 +338,7 @@ class Engine:
         """Pause; from level 1 on the KV cache is lost."""
 
         def asleep() -> None:
-            self.sleep_level = level
+            self.slumber.fall(level)
             self.metrics.sleeping(level)
             if level >= 1:
                 self.reset_prefix_cache()
@@ -340,9 +346,8 @@ class Engine:
 
         self.pause(mode, asleep)
 
-    def wake(self) -> None:
+    def _woken(self) -> None:
         """Awake and running."""
-        self.sleep_level = None
         self.metrics.sleeping(None)
         self.resume()
 

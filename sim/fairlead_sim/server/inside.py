@@ -25,7 +25,7 @@ def state(call: Call) -> None:
         "draining": engine.draining,
         "requests_while_draining": app.requests_while_draining,
         "paused": engine.paused,
-        "sleep_level": engine.sleep_level,
+        "sleep_level": engine.slumber.level,
         "given_up_seconds": sum(driver.given_up_seconds for driver in engine.drivers),
         "ranks": [asdict(rank) for rank in ranks],
         "faults": engine.faults.armed(),

@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what becomes of requests that do not get to their end: all three were seen of the real engine; "
         "by default abort, and silence where a shutdown timeout ran out",
     )
+    parser.add_argument(
+        "--wake-seconds", type=float, default=0.0, help="how long /wake_up takes after sleep level 1, at speed 1"
+    )
+    parser.add_argument(
+        "--reload-seconds", type=float, default=0.0, help="how long reload_weights takes after level 2, at speed 1"
+    )
     parser.add_argument("--keep-alive-seconds", type=float, default=5.0)
     parser.add_argument("--embedding-dimensions", type=int, default=384)
     parser.add_argument(
@@ -100,6 +106,9 @@ def read(given: argparse.Namespace) -> Options:
     for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
         if getattr(given, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
+    for flag in ("wake_seconds", "reload_seconds"):
+        if not 0.0 <= getattr(given, flag) < 86_400.0:
+            raise SettingsError("must be seconds, 0 or more", field=f"--{flag.replace('_', '-')}")
     profile = _sized(read_profile(given.profile), given)
     if given.max_model_len > profile.kv_tokens:
         message = f"{given.max_model_len} tokens do not fit KV memory of {profile.kv_tokens}"
@@ -133,6 +142,8 @@ def read(given: argparse.Namespace) -> Options:
         surface=Surface(**{name: getattr(given, name) for name in _SURFACE}),
         shutdown_timeout=given.shutdown_timeout,
         on_sigterm=given.on_sigterm,
+        wake_seconds=given.wake_seconds,
+        reload_seconds=given.reload_seconds,
         keep_alive_seconds=given.keep_alive_seconds,
         embedding_dimensions=given.embedding_dimensions,
     )

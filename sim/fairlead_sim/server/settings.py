@@ -58,7 +58,11 @@ class KvTransferSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Everything about one engine but its port. ``served_names[0]`` is the name that answers carry."""
+    """Everything about one engine but its port. ``served_names[0]`` is the name that answers carry.
+
+    ``wake_seconds``: how long weights take back from host memory (sleep level 1); ``reload_seconds``: how long they take to be
+    loaded anew (level 2, ``reload_weights``). Both at the profile's own speed.
+    """
 
     model: str = "sim"
     served_names: tuple[str, ...] = ("sim",)
@@ -81,6 +85,8 @@ class EngineSettings:
     surface: Surface = Surface()
     shutdown_timeout: float = 0.0
     on_sigterm: str | None = None
+    wake_seconds: float = 0.0
+    reload_seconds: float = 0.0
     keep_alive_seconds: float = 5.0
     embedding_dimensions: int = 384
 
