@@ -5,7 +5,7 @@ What it returns is checked across documents too: names are unique and every pool
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,13 +16,14 @@ from fairlead.api.accelerators import builtin_accelerators
 from fairlead.api.kinds import PLANNED_KINDS, kinds
 from fairlead.api.pools import Pool
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
-from fairlead.documents import Node, decode, documents, node_of, shown
+from fairlead.documents import Node, decode, documents, dotted, node_of, shown
 from fairlead.errors import BadInput, ManifestError, Problem
 from fairlead.findings import findings
 from fairlead.fleet import Model
 from fairlead.limits import Limits
 from fairlead.names import nearest
 from fairlead.profile import EngineProfile, presets
+from fairlead.remarks import remarks
 from fairlead.strict import Strict
 
 STDIN = "-"
@@ -30,10 +31,12 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """``models`` in the order of the files; ``accelerators`` by name, the built-in ones included."""
+    """``models`` in the order of the files; ``accelerators`` by name, the built-in ones included; ``notes`` on what is right and may
+    surprise."""
 
     models: tuple[ModelDeployment, ...]
     accelerators: Mapping[str, AcceleratorClass]
+    notes: tuple[Problem, ...] = ()
 
     def profile(self, pool: Pool) -> EngineProfile | None:
         """What an engine of this pool costs in time: its accelerator's profile, or the preset of that name.
@@ -124,7 +127,7 @@ def combine(
     if complete and not problems:  # a broken file may be the one that defines the accelerator
         problems += _unknown_accelerators(found, accelerators)
     models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
-    return Manifests(models, accelerators), problems
+    return Manifests(models, accelerators, tuple(_notes(found))), problems
 
 
 def expand(path: str | Path) -> list[str]:
@@ -230,6 +233,14 @@ def _accelerators(found: Iterable[_Document]) -> dict[str, AcceleratorClass]:
     given = (document.value for document in found)
     own = {value.metadata.name: value for value in given if isinstance(value, AcceleratorClass)}
     return {**builtin_accelerators(), **own}
+
+
+def _notes(found: Iterable[_Document]) -> Iterator[Problem]:
+    for document in found:
+        if isinstance(document.value, ModelDeployment):
+            for one in remarks(document.value.spec):
+                line = document.node.at(one.path).line
+                yield Problem(document.file, line, dotted(one.path), f"note: {one.message}", one.fix)
 
 
 def _unknown_accelerators(found: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]) -> list[Problem]:

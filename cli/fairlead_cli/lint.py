@@ -31,7 +31,8 @@ def lint(
 ) -> int:
     """Check manifests and fleet files without a cluster.
 
-    Exit code 0: nothing found; 1: problems, each with line, field and fix; 2: wrong usage.
+    Exit code 0: no problem; 1: problems, each with line, field and fix; 2: wrong usage. A note is no problem: what it stands on
+    is right, and may not do what was meant.
     """
     paths = named(lint, files, file)
     if not paths:
@@ -54,7 +55,7 @@ def lint(
 
 
 def check(paths: Iterable[str]) -> tuple[list[Problem], list[str]]:
-    """Every problem in the order of the files; and, of files that are right, a line on what they hold."""
+    """Every problem in the order of the files; and, of files that are right, notes and a line on what they hold."""
     limits = Limits()
     texts, problems = manifests.texts_of(list(paths), limits=limits)
     objects: list[tuple[str, str]] = []
@@ -71,6 +72,7 @@ def check(paths: Iterable[str]) -> tuple[list[Problem], list[str]]:
         instances = sum(len(members) for members in fleet.instances.values())
         counts.append(f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}")
     found, more = manifests.combine(objects, limits=limits, complete=not problems)
+    counts += map(str, found.notes)
     if objects:
         names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")
         counts.append(f"{names}: ok, {_count(len(found.models), 'ModelDeployment')}")

@@ -100,6 +100,45 @@ def test_a_file_that_is_right_is_said_to_be(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"{path}: ok, 1 ModelDeployment\n"
 
 
+SCALED = GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: {min: 1, max: 8}}") + "  autoscaling: {mode: Auto}\n"
+SPLIT = """\
+  pools:
+  - {name: ahead, role: Prefill, accelerator: nvidia-l4, replicas: {min: 2, max: 8}}
+  - {name: after, role: Decode, accelerator: nvidia-l4, replicas: {min: 3}}
+  kvCache: {transfer: Nixl}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        (SCALED, ""),
+        (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
+        (
+            SCALED + "  replicas: 12\n",
+            "FILE:9: spec.replicas: note: it sets the number, so `autoscaling.mode: Auto` changes nothing: 8 it is\n"
+            "    fix: remove it, or write `mode: Advise` if only advice is wanted\n",
+        ),
+        (
+            SCALED.replace("  pools: [{accelerator: nvidia-l4, replicas: {min: 1, max: 8}}]\n", SPLIT).replace(
+                "Auto", "Auto, max: 4"
+            ),
+            "FILE:9: spec.pools[1].replicas: note: it has no max, so `autoscaling.mode: Auto` leaves this pool at 3\n"
+            "    fix: give it a max above its min, for example `replicas: {min: 3, max: 8}`, or leave it if that is meant\n"
+            "FILE:11: spec.autoscaling.max: note: the pools' min add up to 5, and there are never fewer than these\n"
+            "    fix: raise it, or lower the pools' min\n",
+        ),
+    ],
+)
+def test_numbers_that_the_autoscaler_ignores_are_noted_and_no_problem(
+    text: str, notes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text(text)
+    assert lint(file=["FILE"]) == 0
+    assert capsys.readouterr().out == notes + "FILE: ok, 1 ModelDeployment\n"
+
+
 def test_several_files_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two, three = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "c.yaml"
     one.write_text(GOOD.replace("nvidia-l4", "mine"))
