@@ -451,6 +451,9 @@ class Limits:
     )
     autoscaler_tick_seconds: float = _limit(5.0, "all models are decided on this often")
     autoscaler_wake_seconds: float = _limit(0.2, "and not sooner than this after the last time, whoever asks for it")
+    autoscaler_hastened: int = _limit(
+        12, "looks a minute that hints may hasten, as many as come anyway: a flood leaves half of what is kept"
+    )
     autoscaler_world_seconds: float = _limit(
         10.0, "until what there is to scale is told, or a number is written; then the tick goes on without"
     )

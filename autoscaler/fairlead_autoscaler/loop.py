@@ -2,7 +2,8 @@
 
 A tick reads the world first and then the gateways, shows each model's core what there is, lays the owner's wishes over the plan and
 writes what differs. Where the world cannot be told nothing is decided. A core that fails costs its own model that tick: everything
-of it stays, and it begins anew. A hint that a request is held makes the next tick come at once.
+of it stays, and it begins anew. A hint that a request is held makes the next tick come at once, unless hints did so too often in the
+last minute: every tick asks all gateways and keeps a look at every model, so a flood of hints would push out what was kept before.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from fairlead_autoscaler.world import ModelState, World
 
 STATE_EVERY = 60
 """Of so many looks one carries what the core remembered before it, so that a replay can begin there."""
+_MINUTE = 60.0
 _log = logging.getLogger("fairlead.autoscaler")
 
 
@@ -109,6 +111,7 @@ class Loop:
         self._speed = speed
         self._known: dict[str, _Known] = {}
         self._hints: dict[str, float] = {}
+        self._hastened: list[float] = []
         self._soon = asyncio.Event()
         self.counts = Counts()
         self.decided_at: float | None = None
@@ -135,9 +138,13 @@ class Loop:
         """A gateway holds a request of a model for which there is no replica. False: no such model is scaled."""
         if model not in self._known:
             return False
+        now = self._clock.now()
         self.counts.wakes += 1
-        self._hints[model] = self._clock.now()
-        self._soon.set()
+        self._hints[model] = now
+        self._hastened = [at for at in self._hastened if now - at < _MINUTE]
+        if not self._soon.is_set() and len(self._hastened) < self._limits.autoscaler_hastened:
+            self._hastened.append(now)
+            self._soon.set()
         return True
 
     def looks(self) -> Mapping[str, Look]:

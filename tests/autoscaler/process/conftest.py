@@ -81,14 +81,14 @@ class Made:
         self.cores.append(made)
         return made
 
-    def loop(self, **more: Any) -> Loop:
+    def loop(self, *, limits: Limits | None = None, **more: Any) -> Loop:
         return Loop(
             self,
             self,
             self,
             self.core,
             clock=self.clock,
-            limits=Limits(),
+            limits=limits or Limits(),
             keep=self.kept.append,
             leads=lambda: self.leading,
             **more,

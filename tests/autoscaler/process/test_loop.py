@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+from fairlead.limits import Limits
 from fairlead_autoscaler.scaling import Core
 from fairlead_autoscaler.seen import Readings, Told
 
@@ -146,6 +147,28 @@ def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
     before = made.clock.now()
     asyncio.run(hinted())
     assert made.clock.now() == before
+
+
+def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> None:
+    limits = Limits(autoscaler_wake_seconds=0.0)
+
+    async def flooded() -> list[int]:
+        loop, found = made.loop(limits=limits), []
+        running = asyncio.create_task(loop.run())
+        for minute in range(2):
+            made.clock.advance(60.0 * minute)
+            for _ in range(10 * limits.autoscaler_hastened):
+                assert loop.wake(KEY) or not found
+                for _ in range(20):  # a tick takes fewer turns of the event loop
+                    await asyncio.sleep(0)
+            found.append(loop.counts.ticks)
+        running.cancel()
+        return found
+
+    most = limits.autoscaler_hastened
+    assert asyncio.run(flooded()) == [1 + most, 1 + 2 * most]  # the first came by itself
+    assert len(made.kept) == 1 + 2 * most
+    assert made.kept[-1].rulings["main"].replicas == 2
 
 
 def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> None:
