@@ -28,7 +28,8 @@ WAKE_SECONDS = 30.0
 @dataclass(frozen=True, slots=True)
 class Ruling:
     """What becomes of one pool: ``replicas`` from ``desired``, by the core's rule or one of ours. ``unwritten`` is why it is not
-    written, in words; None: it is to be written, if it differs."""
+    written, in words; None: it is to be written, if it differs. ``bounds`` are the least and the most of this hour; None in
+    recordings of before they were kept."""
 
     replicas: int
     desired: int
@@ -36,6 +37,7 @@ class Ruling:
     reason: str
     planned: int | None = None
     unwritten: str | None = None
+    bounds: tuple[int, int] | None = None
 
     @property
     def writes(self) -> bool:
@@ -75,7 +77,7 @@ def governed(
         low, high = state.policy.bounds(facts.name, facts.minimum, facts.maximum, wall)
         bounds = max(low, least(facts)), high
         ruling = _ruled(watch, state.policy, facts, pool, plan.pools.get(facts.name), bounds, now, facts.name in wakes)
-        found[facts.name] = replace(ruling, unwritten=_unwritten(state.policy, pool, frozen))
+        found[facts.name] = replace(ruling, unwritten=_unwritten(state.policy, pool, frozen), bounds=bounds)
     return found
 
 
@@ -164,10 +166,11 @@ def _unwritten(policy: Autoscaling, pool: PoolState, frozen: bool) -> str | None
 def widest(model: ScaledModel, policy: Autoscaling) -> ScaledModel:
     """The model with bounds as wide as they ever become: the core plans within these, and ``governed`` keeps to those of the hour, so
     that nothing learned is lost when an hour changes."""
-    return replace(model, pools=tuple(_widest(facts, policy) for facts in model.pools))
+    return replace(model, pools=tuple(widest_pool(facts, policy) for facts in model.pools))
 
 
-def _widest(facts: PoolFacts, policy: Autoscaling) -> PoolFacts:
+def widest_pool(facts: PoolFacts, policy: Autoscaling) -> PoolFacts:
+    """One pool of it."""
     own = [one for one in policy.schedules if one.pool in (None, facts.name)]
     lows = [one.min for one in own if one.min is not None] + [one.max for one in own if one.max is not None]
     highs = [one.max for one in own if one.max is not None] + [one.min for one in own if one.min is not None]

@@ -6,6 +6,7 @@ send one.
 """
 
 import hmac
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
@@ -21,6 +22,8 @@ from fairlead_autoscaler.recording import Ring
 _JSON: Final = "application/json"
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _HINT_BYTES: Final = 4_096
+_SHOWN: Final = 70
+"""Characters of a wrong value that are said back."""
 
 
 class Hint(msgspec.Struct):
@@ -101,7 +104,7 @@ class _Desk:
     async def look(self, request: web.Request) -> web.Response:
         """``?model=KEY[&at=UNIX]``: the last look at a model, or the last at or before a moment."""
         model = request.query.get("model", "")
-        at = _number(request.query.get("at"))
+        at = _moment(request, "at")
         line = self._ring.at(model, at)
         if line is None:
             known = ", ".join(sorted(self._loop.looks())) or "none"
@@ -110,11 +113,9 @@ class _Desk:
 
     async def recording(self, request: web.Request) -> web.StreamResponse:
         """``?[model=KEY][&since=UNIX]``: all looks that are kept, as JSON lines."""
+        lines: Iterator[bytes] = self._ring.lines(request.query.get("model"), _moment(request, "since") or 0.0)
         answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
         await answer.prepare(request)
-        lines: Iterator[bytes] = self._ring.lines(
-            request.query.get("model"), _number(request.query.get("since")) or 0.0
-        )
         for line in lines:
             await answer.write(line + b"\n")
         await answer.write_eof()
@@ -133,13 +134,24 @@ class _Desk:
         return web.Response(body=b"{}", content_type=_JSON)
 
 
-def _number(text: str | None) -> float | None:
+def _moment(request: web.Request, name: str) -> float | None:
+    """A moment of the query; None where it is not given. Raises the answer to one that is none."""
+    text = request.query.get(name)
+    if text is None:
+        return None
     try:
-        return None if text is None else float(text)
+        found = float(text)
     except ValueError:
-        raise web.HTTPBadRequest(text="a moment is given in Unix seconds\n") from None
+        found = math.nan
+    if not math.isfinite(found):
+        told = f"{name}={text[:_SHOWN]} is no moment; write Unix seconds, such as {name}=1763726400.5"
+        raise web.HTTPBadRequest(text=_told(told).decode(), content_type=_JSON)
+    return found
 
 
 def _error(status: int, message: str) -> web.Response:
-    body = msgspec.json.encode({"error": {"message": message}})
-    return web.Response(status=status, body=body, content_type=_JSON)
+    return web.Response(status=status, body=_told(message), content_type=_JSON)
+
+
+def _told(message: str) -> bytes:
+    return msgspec.json.encode({"error": {"message": message}})

@@ -1,5 +1,6 @@
 """Asks an autoscaler for what it has seen and decided: that of the running ``fairlead up``, or one that is named."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -64,11 +65,12 @@ def _sized(look: Look) -> Iterator[Sized]:
     for name, ruling in look.rulings.items():
         pool = facts.get(name)
         if pool is not None:
+            least, most = ruling.bounds or (pool.minimum, pool.maximum)
             yield Sized(
                 name,
                 ruling.replicas,
-                pool.minimum,
-                pool.maximum,
+                least,
+                most,
                 ruling.rule,
                 ruling.reason,
                 ruling.unwritten if ruling.replicas != ruling.desired else None,
@@ -88,7 +90,8 @@ def moment(text: str, now: float) -> float:
 
 
 def _unix(text: str, now: float) -> float | None:
-    return float(text) if text.replace(".", "", 1).isdecimal() else None
+    found = float(text) if text.replace(".", "", 1).isdecimal() else math.inf
+    return found if math.isfinite(found) else None
 
 
 def _ago(text: str, now: float) -> float | None:

@@ -13,6 +13,7 @@ from fairlead_autoscaler.scaling import PoolPlan, PoolSeen
 from fairlead_cli.local import words
 
 WIDTH: Final = 22
+_BOUNDS: Final = ("minimum_replicas", "maximum_replicas")
 
 
 def _replicas(value: float) -> str:
@@ -60,6 +61,10 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "hedged_replicas": ("started beside", _replicas),
         "minimum_replicas": ("at least", _replicas),
         "maximum_replicas": ("at most", _replicas),
+        "together_most_replicas": ("all pools", lambda value: f"{_replicas(value)} at most"),
+        "prefill_need_engines": ("prefill needs", _replicas),
+        "decode_need_engines": ("decode needs", _replicas),
+        "carried_share": ("so shared, carried", lambda value: f"{words.share(value)} of the load"),
         "usd_per_hour": ("this pool costs", _dollars),
         "model_usd_per_hour": ("the model costs", _dollars),
         "convertible_prompt_tokens": (
@@ -99,6 +104,8 @@ def _objectives(look: Look) -> Iterator[str]:
 
 
 def _arrivals(look: Look) -> Iterator[str]:
+    if look.model.replicas_most is not None:
+        yield f"  all pools together: {_replicas(look.model.replicas_most)} at most"
     seen = look.observation.gateway
     if seen is None:
         yield "  what arrives is not known: no gateway could tell"
@@ -116,8 +123,9 @@ def _pool(pool: str, seen: PoolSeen, plan: PoolPlan | None, ruling: Ruling | Non
     if seen.replicas is None:
         yield "  nothing is known of its engines"
     if plan is not None:
+        bounds = None if ruling is None else ruling.bounds
         for name, one in plan.inputs.items():
-            yield _input(name, one)
+            yield _input(name, one) if bounds is None or name not in _BOUNDS else _bound(name, one, bounds)
         yield f"  planned: {plan.replicas}, by the rule {plan.rule}: {plan.reason}"
     if ruling is not None:
         yield from _ruling(ruling, plan)
@@ -128,6 +136,13 @@ def _input(name: str, one: Input) -> str:
     value = words.UNKNOWN if one.value is None else written(one.value)
     age = f", {duration(one.age_seconds)} old" if one.age_seconds else ""
     return f"  {label:<{WIDTH - 1}} {value}{age}"
+
+
+def _bound(name: str, one: Input, bounds: tuple[int, int]) -> str:
+    """A bound as it holds at this hour; the core was given the widest of all hours."""
+    now = bounds[_BOUNDS.index(name)]
+    other = "" if one.value in (None, now) else f"; {one.value:g} at other hours"
+    return _input(name, Input(float(now))) + other
 
 
 def _ruling(ruling: Ruling, plan: PoolPlan | None) -> Iterator[str]:

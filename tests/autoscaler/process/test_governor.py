@@ -40,7 +40,7 @@ def ruled(
 
 def test_a_plan_within_all_wishes_is_written_with_its_own_reason() -> None:
     ruling = ruled(state(2), 5)
-    assert ruling == Ruling(5, 2, "need", "as the load needs", 5)
+    assert ruling == Ruling(5, 2, "need", "as the load needs", 5, bounds=(0, 10))
     assert ruling.writes
 
 

@@ -88,7 +88,12 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
         missing = await client.get("/autoscaling/look", params={"model": "default/no"})
         assert missing.status_code == 404
         assert KEY in missing.json()["error"]["message"]
-        assert (await client.get("/autoscaling/look", params={"model": KEY, "at": "noon"})).status_code == 400
+        for at in ("noon", "", "nan", "inf", "9" * 400):
+            for path, name in (("/autoscaling/look", "at"), ("/autoscaling/recording", "since")):
+                refused = await client.get(path, params={"model": KEY, name: at})
+                assert refused.status_code == 400
+                told = refused.json()["error"]["message"]
+                assert told == f"{name}={at[:70]} is no moment; write Unix seconds, such as {name}=1763726400.5"
 
     asked(made, use)
 

@@ -93,6 +93,15 @@ def test_what_is_not_known_is_said_and_never_a_zero() -> None:
     assert any(line.split() == ["strange", "3.5"] for line in lines)
 
 
+def test_the_bounds_of_the_hour_are_told_and_what_other_hours_allow() -> None:
+    now = replace(look(), rulings={"main": Ruling(7, 2, "need", "much came", 7, bounds=(2, 9))})
+    lines = [line.split(maxsplit=2)[2] for line in told(now) if line.startswith(("  at least", "  at most"))]
+    assert lines == ["2 replicas; 1 at other hours", "9 replicas"]
+    together = replace(now, model=replace(MODEL, replicas_most=11))
+    assert "  all pools together: 11 replicas at most" in told(together)
+    assert not any("together" in line for line in told(now))
+
+
 def test_what_kept_a_number_from_being_written_and_who_overruled_the_core_is_said() -> None:
     held = Ruling(4, 2, "bounds", "9 lies outside 0 to 4", 9, "the mode is Advise")
     lines = told(replace(look(), rulings={"main": held}))

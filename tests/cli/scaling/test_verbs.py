@@ -90,6 +90,7 @@ def test_a_moment_before_is_explained_and_one_that_is_forgotten_is_said_to_be(
 
 def test_wrong_usage_and_nobody_there_have_their_own_exit_codes(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told("explain", "scale", "tiny", "--at", "soon", "--manage", url) == 2
+    assert "--at: 'soon' is no moment (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
     assert told("explain", "scale", "huge", "--manage", url) == 1
     assert "there is: default/tiny" in capsys.readouterr().err
     assert told("explain", "scale", "tiny", "--manage", "http://127.0.0.1:9") == 3
@@ -140,6 +141,6 @@ def test_moments_are_written_as_people_say_them(text: str, ago: float) -> None:
 
 
 def test_what_is_no_moment_is_refused() -> None:
-    for text in ("", "soon", "25:00", "14:05:99", "nan", "inf"):
+    for text in ("", "soon", "25:00", "14:05:99", "nan", "inf", "9" * 400):
         with pytest.raises(BadInput, match="--at"):
             moment(text, NOW)
