@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.api import ModelDeployment, Pool, ScalingMode
+from fairlead.api import Autoscaling, ModelDeployment, Pool, ScalingMode
 from fairlead.clock import Clock
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet import Objectives, Role
 from fairlead.manifests import Manifests
+from fairlead_autoscaler.governor import widest_pool
 from fairlead_autoscaler.local import (
     THERE,
     WISHES,
@@ -89,6 +90,16 @@ def _facts(manifests: Manifests, pool: Pool) -> PoolFacts:
         profile=manifests.profile(pool),
         usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
     )
+
+
+def refused(model: Scaled, facts: PoolFacts, wish: Wish) -> str | None:
+    """Why a wish is not followed, in words: the manifest allows no such number at any hour, so whoever wished it is not the
+    autoscaler, or errs. None: it is."""
+    bounds = widest_pool(facts, Autoscaling.model_validate(model.policy))
+    if bounds.minimum <= wish.replicas <= bounds.maximum:
+        return None
+    allowed = f"{bounds.minimum} to {bounds.maximum} are allowed"
+    return f"{facts.name} of {model.key} stays as it is: {wish.replicas} are wanted of it, and {allowed}"
 
 
 def there(models: Sequence[Scaled], supervisor: Supervisor, now: float) -> There:
@@ -181,7 +192,11 @@ class Following:
         for one in self._models:
             for facts in one.pools:
                 wish = wishes.get(one.key, {}).get(facts.name)
-                if wish is not None and wish.replicas != self._supervisor.desired.get((one.key, facts.name)):
+                if wish is None or wish.replicas == self._supervisor.desired.get((one.key, facts.name)):
+                    continue
+                if (why := refused(one, facts, wish)) is not None:
+                    self._told(why)
+                else:
                     task = asyncio.get_running_loop().create_task(self._scale(one.key, facts.name, wish))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)

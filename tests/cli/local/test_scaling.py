@@ -161,6 +161,26 @@ def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
     assert stage.told[1] == f"main of {KEY} cannot be brought to 3: no ports"
 
 
+@pytest.mark.parametrize("wanted", [-1, 0, 7, 4_000])
+def test_a_number_that_the_manifest_allows_at_no_hour_is_not_followed(tmp_path: Path, wanted: int) -> None:
+    hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", min: 2, max: 6}]'
+    text = MANIFEST.replace("min: 0, max: 6", "min: 1, max: 4").replace("downWindow: 2m", hours)
+    (scaled,) = planned(tmp_path, text).scaled
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        for number in (wanted, 6):
+            write(tmp_path / WISHES, Wishes({KEY: {"main": Wish(number)}}))
+            following.look()
+            await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert stage.told == [f"main of {KEY} stays as it is: {wanted} are wanted of it, and 1 to 6 are allowed"]
+    assert stage.asked == [(KEY, "main", 6, ())]
+
+
 def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled
     stage = Stage(tmp_path)
