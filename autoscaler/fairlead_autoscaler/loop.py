@@ -1,16 +1,17 @@
 """The loop: every few seconds look at all models, decide, act, and keep what was seen and why.
 
 A tick reads the world first and then the gateways, shows each model's core what there is, lays the owner's wishes over the plan and
-writes what differs. Where the world cannot be told nothing is decided. A core that fails costs its own model that tick: everything
-of it stays, and it begins anew. A hint that a request is held makes the next tick come at once, unless hints did so too often in the
-last minute: every tick asks all gateways and keeps a look at every model, so a flood of hints would push out what was kept before.
+writes what differs. What a core asks of a solver is solved beside the ticks (``mix.Desk``), and the next tick after that shows it the
+answer. Where the world cannot be told nothing is decided. A core that fails costs its own model that tick: everything of it stays,
+and it begins anew. A hint that a request is held makes the next tick come at once, unless hints did so too often in the last minute:
+every tick asks all gateways and keeps a look at every model, so a flood of hints would push out what was kept before.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from fairlead.units import seconds
 from fairlead_autoscaler import governor
 from fairlead_autoscaler.governor import Ruling, Watch
 from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import Observation, Plan, ScaledModel, ScalingSettings, State
+from fairlead_autoscaler.scaling import MixAsked, MixTold, Observation, Plan, ScaledModel, ScalingSettings, State
 from fairlead_autoscaler.seen import Readings, observation
 from fairlead_autoscaler.victims import leaving
 from fairlead_autoscaler.world import ModelState, World
@@ -54,6 +55,22 @@ class Reader(Protocol):
         ...
 
 
+class Solving(Protocol):
+    """Where cores' questions are solved (``mix.Desk``); nothing here waits."""
+
+    def ask(self, model: str, asks: Mapping[str, MixAsked]) -> None:
+        """Have these solved, by role."""
+        ...
+
+    def told(self, model: str) -> Mapping[str, MixTold]:
+        """The answers, by role, that came since this was asked last."""
+        ...
+
+    def keep(self, models: Collection[str]) -> None:
+        """Forget what others asked."""
+        ...
+
+
 @dataclass(slots=True)
 class _Known:
     """What is kept of a model from tick to tick."""
@@ -81,7 +98,8 @@ class Counts:
 class Loop:
     """``sizer`` makes the core of a model, to begin with ``settings``. ``keep`` is told every look. ``leads``: this process is the
     one that writes; one that does not decides all the same, so that it is warm when it takes over. ``frozen``: nothing is written at
-    all. ``clock`` runs ``speed`` times as fast as the machine's."""
+    all. ``desk`` has cores' questions solved; without one they stay unanswered. ``clock`` runs ``speed`` times as fast as the
+    machine's."""
 
     def __init__(
         self,
@@ -96,6 +114,7 @@ class Loop:
         settings: ScalingSettings | None = None,
         frozen: bool = False,
         leads: Callable[[], bool] = lambda: True,
+        desk: Solving | None = None,
         speed: float = 1.0,
     ) -> None:
         self._world = world
@@ -108,6 +127,7 @@ class Loop:
         self._settings = settings or ScalingSettings()
         self._frozen = frozen
         self._leads = leads
+        self._desk = desk
         self._speed = speed
         self._known: dict[str, _Known] = {}
         self._hints: dict[str, float] = {}
@@ -187,6 +207,8 @@ class Loop:
         self.away = None
         for gone in self._known.keys() - states.keys():
             del self._known[gone]
+        if self._desk is not None:
+            self._desk.keep(self._known.keys())
         self._hints = {key: at for key, at in self._hints.items() if now - at < governor.WAKE_SECONDS}
         rulings = {key: self._decided(key, state, now) for key, state in states.items()}
         self.counts.ticks += 1
@@ -197,9 +219,13 @@ class Loop:
     def _decided(self, key: str, state: ModelState, now: float) -> dict[str, Ruling]:
         known, wall = self._of(key, state), self._clock.wall()
         seen = observation(state, self.readings, now, self._limits.autoscaler_signals_seconds, wall)
+        if self._desk is not None:
+            seen = replace(seen, mixes=self._desk.told(key))
         before = known.sizer.state if known.ticks % STATE_EVERY == 0 else None
         known.ticks += 1
         plan = self._planned(key, known, seen)
+        if self._desk is not None:
+            self._desk.ask(key, plan.asks)
         told = seen.gateway
         arrivals, held = (None, None) if told is None else (told.arrivals, told.held)
         known.watch = governor.watched(known.watch, state, now, asked=governor.asked(seen.pools, arrivals, held))

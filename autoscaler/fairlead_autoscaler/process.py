@@ -16,10 +16,10 @@ from fairlead.limits import Limits
 from fairlead.tasks import ended, failed
 from fairlead_autoscaler.loop import Loop
 from fairlead_autoscaler.management import application
-from fairlead_autoscaler.mix import solver
+from fairlead_autoscaler.mix import Desk, solver
 from fairlead_autoscaler.reading import Gateways, HttpFetch, resolve
 from fairlead_autoscaler.recording import Files, Look, Ring, line_of
-from fairlead_autoscaler.scaling import Core, ScaledModel, ScalingSettings
+from fairlead_autoscaler.scaling import Core
 from fairlead_autoscaler.world import World
 
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
@@ -54,17 +54,19 @@ class Process:
         self._stop = asyncio.Event()
         self._fetch = HttpFetch(limits)
         self._ring = Ring(limits)
+        self._desk = Desk(solver())
         self._files = None if plan.record is None else Files(plan.record, limits)
         self.loop = Loop(
             plan.world,
             plan.scaler,
             Gateways(plan.gateways, fetch=self._fetch, resolve=resolve, clock=clock, limits=limits, speed=plan.speed),
-            _sizer,
+            Core,
             clock=clock,
             limits=limits,
             keep=self._keep,
             frozen=plan.frozen,
             leads=plan.leads,
+            desk=self._desk,
             speed=plan.speed,
         )
         self._app = application(self.loop, self._ring, self.notes, clock, plan.token)
@@ -98,6 +100,7 @@ class Process:
             await ended(ticking)
             await runner.cleanup()
             await self._fetch.close()
+            self._desk.close()
 
     def _keep(self, look: Look) -> None:
         line = line_of(look)
@@ -105,11 +108,6 @@ class Process:
         self._plan.told(look)
         if self._files is not None:
             self._files.add(line)
-
-
-def _sizer(model: ScaledModel, settings: ScalingSettings) -> Core:
-    """The core of a model, with the solver that chooses among its pools."""
-    return Core(model, settings, solver=solver())
 
 
 def _shown(runner: web.AppRunner) -> str:

@@ -6,12 +6,13 @@ been decided at each moment in the place that there was, and not what would have
 then knows nothing yet.
 
 Both runs go through the same code: one with the recorded settings, which shows whether this release decides as the one that was
-recorded, and one with the changed ones.
+recorded, and one with the changed ones. A run that asks for a mix of accelerators what was asked then gets the answer that came then,
+when it came; one that asks otherwise is answered at the next look.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias
@@ -19,8 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 from fairlead.errors import BadInput
 from fairlead.names import nearest
 from fairlead_autoscaler.recording import Look
-from fairlead_autoscaler.scaling import Core, PoolPlan, ScaledModel, ScalingSettings, State
-from fairlead_autoscaler.scaling.blend import Solver
+from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, PoolPlan, ScaledModel, ScalingSettings, State
 
 _OF_MODEL: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
 """What of the model's objectives may be changed, by the name that people use."""
@@ -131,26 +131,27 @@ def _value(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def replay(looks: Iterable[Look], changes: Changes, solver: Solver | None = None) -> list[Replayed]:
-    """Every pool of every model that was recorded, in order of name. ``solver`` chooses among pools, as it did then."""
+def replay(
+    looks: Iterable[Look], changes: Changes, solver: Callable[[MixAsked], MixTold] | None = None
+) -> list[Replayed]:
+    """Every pool of every model that was recorded, in order of name. ``solver`` answers what was not asked then; without one nobody
+    does."""
     by_model: dict[str, list[Look]] = {}
     for look in looks:
         by_model.setdefault(look.model.name, []).append(look)
     return [one for _, found in sorted(by_model.items()) for one in _model(found, changes, solver)]
 
 
-def _model(looks: Sequence[Look], changes: Changes, solver: Solver | None) -> list[Replayed]:
+def _model(looks: Sequence[Look], changes: Changes, solver: Callable[[MixAsked], MixTold] | None) -> list[Replayed]:
     begin = next((number for number, look in enumerate(looks) if look.before is not None), None)
     chosen = looks[begin or 0 :]
     state = chosen[0].before or State()
-    again = Core(chosen[0].model, chosen[0].settings, state, solver)
-    other = Core(*changes.of(chosen[0]), state, solver)
+    again = _Run(Core(chosen[0].model, chosen[0].settings, state), solver)
+    other = _Run(Core(*changes.of(chosen[0]), state), solver)
     moments: dict[str, list[Moment]] = {}
     for number, look in enumerate(chosen):
         following = chosen[number + 1].wall if number + 1 < len(chosen) else look.wall
-        again.model, again.settings = look.model, look.settings
-        other.model, other.settings = changes.of(look)
-        plans = again.step(look.observation).pools, _stepped(other, look)
+        plans = again.step(look, look.model, look.settings), _stepped(other, look, changes)
         for pool, recorded in look.plan.pools.items():
             if pool in plans[0] and pool in plans[1]:
                 seconds = max(0.0, following - look.wall)
@@ -161,9 +162,29 @@ def _model(looks: Sequence[Look], changes: Changes, solver: Solver | None) -> li
     return [Replayed(model, pool, tuple(found), remembered) for pool, found in sorted(moments.items())]
 
 
-def _stepped(core: Core, look: Look) -> Mapping[str, PoolPlan]:
+class _Run:
+    """A core that goes through the looks, and the questions that it asked and nobody did then."""
+
+    def __init__(self, core: Core, solver: Callable[[MixAsked], MixTold] | None) -> None:
+        self._core = core
+        self._solver = solver
+        self._own: dict[str, MixAsked] = {}
+
+    def step(self, look: Look, model: ScaledModel, settings: ScalingSettings) -> Mapping[str, PoolPlan]:
+        """What it plans at one look."""
+        core, seen = self._core, look.observation
+        core.model, core.settings = model, settings
+        if self._solver is not None and self._own:
+            own = {role: self._solver(asked) for role, asked in self._own.items()}
+            seen = replace(seen, mixes={**seen.mixes, **own})
+        plan = core.step(seen)
+        self._own = {role: asked for role, asked in plan.asks.items() if asked != look.plan.asks.get(role)}
+        return plan.pools
+
+
+def _stepped(run: _Run, look: Look, changes: Changes) -> Mapping[str, PoolPlan]:
     """What the changed settings plan. Raises BadInput where nothing can be decided with them, as with bins of no length."""
     try:
-        return core.step(look.observation).pools
+        return run.step(look, *changes.of(look))
     except ArithmeticError as error:
         raise BadInput(f"--set: with these settings nothing can be decided ({error})", field="--set") from error

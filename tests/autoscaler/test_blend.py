@@ -1,16 +1,20 @@
-"""A mix of pools is asked for every five minutes and followed in between; where there is none, everything is as without a solver."""
+"""A mix of pools is asked for every five minutes and followed in between; where no answer comes, all is as without a solver."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead.fleet import Role
 from fairlead_autoscaler.mix import solver
 from fairlead_autoscaler.scaling import (
     Core,
     GatewaySeen,
+    MixAsked,
+    MixTold,
     Observation,
     Plan,
     PoolFacts,
@@ -18,7 +22,7 @@ from fairlead_autoscaler.scaling import (
     ScaledModel,
     ShapeSeen,
 )
-from fairlead_autoscaler.scaling.blend import Answer, Candidate
+from fairlead_autoscaler.scaling.blend import Blend
 from fairlead_autoscaler.scaling.cost import usd_per_hour
 from fairlead_autoscaler.scaling.split import Part, follow
 from fairlead_autoscaler.scaling.state import decode, encode
@@ -37,15 +41,26 @@ SHAPES = (ShapeSeen(1_000.0, 200.0, 45.0), ShapeSeen(200.0, 400.0, 5.0))
 
 
 class Asked:
-    """A solver that answers the same to everything, and remembers what it was asked."""
+    """A solver that answers the same to everything (None: nothing at all), and remembers what it was asked. ``after``: so many looks
+    later."""
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-        self.asked: list[tuple[Sequence[float], Sequence[Candidate]]] = []
+    def __init__(self, replicas: dict[str, int] | None = None, rule: str = "milp", *, after: int = 1) -> None:
+        self.asked: list[MixAsked] = []
+        self.rule, self._replicas, self._after = rule, replicas, after
+        self._open: list[tuple[int, MixTold]] = []
 
-    def __call__(self, rates: Sequence[float], candidates: Sequence[Candidate]) -> Answer:
-        self.asked.append((rates, candidates))
-        return self.answer
+    def told(self) -> dict[str, MixTold]:
+        """What comes with this look."""
+        self._open = [(left - 1, told) for left, told in self._open]
+        due = [told for left, told in self._open if left <= 0]
+        self._open = [(left, told) for left, told in self._open if left > 0]
+        return {Role.SERVE.value: due[0]} if due else {}
+
+    def ask(self, plan: Plan) -> None:
+        """What a plan asks."""
+        for asked in plan.asks.values():
+            self.asked.append(asked)
+            self._open.append((self._after, MixTold(asked.at, self._replicas, self.rule)))
 
 
 def driven(
@@ -55,24 +70,32 @@ def driven(
     arrivals: Callable[[int], float] = lambda tick: 40.0,
     begin: int = 0,
     desired: dict[str, int] | None = None,
+    ask: Asked | None = None,
 ) -> tuple[list[Plan], dict[str, int]]:
-    """Plans of so many looks five seconds apart; what is asked for is ready at the next."""
+    """Plans of so many looks five seconds apart; what is asked for is ready at the next. Without ``ask`` no question is answered."""
     there = dict(desired or {"S": 9, "L": 0})
     plans = []
     for tick in range(begin, begin + ticks):
         seen = {name: PoolSeen(count, count, replicas=()) for name, count in there.items()}
         came = arrivals(tick)
-        plans.append(core.step(Observation(tick * 5.0, GatewaySeen(came, 1_000.0 * came), seen, shapes=shapes)))
+        told = {} if ask is None else ask.told()
+        observation = Observation(tick * 5.0, GatewaySeen(came, 1_000.0 * came), seen, shapes=shapes, mixes=told)
+        plans.append(core.step(observation))
+        if ask is not None:
+            ask.ask(plans[-1])
         there = {name: one.replicas for name, one in plans[-1].pools.items()}
     return plans, there
 
 
+def numbers(plans: list[Plan]) -> list[dict[str, int]]:
+    return [{name: pool.replicas for name, pool in plan.pools.items()} for plan in plans]
+
+
 def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followed() -> None:
-    ask = Asked(Answer({"S": 2, "L": 1}, "milp"))
-    core = Core(MODEL, solver=ask)
-    plans, there = driven(core, 200)
+    ask = Asked({"S": 2, "L": 1})
+    plans, there = driven(Core(MODEL), 200, ask=ask)
     assert len(ask.asked) == 3  # in 1,000 s, of which the first are too few to know the shapes
-    rates, candidates = ask.asked[-1]
+    rates, candidates = ask.asked[-1].rates, ask.asked[-1].candidates
     assert len(rates) == 2
     assert max(rates) == pytest.approx(9.0 * min(rates))
     assert sum(rates) > 8.0  # what arrives a second, and room
@@ -84,54 +107,93 @@ def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followe
 
 
 def test_over_all_shapes_a_pool_carries_what_the_core_says_it_does() -> None:
-    ask = Asked(Answer(None, "greedy-timeout"))
-    plans, _ = driven(Core(MODEL, solver=ask), 100)
-    rates, candidates = ask.asked[-1]
+    ask = Asked(None, "greedy-timeout")
+    plans, _ = driven(Core(MODEL), 100, ask=ask)
+    rates, candidates = ask.asked[-1].rates, ask.asked[-1].candidates
     for one in candidates:
         alone = sum(rates) / sum(rate / each for rate, each in zip(rates, one.throughput, strict=True))
         assert alone == pytest.approx(plans[-1].pools[one.name].inputs["capacity_requests_per_second"].value, rel=0.05)
 
 
 def test_a_shape_that_no_replica_of_a_pool_can_serve_is_left_to_the_others() -> None:
-    ask = Asked(Answer(None, "idle"))
-    driven(Core(MODEL, solver=ask), 100, (*SHAPES, ShapeSeen(20_000.0, 100.0, 5.0)))
-    _, (little, big) = ask.asked[-1]
+    ask = Asked(None, "idle")
+    driven(Core(MODEL), 100, (*SHAPES, ShapeSeen(20_000.0, 100.0, 5.0)), ask=ask)
+    little, big = ask.asked[-1].candidates
     assert 0.0 in little.throughput
     assert 0.0 not in big.throughput
 
 
-@pytest.mark.parametrize("answer", [Answer(None, "greedy-timeout"), Answer({"S": 2}, "milp")])
-def test_a_solver_without_an_answer_changes_no_number_and_the_plan_says_so(answer: Answer) -> None:
-    plain, with_one = Core(MODEL), Core(MODEL, solver=Asked(answer))
-    plans = [driven(core, 150, arrivals=lambda tick: 40.0 + tick)[0] for core in (plain, with_one)]
-    for one, other in zip(*plans, strict=True):
-        assert {name: pool.replicas for name, pool in one.pools.items()} == {
-            name: pool.replicas for name, pool in other.pools.items()
-        }
-    assert f"mean request (mix: {answer.rule})" in plans[1][-1].pools["S"].reason
+@pytest.mark.parametrize("ask", [Asked(None, "greedy-timeout"), Asked({"S": 2}, "milp")])
+def test_an_answer_that_is_none_changes_no_number_and_the_plan_says_so(ask: Asked) -> None:
+    plain, _ = driven(Core(MODEL), 150, arrivals=lambda tick: 40.0 + tick)
+    with_one, _ = driven(Core(MODEL), 150, arrivals=lambda tick: 40.0 + tick, ask=ask)
+    assert numbers(plain) == numbers(with_one)
+    assert f"mean request (mix: {ask.rule})" in with_one[-1].pools["S"].reason
+
+
+def test_while_nobody_answers_the_mean_request_divides_and_the_question_is_asked_again() -> None:
+    plans, _ = driven(Core(MODEL), 200)
+    asked = [at for at, plan in enumerate(plans) if plan.asks]
+    assert [after - before for before, after in pairwise(asked)] == [60, 60]
+    reasons = [plan.pools["S"].reason for plan in plans]
+    assert "(mix: unasked)" in reasons[asked[0] - 1]
+    assert "(mix: asked)" in reasons[asked[0]]
+    assert "(mix: unanswered)" in reasons[asked[1]]
+    without, _ = driven(Core(MODEL), 200, None)
+    assert numbers(without) == numbers(plans)
+
+
+def test_a_mix_stays_while_its_successor_is_solved_and_is_given_up_ten_minutes_after_the_last_answer() -> None:
+    core, ask = Core(MODEL), Asked({"S": 2, "L": 1})
+    _, there = driven(core, 60, ask=ask)
+    assert core.state.groups["Serve"].blend.told_at == 175.0
+    plans, _ = driven(core, 120, begin=60, desired=there)
+    followed = ["mix_replicas" in plan.pools["L"].inputs for plan in plans]
+    assert followed == [5.0 * tick < 175.0 + 600.0 for tick in range(60, 180)]
+    assert core.state.groups["Serve"].blend.rule == "unanswered"
+
+
+@pytest.mark.parametrize("after", [2, 59])
+def test_an_answer_that_takes_a_while_is_followed_when_it_comes(after: int) -> None:
+    plans, there = driven(Core(MODEL), 200, ask=Asked({"S": 2, "L": 1}, after=after))
+    first = next(at for at, plan in enumerate(plans) if plan.asks)
+    followed = ["mix_replicas" in plan.pools["L"].inputs for plan in plans]
+    assert followed.index(True) == first + after
+    assert there["L"] == 1
+
+
+def test_an_answer_to_an_older_question_or_to_none_is_no_answer() -> None:
+    plans, _ = driven(Core(MODEL), 200, ask=Asked({"S": 2, "L": 1}, after=61))
+    assert numbers(plans) == numbers(driven(Core(MODEL), 200)[0])
+    core = Core(MODEL)
+    for tick in range(200):
+        unasked = {Role.SERVE.value: MixTold(tick * 5.0, {"S": 2, "L": 9}, "milp")}
+        seen = {name: PoolSeen(3, 3, replicas=()) for name in ("S", "L")}
+        core.step(Observation(tick * 5.0, GatewaySeen(40.0, 40_000.0), seen, mixes=unasked))
+    assert core.state.groups["Serve"].blend == Blend()
 
 
 def test_without_shapes_nobody_is_asked_and_a_mix_is_given_up_after_ten_minutes() -> None:
-    ask = Asked(Answer({"S": 2, "L": 1}, "milp"))
-    core = Core(MODEL, solver=ask)
-    _, there = driven(core, 100, None)
+    core, ask = Core(MODEL), Asked({"S": 2, "L": 1})
+    _, there = driven(core, 100, None, ask=ask)
     assert not ask.asked
     assert core.state.shapes is None
-    plans, there = driven(core, 100, begin=100, desired=there)
+    plans, there = driven(core, 100, begin=100, desired=there, ask=ask)
     assert "by the mix of shapes" in plans[-1].pools["S"].reason
     asked = len(ask.asked)
-    plans, _ = driven(core, 240, None, begin=200, desired=there)
+    plans, _ = driven(core, 240, None, begin=200, desired=there, ask=ask)
     assert len(ask.asked) <= asked + 1
     assert "by the mean request (mix: unasked)" in plans[-1].pools["S"].reason
 
 
 def test_what_is_followed_goes_through_json_and_on() -> None:
-    ask = Asked(Answer({"S": 2, "L": 1}, "milp"))
-    core = Core(MODEL, solver=ask)
-    _, there = driven(core, 100)
-    other = Core(MODEL, state=decode(encode(core.state)), solver=Asked(ask.answer))
+    core = Core(MODEL)
+    _, there = driven(core, 100, ask=Asked({"S": 2, "L": 1}))
+    other = Core(MODEL, state=decode(encode(core.state)))
     assert other.state == core.state
-    assert driven(other, 70, begin=100, desired=there) == driven(core, 70, begin=100, desired=there)
+    asks = Asked({"S": 2, "L": 1}), Asked({"S": 2, "L": 1})
+    plans = [driven(one, 70, begin=100, desired=there, ask=ask) for one, ask in zip((core, other), asks, strict=True)]
+    assert plans[0] == plans[1]
 
 
 def test_a_library_that_fails_costs_the_mix_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +201,7 @@ def test_a_library_that_fails_costs_the_mix_and_nothing_else(monkeypatch: pytest
         raise RuntimeError
 
     monkeypatch.setattr("fairlead_autoscaler.mix.asking.plan_mix", broken)
-    assert solver()([1.0], []) == Answer(None, "failed: RuntimeError")
+    assert solver()(MixAsked(5.0, (1.0,), ())) == MixTold(5.0, None, "failed: RuntimeError")
 
 
 @given(
@@ -167,8 +229,8 @@ def test_a_mix_never_leaves_the_bounds_nor_a_need_that_could_be_carried(
 
 @given(st.lists(st.floats(0.0, 150.0), min_size=1, max_size=12), st.integers(0, 60), st.integers(0, 60))
 def test_whatever_a_solver_says_the_pools_bounds_hold(minutes: list[float], small_ones: int, large_ones: int) -> None:
-    core = Core(MODEL, solver=Asked(Answer({"S": small_ones, "L": large_ones}, "milp")))
-    plans, _ = driven(core, 12 * len(minutes), arrivals=lambda tick: minutes[tick // 12])
+    ask = Asked({"S": small_ones, "L": large_ones})
+    plans, _ = driven(Core(MODEL), 12 * len(minutes), arrivals=lambda tick: minutes[tick // 12], ask=ask)
     for plan in plans:
         for facts in MODEL.pools:
             assert facts.minimum <= plan.pools[facts.name].replicas <= facts.maximum

@@ -4,11 +4,13 @@
     candidates_of(table), grid_of(table)                        an imported table instead (``fairlead.profile_tables``)
     plan_mix(rates, candidates, settings) -> Mix                replicas and shares of each pool, with cost and reason
     solver(settings) -> Solver                                  the same, as the scaling core asks it
+    Desk(solver)                                                has it solved in a thread, beside the loop
 
-Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``, so a shell calls it in a thread.
+Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``.
 """
 
-from fairlead_autoscaler.mix.asking import solver
+from fairlead_autoscaler.mix.asking import Solver, solver
+from fairlead_autoscaler.mix.desk import Desk
 from fairlead_autoscaler.mix.plan import plan_mix
 from fairlead_autoscaler.mix.tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.throughput import throughput
@@ -16,8 +18,10 @@ from fairlead_autoscaler.mix.values import Candidate, Mix, MixSettings
 
 __all__ = [
     "Candidate",
+    "Desk",
     "Mix",
     "MixSettings",
+    "Solver",
     "candidates_of",
     "grid_of",
     "plan_mix",

@@ -1,10 +1,13 @@
 """The mixed-integer program as the scaling core asks it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from fairlead_autoscaler.mix.plan import plan_mix
 from fairlead_autoscaler.mix.values import MixSettings
-from fairlead_autoscaler.scaling.blend import Answer, Candidate, Solver
+from fairlead_autoscaler.scaling import MixAsked, MixTold
+
+Solver = Callable[[MixAsked], MixTold]
+"""From a question to its answer. It takes a second at most, and raises nothing."""
 
 _TRUSTED = ("milp", "milp-limit")
 """Only what the program found is followed: where there is no time, or no room, the core's own rule is as good as a greedy mix."""
@@ -14,11 +17,11 @@ def solver(settings: MixSettings | None = None) -> Solver:
     """A solver with these settings. It raises nothing: a library that fails costs the mix, never a decision."""
     chosen = settings or MixSettings()
 
-    def ask(rates: Sequence[float], candidates: Sequence[Candidate]) -> Answer:
+    def answer(asked: MixAsked) -> MixTold:
         try:
-            mix = plan_mix(rates, candidates, chosen)
+            mix = plan_mix(asked.rates, asked.candidates, chosen)
         except Exception as error:  # noqa: BLE001 - whatever a solver's library raises
-            return Answer(None, f"failed: {type(error).__name__}")
-        return Answer(mix.replicas if mix.rule in _TRUSTED else None, mix.rule)
+            return MixTold(asked.at, None, f"failed: {type(error).__name__}")
+        return MixTold(asked.at, mix.replicas if mix.rule in _TRUSTED else None, mix.rule)
 
-    return ask
+    return answer

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fairlead.decision import Input
-from fairlead_autoscaler.scaling.blend import Candidate
+from fairlead_autoscaler.scaling import Candidate
 
 __all__ = ["Candidate", "Mix", "MixSettings"]
 

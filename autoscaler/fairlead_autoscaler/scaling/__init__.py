@@ -6,7 +6,10 @@ from fairlead_autoscaler.scaling.replicas import Rule
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.state import State
 from fairlead_autoscaler.scaling.values import (
+    Candidate,
     GatewaySeen,
+    MixAsked,
+    MixTold,
     Observation,
     Plan,
     PoolFacts,
@@ -20,8 +23,11 @@ from fairlead_autoscaler.scaling.values import (
 )
 
 __all__ = [
+    "Candidate",
     "Core",
     "GatewaySeen",
+    "MixAsked",
+    "MixTold",
     "Observation",
     "Plan",
     "PoolFacts",

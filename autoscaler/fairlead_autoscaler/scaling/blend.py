@@ -2,63 +2,44 @@
 
 Where a request can go to one pool or to another, the cheapest division depends on more than the mean request: on how long prompts
 and answers are, all of them, and on what cannot be served somewhere at all. That is a mixed-integer program
-(``fairlead_autoscaler.mix``), which is handed in as a function: nothing here knows a solver. It is asked for every
-``mix_seconds``, so a mix stays for that long at least; what starts and stops is charged for there.
+(``fairlead_autoscaler.mix``), which takes up to a second. So it is not solved here: a plan carries the question (``Plan.asks``), the
+shell has it solved beside its ticks, and a later observation brings the answer (``Observation.mixes``), recorded with all else. It
+is asked every ``mix_seconds``, so a mix stays for that long at least; what starts and stops is charged for there.
+
+An answer counts if it is to the last question and not older than ``mix_seconds``, else it is as if it had not come. Until one comes
+the mix before stays; ``2·mix_seconds`` after the last one that counted it is given up.
 
 What a replica carries of one shape is the core's own knee, in the core's own unit: its engine-seconds per second at the knee, divided
 by the engine-seconds of a request of that shape. Over all shapes together a pool so carries exactly what the core says it does; the
 shapes only say which part of the load is dear where, and which a pool cannot serve at all.
 
 In between the mix is the base load: ``split.follow`` keeps the large types as it has them and lets the smallest follow the need.
-Where there is no solver, no shapes, no load or no answer, nothing of this holds and ``split.divide`` does what it does."""
+Where there are no shapes, no load or no answer, nothing of this holds and ``split.divide`` does what it does."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
+from fairlead_autoscaler.scaling.clean import whole
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.shapes import Histogram
+from fairlead_autoscaler.scaling.values import Candidate, MixAsked, MixTold
 
-UNASKED = "unasked"
-"""The rule of a mix that there is none of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A pool that may take a part of the traffic: one replica costs ``cost_per_hour`` and serves ``throughput`` of each
-    shape alone (requests per second; 0 = it cannot). ``running`` replicas are there or starting; a new one takes
-    ``startup_seconds``, for which it costs and serves nothing."""
-
-    name: str
-    cost_per_hour: float
-    throughput: tuple[float, ...]
-    minimum: int = 0
-    maximum: int = 1_000
-    running: int = 0
-    startup_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a solver says: replicas by pool, None where it found none that is better than no solver. ``rule`` is its word for how
-    it came to that."""
-
-    replicas: Mapping[str, int] | None
-    rule: str
-
-
-Solver = Callable[[Sequence[float], Sequence[Candidate]], Answer]
-"""From requests per second of each shape, and pools, to an answer. It takes a second at most, and raises nothing."""
+UNASKED, ASKED, UNANSWERED, SHAPELESS = "unasked", "asked", "unanswered", "no-shapes"
+"""The rules of a mix that there is none of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """The mix that is followed, ``replicas`` by pool (None: none is), since when, and when the solver was asked last."""
+    """The mix that is followed, ``replicas`` by pool (None: none is), since when; when a solver was asked last, whether its answer is
+    still awaited, and when one came last."""
 
     replicas: Mapping[str, int] | None = None
     rule: str = UNASKED
     asked_at: float | None = None
     changed_at: float | None = None
+    waiting: bool = False
+    told_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +57,32 @@ class Question:
 
 
 def turned(
-    before: Blend, now: float, question: Question | None, solver: Solver | None, settings: ScalingSettings
-) -> Blend:
-    """The mix to follow ``now``. ``question`` is None where there is nothing to ask: what is followed stays for as long as it would
-    have been without a new answer, and then is given up."""
-    if solver is None:
-        return before if before == Blend() else Blend()
-    due = before.asked_at is None or now - before.asked_at >= settings.mix_seconds
-    if question is None:
-        old = before.asked_at is not None and now - before.asked_at >= 2.0 * settings.mix_seconds
-        return Blend() if old else before
-    if not due:
-        return before
+    before: Blend, now: float, question: Question | None, told: MixTold | None, settings: ScalingSettings
+) -> tuple[Blend, MixAsked | None]:
+    """The mix to follow ``now``, and what to ask. ``told`` is the answer that came since the last look, if any; ``question`` is None
+    where there is nothing to ask."""
+    blend = _heard(before, now, told, settings)
+    if blend.told_at is not None and now - blend.told_at >= 2.0 * settings.mix_seconds:
+        blend = Blend(rule=UNANSWERED if blend.waiting else UNASKED, asked_at=blend.asked_at, waiting=blend.waiting)
+    due = blend.asked_at is None or now - blend.asked_at >= settings.mix_seconds
+    if question is None or not due:
+        return blend, None
     rates, candidates = _asked(question)
     if not candidates:
-        return Blend(None, "no-shapes", now, before.changed_at)
-    answer = solver(rates, candidates)
-    replicas = _known(answer, question)
-    same = replicas == before.replicas
-    return Blend(replicas, answer.rule, now, before.changed_at if same else now)
+        return Blend(rule=SHAPELESS, asked_at=now), None
+    if blend.replicas is None:
+        blend = replace(blend, rule=UNANSWERED if blend.waiting else ASKED)
+    return replace(blend, asked_at=now, waiting=True), MixAsked(now, tuple(rates), tuple(candidates))
 
 
-def _known(answer: Answer, question: Question) -> dict[str, int] | None:
-    """The answer's replicas of the pools that were asked about, within their bounds."""
-    found = answer.replicas
-    if found is None or any(one.name not in found for one in question.pools):
-        return None
-    return {one.name: min(one.maximum, max(one.minimum, found[one.name])) for one in question.pools}
+def _heard(before: Blend, now: float, told: MixTold | None, settings: ScalingSettings) -> Blend:
+    """``before`` with an answer, if it is to the last question and in time."""
+    late = before.asked_at is None or now - before.asked_at > settings.mix_seconds
+    if told is None or late or not before.waiting or told.asked_at != before.asked_at:
+        return before
+    replicas = None if told.replicas is None else {name: whole(count) for name, count in told.replicas.items()}
+    changed_at = before.changed_at if replicas == before.replicas else now
+    return Blend(replicas, told.rule, before.asked_at, changed_at, told_at=now)
 
 
 def _asked(question: Question) -> tuple[list[float], list[Candidate]]:

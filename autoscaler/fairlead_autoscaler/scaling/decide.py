@@ -11,7 +11,6 @@ trend."""
 
 from collections.abc import Mapping
 
-from fairlead_autoscaler.scaling.blend import Solver
 from fairlead_autoscaler.scaling.convertible import with_slack
 from fairlead_autoscaler.scaling.cost import with_cost
 from fairlead_autoscaler.scaling.group import plan_group
@@ -20,24 +19,24 @@ from fairlead_autoscaler.scaling.need import Group, groups
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.state import State
 from fairlead_autoscaler.scaling.together import Share, together
-from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan, ScaledModel
+from fairlead_autoscaler.scaling.values import MixAsked, Observation, Plan, PoolPlan, ScaledModel
 
 
-def decide(
-    state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings, solver: Solver | None = None
-) -> tuple[State, Plan]:
-    """What to do now, and what to remember. Pools that the observation does not name are left alone. ``solver`` is asked how to
-    divide a need among pools that serve the same."""
+def decide(state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings) -> tuple[State, Plan]:
+    """What to do now, and what to remember. Pools that the observation does not name are left alone."""
     state, look = look_at(state, observation, model, settings)
     plans: dict[str, PoolPlan] = {}
+    asks: dict[str, MixAsked] = {}
     for group in groups(model):
         present = tuple(pool for pool in group.pools if pool.name in look.pools)
         if present:
-            state, planned_now = plan_group(state, look, Group(group.role, present), solver)
+            state, planned_now, asked = plan_group(state, look, Group(group.role, present))
             plans.update(planned_now)
+            if asked is not None:
+                asks[group.role.value] = asked
     if model.replicas_most is not None:
         plans = _together(model.replicas_most, state, look, plans)
-    return state, Plan(with_cost(model, with_slack(model, plans, look.pools)))
+    return state, Plan(with_cost(model, with_slack(model, plans, look.pools)), asks)
 
 
 def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:

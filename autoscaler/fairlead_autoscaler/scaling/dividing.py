@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairlead.decision import Input
-from fairlead_autoscaler.scaling.blend import Blend, Question, Solver, turned
+from fairlead_autoscaler.scaling.blend import Blend, Question, turned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.split import Part, divide, follow, price_on
+from fairlead_autoscaler.scaling.values import MixAsked, MixTold
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """``targets`` are replicas by pool; ``blend`` is the mix that was followed, if any, for the next time. ``mix`` (its replicas by
-    pool) and ``how`` (the end of a sentence, empty where there is but one pool) are for people."""
+    """``targets`` are replicas by pool; ``blend`` is the mix that was followed, if any, for the next time; ``asks`` is what a solver
+    is to be asked. ``mix`` (its replicas by pool) and ``how`` (the end of a sentence, empty where there is but one pool) are for
+    people."""
 
     targets: Mapping[str, int]
     blend: Blend
     mix: Mapping[str, Input] = field(default_factory=dict)
     how: str = ""
+    asks: MixAsked | None = None
 
 
 def divided(
@@ -29,22 +32,32 @@ def divided(
     before: Blend,
     now: float,
     question: Question | None,
-    solver: Solver | None,
+    told: MixTold | None,
     settings: ScalingSettings,
 ) -> Division:
     """The pools' numbers for a need in replicas of the first of them. ``before`` is the mix that was followed until now; ``question``
-    is None where a solver has nothing to go by."""
+    is None where a solver has nothing to go by; ``told`` is the answer that came since the last look, if any."""
     if len(parts) < 2:
         return Division(divide(need, parts, settings.switch_share), Blend())
-    blend = turned(before, now, question, solver, settings)
-    if blend.replicas is None:
+    blend, asks = turned(before, now, question, told, settings)
+    base = _of(blend, parts)
+    if base is None:
         targets = divide(need, parts, settings.switch_share)
-        return Division(targets, blend, {}, f"; divided by the mean request (mix: {blend.rule})")
-    if before.replicas is not None and blend.changed_at != before.changed_at:
-        stays, moves = (price_on(need, parts, one) for one in (before.replicas, blend.replicas))
+        return Division(targets, blend, {}, f"; divided by the mean request (mix: {blend.rule})", asks)
+    former = _of(before, parts)
+    if former is not None and blend.changed_at != before.changed_at:
+        stays, moves = (price_on(need, parts, one) for one in (former, base))
         if stays * (1.0 - settings.mix_switch_share) <= moves:
-            blend = replace(before, asked_at=now)
-    base = blend.replicas or {}
-    age = None if blend.asked_at is None else now - blend.asked_at
+            blend = replace(blend, replicas=before.replicas, rule=before.rule, changed_at=before.changed_at)
+            base = former
+    age = None if blend.told_at is None else now - blend.told_at
     mix = {name: Input(float(count), age) for name, count in base.items()}
-    return Division(follow(need, parts, base), blend, mix, f"; divided by the mix of shapes ({blend.rule})")
+    return Division(follow(need, parts, base), blend, mix, f"; divided by the mix of shapes ({blend.rule})", asks)
+
+
+def _of(blend: Blend, parts: Sequence[Part]) -> dict[str, int] | None:
+    """The mix that is followed, of these pools and within their bounds; None where it does not name them all."""
+    found = blend.replicas
+    if found is None or any(part.name not in found for part in parts):
+        return None
+    return {part.name: min(part.maximum, max(part.minimum, found[part.name])) for part in parts}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fairlead.decision import Input
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import learned, window, zero
-from fairlead_autoscaler.scaling.blend import Candidate, Question, Solver
+from fairlead_autoscaler.scaling.blend import Question
 from fairlead_autoscaler.scaling.bounds import bounds
 from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
 from fairlead_autoscaler.scaling.clean import Totals
@@ -33,7 +33,7 @@ from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.split import Part, own_share
 from fairlead_autoscaler.scaling.state import GroupState, State
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan
+from fairlead_autoscaler.scaling.values import Candidate, MixAsked, PoolFacts, PoolPlan
 
 _STARTUP_SECONDS = 120.0
 """Until a start was seen, and where nobody knows."""
@@ -75,8 +75,9 @@ class _Sizes:
         return sum(look.pools[pool.name].desired * self.worth(pool.name) for pool in self.group.pools)
 
 
-def plan_group(state: State, look: Look, group: Group, solver: Solver | None) -> tuple[State, dict[str, PoolPlan]]:
-    """Need, window, division and numbers of one group, all of whose pools the look has. ``solver`` may choose among them."""
+def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str, PoolPlan], MixAsked | None]:
+    """Need, window, division and numbers of one group, all of whose pools the look has, and what a solver is to be asked about
+    them."""
     settings = look.settings
     sizes = _sizes(state, look, group)
     before = state.groups.get(group.role.value) or GroupState(
@@ -95,8 +96,9 @@ def plan_group(state: State, look: Look, group: Group, solver: Solver | None) ->
     elif group.to_zero and (look.arrived or any(look.pools[pool.name].desired for pool in group.pools)):
         held = max(held, 1e-6)  # and none where there is none and nobody asks: a restart wakes nobody
     parts = [_part(look, pool, sizes) for pool in group.pools]
-    question = _question(state, look, sizes, parts, held) if solver is not None else None
-    division = divided(held, parts, before.blend, look.now, question, solver, settings)
+    question = _question(state, look, sizes, parts, held)
+    answer = look.mixes.get(group.role.value)
+    division = divided(held, parts, before.blend, look.now, question, answer, settings)
     after, targets = replace(after, blend=division.blend), division.targets
     told = {
         "prompt_tokens": Input(sizes.mix.prompt),
@@ -128,7 +130,7 @@ def plan_group(state: State, look: Look, group: Group, solver: Solver | None) ->
         pools[pool.name], plans[pool.name] = planned(
             pools[pool.name], look.pools[pool.name], wanted, doubt, bounds(pool, look.wall), look.now, settings
         )
-    return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans
+    return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans, division.asks
 
 
 def _sizes(state: State, look: Look, group: Group) -> _Sizes:

@@ -14,12 +14,13 @@ from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.shapes import Histogram
 from fairlead_autoscaler.scaling.state import Clock, PoolState, State
 from fairlead_autoscaler.scaling.trust import Believed
-from fairlead_autoscaler.scaling.values import GatewaySeen, Observation, PoolSeen, ScaledModel
+from fairlead_autoscaler.scaling.values import GatewaySeen, MixTold, Observation, PoolSeen, ScaledModel
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look, cleaned and judged. ``seconds`` since the last one (0 for the first, and where clocks did not go on)."""
+    """One look, cleaned and judged. ``seconds`` since the last one (0 for the first, and where clocks did not go on). ``mixes`` are
+    the answers of a solver that came with it, by role."""
 
     model: ScaledModel
     settings: ScalingSettings
@@ -31,6 +32,7 @@ class Look:
     blind_seconds: float | None
     calm: bool
     arrived: bool
+    mixes: Mapping[str, MixTold]
 
     @property
     def doubtful(self) -> bool:
@@ -67,6 +69,7 @@ def look_at(
         blind,
         clock.now < clock.calm_at,
         arrived,
+        observation.mixes,
     )
     state = replace(state, clock=clock, trust=trusted, silence=_silence(state.silence, look))
     if observation.shapes is not None and blind is None and has_choice(model):

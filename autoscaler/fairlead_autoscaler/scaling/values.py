@@ -134,15 +134,52 @@ class PoolSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A pool that may take a part of the traffic: one replica costs ``cost_per_hour`` and serves ``throughput`` of each
+    shape alone (requests per second; 0 = it cannot). ``running`` replicas are there or starting; a new one takes
+    ``startup_seconds``, for which it costs and serves nothing."""
+
+    name: str
+    cost_per_hour: float
+    throughput: tuple[float, ...]
+    minimum: int = 0
+    maximum: int = 1_000
+    running: int = 0
+    startup_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MixAsked:
+    """A question for a solver, asked ``at`` seconds on the core's clock: which pools carry so many requests per second of each
+    shape at the least cost?"""
+
+    at: float
+    rates: tuple[float, ...]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MixTold:
+    """What a solver said to the question asked ``asked_at``: replicas by pool, None where it found none that is better than no
+    solver. ``rule`` is its word for how it came to that."""
+
+    asked_at: float
+    replicas: Mapping[str, int] | None
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """One look at a model. ``now`` is seconds on a clock that only goes on; ``wall`` is seconds since 1970, for schedules only.
-    ``shapes`` are those of the requests that ended, of a model with several pools of one role; None = nobody could tell."""
+    ``shapes`` are those of the requests that ended, of a model with several pools of one role; None = nobody could tell. ``mixes``
+    are the answers, by role, to questions of earlier plans that came since the last look."""
 
     now: float
     gateway: GatewaySeen | None
     pools: Mapping[str, PoolSeen]
     wall: float | None = None
     shapes: tuple[ShapeSeen, ...] | None = None
+    mixes: Mapping[str, MixTold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +195,8 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now. A pool that is not in ``pools`` stays as it is."""
+    """What to do now. A pool that is not in ``pools`` stays as it is. ``asks`` are questions, by role, whose answers a later
+    observation may bring (``Observation.mixes``); whoever has no solver leaves them unanswered."""
 
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
+    asks: Mapping[str, MixAsked] = field(default_factory=dict)

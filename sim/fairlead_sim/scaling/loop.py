@@ -1,11 +1,14 @@
-"""A controller runs a plant: an observation every tick, its plan applied at once; and what came of it, as numbers."""
+"""A controller runs a plant: an observation every tick, its plan applied at once; and what came of it, as numbers.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+What a plan asks of a solver is answered with the next observation, as it is in an autoscaler whose solver takes less than a tick.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
-from fairlead_autoscaler.scaling.values import Observation, Plan, PoolPlan
+from fairlead_autoscaler.scaling.values import MixAsked, MixTold, Observation, Plan, PoolPlan
 from fairlead_sim.scaling.book import Book
 from fairlead_sim.scaling.plant import Plant, Scenario
 
@@ -84,16 +87,25 @@ def foreseen(scenario: Scenario, steps: Sequence[tuple[float, Mapping[str, int]]
     return _outcome(scenario, plant, looks)
 
 
-def run(scenario: Scenario, controller: Controller, *, exact: bool = False) -> Outcome:
-    """The whole scenario under one controller. ``exact``: with token-level engines, see ``Plant``."""
+def run(
+    scenario: Scenario,
+    controller: Controller,
+    *,
+    exact: bool = False,
+    solver: Callable[[MixAsked], MixTold] | None = None,
+) -> Outcome:
+    """The whole scenario under one controller. ``exact``: with token-level engines, see ``Plant``. ``solver`` answers what plans ask;
+    without one nobody does."""
     plant = Plant(scenario, exact=exact)
     names = list(plant.pools)
     looks: list[Look] = []
     now = 0.0
+    told: dict[str, MixTold] = {}
     while now < scenario.seconds:
         now = min(scenario.seconds, now + scenario.model.interval_seconds)
         plant.run(now)
-        plan = controller.step(plant.observe())
+        plan = controller.step(replace(plant.observe(), mixes=told))
+        told = {} if solver is None else {role: solver(asked) for role, asked in plan.asks.items()}
         ready = tuple([len(plant.pools[name].ready) for name in names])
         for name, wanted in plan.pools.items():
             plant.scale(name, wanted.replicas)

@@ -15,6 +15,7 @@ from fairlead.limits import Limits
 from fairlead_autoscaler.loop import Loop
 from fairlead_autoscaler.recording import Look
 from fairlead_autoscaler.scaling import (
+    MixAsked,
     Observation,
     Plan,
     PoolFacts,
@@ -32,7 +33,7 @@ KEY = "default/tiny"
 
 @dataclass
 class Standin:
-    """A core that wants ``wants`` replicas, or fails."""
+    """A core that wants ``wants`` replicas and asks ``asks``, or fails."""
 
     model: ScaledModel
     settings: ScalingSettings
@@ -40,12 +41,13 @@ class Standin:
     state: State = field(default_factory=State)
     seen: list[Observation] = field(default_factory=list)
     fails: bool = False
+    asks: dict[str, MixAsked] = field(default_factory=dict)
 
     def step(self, seen: Observation) -> Plan:
         self.seen.append(seen)
         if self.fails:
             raise ZeroDivisionError
-        return Plan({name: PoolPlan(replicas, "need", "because") for name, replicas in self.wants.items()})
+        return Plan({name: PoolPlan(replicas, "need", "because") for name, replicas in self.wants.items()}, self.asks)
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """The loop acts on plans, and on nothing else: what is away, what fails, who leads, who is woken."""
 
 import asyncio
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from fairlead.limits import Limits
-from fairlead_autoscaler.scaling import Core
+from fairlead_autoscaler.scaling import Core, MixAsked, MixTold
 from fairlead_autoscaler.seen import Readings, Told
 
 KEY = "default/tiny"
@@ -209,6 +210,40 @@ def test_a_restart_wakes_no_model_that_sleeps_and_the_first_request_does(made: A
     )
     made.tick(loop)
     assert made.asked[0][2] >= 1
+
+
+class Desk:
+    """Answers at the next tick, and notes who is there."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, dict[str, MixAsked]] = {}
+        self.models: set[str] = set()
+
+    def ask(self, model: str, asks: Mapping[str, MixAsked]) -> None:
+        self.open.setdefault(model, {}).update(asks)
+
+    def told(self, model: str) -> dict[str, MixTold]:
+        return {role: MixTold(asked.at, {"main": 3}, "milp") for role, asked in self.open.pop(model, {}).items()}
+
+    def keep(self, models: Collection[str]) -> None:
+        self.models = set(models)
+
+
+def test_what_a_core_asks_is_answered_by_a_later_observation_which_is_kept(made: Any) -> None:
+    desk = Desk()
+    loop = made.loop(desk=desk)
+    made.tick(loop)
+    made.cores[0].asks = {"Serve": MixAsked(1_005.0, (1.0,), ())}
+    made.tick(loop)
+    made.cores[0].asks = {}
+    assert [look.observation.mixes for look in made.kept] == [{}, {}]
+    assert made.kept[-1].plan.asks == {"Serve": MixAsked(1_005.0, (1.0,), ())}
+    made.tick(loop)
+    made.tick(loop)
+    told = {"Serve": MixTold(1_005.0, {"main": 3}, "milp")}
+    assert [look.observation.mixes for look in made.kept[2:]] == [told, {}]
+    assert made.cores[0].seen[2].mixes == told
+    assert desk.models == {KEY}
 
 
 def test_the_real_core_holds_while_nothing_is_known(made: Any) -> None:

@@ -13,6 +13,8 @@ from fairlead_autoscaler.replaying import Changes, changes_of, replay
 from fairlead_autoscaler.scaling import (
     Core,
     GatewaySeen,
+    MixAsked,
+    MixTold,
     Observation,
     PoolFacts,
     PoolSeen,
@@ -20,7 +22,9 @@ from fairlead_autoscaler.scaling import (
     ReplicaState,
     ScaledModel,
     ScalingSettings,
+    ShapeSeen,
 )
+from fairlead_sim.scaling.pools import large, small
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "autoscaling.md"
 MODEL = ScaledModel(
@@ -80,6 +84,60 @@ def test_a_window_in_the_middle_begins_with_what_the_core_knew_then() -> None:
     assert one.remembered
     assert one.moments[0].wall == looks[10].wall
     assert one.strayed == 0
+
+
+MIXED = replace(
+    MODEL,
+    pools=(
+        PoolFacts("S", maximum=30, profile=small()),
+        PoolFacts("L", cost_per_hour=3.7, minimum=0, maximum=9, profile=large()),
+    ),
+)
+
+
+def mixed(ticks: int) -> list[Look]:
+    """Two pools under a steady load; a solver wants one large and a small one, and answers three looks after it was asked."""
+    core, there, looks, answers = Core(MIXED), {"S": 9, "L": 0}, [], dict[int, dict[str, MixTold]]()
+    for tick in range(ticks):
+        seen = Observation(
+            5.0 * tick,
+            GatewaySeen(40.0, 40_000.0),
+            {name: PoolSeen(count, count, replicas=()) for name, count in there.items()},
+            shapes=(ShapeSeen(1_000.0, 200.0, 45.0), ShapeSeen(200.0, 400.0, 5.0)),
+            mixes=answers.get(tick, {}),
+        )
+        before = core.state if tick % 36 == 0 else None
+        plan = core.step(seen)
+        answers[tick + 3] = {role: MixTold(one.at, {"S": 1, "L": 1}, "milp") for role, one in plan.asks.items()}
+        looks.append(look_of(line_of(Look(1e9 + 5.0 * tick, MIXED, seen, plan, before=before))))
+        there = {name: one.replicas for name, one in plan.pools.items()}
+    return looks
+
+
+def nobody(asked: MixAsked) -> MixTold:
+    raise AssertionError(asked)
+
+
+def test_a_mix_that_was_asked_for_is_replayed_with_the_answer_that_came_then() -> None:
+    looks = mixed(200)
+    assert sum(bool(look.plan.asks) for look in looks) == 3
+    for begin in (0, 36):  # at the second place the first question is open
+        for one in replay(looks[begin:], Changes(), nobody):
+            assert one.strayed == 0
+    large_ones = next(one for one in replay(looks, Changes(), nobody) if one.pool == "L")
+    assert large_ones.moments[-1].again.inputs["mix_replicas"].value == 1.0
+
+
+def test_a_mix_that_was_not_asked_for_is_solved_and_told_at_the_next_look() -> None:
+    def one_more(asked: MixAsked) -> MixTold:
+        return MixTold(asked.at, {"S": 1, "L": 2}, "milp")
+
+    looks, changes = mixed(200), changes_of(["mix_seconds=200"])
+    large_ones = next(one for one in replay(looks, changes, one_more) if one.pool == "L")
+    assert large_ones.strayed == 0
+    assert large_ones.moments[-1].other.inputs["mix_replicas"].value == 2.0
+    unanswered = next(one for one in replay(looks, changes) if one.pool == "L")
+    assert "mix_replicas" not in unanswered.moments[-1].other.inputs
 
 
 def test_without_what_it_knew_it_begins_anew_and_says_so() -> None:
