@@ -13,7 +13,7 @@ import pytest
 _BENCH = Path(__file__).parents[2] / "bench"
 sys.path[:0] = [str(_BENCH / "gateway"), str(_BENCH)]
 
-from gatewaybench import decision, peers, processes, report  # noqa: E402 - found through the line above
+from gatewaybench import decision, peers, processes, report, tail  # noqa: E402 - found through the line above
 from gatewaybench.bodies import SIZES, UNIQUE, bodies  # noqa: E402
 from gatewaybench.bodies import write as write_bodies  # noqa: E402
 from gatewaybench.cases import CASES, FULL, QUICK  # noqa: E402
@@ -22,7 +22,16 @@ from gatewaybench.main import schedule  # noqa: E402
 from gatewaybench.measure import Run, measure, summary  # noqa: E402
 from gatewaybench.native import Programs, build  # noqa: E402
 from gatewaybench.processes import Usage  # noqa: E402
-from gatewaybench.rows import SEPARATOR, Table, aborts_seen, cpu, kilobytes_each, rows, under_way  # noqa: E402
+from gatewaybench.rows import (  # noqa: E402
+    SEPARATOR,
+    Table,
+    aborts_seen,
+    cpu,
+    decision_rows,
+    kilobytes_each,
+    rows,
+    under_way,
+)
 from gatewaybench.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG, TARGETS, gateway_options  # noqa: E402
 from table import goals  # noqa: E402
 
@@ -205,9 +214,28 @@ def test_keys_are_checked_where_the_gateway_knows_how() -> None:
 
 
 def test_the_decision_alone_is_measured_with_the_gateways_code() -> None:
-    usual = decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5)
-    crowded = decision.decision_seconds("2k", blocks=1_000, seed=1, crowded=True, batches=2, batch=5)
-    assert min(usual, crowded) > 0
+    assert decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5) > 0
+
+
+def test_what_is_slow_once_is_the_clocks_and_what_is_slow_each_time_the_codes() -> None:
+    slow = tail.measured(blocks=6_400, seed=1, batches=2, batch=5)
+    assert 0 < slow.median_seconds <= slow.p99_seconds
+    assert 0 < slow.same_seconds <= slow.p99_seconds
+    assert 0 < slow.routing_seconds < slow.p99_seconds
+
+
+def test_the_slowest_of_a_hundred_leaves_one_of_a_hundred_out() -> None:
+    assert tail.p99([float(number) for number in range(1, 101)]) == 99.0
+    assert tail.p99([1.0, 2.0]) == 2.0
+
+
+def test_a_run_of_the_decision_alone_has_its_goals_and_what_counting_takes() -> None:
+    slow = tail.Tail(
+        median_seconds=4e-5, p99_seconds=7e-5, routing_seconds=3e-5, same_seconds=5e-5, counting_seconds=6e-5
+    )
+    found = decision_rows({"2k": 9e-6, "32k": 3e-5}, slow)
+    assert [row.holds for row in found if row.goal is not None] == [True, True, False, True, True]
+    assert [row.ratio for row in found if row.versus == "counting as long"] == [pytest.approx(7 / 6)]
 
 
 def test_the_usage_of_a_process_tree_grows_with_its_work() -> None:

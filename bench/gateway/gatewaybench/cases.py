@@ -60,8 +60,6 @@ DECIDED = ("2k", "32k")
 """Sizes of which the decision alone is measured."""
 FOLLOWED = ", followed"
 """Behind a size: by a gateway whose engines tell what they hold."""
-CROWDED = ", 64 engines"
-"""Behind a size: before so many, and the slowest of a hundred instead of the mean."""
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (

@@ -5,7 +5,7 @@ It runs in a process that is started as a worker is, so that it measures the com
 The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a gateway that has run for a while.
 
 ``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index as well, each prompt is put aside
-for the helper, and holders are known by two bits instead of one. ``CROWDED``: among 64 engines that all are busy, and the p99.
+for the helper, and holders are known by two bits instead of one. The slowest of a hundred is in ``tail``.
 """
 
 import asyncio
@@ -16,11 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from fairlead import system
 from fairlead.compiled import worker_environment
 from fairlead.fleet import Fleet, Instance, Model
 from fairlead.limits import Limits
@@ -31,12 +33,9 @@ from fairlead_gateway.model import understand
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from gatewaybench.bodies import SIZES, UNIQUE, bodies
-from gatewaybench.cases import CROWDED, FOLLOWED
+from gatewaybench.cases import FOLLOWED
 
 INSTANCES = 10
-INSTANCES_CROWDED = 64
-BUSY_EACH = 4
-"""Requests in flight on each of many, so that mean and least are worked out and not known to be nothing."""
 _SECRET = b"bench"
 _CHAIN_BLOCKS = 500
 _BLOCK_BYTES = 256
@@ -45,19 +44,20 @@ _KV_TOKENS = 1 << 40  # the index is bounded by its blocks, not by what an engin
 
 
 def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[str, float]:
-    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell, or ``CROWDED``, then the p99), each measured in a process
-    like a worker's."""
+    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell), each measured in a process like a worker's."""
+    return {size: float(as_worker("gatewaybench.decision", str(blocks), str(seed), size)) for size in sizes}
+
+
+def as_worker(module: str, *arguments: str) -> str:
+    """What a module of this benchmark prints, in a process that finds the code that workers find."""
     environ = worker_environment(os.environ)
     here = str(Path(__file__).parents[1])
     environ["PYTHONPATH"] = os.pathsep.join(part for part in (environ.get("PYTHONPATH"), here) if part)
-    found = {}
-    for size in sizes:
-        command = [sys.executable, "-m", "gatewaybench.decision", str(blocks), str(seed), size]
-        found[size] = float(subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout)
-    return found
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
 
-class _Later:
+class Later:
     """What is to be done when nobody is measured: a loop, as far as whoever tells the helper needs one, and the channel to it."""
 
     def __init__(self) -> None:
@@ -78,62 +78,70 @@ class _Later:
             callback()
 
 
+class Spent(NamedTuple):
+    """Seconds of one decision: all of it, and of that hashing the prompt, matching and picking."""
+
+    whole: float
+    routing: float
+
+
+class Decider:
+    """A model's router with a full index, and requests of one size for it; equal arguments decide alike."""
+
+    def __init__(self, size: str, *, instances: int, blocks: int, seed: int, followed: bool = False) -> None:
+        limits = replace(Limits(), mirror_blocks_per_instance=blocks // instances)
+        self._fleet, self._limits = _fleet(instances, followed=followed), limits
+        (key,) = self._fleet.models
+        self.later = Later()
+        teller = IndexTeller(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
+        self.router = ModelRouter(secret=_SECRET, limits=limits, told=teller.hooks)
+        self.router.update(self._fleet.models[key], self._fleet.instances[key], self._fleet.membership_epoch)
+        _fill(self.router, blocks, instances, random.Random(seed), followed=followed)
+        self._texts = bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
+        self._head = Head("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
+
+    def batch(self, turn: int, count: int) -> list[Spent]:
+        """Of each of ``count`` decisions; the requests' ends and what is told later are not part of it."""
+        first, texts, router = turn * count, self._texts, self.router
+        wanted = [
+            texts[number % len(texts)].replace(UNIQUE, f"{first + number:016x}").encode() for number in range(count)
+        ]
+        spent = []
+        for number, body in enumerate(wanted):
+            start = time.perf_counter()
+            ask = understand(_PATH, body, self._fleet, self._limits)
+            understood = time.perf_counter()
+            request = route_request(ask, self._head, f"turn-{turn}-{number}", _SECRET)
+            decision = router.decide(request, start)
+            decided = time.perf_counter()
+            assert decision.chosen is not None
+            router.dispatched(request, decision.chosen, start)
+            spent.append(Spent(time.perf_counter() - start, decided - understood))
+            router.abandoned(request.id, start)
+        self.later.run()
+        return spent
+
+
 def decision_seconds(
-    size: str,
-    *,
-    blocks: int,
-    seed: int,
-    followed: bool = False,
-    crowded: bool = False,
-    batches: int = 20,
-    batch: int = 100,
+    size: str, *, blocks: int, seed: int, followed: bool = False, batches: int = 20, batch: int = 100
 ) -> float:
-    """Seconds of one decision: the median of the means of ``batches`` batches, of the p99s where it is ``crowded``."""
-    instances = INSTANCES_CROWDED if crowded else INSTANCES
-    limits = replace(Limits(), mirror_blocks_per_instance=blocks // instances)
-    fleet = _fleet(instances, followed=followed)
-    (key,) = fleet.models
-    later = _Later()
-    teller = IndexTeller(later, cast(asyncio.AbstractEventLoop, cast(Any, later)), limits)
-    router = ModelRouter(secret=_SECRET, limits=limits, told=teller.hooks)
-    router.update(fleet.models[key], fleet.instances[key], fleet.membership_epoch)
-    _fill(router, blocks, instances, random.Random(seed), followed=followed)
-    if crowded:
-        _occupy(router, instances, random.Random(seed))
-    texts = bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
-    head = Head("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
+    """Seconds of one decision: the median of the means of ``batches`` batches."""
+    decider = Decider(size, instances=INSTANCES, blocks=blocks, seed=seed, followed=followed)
+    with as_settled():
+        return statistics.median(
+            [statistics.fmean([one.whole for one in decider.batch(turn, batch)]) for turn in range(batches)]
+        )
+
+
+@contextmanager
+def as_settled() -> Iterator[None]:
+    """What is there now is not looked through by the collector, as in a worker that has started."""
     gc.collect()
     gc.freeze()
     try:
-        figures = []
-        for turn in range(batches):
-            wanted = [
-                texts[number % len(texts)].replace(UNIQUE, f"{turn * batch + number:016x}").encode()
-                for number in range(batch)
-            ]
-            spent = _batch(wanted, f"turn-{turn}", router, fleet, limits, head)
-            figures.append(sorted(spent)[int(0.99 * len(spent))] if crowded else statistics.fmean(spent))
-            later.run()
-        return statistics.median(figures)
+        yield
     finally:
         gc.unfreeze()
-
-
-def _batch(
-    wanted: list[bytes], name: str, router: ModelRouter, fleet: Fleet, limits: Limits, head: Head
-) -> list[float]:
-    """Of each; the requests' ends are not part of it."""
-    spent = []
-    for number, body in enumerate(wanted):
-        start = time.perf_counter()
-        ask = understand(_PATH, body, fleet, limits)
-        request = route_request(ask, head, f"{name}-{number}", _SECRET)
-        decision = router.decide(request, start)
-        assert decision.chosen is not None
-        router.dispatched(request, decision.chosen, start)
-        spent.append(time.perf_counter() - start)
-        router.abandoned(request.id, start)
-    return spent
 
 
 def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, *, followed: bool) -> None:
@@ -142,17 +150,10 @@ def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, 
     for number in range(-(-blocks // _CHAIN_BLOCKS)):
         chain = PrefixChain(tuple(rng.getrandbits(64) for _ in ends), ends, 0)
         request = RouteRequest(f"filling-{number}", chain, ends[-1] / 4)
-        router.dispatched(request, _instance_id(number % instances), 0.0)
+        router.dispatched(request, instance_id(number % instances), 0.0)
         router.abandoned(request.id, 0.0)
         if followed:
-            router.corrected(_instance_id(number % instances), "", (), [chain.hashes])
-
-
-def _occupy(router: ModelRouter, instances: int, rng: random.Random) -> None:
-    """Every instance has requests that wait for their first token, of different lengths."""
-    for number in range(instances * BUSY_EACH):
-        request = RouteRequest(f"busy-{number}", PrefixChain((), (), rng.getrandbits(64)), rng.uniform(100.0, 8_000.0))
-        router.dispatched(request, _instance_id(number % instances), 0.0)
+            router.corrected(instance_id(number % instances), "", (), [chain.hashes])
 
 
 def _fleet(count: int, *, followed: bool) -> Fleet:
@@ -160,7 +161,7 @@ def _fleet(count: int, *, followed: bool) -> Fleet:
     profile = replace(presets()["h100-llama8b"], kv_tokens=_KV_TOKENS)
     instances = tuple(
         Instance(
-            _instance_id(number),
+            instance_id(number),
             "default",
             model.name,
             "main",
@@ -173,18 +174,12 @@ def _fleet(count: int, *, followed: bool) -> Fleet:
     return Fleet(1, 1, {model.key: model}, {model.key: instances})
 
 
-def _instance_id(number: int) -> str:
+def instance_id(number: int) -> str:
+    """Of an instance of the fleet here."""
     return f"main-{number}/8000/0"
 
 
 if __name__ == "__main__":
+    system.collect_seldom()  # as a worker
     size, comma, kind = sys.argv[3].partition(",")
-    print(
-        decision_seconds(
-            size,
-            blocks=int(sys.argv[1]),
-            seed=int(sys.argv[2]),
-            followed=comma + kind == FOLLOWED,
-            crowded=comma + kind == CROWDED,
-        )
-    )
+    print(decision_seconds(size, blocks=int(sys.argv[1]), seed=int(sys.argv[2]), followed=comma + kind == FOLLOWED))

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
+from table import write as write_alone
 
 from gatewaybench.bodies import write as write_bodies
-from gatewaybench.cases import CASES, CROWDED, DECIDED, FOLLOWED, FULL, QUICK, Case, Plan
+from gatewaybench.cases import CASES, DECIDED, FOLLOWED, FULL, QUICK, Case, Plan
 from gatewaybench.decision import decisions_seconds
 from gatewaybench.engine import MockEngine
 from gatewaybench.measure import Run, measure
@@ -21,14 +22,16 @@ from gatewaybench.native import BuildError, Programs, build
 from gatewaybench.peers import Absent, Installed, installed
 from gatewaybench.plot import draw
 from gatewaybench.report import tell, write
-from gatewaybench.rows import rows
+from gatewaybench.rows import decision_rows, rows
 from gatewaybench.running import Died, Running, start
+from gatewaybench.tail import tail
 from gatewaybench.targets import DIRECT, TARGETS, Target, gateway_help, gateway_options
 
 _ENGINES = 4
 _INDEX_BLOCKS = 1_000_000
 _TRIES = 3
 _WIDTH = 200
+_KINDS = tuple([size + followed for size in DECIDED for followed in ("", FOLLOWED)])
 
 
 @dataclass
@@ -136,6 +139,8 @@ def schedule(plan: Plan, targets: Sequence[str]) -> Iterator[tuple[Case, str, in
 def main(arguments: list[str]) -> int:
     """Measure, write, print, draw. A goal that does not hold stays in the table and fails nothing."""
     given = _options(arguments)
+    if given.decisions:
+        return _decisions(given.out.with_name("decision.json"), given.seed)
     plan = _plan(given)
     targets = _targets(given, plan)
     try:
@@ -143,8 +148,8 @@ def main(arguments: list[str]) -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 2
-    kinds = [size + followed for size in DECIDED for followed in ("", FOLLOWED)] + [DECIDED[-1] + CROWDED]
-    decisions = decisions_seconds(kinds, blocks=_INDEX_BLOCKS, seed=given.seed)
+    decisions = decisions_seconds(_KINDS, blocks=_INDEX_BLOCKS, seed=given.seed)
+    slow = tail(blocks=_INDEX_BLOCKS, seed=given.seed)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-bench-")))
@@ -159,6 +164,7 @@ def main(arguments: list[str]) -> int:
         session.runs,
         idle_bytes=session.idle_bytes,
         decisions=decisions,
+        slow=slow,
         absent=session.absent,
         cases=plan.cases,
     )
@@ -175,6 +181,16 @@ def main(arguments: list[str]) -> int:
     draw(session.runs, given.out.with_suffix(".png"), title=_title(settings))
     tell(found, session.runs, session.absent, console)
     print(f"written: {given.out}, {given.out.with_suffix('.png')}")
+    return 0
+
+
+def _decisions(out: Path, seed: int) -> int:
+    """Nothing but the decision alone, in a file of its own."""
+    loads = [os.getloadavg()[0]]
+    decisions = decisions_seconds(_KINDS, blocks=_INDEX_BLOCKS, seed=seed)
+    slow = tail(blocks=_INDEX_BLOCKS, seed=seed)
+    loads.append(os.getloadavg()[0])
+    write_alone("gateway, the decision alone", decision_rows(decisions, slow), seed=seed, file=out, load_average=loads)
     return 0
 
 
@@ -208,6 +224,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="the near peers and the main cases only (1–2 minutes)")
     parser.add_argument("--smoke", action="store_true", help="as --quick, and the result says that it settles nothing")
+    parser.add_argument("--decisions", action="store_true", help="the routing decision alone (a minute), decision.json")
     parser.add_argument("--targets", metavar="A;B", help=f"only these; known: {'; '.join(TARGETS)}")
     parser.add_argument("--cases", metavar="A,B", help=f"only these; known: {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, help="how often each run is repeated")

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from table import Row, comparing, goals, measuring
 
-from gatewaybench.cases import CASES, CROWDED, DECIDED, FOLLOWED, Case
+from gatewaybench.cases import CASES, DECIDED, FOLLOWED, Case
 from gatewaybench.measure import Run
+from gatewaybench.tail import Tail
 from gatewaybench.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG
 
 SEPARATOR = " | "
 """In a metric's name between what was measured and on which target."""
 ALWAYS = "always"
 """Stands for the case of what is measured in every run."""
+
+CROWDED = "decision alone, 32 KB, 1M-block index, 64 busy engines"
 
 Figure = Callable[[Run], float | None]
 
@@ -84,6 +87,7 @@ def rows(
     *,
     idle_bytes: Mapping[str, float],
     decisions: Mapping[str, float | None],
+    slow: Tail | None = None,
     absent: Iterable[str] = (),
     cases: Iterable[str] = tuple(CASES),
 ) -> list[Row]:
@@ -91,13 +95,10 @@ def rows(
     value."""
     table = Table(runs)
     asked = {ALWAYS, *cases}
-    found = [row for case, row in goal_rows(table, idle_bytes, decisions) if case in asked]
+    found = [row for case, row in goal_rows(table, idle_bytes, decisions, slow) if case in asked]
     for name in dict.fromkeys(run.case for run in runs):
         found += _case_rows(table, CASES[name], [*table.targets(name), *absent])
-    for size in DECIDED:
-        metric = f"decision alone, {size[:-1]} KB, 1M-block index that engines confirm"
-        with_it, without = (_micro(decisions.get(kind)) for kind in (size + FOLLOWED, size))
-        found.append(comparing(metric, "µs", with_it, "without engines' events", without, None))
+    found += _decision_rows(decisions, slow)
     found += [
         measuring(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6, None) for target, size in idle_bytes.items()
     ]
@@ -105,7 +106,7 @@ def rows(
 
 
 def goal_rows(
-    table: Table, idle_bytes: Mapping[str, float], decisions: Mapping[str, float | None]
+    table: Table, idle_bytes: Mapping[str, float], decisions: Mapping[str, float | None], slow: Tail | None
 ) -> Iterator[tuple[str, Row]]:
     """One row for each goal that the issue sets, in its order, with the case that it needs."""
     wanted = goals("gateway")
@@ -131,11 +132,8 @@ def goal_rows(
     yield alone("memory", "memory per open stream", "KB", table.median("memory", FAIRLEAD, kilobytes_each))
     idle = idle_bytes.get(FAIRLEAD)
     yield alone(ALWAYS, "memory, idle", "MB", None if idle is None else idle / 1e6)
-    for size in DECIDED:
-        metric = f"decision alone, {size[:-1]} KB, 1M-block index"
-        yield alone(ALWAYS, metric, "µs", _micro(decisions.get(size)))
-    metric = f"decision alone, {DECIDED[-1][:-1]} KB, 1M-block index, 64 busy engines: p99"
-    yield alone(ALWAYS, metric, "µs", _micro(decisions.get(DECIDED[-1] + CROWDED)))
+    for row in decided(decisions, slow):
+        yield ALWAYS, row
     yield alone("abort", "aborts that the engine saw", "%", aborts_seen(table.valid("abort", FAIRLEAD)))
     left = [run.streams_left for run in table.valid("abort", FAIRLEAD)]
     yield alone("abort", "streams left 0.5 s after their clients", "streams", max(left) if left else None)
@@ -144,10 +142,38 @@ def goal_rows(
     yield versus("220 KB request at 100/s", case, SGLANG)
 
 
+def decided(decisions: Mapping[str, float | None], slow: Tail | None) -> list[Row]:
+    """The goals of the decision alone."""
+    wanted = goals("gateway")
+    found = [(f"decision alone, {size[:-1]} KB, 1M-block index", decisions.get(size)) for size in DECIDED]
+    found += [
+        (f"{CROWDED}: p99", None if slow is None else slow.p99_seconds),
+        (f"{CROWDED}: hash, match and pick: p99", None if slow is None else slow.routing_seconds),
+        (f"{CROWDED}: p99 of what is slow each time", None if slow is None else slow.same_seconds),
+    ]
+    return [measuring(metric, "µs", _micro(seconds), wanted[metric]) for metric, seconds in found]
+
+
+def decision_rows(decisions: Mapping[str, float | None], slow: Tail | None) -> list[Row]:
+    """All of the decision alone, as of a run of nothing else."""
+    return [*decided(decisions, slow), *_decision_rows(decisions, slow)]
+
+
 def aborts_seen(runs: Sequence[Run]) -> float | None:
     """Per cent of the clients' departures that the engine noticed."""
     made = sum(run.aborts for run in runs)
     return 100.0 * sum(run.aborts_seen for run in runs) / made if made else None
+
+
+def _decision_rows(decisions: Mapping[str, float | None], slow: Tail | None) -> Iterator[Row]:
+    for size in DECIDED:
+        metric = f"decision alone, {size[:-1]} KB, 1M-block index that engines confirm"
+        with_it, without = (_micro(decisions.get(kind)) for kind in (size + FOLLOWED, size))
+        yield comparing(metric, "µs", with_it, "without engines' events", without, None)
+    if slow is not None:
+        yield measuring(f"{CROWDED}: median", "µs", _micro(slow.median_seconds), None)
+        counting = _micro(slow.counting_seconds)
+        yield comparing(f"{CROWDED}: p99", "µs", _micro(slow.p99_seconds), "counting as long", counting, None)
 
 
 def _case_rows(table: Table, case: Case, targets: Iterable[str]) -> Iterator[Row]:
