@@ -20,6 +20,8 @@ from fairlead_autoscaler.scaling.values import (
     ScaledModel,
     Schedule,
     ShapeSeen,
+    Tier,
+    Woken,
 )
 
 __all__ = [
@@ -41,5 +43,7 @@ __all__ = [
     "Schedule",
     "ShapeSeen",
     "State",
+    "Tier",
+    "Woken",
     "decide",
 ]

@@ -17,7 +17,7 @@ def bounds(pool: PoolFacts, wall: float | None) -> tuple[int, int]:
                 least = schedule.minimum if schedule.minimum is not None else least
                 most = schedule.maximum if schedule.maximum is not None else most
                 break
-    least = max(0, least, pool.warm)
+    least = max(0, least)
     return least, max(least, most)
 
 

@@ -3,12 +3,12 @@
 A value that is not there stays None. Nothing here turns a doubt into a number: who reads None decides what to do without.
 """
 
-import math
 from dataclasses import dataclass
 
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
 
+_IDLE = (ReplicaState.PENDING, ReplicaState.ASLEEP, ReplicaState.WAKING)
 _MOST = 1e12
 """Tokens, requests or seconds of one tick: more was never counted, whatever a counter says after it was reset."""
 
@@ -77,7 +77,7 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
     in_flight: dict[str, float] = {}
     finished: dict[str, float] = {}
     for replica in pool.replicas:
-        if replica.state is ReplicaState.PENDING:
+        if replica.state in _IDLE:
             continue
         asked += 1
         runs, ended = number(replica.running), number(replica.finished)
@@ -143,5 +143,10 @@ def _slow(generated: float, gaps_seconds: float, objective: float) -> float:
 
 def startup(replica: ReplicaSeen) -> float | None:
     """How long a replica took to become ready; None before, and where that cannot be."""
-    seen = number(replica.startup_seconds)
-    return seen if seen is not None and math.isfinite(seen) and seen < 86_400.0 else None
+    return duration(replica.startup_seconds)
+
+
+def duration(seconds: float | None) -> float | None:
+    """Seconds that a start or a waking can have taken; None for what it cannot."""
+    seen = number(seconds)
+    return seen if seen is not None and seen < 86_400.0 else None

@@ -4,13 +4,14 @@ The order is that of the files. Signals are cleaned (``clean``), timed (``look``
 is learned (``learned``, ``load``); each group of pools gets its need (``need``, from the knee of ``capacity``), the largest need of
 a window holds (``window``), zero is left to the odds (``zero``), the need is divided among the group's pools (``dividing``), and each
 pool's number is set with what guards the way down and hurries the way up (``replicas``). Where there may be only so many in all,
-groups share them (``together``).
+groups share them (``together``). Beside those that serve some may sleep (``asleep``).
 
 Where arrivals are not known, nothing is lowered: the last need holds, and after a minute it rises by a quarter and by its last
 trend."""
 
 from collections.abc import Mapping
 
+from fairlead_autoscaler.scaling.asleep import rested
 from fairlead_autoscaler.scaling.convertible import with_slack
 from fairlead_autoscaler.scaling.cost import with_cost
 from fairlead_autoscaler.scaling.group import plan_group
@@ -36,6 +37,7 @@ def decide(state: State, observation: Observation, model: ScaledModel, settings:
                 asks[group.role.value] = asked
     if model.replicas_most is not None:
         plans = _together(model.replicas_most, state, look, plans)
+    state, plans = rested(state, look, plans)
     return state, Plan(with_cost(model, with_slack(model, plans, look.pools)), asks)
 
 

@@ -3,12 +3,14 @@
 The need follows from what arrives (``need``) at the knee of the group's first pool; it is known only where arrivals are. Without
 them the last need holds, and after a minute it rises."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.decision import Input
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import learned, window, zero
+from fairlead_autoscaler.scaling.asleep import WHOLE, wake_seconds
 from fairlead_autoscaler.scaling.blend import Question
 from fairlead_autoscaler.scaling.bounds import bounds
 from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
@@ -33,7 +35,7 @@ from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.split import Part, own_share
 from fairlead_autoscaler.scaling.state import GroupState, State
-from fairlead_autoscaler.scaling.values import Candidate, MixAsked, PoolFacts, PoolPlan
+from fairlead_autoscaler.scaling.values import Candidate, MixAsked, PoolFacts, PoolPlan, Tier
 
 _STARTUP_SECONDS = 120.0
 """Until a start was seen, and where nobody knows."""
@@ -90,9 +92,10 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
     if need is not None and _short(look, sizes, need):
         after = replace(after, short_at=look.now)
     after = replace(after, budget=_budget(after, look, sizes, need))
-    asleep = group.to_zero and not look.calm and _may_sleep(state, look, sizes.startup)
+    state, held, whole = _eased(state, look, sizes, after, held)
+    asleep = group.to_zero and not look.calm and _may_sleep(state, look, _returns_in(state, look, sizes))
     if asleep:
-        held = 0.0
+        held, whole = 0.0, None
     elif group.to_zero and (look.arrived or any(look.pools[pool.name].desired for pool in group.pools)):
         held = max(held, 1e-6)  # and none where there is none and nobody asks: a restart wakes nobody
     parts = [_part(look, pool, sizes) for pool in group.pools]
@@ -106,6 +109,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
         "cached_share": Input(sizes.mix.cached),
         **(need.inputs if need is not None else {"need_replicas": Input(before.need, look.blind_seconds)}),
         "window_max_replicas": Input(held),
+        **({} if whole is None else {WHOLE: Input(float(math.ceil(whole - 1e-9)))}),
     }
     plans: dict[str, PoolPlan] = {}
     pools = dict(state.pools)
@@ -224,6 +228,41 @@ def _held(before: GroupState, look: Look, need: Need | None, startup: float) -> 
     backlog = window.push(before.backlog, look.now, need.backlog, settings.backlog_seconds)
     after = replace(before, window=needs, backlog=backlog, need=need.replicas, trend=need.trend)
     return max(needs.held, need.replicas + backlog.held), after
+
+
+def _tiered(look: Look, group: Group) -> tuple[PoolFacts, Tier] | None:
+    """The only pool of a group, where its replicas may sleep."""
+    if len(group.pools) != 1 or (tier := group.pools[0].tier) is None or tier.most < 1:
+        return None
+    return group.pools[0], tier
+
+
+def _eased(
+    state: State, look: Look, sizes: _Sizes, group: GroupState, held: float
+) -> tuple[State, float, float | None]:
+    """Of the need that holds, what is to be awake, and the whole of it where the rest may sleep (``asleep``): what is needed with no
+    more than a waking ahead, and what the tier has no room for."""
+    if (found := _tiered(look, sizes.group)) is None:
+        return state, held, None
+    pool, tier = found
+    slow, usual = (wake_seconds(state.pools[pool.name], tier, share) for share in (0.9, 0.5))
+    quick = replace(sizes, startup=slow, ahead=usual + look.settings.ready_extra_seconds)
+    key = f"{sizes.group.role.value} awake"
+    before = state.groups.get(key) or GroupState(window=group.window, need=group.need)
+    before = replace(before, budget=group.budget)
+    need: Need | None = None
+    if look.blind_seconds is None:
+        state, before, need = _need(state, before, look, quick)
+    awake, after = _held(before, look, need, quick.startup)
+    state = replace(state, groups={**state.groups, key: after})
+    return state, min(held, max(awake, held - tier.most)), held
+
+
+def _returns_in(state: State, look: Look, sizes: _Sizes) -> float:
+    """Seconds until a replica serves again that was sent away when nothing was asked."""
+    if (found := _tiered(look, sizes.group)) is None:
+        return sizes.startup
+    return wake_seconds(state.pools[found[0].name], found[1], 0.9)
 
 
 def _backlog(look: Look, group: Group) -> float:

@@ -14,6 +14,7 @@ more is asked than is ready nothing is learned: what misses then says that start
 still counts for the hour: a budget that is overspent takes back what was trimmed off."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.scaling import clean
@@ -154,6 +155,24 @@ def starts(before: Starts, pool: PoolSeen) -> Starts:
     new = [clean.startup(replica) for replica in ready if replica.id not in known]
     seconds = (*before.seconds, *(each for each in new if each is not None))[-_STARTS_KEPT:]
     return Starts(seconds, tuple(replica.id for replica in ready))
+
+
+def wakes(before: Mapping[str, Starts], pool: PoolSeen) -> Mapping[str, Starts]:
+    """``before``, by the level of sleep, with the wakings that ended since."""
+    if pool.replicas is None:
+        return before
+    told: dict[str, list[tuple[str, float | None]]] = {}
+    for replica in pool.replicas:
+        if (woken := replica.woken) is not None:
+            once = f"{replica.id} {woken.number}", clean.duration(woken.seconds)
+            told.setdefault(str(woken.level), []).append(once)
+    found = dict(before)
+    for level, ones in told.items():
+        was = before.get(level, Starts())
+        known = set(was.counted)
+        new = [seconds for name, seconds in ones if name not in known and seconds is not None]
+        found[level] = Starts((*was.seconds, *new)[-_STARTS_KEPT:], tuple(name for name, _ in ones))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

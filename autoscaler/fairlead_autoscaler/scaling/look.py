@@ -16,6 +16,8 @@ from fairlead_autoscaler.scaling.state import Clock, PoolState, State
 from fairlead_autoscaler.scaling.trust import Believed
 from fairlead_autoscaler.scaling.values import GatewaySeen, MixTold, Observation, PoolSeen, ScaledModel
 
+_COUNTS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -80,10 +82,21 @@ def look_at(
 
 def _api(seen: PoolSeen) -> PoolSeen:
     """What the API server says, with counts that can be."""
-    counts = tuple(clean.whole(value) for value in (seen.desired, seen.ready, seen.pending, seen.draining))
-    if counts == (seen.desired, seen.ready, seen.pending, seen.draining):
+    told = {name: getattr(seen, name) for name in _COUNTS}
+    counts = {name: clean.whole(value) for name, value in told.items()}
+    if counts == told:
         return seen
-    return replace(seen, desired=counts[0], ready=counts[1], pending=counts[2], draining=counts[3])
+    desired, ready, pending, draining, asleep_desired, asleep, waking = counts.values()
+    return replace(
+        seen,
+        desired=desired,
+        ready=ready,
+        pending=pending,
+        draining=draining,
+        asleep_desired=asleep_desired,
+        asleep=asleep,
+        waking=waking,
+    )
 
 
 def _tick(clock: Clock, told: float, model: ScaledModel, settings: ScalingSettings) -> tuple[Clock, float, bool]:
@@ -145,7 +158,9 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
                 speed = learned.speed(speed, totals, facts, look.seconds, settings)
                 generated, finished = generated + totals.generated_tokens, finished + totals.finished
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
-        pools[facts.name] = replace(before, speed=speed, starts=learned.starts(before.starts, look.pools[facts.name]))
+        seen = look.pools[facts.name]
+        starts, wakes = learned.starts(before.starts, seen), learned.wakes(before.wakes, seen)
+        pools[facts.name] = replace(before, speed=speed, starts=starts, wakes=wakes)
     lengths = state.lengths
     if finished or generated:
         lengths = replace(lengths, output=lengths.output.plus(generated, finished, look.seconds, settings))

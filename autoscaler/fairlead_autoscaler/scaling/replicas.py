@@ -40,6 +40,7 @@ class Rule(StrEnum):
     WAKE = "wake"
     ZERO = "zero"
     SHARED = "shared"
+    ASLEEP = "asleep"
 
 
 _CARRIED = frozenset({Rule.ENOUGH, Rule.UP})
@@ -163,7 +164,7 @@ def _extra(
     hedged: int, seen: PoolSeen, target: int, wanted: Wanted, doubt: Doubt, most: int, settings: ScalingSettings
 ) -> int:
     """How many more than ``target`` to have started."""
-    missing = target - seen.ready
+    missing = target - seen.ready - seen.asleep - seen.waking  # who sleeps is there sooner than who is started
     room = max(0, most - target)
     if doubt.blind_seconds is not None or doubt.lie is not None:
         return min(hedged, room)

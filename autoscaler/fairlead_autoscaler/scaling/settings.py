@@ -93,5 +93,6 @@ class ScalingSettings:
     lie_share: float = 0.5
     lie_most_seconds: float = 900.0
 
-    # Zero.
+    # Zero, and asleep.
     cold_start_price: float = 4.0
+    sleep_price: float = 0.1

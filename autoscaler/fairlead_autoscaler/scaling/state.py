@@ -21,13 +21,15 @@ from fairlead_autoscaler.scaling.zero import Silence
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """Of a pool: how fast its engines are, how long they take to start, when it was lowered last, and since when it has all that
-    was asked for."""
+    """Of a pool: how fast its engines are, how long they take to start, when it was lowered last, how many were started beside what
+    is needed, how long waking takes by the level of sleep, and the numbers of replicas that were needed lately."""
 
     speed: Speed = field(default_factory=Speed)
     starts: Starts = field(default_factory=Starts)
     lowered_at: float | None = None
     hedged: int = 0
+    wakes: Mapping[str, Starts] = field(default_factory=dict)
+    rest: Window = field(default_factory=Window)
 
 
 @dataclass(frozen=True, slots=True)

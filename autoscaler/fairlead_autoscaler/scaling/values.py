@@ -20,6 +20,9 @@ class ReplicaState(StrEnum):
     PENDING = "pending"
     READY = "ready"
     DRAINING = "draining"
+    FALLING_ASLEEP = "falling-asleep"
+    ASLEEP = "asleep"
+    WAKING = "waking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,24 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """How many replicas of a pool may sleep instead of ending (``most``), how many are to be asleep whatever the load (``least``),
+    and at which ``level``. ``after_seconds``: one that nobody needed for so long ends; None = for as long as sleeping is worth.
+    ``wake_seconds``: how long waking is believed to take; None where nobody knows."""
+
+    most: int
+    least: int = 0
+    level: int = 1
+    after_seconds: float | None = None
+    wake_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PoolFacts:
     """What does not change about a pool while it is scaled. ``profile`` is a prior and may be wrong; start-up seconds (median and
     nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica, to
-    compare pools by, and ``usd_per_hour`` the same in dollars, None where nobody priced it. ``warm`` replicas are kept
-    whatever the load, also where ``minimum`` is 0."""
+    compare pools by, and ``usd_per_hour`` the same in dollars, None where nobody priced it. Without a ``tier`` no replica
+    sleeps."""
 
     name: str
     role: Role = Role.SERVE
@@ -50,9 +66,9 @@ class PoolFacts:
     profile: EngineProfile | None = None
     startup_p50_seconds: float | None = None
     startup_p90_seconds: float | None = None
-    warm: int = 0
     schedules: tuple[Schedule, ...] = ()
     usd_per_hour: float | None = None
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +113,20 @@ class ShapeSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Woken:
+    """How long the last waking of a replica took that is over: from which level, and the how many-th of that replica it was."""
+
+    level: int
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaSeen:
     """A replica: what the API server knows of it, and what was measured (gauges now, counters since the last tick; None = nobody
     could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts
-    per bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before."""
+    per bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before. ``woken``: of its
+    last waking; None where there was none."""
 
     id: str
     state: ReplicaState
@@ -118,12 +144,16 @@ class ReplicaSeen:
     ttft_seconds: float | None = None
     ttft_counts: tuple[float, ...] | None = None
     itl_counts: tuple[float, ...] | None = None
+    woken: Woken | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSeen:
     """A pool: what is asked and what there is (Kubernetes API), and its replicas; None where their metrics could not be read.
-    ``pending_ages_seconds``: since when each pending replica starts."""
+    ``pending_ages_seconds``: since when each pending replica starts.
+
+    ``desired`` are to serve and ``asleep_desired`` to sleep. ``asleep`` are those that could be woken now (what falls asleep turns
+    back at once); they are neither ready nor pending. ``waking`` says how many of the pending ones wake instead of starting."""
 
     desired: int
     ready: int
@@ -131,6 +161,9 @@ class PoolSeen:
     draining: int = 0
     pending_ages_seconds: tuple[float, ...] = ()
     replicas: tuple[ReplicaSeen, ...] | None = None
+    asleep_desired: int = 0
+    asleep: int = 0
+    waking: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +217,15 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """How many replicas a pool should have, and why: ``rule`` is the closed-list name of what decided, ``reason`` one sentence,
-    ``inputs`` the numbers by name with their ages, in the order in which they lead to ``replicas``."""
+    """How many replicas a pool should have that serve, how many beside them that sleep, and why: ``rule`` is the closed-list name of
+    what decided, ``reason`` one sentence, ``inputs`` the numbers by name with their ages, in the order in which they lead to
+    ``replicas``."""
 
     replicas: int
     rule: str
     reason: str
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def run(
         told = {} if solver is None else {role: solver(asked) for role, asked in plan.asks.items()}
         ready = tuple([len(plant.pools[name].ready) for name in names])
         for name, wanted in plan.pools.items():
-            plant.scale(name, wanted.replicas)
+            plant.scale(name, wanted.replicas, wanted.asleep)
         looks.append(Look(now, ready, tuple([plant.pools[name].desired for name in names])))
     plant.finish()
     return _outcome(scenario, plant, looks)

@@ -243,12 +243,14 @@ class Plant:
         self._open = staying
         return tuple(found)
 
-    def scale(self, pool: str, desired: int) -> None:
-        """Order so many replicas, within the pool's bounds."""
-        facts = self.pools[pool].setup.facts
+    def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
+        """Order so many replicas and so many beside them that sleep, within the pool's bounds."""
+        found = self.pools[pool]
+        facts = found.setup.facts
         desired = max(facts.minimum, min(facts.maximum, desired))
-        if desired != self.pools[pool].desired:
-            self.pools[pool].scale(desired, self._now)
+        asleep = min(asleep, facts.maximum - desired)
+        if (desired, asleep) != (found.desired, found.asleep_desired):
+            found.scale(desired, self._now, asleep)
 
     def finish(self) -> None:
         """Stop the costs and let what has arrived come to its end."""

@@ -2,7 +2,8 @@
 
 As on a cluster: what is asked for is a number, and whoever keeps it replaces what crashed or failed to start. Fewer are wanted: the
 youngest still starting go first, then the ready ones with the least in flight, which take nothing new and end when all they had
-is done. A replica that drains never comes back.
+is done. A replica that drains to end never comes back; one that drains to sleep turns back at once, and one that sleeps is woken
+before another is ordered.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from fairlead.profile import EngineProfile
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
+from fairlead_autoscaler.scaling.values import PoolFacts, PoolSeen, ReplicaSeen, ReplicaState, Woken
 from fairlead_sim.scaling.engine import Engine
 
 
@@ -28,6 +29,14 @@ class StartUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Bed:
+    """How long waking really takes, and what a sleeping replica costs, as a share of one that is awake."""
+
+    wake_seconds: float = 10.0
+    price: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSetup:
     """A pool of a scenario: what the autoscaler is told of it, what its engines really are, and how many are ready at the start."""
 
@@ -35,10 +44,12 @@ class PoolSetup:
     profile: EngineProfile
     startup: StartUp
     initial: int
+    bed: Bed = Bed()
 
 
 class Replica:
-    """One of them. Times are seconds; ``ready_at`` is when it will be or became ready."""
+    """One of them. Times are seconds; ``ready_at`` is when it will be or became ready, ``awake_at`` when it will be or was awake
+    after its last sleep. ``rests``: it drains to sleep, not to end."""
 
     def __init__(self, name: str, engine: Engine, created: float, startup: float, fails: bool) -> None:
         self.name = name
@@ -47,6 +58,12 @@ class Replica:
         self.ready_at = created + startup
         self.fails = fails
         self.draining_from = 0.0
+        self.rests = False
+        self.slept_at = 0.0
+        self.slept_seconds = 0.0
+        self.woken_at = 0.0
+        self.awake_at = 0.0
+        self.wakings = 0
 
 
 class Pool:
@@ -61,7 +78,10 @@ class Pool:
         self._draw = draw
         self._numbers = 0
         self.desired = setup.initial
+        self.asleep_desired = 0
         self.pending: list[Replica] = []
+        self.asleep: list[Replica] = []
+        self.waking: list[Replica] = []
         self.ready: list[Replica] = []
         self.draining: list[Replica] = []
         self.next_change = float("inf")
@@ -72,34 +92,79 @@ class Pool:
         for _ in range(setup.initial):
             self.ready.append(self._ordered(0.0, 0.0, False))
 
-    def scale(self, desired: int, now: float) -> None:
-        """So many are wanted from now on."""
-        self.desired = desired
-        while len(self.pending) + len(self.ready) > desired:
-            if self.pending:
+    def scale(self, desired: int, now: float, asleep: int = 0) -> None:
+        """So many are wanted from now on, and so many beside them that sleep."""
+        self.desired, self.asleep_desired = desired, asleep
+        while self._awake() < desired and self._resting():
+            self._wake(now)
+        while self._awake() > desired:
+            to_sleep = self._resting() < asleep
+            if self.pending and not (to_sleep and not self.ready):
                 self._over(self.pending.pop(), now)
                 continue
+            if not self.ready:  # those that start for the tier, and those that wake
+                break
             victim = min(self.ready, key=_in_flight)
             self.ready.remove(victim)
-            victim.draining_from = now
+            victim.draining_from, victim.rests = now, to_sleep
             self.draining.append(victim)
+        while self._resting() > asleep:
+            if self.asleep:
+                self._ended(self.asleep.pop(), now)
+            else:
+                next(one for one in self.draining if one.rests).rests = False
         self._complete(now)
         self.settle(now)
 
     def settle(self, now: float) -> None:
-        """Starts that are over and drains that are done."""
+        """Starts and wakings that are over and drains that are done."""
         if self.next_change <= now:
+            for replica in [one for one in self.waking if one.awake_at <= now]:
+                self.waking.remove(replica)
+                self.ready.append(replica)
             for replica in [one for one in self.pending if one.ready_at <= now]:
                 self.pending.remove(replica)
                 if replica.fails:
                     self._over(replica, replica.ready_at)
+                    continue
+                self.starts.append((replica.created, replica.ready_at))
+                if len(self.ready) + len(self.waking) >= self.desired and self._resting() < self.asleep_desired:
+                    self._sleep(replica, replica.ready_at)
                 else:
                     self.ready.append(replica)
-                    self.starts.append((replica.created, replica.ready_at))
             self._complete(now)
         for replica in [one for one in self.draining if not _in_flight(one)]:
             self.draining.remove(replica)
-            self._over(replica, min(now, max(replica.draining_from, replica.engine.at)))
+            done = min(now, max(replica.draining_from, replica.engine.at))
+            if replica.rests:
+                self._sleep(replica, done)
+            else:
+                self._over(replica, done)
+
+    def _awake(self) -> int:
+        return len(self.pending) + len(self.waking) + len(self.ready)
+
+    def _resting(self) -> int:
+        """Asleep, or on the way."""
+        return len(self.asleep) + len([one for one in self.draining if one.rests])
+
+    def _sleep(self, replica: Replica, now: float) -> None:
+        replica.rests, replica.slept_at = False, now
+        self.asleep.append(replica)
+
+    def _wake(self, now: float) -> None:
+        """The one that is awake soonest."""
+        falling = next((one for one in self.draining if one.rests), None)
+        if falling is not None:
+            falling.rests = False
+            self.draining.remove(falling)
+            self.ready.append(falling)
+            return
+        replica = self.asleep.pop()
+        replica.slept_seconds += now - replica.slept_at
+        replica.wakings += 1
+        replica.woken_at, replica.awake_at = now, now + self.setup.bed.wake_seconds
+        self.waking.append(replica)
 
     def crash(self, now: float) -> list[int]:
         """A ready replica dies, and another is ordered: what was on it."""
@@ -114,37 +179,47 @@ class Pool:
     def slow(self, factor: float) -> None:
         """Every step takes so many times as long as its profile says, from now on."""
         self.factor = factor
-        for replica in [*self.pending, *self.ready, *self.draining]:
+        for replica in self._all():
             replica.engine.factor = factor
 
     def close(self, now: float) -> None:
         """What is there from now on costs nothing."""
-        for replica in [*self.pending, *self.ready, *self.draining]:
+        for replica in self._all():
+            if replica in self.asleep:
+                replica.slept_seconds += now - replica.slept_at
             self._over(replica, now)
         self.free = True
+
+    def _all(self) -> list[Replica]:
+        return [*self.pending, *self.waking, *self.ready, *self.draining, *self.asleep]
 
     def seen(self, now: float, *, blind: bool, lying: bool) -> PoolSeen:
         """What a controller sees: the API server's view, and what engines measured unless that is ``blind`` or ``lying``."""
         replicas: tuple[ReplicaSeen, ...] | None = (
-            *[_pending_seen(one, now) for one in self.pending],
+            *[_silent(one, now, ReplicaState.PENDING) for one in self.pending],
             *[_seen(one, now, ReplicaState.READY, lying) for one in self.ready],
-            *[_seen(one, now, ReplicaState.DRAINING, lying) for one in self.draining],
+            *[_seen(one, now, _leaving(one), lying) for one in self.draining],
+            *[_silent(one, now, ReplicaState.WAKING) for one in self.waking],
+            *[_silent(one, now, ReplicaState.ASLEEP) for one in self.asleep],
         )
         if blind:
             replicas = None
         return PoolSeen(
             desired=self.desired,
             ready=len(self.ready),
-            pending=len(self.pending),
-            draining=len(self.draining),
+            pending=len(self.pending) + len(self.waking),
+            draining=len([one for one in self.draining if not one.rests]),
             pending_ages_seconds=tuple([now - one.created for one in self.pending]),
             replicas=replicas,
+            asleep_desired=self.asleep_desired,
+            asleep=self._resting(),
+            waking=len(self.waking),
         )
 
     def _complete(self, now: float) -> None:
         """Order what is missing."""
         startup = self.setup.startup
-        while len(self.pending) + len(self.ready) < self.desired:
+        while self._awake() + self._resting() < self.desired + self.asleep_desired:
             seconds = startup.quantile(self._draw.random())
             fails = self._draw.random() < startup.failing
             if not self._foresight:
@@ -155,7 +230,8 @@ class Pool:
                 self._over(replica, now)
             else:
                 self.ready.append(replica)
-        self.next_change = min([one.ready_at for one in self.pending], default=float("inf"))
+        starts, wakings = [one.ready_at for one in self.pending], [one.awake_at for one in self.waking]
+        self.next_change = min([*starts, *wakings], default=float("inf"))
 
     def _ordered(self, now: float, seconds: float, fails: bool) -> Replica:
         self._numbers += 1
@@ -163,17 +239,34 @@ class Pool:
         engine.factor = self.factor
         return Replica(f"{self.name}-{self._numbers}", engine, now, seconds, fails)
 
+    def _ended(self, replica: Replica, now: float) -> None:
+        """One that sleeps ends."""
+        replica.slept_seconds += now - replica.slept_at
+        self._over(replica, now)
+
     def _over(self, replica: Replica, now: float) -> None:
         if not self.free:
-            self.replica_seconds += now - replica.created
+            self.replica_seconds += now - replica.created - (1.0 - self.setup.bed.price) * replica.slept_seconds
 
 
 def _in_flight(replica: Replica) -> int:
     return replica.engine.running() + replica.engine.waiting()
 
 
-def _pending_seen(replica: Replica, now: float) -> ReplicaSeen:
-    return ReplicaSeen(id=replica.name, state=ReplicaState.PENDING, age_seconds=now - replica.created)
+def _leaving(replica: Replica) -> ReplicaState:
+    return ReplicaState.FALLING_ASLEEP if replica.rests else ReplicaState.DRAINING
+
+
+def _silent(replica: Replica, now: float, state: ReplicaState) -> ReplicaSeen:
+    """One that does nothing."""
+    started = None if state is ReplicaState.PENDING else replica.ready_at - replica.created
+    return ReplicaSeen(replica.name, state, now - replica.created, started or None)
+
+
+def _woken(replica: Replica) -> Woken | None:
+    if not replica.wakings:
+        return None
+    return Woken(1, replica.wakings, replica.awake_at - replica.woken_at)
 
 
 def _seen(replica: Replica, now: float, state: ReplicaState, lying: bool) -> ReplicaSeen:
@@ -199,4 +292,5 @@ def _seen(replica: Replica, now: float, state: ReplicaState, lying: bool) -> Rep
         ttft_seconds=tally.ttft_seconds,
         ttft_counts=tuple(tally.ttft_counts),
         itl_counts=tuple(tally.itl_counts),
+        woken=_woken(replica),
     )

@@ -138,6 +138,7 @@ def _replica(told: Any, model: ScaledModel) -> ReplicaSeen:
         startup_seconds=_number(read(told, "startup_s")),
         ttft_counts=_counts(told, "ttft_hist", model.ttft_bounds, first),
         itl_counts=_counts(told, "itl_hist", model.itl_bounds, None),
+        woken=None,  # the seam knows no sleep
         **{ours: _number(read(told, theirs)) for theirs, ours in _COUNTERS.items()},
     )
 
