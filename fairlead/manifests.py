@@ -6,7 +6,7 @@ What it returns is checked across documents too: names are unique and every pool
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,7 +127,8 @@ def combine(
     if complete and not problems:  # a broken file may be the one that defines the accelerator
         problems += _unknown_accelerators(found, accelerators)
     models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
-    return Manifests(models, accelerators, tuple(_notes(found))), problems
+    made = Manifests(models, accelerators)
+    return made if problems else replace(made, notes=tuple(_notes(found, made))), problems
 
 
 def expand(path: str | Path) -> list[str]:
@@ -235,10 +236,10 @@ def _accelerators(found: Iterable[_Document]) -> dict[str, AcceleratorClass]:
     return {**builtin_accelerators(), **own}
 
 
-def _notes(found: Iterable[_Document]) -> Iterator[Problem]:
+def _notes(found: Iterable[_Document], manifests: Manifests) -> Iterator[Problem]:
     for document in found:
         if isinstance(document.value, ModelDeployment):
-            for one in remarks(document.value.spec):
+            for one in remarks(document.value.spec, manifests.profile):
                 line = document.node.at(one.path).line
                 yield Problem(document.file, line, dotted(one.path), f"note: {one.message}", one.fix)
 

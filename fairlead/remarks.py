@@ -1,11 +1,13 @@
 """What of a manifest is right and may not do what was meant: notes of ``fairlead lint``, never problems. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fairlead.api.autoscaling import ScalingMode
-from fairlead.api.pools import Pool
+from fairlead.api.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
+from fairlead.profile import EngineProfile
+from fairlead.units import duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,9 @@ class Remark:
     fix: str
 
 
-def remarks(spec: ModelDeploymentSpec) -> Iterator[Remark]:
-    """Numbers that are ignored while the autoscaler is to set them, or that it leaves."""
+def remarks(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[Remark]:
+    """Numbers that are ignored while the autoscaler is to set them, or that it leaves; and an objective that no number keeps.
+    ``profile`` is what engines of a pool cost."""
     if spec.autoscaling.mode is not ScalingMode.AUTO:
         return
     if spec.replicas is not None:
@@ -44,6 +47,15 @@ def remarks(spec: ModelDeploymentSpec) -> Iterator[Remark]:
             f"the pools' min add up to {least}, and there are never fewer than these",
             "raise it, or lower the pools' min",
         )
+    itl = spec.objectives.values().itl_seconds
+    for pool in spec.pools:
+        found = None if pool.role is PoolRole.PREFILL else profile(pool)
+        if found is not None and itl is not None and itl < (step := found.step(computed=1, sequences=1, resident=0)):
+            yield Remark(
+                ("spec", "objectives", "itl"),
+                f"a step of an engine on {pool.accelerator} takes {duration(step)} by its profile: no number of them keeps this",
+                "relax it, or take another accelerator",
+            )
 
 
 def _has_hours(spec: ModelDeploymentSpec, pool: Pool) -> bool:

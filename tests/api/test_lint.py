@@ -114,6 +114,12 @@ SPLIT = """\
     [
         (SCALED, ""),
         (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
+        (SCALED + "  objectives: {itl: 70ms}\n", ""),
+        (
+            SCALED + "  objectives: {itl: 60ms}\n",
+            "FILE:9: spec.objectives.itl: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
+            " them keeps this\n    fix: relax it, or take another accelerator\n",
+        ),
         (
             SCALED + "  replicas: 12\n",
             "FILE:9: spec.replicas: note: it sets the number, so `autoscaling.mode: Auto` changes nothing: 8 it is\n"
