@@ -18,6 +18,8 @@ COMPARED = (*SMOOTH, *HARD, *DARK)
 """Where presets are compared: without those that no controller without foresight can meet."""
 BEYOND = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold")
 EVERY = (*COMPARED, *BEYOND)
+CROWDED = ("noisy-hour", "failures", "slow-engine", "drift", "step-warm")
+"""Where engines that preempt are tried, too: those whose memory bounds what a replica carries."""
 EXCEL, STRETCH = ", to excel", ", at a stretch"
 
 
@@ -95,6 +97,13 @@ def ours(found: Mapping[str, Found], oracles: Mapping[str, float]) -> Iterator[R
     cold = found["zero-cold"]
     yield row(f"zero-cold: requests lost{EXCEL}", "requests", cold["abandoned"] + cold["lost"])
     yield row(f"zero-cold: first token after silence, beyond the start-up, longest{EXCEL}", "s", cold["wake_seconds"])
+
+
+def crowded(found: Mapping[str, Found]) -> Iterator[Row]:
+    """Our core on engines that it has no model of: they admit more than their memory may bear in the end, as vLLM does."""
+    for name, cell in found.items():
+        yield measuring(f"{name}, engines that preempt: within the objectives", "share", cell["attainment"], None)
+        yield measuring(f"{name}, engines that preempt: cost", "money", cell["cost"], None)
 
 
 def beside(found: Mapping[str, Found], others: Mapping[Chosen, Mapping[str, Found]]) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from fairlead.compiled import sources_digest
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_autoscaler.scaling import Core
 from fairlead_sim.scaling.loop import Controller, run
-from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.plant import Engines, Scenario
 from fairlead_sim.scaling.scenarios import KINDS
 
 OURS = "fairlead"
@@ -25,13 +25,14 @@ OURS = "fairlead"
 @dataclass(frozen=True, slots=True)
 class Cell:
     """``knob`` is the value of a preset's first knob, None for what it is fixed to; our core has none. ``traces``: the folder of
-    the published ones, empty where it is not at hand."""
+    the published ones, empty where it is not at hand. ``preempting``: on engines that do, token by token."""
 
     scenario: str
     seed: int
     controller: str
     knob: float | None = None
     traces: str = ""
+    preempting: bool = False
 
 
 def measure(cell: Cell) -> Found:
@@ -39,7 +40,8 @@ def measure(cell: Cell) -> Found:
     scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
-    outcome = run(scenario, controller(cell, scenario))
+    engines = Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED
+    outcome = run(scenario, controller(cell, scenario), engines=engines)
     seconds = time.process_time() - begun
     return {**signs(scenario, outcome), "seconds": seconds}
 

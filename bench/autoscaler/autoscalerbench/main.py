@@ -17,6 +17,7 @@ from autoscalerbench import plots
 from autoscalerbench.bars import (
     BEYOND,
     COMPARED,
+    CROWDED,
     DARK,
     EVERY,
     HARD,
@@ -24,6 +25,7 @@ from autoscalerbench.bars import (
     Chosen,
     beside,
     best_knob,
+    crowded,
     ours,
     plant,
     tuned,
@@ -36,7 +38,7 @@ from fairlead_sim.scaling.known import Known
 from fairlead_sim.scaling.loop import Schedule, run
 from fairlead_sim.scaling.oracle import Found as Oracle
 from fairlead_sim.scaling.oracle import replayed, search
-from fairlead_sim.scaling.plant import Scenario, Troubles
+from fairlead_sim.scaling.plant import Engines, Scenario, Troubles
 from fairlead_sim.scaling.scenarios import smooth_chat, step_cold
 
 ORACLES = Path(__file__).parents[1] / "oracles.json"
@@ -69,7 +71,13 @@ def main(arguments: list[str]) -> int:
     others, searched = bench.presets(names)
     ourselves = {scenario: found[scenario] for scenario in SEARCHED}
     chosen_anew = [tuned(name, ourselves, by_knob) for name, by_knob in searched.items()]
-    rows: list[Row] = [*ours(found, bench.costs), *beside(found, others), *chosen_anew, *_plant_rows()]
+    rows: list[Row] = [
+        *ours(found, bench.costs),
+        *crowded(bench.crowded()),
+        *beside(found, others),
+        *chosen_anew,
+        *_plant_rows(),
+    ]
     table = {OURS: found} | {chosen.name: cells for chosen, cells in others.items()}
     bench.draw(table, given.plots)
     load_average.append(os.getloadavg()[0])
@@ -116,6 +124,12 @@ class Bench:
 
         found = self._lab([cell(one, scenario) for scenario in scenarios for one in controllers])
         return [{scenario: found[cell(one, scenario)] for scenario in scenarios} for one in controllers]
+
+    def crowded(self) -> Mapping[str, Found]:
+        """Ours on engines that preempt, by scenario."""
+        cells = {name: Cell(name, self._seed, OURS, None, self.traces, preempting=True) for name in CROWDED}
+        found = self._lab(list(cells.values()))
+        return {name: found[cell] for name, cell in cells.items()}
 
     def presets(self, names: Sequence[str]) -> tuple[dict[Chosen, Mapping[str, Found]], dict[str, ByKnob]]:
         """Each at its best knob and at its fixed one, in every scenario; and what the search for the best one saw."""
@@ -165,7 +179,9 @@ def _plant_rows() -> Iterator[Row]:
     seconds = (time.process_time() - begun) * 1e6 / len(day.load)
     scenario = _compared_plant()
     plan = [(0.0, {"S": 4}), (250.0, {"S": 9}), (1_100.0, {"S": 4})]
-    quick, exact = (signs(scenario, run(scenario, Schedule(plan), exact=exactly)) for exactly in (False, True))
+    quick, exact = (
+        signs(scenario, run(scenario, Schedule(plan), engines=kind)) for kind in (Engines.AGGREGATED, Engines.TOKENS)
+    )
     yield from plant(seconds, quick, exact)
 
 

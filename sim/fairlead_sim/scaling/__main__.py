@@ -1,7 +1,7 @@
 """One controller through scenarios, printed a line each; compiled where ``scripts/compile.py --sim`` has been run.
 
     python -m fairlead_sim.scaling [SCENARIO ...] [--controller MODULE:NAME | --replicas N] [--seed N] [--traces FOLDER]
-                                      [--oracles FILE] [--series]
+                                      [--oracles FILE] [--series] [--preempting]
 
 ``MODULE:NAME`` is called with the scenario's ``ScaledModel`` and gives an object with ``step(observation) -> Plan``.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from fairlead_sim.compiled import run_compiled
 from fairlead_sim.scaling.known import Known
 from fairlead_sim.scaling.loop import Controller, Outcome, Schedule, run
-from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.plant import Engines, Scenario
 from fairlead_sim.scaling.scenarios import KINDS
 
 
@@ -29,6 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument("--controller", default="fairlead_autoscaler.scaling:Core", metavar="MODULE:NAME")
     wanted.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
+    parser.add_argument(
+        "--preempting",
+        action="store_true",
+        help="engines that admit more than their memory may bear in the end, as vLLM does; slow",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--traces", type=Path, help="a folder with the published traces")
     parser.add_argument("--oracles", type=Path, help="schedules that were found (bench/autoscaler), for cost ÷ oracle")
@@ -37,10 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     for name in given.scenarios:
         if name not in KINDS:
             parser.error(f"no scenario is called {name!r}")
+    engines = Engines.PREEMPTING if given.preempting else Engines.AGGREGATED
     for name in given.scenarios or KINDS:
         scenario = KINDS[name](given.seed, given.traces)
         begun = time.monotonic()
-        outcome = run(scenario, _controller(given, scenario))
+        outcome = run(scenario, _controller(given, scenario), engines=engines)
         seconds = time.monotonic() - begun
         oracle = None if given.oracles is None else Known(given.oracles).found(scenario)
         _show(outcome, None if oracle is None else oracle.cost, seconds)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from fairlead_autoscaler.scaling.values import MixAsked, MixTold, Observation, Plan, PoolPlan
 from fairlead_sim.scaling.book import Book
-from fairlead_sim.scaling.plant import Plant, Scenario
+from fairlead_sim.scaling.plant import Engines, Plant, Scenario
 
 _HOUR = 3600.0
 
@@ -91,12 +91,12 @@ def run(
     scenario: Scenario,
     controller: Controller,
     *,
-    exact: bool = False,
+    engines: Engines = Engines.AGGREGATED,
     solver: Callable[[MixAsked], MixTold] | None = None,
 ) -> Outcome:
-    """The whole scenario under one controller. ``exact``: with token-level engines, see ``Plant``. ``solver`` answers what plans ask;
+    """The whole scenario under one controller. ``engines``: other ones than in closed form. ``solver`` answers what plans ask;
     without one nobody does."""
-    plant = Plant(scenario, exact=exact)
+    plant = Plant(scenario, engines=engines)
     names = list(plant.pools)
     looks: list[Look] = []
     now = 0.0

@@ -11,6 +11,7 @@ With a prefill and a decode pool a prompt is computed in the first and its KV mo
 """
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from heapq import heappop, heappush
 from random import Random
 
@@ -25,6 +26,15 @@ from fairlead_sim.scaling.token_engine import TokenEngine
 _END = float("inf")
 _POLL_SECONDS = 0.25
 _HAND_OVER_SECONDS = 0.02
+
+
+class Engines(Enum):
+    """What a plant's replicas are: engines in closed form; token by token, which gives the same answers and takes thirty times as
+    long; or token by token and admitting more than their memory may bear in the end, as vLLM does, so that they preempt."""
+
+    AGGREGATED = auto()
+    TOKENS = auto()
+    PREEMPTING = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +71,15 @@ class Scenario:
 
 
 class Plant:
-    """``exact`` runs token-level engines instead of aggregated ones: the same answers, some thirty times slower. ``foresight``: see
-    ``Pool``."""
+    """``foresight``: see ``Pool``."""
 
-    def __init__(self, scenario: Scenario, *, exact: bool = False, foresight: bool = False) -> None:
+    def __init__(self, scenario: Scenario, *, engines: Engines = Engines.AGGREGATED, foresight: bool = False) -> None:
         self.scenario = scenario
         self.book = Book(scenario.load, scenario.model.patience_seconds or _END)
         self.pools: dict[str, Pool] = {}
         for setup in scenario.pools:
             draw = Random(f"{scenario.name} {scenario.seed} {setup.facts.name}")
-            self.pools[setup.facts.name] = Pool(setup, self._maker(setup, exact), draw, foresight=foresight)
+            self.pools[setup.facts.name] = Pool(setup, self._maker(setup, engines), draw, foresight=foresight)
         both = list(self.pools.values())
         self._decoders = [pool for pool in both if pool.setup.facts.role is Role.DECODE]
         self._entries = [pool for pool in both if pool.setup.facts.role is not Role.DECODE]
@@ -88,9 +97,9 @@ class Plant:
         self._choice = has_choice(scenario.model)
         self._now = 0.0
 
-    def _maker(self, setup: PoolSetup, exact: bool) -> "_Maker":
+    def _maker(self, setup: PoolSetup, engines: Engines) -> "_Maker":
         model = self.scenario.model
-        return _Maker(setup, self.book, Tally(model.ttft_bounds, model.itl_bounds), exact)
+        return _Maker(setup, self.book, Tally(model.ttft_bounds, model.itl_bounds), engines)
 
     # Time ----------------------------------------------------------------------------------------------------------------
 
@@ -274,15 +283,17 @@ class Plant:
 class _Maker:
     """Makes a pool's engines."""
 
-    def __init__(self, setup: PoolSetup, book: Book, tally: Tally, exact: bool) -> None:
+    def __init__(self, setup: PoolSetup, book: Book, tally: Tally, engines: Engines) -> None:
         self._setup = setup
         self._book = book
         self._tally = tally
-        self._exact = exact
+        self._engines = engines
 
     def __call__(self) -> Engine:
-        kind = TokenEngine if self._exact else AggregatedEngine
-        return kind(self._setup.profile, self._setup.facts.role, self._book, self._tally.fresh())
+        given = self._setup.profile, self._setup.facts.role, self._book, self._tally.fresh()
+        if self._engines is Engines.AGGREGATED:
+            return AggregatedEngine(*given)
+        return TokenEngine(*given, preempting=self._engines is Engines.PREEMPTING)
 
 
 def _room(replica: Replica, pool: Pool) -> int:

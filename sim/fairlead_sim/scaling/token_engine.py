@@ -11,20 +11,32 @@ from fairlead_sim.sequence import Sequence
 
 
 class TokenEngine(Engine):
-    """``EngineCore``, step by step. Nothing is found in its cache."""
+    """``EngineCore``, step by step. Nothing is found in its cache. ``preempting``: a prompt is admitted where it fits, and its answer
+    may have to make room for others later."""
 
-    def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
+    def __init__(
+        self, profile: EngineProfile, role: Role, book: Book, tally: Tally, *, preempting: bool = False
+    ) -> None:
         super().__init__(profile, role, book, tally)
         self._core = EngineCore(profile, block_tokens=BLOCK_TOKENS, max_queue=1 << 30, events=False)
         self._order = count()
         self._here: dict[str, int] = {}
+        self._reserve_tokens = 0 if preempting else None
+        self._put_back: dict[str, float] = {}  # when the last token came of answers that were preempted
 
     def add(self, request: int, now: float) -> None:
         if self._core.idle:
             self.at = max(self.at, now)
         book, name = self.book, f"{request}/{next(self._order)}"
         self._here[name] = request
-        sequence = Sequence(name, now, book.prompt[request], self.to_generate(request), lookup=False)
+        sequence = Sequence(
+            name,
+            now,
+            book.prompt[request],
+            self.to_generate(request),
+            reserve_tokens=self._reserve_tokens,
+            lookup=False,
+        )
         sequence.pulled_tokens = book.prompt[request] - 1 if self.role is Role.DECODE else 0
         self._core.add(sequence)
 
@@ -35,10 +47,18 @@ class TokenEngine(Engine):
             if step is None:
                 return
             seconds = self.factor * step.seconds
+            for sequence in step.preempted:
+                if sequence.generated:
+                    self._put_back.setdefault(sequence.id, self.at)
             self.at += seconds
             decoded = len(step.tokens) - len(step.joined)
             self.tally.generated_tokens += decoded
             self.tally.gaps(decoded, seconds)
+            for sequence in step.joined:
+                before = self._put_back.pop(sequence.id, None)
+                if before is not None:
+                    self.tally.generated_tokens += 1
+                    self.tally.gaps(1, self.at - before)
             for sequence in step.first:
                 self.answered(self._here[sequence.id], self.at)
             for sequence, _ in step.finished:
@@ -49,6 +69,7 @@ class TokenEngine(Engine):
         for name in self._here:
             self._core.abort(name)
         self._here.clear()
+        self._put_back.clear()
         return here
 
     def running(self) -> int:

@@ -1,6 +1,8 @@
 """The aggregated engine beside the token-level one, in one plant and on the same requests."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -13,13 +15,13 @@ from fairlead_sim.scaling.book import NEVER, Book, Load
 from fairlead_sim.scaling.engine import AggregatedEngine, Engine, Tally
 from fairlead_sim.scaling.load import CHAT, SHORT_OUTPUT, poisson
 from fairlead_sim.scaling.loop import Outcome, Schedule, run
-from fairlead_sim.scaling.plant import Scenario, Troubles
+from fairlead_sim.scaling.plant import Engines, Scenario, Troubles
 from fairlead_sim.scaling.token_engine import TokenEngine
 
 BOUNDS = (0.05, 0.1, 0.2)
 
 
-def served(kind: type[Engine], load: Load, role: Role, patience: float, factor: float) -> tuple[Book, Engine]:
+def served(kind: Callable[..., Engine], load: Load, role: Role, patience: float, factor: float) -> tuple[Book, Engine]:
     book = Book(load, patience)
     engine = kind(pools.small(), role, book, Tally(BOUNDS, BOUNDS))
     engine.factor = factor
@@ -72,7 +74,7 @@ def troubled() -> Scenario:
 
 def both(scenario: Scenario, *steps: tuple[float, int]) -> tuple[Outcome, Outcome]:
     plan = [(at, {"S": replicas}) for at, replicas in steps]
-    return run(scenario, Schedule(plan)), run(scenario, Schedule(plan), exact=True)
+    return run(scenario, Schedule(plan)), run(scenario, Schedule(plan), engines=Engines.TOKENS)
 
 
 def test_a_whole_plant_comes_to_the_same() -> None:
@@ -88,7 +90,21 @@ def test_short_answers_on_large_engines_come_to_the_same() -> None:
     load = poisson([6.0] * 4, SHORT_OUTPUT, Random(3))
     setups = [pools.pool(pools.large(), 2)]
     scenario = Scenario("short", 1, 240.0, pools.model(setups, 2.0, 0.2), tuple(setups), load)
-    quick, exact = run(scenario, Schedule([])), run(scenario, Schedule([]), exact=True)
+    quick, exact = run(scenario, Schedule([])), run(scenario, Schedule([]), engines=Engines.TOKENS)
     assert quick.book.first == pytest.approx(exact.book.first, abs=1e-6)
     assert quick.book.end == pytest.approx(exact.book.end, abs=1e-6)
     assert NEVER not in quick.book.end
+
+
+def test_engines_that_preempt_begin_sooner_and_count_every_token_once() -> None:
+    load = Load([0.01 * place for place in range(60)], [1_000] * 60, [700] * 60)
+    book, engine = served(TokenEngine, load, Role.SERVE, 1e9, 1.0)
+    other, preempting = served(partial(TokenEngine, preempting=True), load, Role.SERVE, 1e9, 1.0)
+    assert sum(other.first) < sum(book.first)
+    assert max(other.end[place] - other.first[place] for place in range(60)) > max(
+        book.end[place] - book.first[place] for place in range(60)
+    )  # somebody began and was put back
+    for one, seen in ((book, engine), (other, preempting)):
+        assert seen.tally.generated_tokens == sum(load.outputs)
+        assert seen.tally.gap_seconds == pytest.approx(sum(one.end) - sum(one.first))
+        assert sum(seen.tally.itl_counts) == sum(load.outputs) - 60
