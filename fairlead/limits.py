@@ -170,8 +170,9 @@ class Limits:
 
     handoff_least_tokens: int = _limit(
         1_024,
-        "uncached prompt tokens from which a second engine prefills; below, two legs cost more than computing them",
+        "uncached prompt tokens from which a second engine prefills, where slack cannot be judged: no objective or no profile",
     )
+    handoff_way_seconds: float = _limit(0.02, "of KV to a decode engine, whatever its size; what was seen is added")
     handoff_prefill_seconds: float = _limit(20.0, "a prefill engine's whole answer; then another one, or no hand-off")
     handoff_lease_seconds: float = _limit(
         20.0,

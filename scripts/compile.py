@@ -60,6 +60,8 @@ ROOMS = (
 )
 ROUTING = (
     "__init__",
+    "convertible",
+    "gaps",
     "glimpses",
     "held",
     "holdings",
@@ -78,6 +80,7 @@ ROUTING = (
     "presets/simple",
     "presets/table",
     "recent",
+    "reported",
     "request",
     "ring",
     "router",

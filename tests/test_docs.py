@@ -17,6 +17,7 @@ from cyclopts import CycloptsError
 from fairlead.settings import TOOL_VARIABLES, settings_table
 from fairlead_cli.app import VERBS, build
 from fairlead_gateway.routing import PRESETS
+from fairlead_gateway.routing.convertible import GOES, STAYS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -277,6 +278,10 @@ def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:
     assert column("errors.md", "Rules") == rules
     explained = set(SPAN.findall(text_of(ROOT / "docs" / "guides" / "routing.md")))
     assert rules - explained - {"none"} == set()
+
+
+def test_every_rule_of_who_computes_a_prompt_is_documented_and_every_documented_one_exists() -> None:
+    assert column("prefill-decode.md", "Who computes a prompt") == STAYS | GOES
 
 
 def test_every_preset_is_explained_and_its_decisions_carry_its_name() -> None:

@@ -9,21 +9,34 @@ from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.limits import Limits
+from fairlead_gateway import handoff_plan as plan
 from fairlead_gateway.decision_log import DecisionRecord, Logged
 from fairlead_gateway.errors import UnknownPath
+from fairlead_gateway.handoff_story import BYPASSED, HandoffStory
 from fairlead_gateway.head import Head
 from fairlead_gateway.model import PATHS, understand
+from fairlead_gateway.prefill import Prefill
 from fairlead_gateway.prompt import route_request
 from fairlead_gateway.route import Routes
+from fairlead_gateway.routing.convertible import STAYS
 
 _ID: Final = "asked"
 _NOBODY: Final[frozenset[str]] = frozenset()
 
 
 def would(
-    path: str, body: bytes, session: str | None, *, routes: Routes, prefilling: Routes, limits: Limits, clock: Clock
+    path: str,
+    body: bytes,
+    session: str | None,
+    *,
+    routes: Routes,
+    prefilling: Routes,
+    prefill: Prefill,
+    limits: Limits,
+    clock: Clock,
 ) -> Logged:
-    """The choices that a request would get: of the engine that prefills where the model has such, then of the one that answers.
+    """The choices that a request would get: of the engine that prefills where another one than the one that answers would, then of
+    that one.
 
     ``body`` as a client would send it to ``path``; ``session`` as in the header x-session-id. Raises GatewayError as a request would.
     """
@@ -33,13 +46,26 @@ def would(
     head = Head("POST", path, fields, 11, len(body), keep_alive=True, continues=False)
     ask = understand(path, body, routes.fleet, limits)
     request = route_request(ask, head, _ID, routes.secret)
-    now, records = clock.now(), []
-    for place in (prefilling, routes):
-        if place is prefilling and not place.has(ask.key):
-            continue
-        decision = place.choose(ask.key, request, now, _NOBODY, asking=True)
-        if place is prefilling:
-            decision = decision.told(reason=f"to prefill it: {decision.reason}")
-        tokens = place.prompt_tokens(ask.key, request)
-        records.append(DecisionRecord(_ID, clock.wall(), ask.key, decision, 1, tokens))
-    return Logged(records)
+    now = clock.now()
+    answers = routes.choose(ask.key, request, now, _NOBODY, asking=True)
+    choices = [(routes, answers)]
+    story = None
+    if prefilling.has(ask.key) and answers.chosen is not None:
+        story = HandoffStory()
+        against = plan.why_not(ask.parsed, ask.body)
+        if against is None:
+            story.where = prefill.where(ask, request, answers.chosen, now)
+            story.reason, story.words = story.where.rule, story.where.reason
+        else:
+            story.reason, story.words = against
+        if story.where is None or story.where.rule in STAYS:
+            story.outcome = BYPASSED
+        elif story.where.chosen is not None:
+            first = prefilling.choose(ask.key, request, now, _NOBODY, asking=True)
+            choices.insert(0, (prefilling, first.told(reason=f"to prefill it: {first.reason}")))
+    return Logged(
+        [
+            DecisionRecord(_ID, clock.wall(), ask.key, made, 1, place.prompt_tokens(ask.key, request), None, story)
+            for place, made in choices
+        ]
+    )

@@ -340,6 +340,7 @@ class WireStory(msgspec.Struct, array_like=True):
     words: str
     waited_seconds: float
     legs: list[WireLeg]
+    where: WireDecision | None
 
 
 class WireRecord(msgspec.Struct, array_like=True):

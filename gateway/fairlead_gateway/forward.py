@@ -177,11 +177,7 @@ class Forward:
 
     def choose(self, job: Job, excluded: frozenset[str], now: float) -> Instance:
         """Ask for a decision, log it, and make it the job's."""
-        unusable = excluded if job.handoff is None else excluded | self._prefill.unfit(job, excluded)
-        avoid = job.avoid if job.avoid and not job.failures else None
-        decision = self._routes.choose(job.ask.key, job.route, now, unusable if avoid is None else unusable | avoid)
-        if avoid is not None and decision.chosen is None:
-            decision = self._routes.choose(job.ask.key, job.route, now, unusable)
+        decision = self._prefill.choice(job, excluded, now)
         if job.release is not None and not job.failures:
             decision = decision.told(reason=f"{job.release.words()}; then {decision.rule}: {decision.reason}")
         if job.story is not None:
@@ -237,7 +233,7 @@ class Forward:
         """Ledger and breaker learn of an attempt."""
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
-        router.dispatched(job.route, job.instance_id, now)
+        router.dispatched(job.route, job.instance_id, now, elsewhere=job.handoff is not None)
         self._holding.sent(job, now)
         if self._samples is not None and router.followed:
             self._samples.offer(job.ask, job.route)
@@ -258,7 +254,7 @@ class Forward:
                 job.route.id,
                 now,
                 prompt_tokens=job.prompt_tokens,
-                cached_tokens=job.cached_tokens,
+                cached_tokens=None if job.handed_over else job.cached_tokens,  # says nothing then
                 output_tokens=job.output_tokens,
             )
             if self._rows is not None and job.handoff is None:

@@ -183,6 +183,7 @@ class Gateway(Host):
         self._routes.apply(fleet, self.clock.now())
         self._prefill_routes.apply(fleet, self.clock.now())
         self.reach.apply(fleet)
+        self._prefill.keep_only(fleet.models)
         self._pool.keep_only(self._routes.addresses())
         self.holding.apply(fleet)
         self._loaded = True
@@ -230,6 +231,7 @@ class Gateway(Host):
             session,
             routes=self._routes,
             prefilling=self._prefill_routes,
+            prefill=self._prefill,
             limits=self.limits,
             clock=self.clock,
         )

@@ -1,7 +1,7 @@
-"""Whether a prompt is worth two engines, and what each of them is told: the pure part of the hand-off from prefill to decode.
+"""Whether two engines can serve a prompt, and what each of them is told: the pure part of the hand-off from prefill to decode.
 
-A prompt is computed by a prefill engine, and another one, which decodes, fetches the result. That costs a second leg, so it is
-done only where enough of the prompt is uncached on every engine that could decode. Three ways of telling are known:
+A prompt is computed by a prefill engine, and another one, which decodes, fetches the result. Whether that is worth a second leg
+is decided by ``routing.convertible``. Three ways of telling are known:
 
 - ``nixl``: the prefill engine answers with an object that goes to the decode engine unchanged. Engines check nothing in it: a
   field that is missing hangs the request and kills the engine, so an object that is not whole is never passed on.
@@ -57,16 +57,14 @@ _NIXL = msgspec.json.Decoder(_Nixl)
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-def why_not(parsed: Common, body: bytes, uncached_tokens: float, limits: Limits) -> tuple[str, str] | None:
-    """Why one engine should do it all, in one word and in several; None when two should."""
+def why_not(parsed: Common, body: bytes) -> tuple[str, str] | None:
+    """Why one engine has to do it all, in one word and in several; None when two can."""
     if not isinstance(parsed, Generation):
         return "not-generation", "nothing is generated"
     if isinstance(parsed, Completion) and not _one_prompt(bytes(parsed.prompt)):
         return "several-prompts", "several prompts in one request"
     if parsed.prompt_logprobs is not None or given.any_of(_ECHO, body):
         return "prompt-asked", "the prompt's own probabilities or text are asked for"
-    if uncached_tokens < limits.handoff_least_tokens:
-        return "short", f"about {uncached_tokens:.0f} tokens to compute, under {limits.handoff_least_tokens}"
     return None
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 
+OK: Final = "ok"
 PENDING: Final = "pending"
 DONE: Final = "done"
 BYPASSED: Final = "bypassed"
@@ -27,13 +28,20 @@ class PrefillLeg:
 @dataclass(slots=True)
 class HandoffStory:
     """``outcome`` is ``pending``, ``done``, ``bypassed`` or ``failed``, ``reason`` one word of a closed list, ``words`` the same for
-    people. ``waited_seconds`` passed before a decode engine could be chosen."""
+    people. ``where`` is the decision who computes the prompt (``routing.convertible``), None where two engines cannot.
+    ``waited_seconds`` passed before a decode engine could be chosen."""
 
     outcome: str = PENDING
     reason: str = "none"
     words: str = ""
     waited_seconds: float = 0.0
     legs: list[PrefillLeg] = field(default_factory=list)
+    where: Decision | None = None
+
+    @property
+    def kept(self) -> bool:
+        """No prefill engine has computed the prompt: the one that answers does."""
+        return not any(leg.result == OK for leg in self.legs)
 
     @property
     def suspicious(self) -> bool:

@@ -24,7 +24,8 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 class Job:
     """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
     body is known by in quarantine; from then on the body may have been let go. ``asked`` is what it asked of the gate before engines,
-    ``avoid`` the engines that had no room for it, ``release`` how it was let go where it was held."""
+    ``avoid`` the engines that had no room for it, ``release`` how it was let go where it was held. ``judged`` is the first choice of
+    an engine, made before it is known who computes the prompt; whoever takes it makes it None."""
 
     __slots__ = (
         "ask",
@@ -45,6 +46,7 @@ class Job:
         "id",
         "instance",
         "instance_id",
+        "judged",
         "last_at",
         "output_tokens",
         "patience",
@@ -79,6 +81,7 @@ class Job:
         self.instance_id: str = ""  # the instance's, empty without one
         self.decision: Decision | None = None
         self.attempt: int = 0
+        self.judged: Decision | None = None
         self.failures: list[Failure] = []
         self.dispatched_at: float | None = None
         self.first_at: float | None = None

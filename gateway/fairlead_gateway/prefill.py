@@ -1,16 +1,18 @@
 """The leg before forward: where a model's engines are split, another engine computes the prompt first.
 
-The prefill engine is asked for one token within its own time limit, and that token is dropped; then the engine that decodes is
-chosen, as late as possible, and told where the result lies. The hand-off is bound to one attempt and to the time that the
-prefill engine keeps the blocks. When anything of it fails, the request goes on as a plain one: another prefill engine is tried
-once, and a decode that failed or said nothing in time is asked again without the hand-off, since it was not its fault.
+Who computes a prompt is decided anew for each (``routing.convertible``), between the engine that would answer it and the best
+of those that prefill. The prefill engine is asked for one token within its own time limit, and that token is dropped; then the
+engine that decodes is chosen, as late as possible, and told where the result lies. The hand-off is bound to one attempt and to the
+time that the prefill engine keeps the blocks. When anything of it fails, the request goes on as a plain one: another prefill engine
+is tried once, and a decode that failed or said nothing in time is asked again without the hand-off, since it was not its fault.
 Prefill engines and pairs that failed are left alone for a while. One that broke off on a prompt counts against that prompt as any
 engine does: when two have, one after the other, no third one gets it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 from fairlead.clock import Clock
 from fairlead.decision import Decision
@@ -22,11 +24,15 @@ from fairlead_gateway.errors import NoInstance, Quarantined
 from fairlead_gateway.fields import Generation
 from fairlead_gateway.handoff_plan import Handoff
 from fairlead_gateway.handoff_story import BYPASSED, DONE, FAILED, HandoffStory, PrefillLeg
+from fairlead_gateway.handoff_way import Ways
 from fairlead_gateway.job import Job
 from fairlead_gateway.leg import LegFailed, leg
+from fairlead_gateway.model import Ask
 from fairlead_gateway.quarantine import Quarantine
 from fairlead_gateway.retry import Failure
 from fairlead_gateway.route import Routes
+from fairlead_gateway.routing.convertible import STAYS, where
+from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.served_name import body_for
 from fairlead_gateway.splice import added, splice
 from fairlead_gateway.steps import PREFILL
@@ -37,6 +43,7 @@ from fairlead_gateway.wire import engine_request
 _PREFILLS = 2
 _HELD = "quarantined"
 _ROOMS = 1 << 63
+_NOBODY: Final[frozenset[str]] = frozenset()
 _EXPIRED = ("expired", "the blocks are not kept any longer")
 
 
@@ -66,31 +73,57 @@ class Prefill:
         self._suspects: dict[tuple[str, str | None], float] = {}
         self._engines: dict[str, str] = {}
         self._rooms: set[asyncio.Task[None]] = set()
+        self._ways = Ways(limits)
 
     def close(self) -> None:
         """Cut the prefills whose answers nobody waits for."""
         for task in self._rooms:
             task.cancel()
 
+    def keep_only(self, models: Collection[str]) -> None:
+        """The others have left."""
+        self._ways.keep(models)
+
     def applies(self, key: str) -> bool:
         """Whether the model has engines that only prefill."""
         return self._prefilling.has(key)
 
+    def choice(self, job: Job, excluded: frozenset[str], now: float) -> Decision:
+        """Which engine answers. Raises NoInstance when none is ready."""
+        if job.judged is not None:
+            judged, job.judged = job.judged, None
+            return judged
+        unusable = excluded if job.handoff is None else excluded | self.unfit(job, excluded)
+        # A prompt is seen once: where it was decided who computes it, an engine to answer it was chosen before.
+        asking = job.story is not None and job.story.where is not None
+        avoid = job.avoid if not job.failures else _NOBODY
+        decision = self._decoding.choose(job.ask.key, job.route, now, unusable | avoid, asking=asking)
+        if avoid and decision.chosen is None:
+            decision = self._decoding.choose(job.ask.key, job.route, now, unusable, asking=asking)
+        return decision
+
     async def before(self, job: Job) -> None:
         """Have the prompt prefilled elsewhere, if that is worth it and works; ``job`` says afterwards what happened. Raises
-        Quarantined when engines died of it."""
+        NoInstance when no engine could answer, Quarantined when engines died of it."""
         key = job.ask.key
         if not self.applies(key):
             return
-        router = self._decoding.router(key)
-        if router is None:
+        if self._decoding.router(key) is None:
             return
         story = job.story = HandoffStory()
-        against = plan.why_not(job.ask.parsed, job.ask.body, router.uncached(job.route), self._limits)
+        against = plan.why_not(job.ask.parsed, job.ask.body)
         if against is not None:
             self._ended(job, BYPASSED, against[0], f"no hand-off: {against[1]}")
             return
         began = self._clock.now()
+        judged = self.choice(job, _NOBODY, began)
+        if judged.chosen is None:
+            return
+        decided = story.where = self.where(job.ask, job.route, judged.chosen, began)
+        if decided.rule in STAYS:
+            job.judged = judged
+            self._ended(job, BYPASSED, decided.rule, f"no hand-off: {decided.reason}")
+            return
         word, why = await self._prefilled(job, story)
         story.waited_seconds = self._clock.now() - began
         if job.handoff is None:
@@ -99,6 +132,26 @@ class Prefill:
                 raise Quarantined(self._limits.quarantine_seconds)
         else:
             story.words = job.handoff.words
+
+    def where(self, ask: Ask, route: RouteRequest, chosen: str, now: float) -> Decision:
+        """Who computes the prompt, if ``chosen``, which is ready, is to answer it. Nothing is remembered of it."""
+        key, there = ask.key, None
+        serving, prefilling = self._decoding.router(key), self._prefilling.router(key)
+        here = None if serving is None else serving.side(route, chosen, now)
+        assert here is not None
+        try:
+            best = self._prefilling.choose(key, route, now, self._useless(key), asking=True).chosen
+        except NoInstance:
+            best = None
+        if prefilling is not None and best is not None:
+            there = prefilling.side(route, best, now)
+        return where(
+            here,
+            there,
+            itl_seconds=ask.model.objectives.itl_seconds,
+            way_seconds=self._ways.seconds(key, here.prompt_tokens),
+            least_tokens=self._limits.handoff_least_tokens,
+        )
 
     async def _prefilled(self, job: Job, story: HandoffStory) -> tuple[str, str]:
         """Fill ``job.handoff``, or say in one word and in several why not."""
@@ -189,8 +242,18 @@ class Prefill:
         """The decode engine answers: the hand-off has served its one attempt."""
         if job.handoff is not None:
             assert job.story is not None
-            self._ended(job, DONE, "none", job.story.words)
+            assert job.story.where is not None
+            self._travelled(job, job.handoff, job.story.where)
+            self._ended(job, DONE, job.story.where.rule, job.story.words)
             job.handoff = None
+
+    def _travelled(self, job: Job, handoff: Handoff, decided: Decision) -> None:
+        """Learn what KV takes: of streams only, and where the prefill was over before."""
+        sent, step = job.dispatched_at, decided.inputs.get("step_seconds")
+        if not job.ask.stream or sent is None or handoff.prefill.transfer == "sglang":
+            return
+        seconds = self._clock.now() - sent - (2.0 * step.value if step is not None and step.value is not None else 0.0)
+        self._ways.took(job.ask.key, self._decoding.prompt_tokens(job.ask.key, job.route), seconds)
 
     def forgives(self, job: Job, failure: Failure) -> bool:
         """Whether an attempt failed over the hand-off: then the same request goes again without it, there or elsewhere."""
@@ -332,7 +395,10 @@ class Prefill:
     def _ended(self, job: Job, outcome: str, reason: str, words: str) -> None:
         assert job.story is not None
         job.story.outcome, job.story.reason, job.story.words = outcome, reason, words
-        self._telemetry.handoff(job.ask.key, outcome, reason)
+        kept = None
+        if outcome != DONE and job.story.kept:
+            kept = self._decoding.prompt_tokens(job.ask.key, job.route)
+        self._telemetry.handoff(job.ask.key, outcome, reason, kept)
 
     def _leg_ended(self, job: Job, made: PrefillLeg, result: str) -> None:
         made.seconds, made.result = self._clock.now() - made.began, result

@@ -79,14 +79,16 @@ def _wire_story(story: HandoffStory) -> WireStory:
     legs = [
         WireLeg(leg.instance_id, _wire_decision(leg.decision), leg.began, leg.seconds, leg.result) for leg in story.legs
     ]
-    return WireStory(story.outcome, story.reason, story.words, story.waited_seconds, legs)
+    where = None if story.where is None else _wire_decision(story.where)
+    return WireStory(story.outcome, story.reason, story.words, story.waited_seconds, legs, where)
 
 
 def _story(wire: WireStory) -> HandoffStory:
     legs = [
         PrefillLeg(leg.instance_id, _decision(leg.decision), leg.began, leg.seconds, leg.result) for leg in wire.legs
     ]
-    return HandoffStory(wire.outcome, wire.reason, wire.words, wire.waited_seconds, legs)
+    where = None if wire.where is None else _decision(wire.where)
+    return HandoffStory(wire.outcome, wire.reason, wire.words, wire.waited_seconds, legs, where)
 
 
 def _outcome(found: dict[str, Any]) -> Outcome:

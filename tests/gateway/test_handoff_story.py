@@ -77,11 +77,11 @@ def story(running: Running) -> HandoffStory:
 SHORT, LEASE = chat("hi"), replace(LIMITS, handoff_lease_seconds=0.0)
 BATCH = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 3}
 CASES = [
-    ("done", "none", [("P0", "ok")], [prefilling], honest, chat(), LIMITS),
+    ("done", "long", [("P0", "ok")], [prefilling], honest, chat(), LIMITS),
     ("bypassed", "short", [], [prefilling], honest, SHORT, LIMITS),
     ("bypassed", "several-prompts", [], [prefilling], honest, BATCH, LIMITS),
     ("bypassed", "prompt-asked", [], [prefilling], honest, chat(prompt_logprobs=1), LIMITS),
-    ("done", "none", [("P0", "ok")], [prefilling], honest, chat(prompt_logprobs=None, echo=None), LIMITS),
+    ("done", "long", [("P0", "ok")], [prefilling], honest, chat(prompt_logprobs=None, echo=None), LIMITS),
     ("failed", "prefill-no-blocks", [("P0", "no-blocks")], [no_blocks], honest, chat(), LIMITS),
     ("failed", "prefill-status-500", [("P0", "status-500")], [failing], honest, chat(), LIMITS),
     ("failed", "prefill-timeout", [("P0", "timeout")], [silent], honest, chat(), LIMITS),

@@ -142,12 +142,23 @@ class PrefillLeg(Struct, frozen=True):
     result: str = ""
 
 
+class Where(Struct, frozen=True):
+    """Who computes the prompt."""
+
+    instance: str | None = None
+    rule: str = ""
+    reason: str = ""
+    candidates: list[Candidate] = field(default_factory=list)
+    inputs: dict[str, Number] = field(default_factory=dict)
+
+
 class Handoff(Struct, frozen=True):
     """What became of the prompt's way from prefill to decode."""
 
     outcome: str = ""
     reason: str = ""
     words: str = ""
+    where: Where | None = None
     waited_seconds: float = 0.0
     legs: list[PrefillLeg] = field(default_factory=list)
 

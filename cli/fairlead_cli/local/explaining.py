@@ -173,6 +173,15 @@ def _handoff(handoff: answers.Handoff) -> Iterator[str]:
     yield f"prefill → decode: {handoff.outcome}{why}{waited}"
     if handoff.words and not handoff.legs:
         yield f"  {handoff.words}"
+    where = handoff.where
+    if where is not None:
+        computes = (
+            "no engine to prefill it" if where.instance is None else f"computed on {answers.short(where.instance)}"
+        )
+        yield f"  {computes} by the rule {where.rule}"
+        if where.reason not in handoff.words:
+            yield f"     {where.reason}"
+        yield from _table(where.candidates, where.inputs)
     for leg in handoff.legs:
         took = "" if leg.seconds is None else f" after {duration(leg.seconds)}"
         yield f"  prefill on {answers.short(leg.instance)} by the rule {leg.rule}: {leg.result}{took}"

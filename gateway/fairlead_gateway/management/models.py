@@ -296,12 +296,23 @@ class PrefillLeg(_Model):
     result: str = Field(description="pending, ok, or one word for what went wrong.")
 
 
+class Where(_Model):
+    """Who computes the prompt: the engine that answers it, or one that prefills."""
+
+    instance: str | None = Field(description="Null when no prefill engine is ready.")
+    rule: str
+    reason: str
+    candidates: list[Candidate]
+    inputs: dict[str, Number] = Field(description="Inputs that belong to no single candidate.")
+
+
 class Handoff(_Model):
     """What became of the prompt's way from prefill to decode."""
 
     outcome: str = Field(description="pending, done, bypassed or failed; the latter two went on on one engine.")
-    reason: str = Field(description="One word of a closed list; none where it was done.")
+    reason: str = Field(description="One word of a closed list; of one that was done, the rule by which it went.")
     words: str
+    where: Where | None = Field(description="Null where two engines cannot serve it, or none could answer.")
     waited_seconds: float = Field(description="Passed before a decode engine could be chosen.")
     legs: list[PrefillLeg] = Field(description="Prefill engines asked, oldest first.")
 

@@ -208,9 +208,15 @@ def _handoff(story: HandoffStory) -> models.Handoff:
         outcome=story.outcome,
         reason=story.reason,
         words=story.words,
+        where=None if story.where is None else _where(story.where),
         waited_seconds=story.waited_seconds,
         legs=[_leg(leg) for leg in story.legs],
     )
+
+
+def _where(made: decision.Decision) -> models.Where:
+    candidates, inputs = _candidates(made)
+    return models.Where(instance=made.chosen, rule=made.rule, reason=made.reason, candidates=candidates, inputs=inputs)
 
 
 def _leg(leg: PrefillLeg) -> models.PrefillLeg:

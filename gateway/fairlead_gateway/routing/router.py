@@ -15,6 +15,8 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Instance, InstanceState, Model, Objectives
 from fairlead.limits import Limits
 from fairlead.profile import presets
+from fairlead_gateway.routing.convertible import Side, side_of
+from fairlead_gateway.routing.gaps import Gaps
 from fairlead_gateway.routing.glimpses import Glimpses
 from fairlead_gateway.routing.held import HeldRequests
 from fairlead_gateway.routing.holdings import Holdings, Knows, Place
@@ -27,18 +29,13 @@ from fairlead_gateway.routing.presets import dual_hash
 from fairlead_gateway.routing.presets.question import Option, Question
 from fairlead_gateway.routing.presets.table import HOLDING, PRESETS, RULES, WINDOWED, Rule
 from fairlead_gateway.routing.recent import Recent
+from fairlead_gateway.routing.reported import Reported
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
 from fairlead_gateway.routing.shared import Siblings
 from fairlead_gateway.routing.sources import pulled_seconds
 
 OUTPUT_GUESS_TOKENS: Final = 256.0
-UNFORESEEN_PACE: Final = 0.02
-"""How fast what engines had beyond what was known of is followed: some fifty answers."""
-SCALE_PACE: Final = 0.05
-SCALE_MOST: Final = 4.0
-SCALE_LEAST_TOKENS: Final = 64
-"""How fast, how far and from which prompts the estimate of tokens follows what engines report."""
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 _NOBODY: frozenset[str] = frozenset()
 
@@ -87,9 +84,9 @@ class ModelRouter:
         self._weights: dict[str, float] = {}
         self._homes = Homes({}, secret=secret)
         self._profile_default = presets()["h100-llama8b"]
-        self._scale = 1.0  # reported prompt tokens ÷ the caller's estimate
-        self._unforeseen = 0.0  # share of prompts that engines had cached and nobody had told of
-        self._scaled = 1  # what it is the mean of: the estimate, and answers
+        self._reported = Reported()
+        self._gaps: Gaps | None = None  # where instances hand over KV
+        self._profiled: frozenset[str] = frozenset()  # whose profile is known
 
     @property
     def followed(self) -> bool:
@@ -115,6 +112,10 @@ class ModelRouter:
         gone = self._ready.keys() - living
         if gone:
             self._pins.forget(gone)
+        if any(item.transfer is not None for item in instances):
+            self._gaps = self._gaps or Gaps()
+            self._gaps.keep(living)
+        self._profiled = frozenset([item.id for item in instances if item.profile is not None])
         self._told = self._hooks if any(item.kv_events is not None for item in instances) else None
         ready = [item for item in instances if item.state is InstanceState.READY]
         weights = {item.id: item.weight for item in ready}
@@ -180,16 +181,17 @@ class ModelRouter:
         self._turn += 1
         return rule(question)
 
-    def dispatched(self, request: RouteRequest, instance_id: str, now: float) -> None:
-        """The request was sent there: its prefill is backlog, and its blocks count as held there from now on."""
+    def dispatched(self, request: RouteRequest, instance_id: str, now: float, *, elsewhere: bool = False) -> None:
+        """The request was sent there: its prefill is backlog, and its blocks count as held there from now on. ``elsewhere``: another
+        engine has computed the prompt."""
         if request.pin is not None:
             self._pins.put(request.pin, instance_id, now)
         place, holdings = self._ready.get(instance_id), self._holdings
         profile = self._profile_default if place is None else place.profile
-        prompt = request.prompt_tokens * self._scale
+        prompt = request.prompt_tokens * self._reported.scale
         found = holdings.matched(request)
         bit = holdings.bit(instance_id) if place is None else place.bit
-        matched = min(prompt, found.size(bit) * (self._scale / _BYTES_PER_TOKEN))
+        matched = prompt if elsewhere else min(prompt, found.size(bit) * (self._reported.scale / _BYTES_PER_TOKEN))
         holdings.forget_asked()
         most = request.max_tokens
         tokens = prompt + (OUTPUT_GUESS_TOKENS if not most or most > OUTPUT_GUESS_TOKENS else most)
@@ -249,6 +251,8 @@ class ModelRouter:
         self._ledger.first_token(request_id)
         if self._recent is not None:
             self._recent.first_token(request_id, now)
+        if self._gaps is not None:
+            self._gaps.first_token(request_id, now)
         if self._held is not None:
             self._held.forget(request_id)
 
@@ -266,16 +270,7 @@ class ModelRouter:
         if flight is None:
             return
         self._tell_end(flight, prompt_tokens, cached_tokens)
-        sent = flight.request.prompt_tokens
-        if cached_tokens is not None and sent >= SCALE_LEAST_TOKENS:
-            share = cached_tokens / (prompt_tokens or sent * self._scale)
-            self._unforeseen += UNFORESEEN_PACE * (max(0.0, share - flight.matched) - self._unforeseen)
-        if prompt_tokens and sent >= SCALE_LEAST_TOKENS:
-            seen = min(SCALE_MOST, max(1 / SCALE_MOST, prompt_tokens / sent))
-            # The mean of the first answers: of several gateways each hears a part of them, and one that does not know yet how long
-            # prompts are takes engines' caches for larger or smaller than they are.
-            self._scaled += 1
-            self._scale += max(SCALE_PACE, 1.0 / self._scaled) * (seen - self._scale)
+        self._reported.prompt(flight.request.prompt_tokens, flight.matched, prompt_tokens, cached_tokens)
         place = self._ready.get(flight.tally.instance) if output_tokens else None
         if place is not None and output_tokens:
             self._holdings.occupy(place, self._bytes(output_tokens), self._bytes(place.kv_tokens))
@@ -307,8 +302,8 @@ class ModelRouter:
             held,
             self._places,
             self.homes,
-            scale=self._scale,
-            rate=self._scale / _BYTES_PER_TOKEN,
+            scale=self._reported.scale,
+            rate=self._reported.scale / _BYTES_PER_TOKEN,
             objective_seconds=dual_hash.OBJECTIVE_DEFAULT_SECONDS if limit is None else limit,
             now=now,
         )
@@ -319,10 +314,21 @@ class ModelRouter:
                 self.dispatched(request, to, now)
         return moves
 
+    def side(self, request: RouteRequest, instance_id: str, now: float) -> Side | None:
+        """A ready instance as the prompt would find it; None when it is not ready."""
+        place = self._ready.get(instance_id)
+        if place is None:
+            return None
+        prompt = self.prompt_tokens(request)
+        hit = min(prompt, self._holdings.matched(request).size(place.bit) * (self._reported.scale / _BYTES_PER_TOKEN))
+        self._holdings.forget_asked()
+        gap = None if self._gaps is None else self._gaps.seen(instance_id, now)
+        return side_of(place, self._ledger.seen(place.tally), prompt, hit, instance_id in self._profiled, gap)
+
     def uncached(self, request: RouteRequest) -> float:
         """Tokens of the prompt that even the instance that holds most of it would have to compute."""
         prompt = self.prompt_tokens(request)
-        return prompt - min(prompt, self._holdings.most(request) * (self._scale / _BYTES_PER_TOKEN))
+        return prompt - min(prompt, self._holdings.most(request) * (self._reported.scale / _BYTES_PER_TOKEN))
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """This process's own load on every instance that is ready, and on those that still have some of it."""
@@ -342,11 +348,11 @@ class ModelRouter:
 
     def prompt_tokens(self, request: RouteRequest) -> float:
         """The prompt's length as this model's engines count it."""
-        return request.prompt_tokens * self._scale
+        return request.prompt_tokens * self._reported.scale
 
     def _bytes(self, tokens: int) -> int:
         """How much prompt text that many of the engine's tokens are."""
-        return int(tokens * _BYTES_PER_TOKEN / self._scale)
+        return int(tokens * _BYTES_PER_TOKEN / self._reported.scale)
 
     def _ended(self, request_id: str, output_tokens: int | None, now: float) -> Flight | None:
         if self._held is not None:
@@ -354,6 +360,8 @@ class ModelRouter:
         flight = self._ledger.ended(request_id)
         if self._recent is not None and flight is not None:
             self._recent.ended(request_id, flight.tally.instance, output_tokens, now)
+        if self._gaps is not None:
+            self._gaps.ended(request_id, "" if flight is None else flight.tally.instance, output_tokens, now)
         return flight
 
     def _tell_end(self, flight: Flight, prompt_tokens: int | None, cached_tokens: int | None) -> None:
@@ -369,8 +377,8 @@ class ModelRouter:
     def _dual_hash(self, request: RouteRequest, homes: tuple[str, ...], places: list[Place], now: float) -> Decision:
         ready, glimpses = self._ready, self._glimpses
         glimpses.begin(len(places))
-        prompt = request.prompt_tokens * self._scale
-        rate = self._scale / _BYTES_PER_TOKEN
+        prompt = request.prompt_tokens * self._reported.scale
+        rate = self._reported.scale / _BYTES_PER_TOKEN
         found = self._holdings.matched(request)
         whole = places is self._places
         holder = (
@@ -419,7 +427,7 @@ class ModelRouter:
             objective_seconds=limit,
             hot_epoch=self._hot.epoch,
             hot_lost=self._hot.lost,
-            unforeseen_share=self._unforeseen,
+            unforeseen_share=self._reported.unforeseen_share,
         )
         if decision.source is not None:
             for item in candidates:
@@ -429,8 +437,8 @@ class ModelRouter:
 
     def _question(self, request: RouteRequest, homes: tuple[str, ...], places: list[Place], now: float) -> Question:
         """All that a published rule may look at."""
-        prompt = request.prompt_tokens * self._scale
-        rate = self._scale / _BYTES_PER_TOKEN
+        prompt = request.prompt_tokens * self._reported.scale
+        rate = self._reported.scale / _BYTES_PER_TOKEN
         found, options, recent = self._holdings.matched(request), [], self._recent
         for place in places:
             load = self._ledger.seen(place.tally)

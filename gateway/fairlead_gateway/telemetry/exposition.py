@@ -371,6 +371,8 @@ _RENDERERS: Final[Mapping[str, _Renderer]] = {
     _P + "failed_total": _by("error", lambda series: series.failed),
     _P + "quarantine_refused_total": _quarantined,
     _P + "handoffs_total": _pairs("outcome", "reason", lambda series: series.handoffs),
+    _P + "decode_prefills_total": _counter(at.KEPT_PROMPTS),
+    _P + "decode_prefill_tokens_total": _counter(at.KEPT_TOKENS),
     _P + "held_total": _by("rule", lambda series: series.held),
     _P + "prefill_legs_total": _by("result", lambda series: series.prefill_legs),
     _P + "prefill_seconds": _histogram(at.PREFILL, at.PREFILL_SUM),

@@ -76,6 +76,18 @@ FAMILIES: Final = (
         "Requests of a model with prefill engines: done, bypassed (one engine did it all), or failed and went on as plain ones.",
     ),
     Family(
+        _P + "decode_prefills_total",
+        "counter",
+        _MODEL,
+        "Those of handoffs_total whose prompt no prefill engine computed.",
+    ),
+    Family(
+        _P + "decode_prefill_tokens_total",
+        "counter",
+        _MODEL,
+        "Their prompt tokens, as in received_prompt_tokens_total.",
+    ),
+    Family(
         _P + "held_total",
         "counter",
         ("model", "rule"),

@@ -96,9 +96,14 @@ class Telemetry:
         """A request is held no longer, or was not let wait; ``rule`` is one word of a closed list."""
         at.count(self._series(model_key).held, rule, self._label_values)
 
-    def handoff(self, model_key: str, outcome: str, reason: str) -> None:
-        """What became of one prompt's way from prefill to decode: ``done``, ``bypassed`` or ``failed``; ``reason`` is one word."""
-        at.count_pair(self._series(model_key).handoffs, outcome, reason, self._label_values)
+    def handoff(self, model_key: str, outcome: str, reason: str, kept_tokens: float | None = None) -> None:
+        """What became of one prompt's way from prefill to decode: ``done``, ``bypassed`` or ``failed``; ``reason`` is one word.
+        ``kept_tokens``: its estimated length, where no prefill engine has computed it."""
+        series = self._series(model_key)
+        at.count_pair(series.handoffs, outcome, reason, self._label_values)
+        if kept_tokens is not None:
+            series.ints[at.KEPT_PROMPTS] += 1
+            series.ints[at.KEPT_TOKENS] += int(kept_tokens)
 
     def prefilled(self, model_key: str, instance_id: str, seconds: float, result: str) -> None:
         """A prefill engine was asked, and ended in ``seconds`` with ``ok`` or one word for what went wrong."""

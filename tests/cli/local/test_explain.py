@@ -114,6 +114,21 @@ def test_both_legs_of_a_hand_off_are_told_once() -> None:
     assert lines[lines.index("attempt 1 → main-1 by the rule load") + 1] == "     cheaper"
 
 
+def test_who_computes_a_prompt_and_why_is_told_with_both_first_tokens() -> None:
+    inputs = {"longest_step_seconds": Input(0.12), f"{HOME}/predicted_ttft_seconds": Input(0.5)}
+    why = "the longest step of main-1 would take 120ms, over 90ms"
+    where = Decision(HOME, "step-full", why, (Rejected(OTHER, why),), inputs)
+    leg = PrefillLeg(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
+    story = HandoffStory("done", "step-full", "prefill on main-0 in 84 ms", 0.085, [leg], where)
+    lines = text(record(1, decided(OTHER, "load", "cheaper"), story), outcome=ended())
+    assert lines[2:5] == [
+        "prefill → decode: done (step-full), 85ms before a decode engine was chosen",
+        "  computed on main-0 by the rule step-full",
+        f"     {why}",
+    ]
+    assert "  prefill on main-0 by the rule affinity: ok after 84ms" in lines
+
+
 def test_a_bypassed_hand_off_says_why() -> None:
     story = HandoffStory("bypassed", "short", "no hand-off: about 7 tokens to compute, under 1024")
     lines = text(record(1, decided(HOME, "affinity", "a home"), story), outcome=ended(status=502, error="cut"))

@@ -250,7 +250,7 @@ def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
         request = prompt(f"r{number}", number)
         send(made, request)
         made.finished(request.id, 1.0, prompt_tokens=10**9)
-    assert made._scale <= 4.0
+    assert made._reported.scale <= 4.0
 
 
 @pytest.mark.parametrize(
