@@ -6,6 +6,6 @@ See ``docs/reference/fleet-file.md``.
 
 from fairlead.fleetfile.reading import parse
 from fairlead.fleetfile.source import FileFleetSource
-from fairlead.fleetfile.writing import dump, write_atomic
+from fairlead.fleetfile.writing import dump, dump_profile, write_atomic
 
-__all__ = ["FileFleetSource", "dump", "parse", "write_atomic"]
+__all__ = ["FileFleetSource", "dump", "dump_profile", "parse", "write_atomic"]

@@ -92,8 +92,11 @@ def _dump_instance(one: Instance) -> dict[str, Any]:
 
 
 def _dump_profile(profile: EngineProfile) -> str | dict[str, Any]:
-    if presets().get(profile.name) == profile:
-        return profile.name
+    return profile.name if presets().get(profile.name) == profile else dump_profile(profile)
+
+
+def dump_profile(profile: EngineProfile) -> dict[str, Any]:
+    """A profile as the fleet file has it, number by number."""
     return {to_camel(item.name): getattr(profile, item.name) for item in fields(EngineProfile)}
 
 

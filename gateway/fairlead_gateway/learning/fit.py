@@ -13,7 +13,8 @@ of the *relative* error, none below zero.
 5. A step of computing costs max(w, p·tokens): an equation counts its steps as bound by weights or by tokens by the
    coefficients as they are at that moment, and settles as they do.
 6. No coefficient moves by more than a factor of two at a time, nor ever beyond ``FARTHEST`` of the prior: an engine that seems
-   to answer in no time is a broken clock, not a fast engine.
+   to answer in no time is a broken clock, not a fast engine. A computed token always costs something, where long prompts' attention
+   explains all of it, too.
 
 Sources: recursive least squares with forgetting as in FlowPrefill's and LAPS' fitted coefficients (arXiv 2601.11589); ours are the
 runs, answers' spans beside prompts' (they tell decoding from computing), and the pull to the last answer instead of to nothing.
@@ -118,6 +119,7 @@ class ProfileFit:
             min(max(new, old / STEP_MOST if old > LEAST else 0.0), max(old * STEP_MOST, 1.0), FARTHEST)
             for new, old in zip(factors, self.factors, strict=True)
         ]
+        self.factors[_P] = max(self.factors[_P], 1.0 / FARTHEST)
         return self.profile()
 
     def profile(self) -> EngineProfile:

@@ -100,6 +100,9 @@ class Profile(_Model):
     prefill_kilotoken_seconds: float = Field(description="To prefill 1,000 tokens, none of them cached.")
     prefill_ten_kilotokens_seconds: float = Field(description="To prefill 10,000.")
     decode_step_seconds: float = Field(description="A token of each of 16 answers that hold 1,000 tokens.")
+    coefficients: dict[str, str | int | float] = Field(
+        description="All of it, as `profile` of an instance in a fleet file."
+    )
     pace: float = Field(description="How long it takes for what takes its pool a second.")
     spans: float = Field(description="Observations that this rests on; older ones count for less.")
     error: float | None = Field(description="How far single predictions were off lately, as a share.")

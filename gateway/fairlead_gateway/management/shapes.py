@@ -6,6 +6,7 @@ from types import MappingProxyType
 import msgspec
 
 from fairlead import decision, fleet
+from fairlead.fleetfile import dump_profile
 from fairlead_gateway.decision_log import CONTINUED, DecisionRecord, Logged
 from fairlead_gateway.handoff_story import HandoffStory, PrefillLeg
 from fairlead_gateway.learning.pupil import Learned
@@ -137,6 +138,7 @@ def _profile(learned: Learned | None) -> models.Profile | None:
         prefill_kilotoken_seconds=profile.prefill(1_000),
         prefill_ten_kilotokens_seconds=profile.prefill(10_000),
         decode_step_seconds=profile.step(computed=16, sequences=16, resident=16_000),
+        coefficients=dump_profile(profile),
         pace=learned.pace,
         spans=round(learned.spans, 1),
         error=learned.error,

@@ -196,6 +196,16 @@ def test_no_coefficient_more_than_doubles_at_a_time_nor_leaves_its_bounds() -> N
     assert after.prefill_token_seconds <= 64 * H100.prefill_token_seconds * (1 + 1e-9)
 
 
+def test_a_token_always_costs_something() -> None:
+    fit = ProfileFit(H100)
+    for number in range(400):
+        tokens = 1_000.0 + 10.0 * number
+        fit.learn(span(H100.attention_seconds * tokens * tokens / 2, tokens), float(number))
+        if number % 20 == 19:
+            fit.settle()
+    assert 0.0 < fit.profile().prefill_token_seconds < H100.prefill_token_seconds / 10
+
+
 def test_nonsense_is_not_learned() -> None:
     fit = ProfileFit(H100)
     fit.learn(span(0.0, 1_000.0), 0.0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.fleetfile import write_atomic
+from fairlead.fleetfile.schema import FileProfile
 from fairlead.profile import preset
 from fairlead.testing.raw_http import post, send
 from fairlead.testing.sim_engine import engine_process
@@ -54,6 +55,9 @@ def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, workers:
 
                 await until_async(learned)
                 before = (await gateway.told("/api/fleet"))["models"][0]["instances"][0]["profile"]
+                as_in_a_file = FileProfile.model_validate(before["coefficients"]).value("learned")
+                assert as_in_a_file.prefill(1_000) == pytest.approx(before["prefill_kilotoken_seconds"])
+                assert as_in_a_file.kv_tokens == ASSUMED.kv_tokens
                 assert before["decode_step_seconds"] > ASSUMED.step(computed=16, sequences=16, resident=16_000)
 
                 async def routed_by_it() -> bool:
