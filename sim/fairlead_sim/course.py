@@ -60,10 +60,11 @@ class _Engine:
 
 
 class Course:
-    """``names`` are those of equal engines; with ``events`` the front hears what they store and remove. The front hears of first
-    tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts`` may be shared by courses. ``watch`` sees
-    each request at its first token, and at its end where that is an error. ``reserve_tokens`` of output must fit beside a prompt that
-    an engine admits (None: all of them; 0: it admits by the prompt, and preempts). ``pooled``: one memory for all of them."""
+    """``names`` are those of engines with ``profile``, or with their own in ``profiles``; with ``events`` the front hears what they
+    store and remove. The front hears of first tokens and ends ``hearing_seconds`` after they happened, as a gateway does. ``prompts``
+    may be shared by courses. ``watch`` sees each request at its first token, and at its end where that is an error.
+    ``reserve_tokens`` of output must fit beside a prompt that an engine admits (None: all of them; 0: it admits by the prompt, and
+    preempts). ``pooled``: one memory for all of them."""
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Course:
         watch: Callable[[Flight, float], None] | None = None,
         reserve_tokens: int | None = None,
         pooled: bool = False,
+        profiles: Mapping[str, EngineProfile] | None = None,
     ) -> None:
         self._reserve_tokens = reserve_tokens
         blocks = profile.kv_tokens // block_tokens * len(names)
@@ -85,6 +87,7 @@ class Course:
         self._watch = watch
         self._front = front
         self._profile = profile
+        self._profiles = dict(profiles or {})
         self._block_tokens = block_tokens
         self._events = events
         self._hearing_seconds = hearing_seconds
@@ -187,7 +190,7 @@ class Course:
         """From its next step on an engine takes so many times as long as its profile says; what it holds stays."""
         engine = self._engines[name]
         self._settle(engine, now)
-        engine.core.profile = self._profile.faster(1.0 / factor)
+        engine.core.profile = self._profile_of(name).faster(1.0 / factor)
 
     def flight(self, request_id: str) -> Flight:
         """A request that has arrived."""
@@ -203,8 +206,12 @@ class Course:
         self._front.members([name for name in self._engines if name not in self._draining], now)
 
     def _add_engine(self, name: str) -> None:
-        core = EngineCore(self._profile, block_tokens=self._block_tokens, events=self._events, pool=self._pool)
+        profile = self._profile_of(name)
+        core = EngineCore(profile, block_tokens=self._block_tokens, events=self._events, pool=self._pool)
         self._engines[name] = _Engine(name, next(self._numbers), core)
+
+    def _profile_of(self, name: str) -> EngineProfile:
+        return self._profiles.get(name, self._profile)
 
     def _go_on(self, requests: Sequence[TraceRequest]) -> None:
         self._front.begin(self)

@@ -22,18 +22,20 @@ from fairlead_gateway.routing.held import HeldRequests
 from fairlead_gateway.routing.holdings import Holdings, Knows, Place
 from fairlead_gateway.routing.hotness import HotPrefixes
 from fairlead_gateway.routing.index import Told
+from fairlead_gateway.routing.kinds import Kinds, Ranked, by_kind, of_kind
 from fairlead_gateway.routing.ledger import Flight, InstanceLoad, Ledger, Tally
+from fairlead_gateway.routing.options import options_of
 from fairlead_gateway.routing.pins import Pins
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.presets import dual_hash
-from fairlead_gateway.routing.presets.question import Option, Question
+from fairlead_gateway.routing.presets.question import Question
 from fairlead_gateway.routing.presets.table import HOLDING, PRESETS, RULES, WINDOWED, Rule
 from fairlead_gateway.routing.recent import Recent
 from fairlead_gateway.routing.reported import Reported
 from fairlead_gateway.routing.request import Candidate, RouteRequest
 from fairlead_gateway.routing.ring import Homes
 from fairlead_gateway.routing.shared import Siblings
-from fairlead_gateway.routing.sources import pulled_seconds
+from fairlead_gateway.routing.sources import offer_pulls
 
 OUTPUT_GUESS_TOKENS: Final = 256.0
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
@@ -83,6 +85,8 @@ class ModelRouter:
         self._pulled: tuple[RouteRequest, Candidate] | None = None  # what was last decided to be pulled
         self._weights: dict[str, float] = {}
         self._homes = Homes({}, secret=secret)
+        self._kinds = Kinds(secret)
+        self._ranked: Ranked | None = None  # of what was last decided, where there are kinds
         self._profile_default = presets()["h100-llama8b"]
         self._reported = Reported()
         self._gaps: Gaps | None = None  # where instances hand over KV
@@ -139,6 +143,7 @@ class ModelRouter:
         self._pulling = sum([place.pull is not None for place in self._places]) > 1
         self._pulled = None
         self._holdings.ready(self._ready)
+        self._kinds.update(ready, self._ready, model.objectives)
 
     def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
         """Choose an instance; ``excluded`` ones have just failed this request. ``chosen`` is None when none is left."""
@@ -151,7 +156,12 @@ class ModelRouter:
         retried = self._ledger.flies(request.id)  # a prompt is seen once, however often its request is retried
         chain, hot = request.chain, self._hot
         key = hot.key(chain) if retried else hot.observe(chain, len(self._ready))
-        return self._by(key, request, places, now, excluded)
+        decision = self._by(key, request, places, now, excluded)
+        if self._ranked is not None:
+            if not retried:
+                self._kinds.charge(self._ranked)
+            self._ranked = None
+        return decision
 
     def would(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = _NOBODY) -> Decision:
         """What ``decide`` would say; nothing is counted or remembered of the question."""
@@ -162,7 +172,7 @@ class ModelRouter:
         self._holdings.forget_asked()
         decision = self._by(self._hot.key(request.chain), request, places, now, excluded)
         self._holdings.forget_asked()
-        self._turn, self._pulled = turn, pulled
+        self._turn, self._pulled, self._ranked = turn, pulled, None
         return decision
 
     def _by(
@@ -171,7 +181,9 @@ class ModelRouter:
         """By the preset's rule, among ``places``; ``key`` is what homes are computed from."""
         chain, rule = request.chain, self._rule
         if rule is None:
-            return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places, now)
+            if self._kinds.several:
+                return self._by_kind(key, request, places, now, excluded)
+            return self._dual_hash(request, self._homes.pair(key, other_than=excluded), places, now, not excluded)
         named = self._preset == "session" and request.session is not None
         if named:
             key = xxhash.xxh3_64_intdigest((request.session or "").encode(), 7)
@@ -180,6 +192,22 @@ class ModelRouter:
         question.ring = lambda full: self._first(chain, excluded | full)
         self._turn += 1
         return rule(question)
+
+    def _by_kind(
+        self, key: Hashable, request: RouteRequest, places: list[Place], now: float, excluded: frozenset[str]
+    ) -> Decision:
+        """By the default preset inside the kind of accelerator that the request is for, and among all together where nobody meets
+        the objective."""
+        scale, glimpses = self._reported.scale, self._glimpses
+        glimpses.begin(len(self._places))
+        prompt, found = request.prompt_tokens * scale, self._holdings.matched(request)
+        ranked = self._kinds.ranked(prompt, request.max_tokens, found, scale / _BYTES_PER_TOKEN, glimpses)
+        self._ranked = ranked
+
+        def among(homes: Homes, own: list[Place]) -> Decision:
+            return self._dual_hash(request, homes.pair(key, other_than=excluded), own, now, not excluded)
+
+        return by_kind(ranked, among, excluded) or of_kind(among(self._homes, places), ranked, -1)
 
     def dispatched(self, request: RouteRequest, instance_id: str, now: float, *, elsewhere: bool = False) -> None:
         """The request was sent there: its prefill is backlog, and its blocks count as held there from now on. ``elsewhere``: another
@@ -360,6 +388,8 @@ class ModelRouter:
         flight = self._ledger.ended(request_id)
         if self._recent is not None and flight is not None:
             self._recent.ended(request_id, flight.tally.instance, output_tokens, now)
+        if self._kinds.several and flight is not None and output_tokens:
+            self._kinds.answered(self.prompt_tokens(flight.request), output_tokens)
         if self._gaps is not None:
             self._gaps.ended(request_id, "" if flight is None else flight.tally.instance, output_tokens, now)
         return flight
@@ -374,7 +404,9 @@ class ModelRouter:
     def _hold(self, place: Place, chain: PrefixChain) -> None:
         self._holdings.hold(place, chain, self._bytes(place.kv_tokens))
 
-    def _dual_hash(self, request: RouteRequest, homes: tuple[str, ...], places: list[Place], now: float) -> Decision:
+    def _dual_hash(
+        self, request: RouteRequest, homes: tuple[str, ...], places: list[Place], now: float, fresh: bool
+    ) -> Decision:
         ready, glimpses = self._ready, self._glimpses
         glimpses.begin(len(places))
         prompt = request.prompt_tokens * self._reported.scale
@@ -416,8 +448,8 @@ class ModelRouter:
                 )
             )
         glimpses.end(self._tallies)
-        if self._pulling and holder is not None and whole:  # a retry computes what it lacks
-            self._offer_pulls(candidates, wanted, holder, prompt)
+        if self._pulling and holder is not None and fresh:  # a retry computes what it lacks
+            offer_pulls(candidates, wanted, holder, prompt)
         limit = self._ttft_limit
         if self._ttft_grows:
             limit = self._objectives.ttft_limit(prompt)
@@ -439,27 +471,9 @@ class ModelRouter:
         """All that a published rule may look at."""
         prompt = request.prompt_tokens * self._reported.scale
         rate = self._reported.scale / _BYTES_PER_TOKEN
-        found, options, recent = self._holdings.matched(request), [], self._recent
-        for place in places:
-            load = self._ledger.seen(place.tally)
-            hit = min(prompt, found.size(place.bit) * rate)
-            options.append(
-                Option(
-                    place.id,
-                    inflight=load.inflight,
-                    waiting=load.waiting,
-                    backlog_seconds=load.backlog_seconds,
-                    inflight_tokens=load.inflight_tokens,
-                    kv_tokens=place.kv_tokens,
-                    matched_tokens=hit,
-                    own_seconds=place.profile.prefill(prompt, hit),
-                    held_bytes=self._holdings.held_bytes(place),
-                    recent_seconds=0.0 if recent is None else recent.load(place.id, load.inflight, now),
-                    eviction_seconds=0.0
-                    if recent is None
-                    else recent.eviction(place.id, prompt - hit, place.kv_tokens, now),
-                )
-            )
+        options = options_of(
+            request, places, self._ledger, self._holdings, self._recent, prompt=prompt, rate=rate, now=now
+        )
         limit = self._objectives.ttft_limit(prompt)
         return Question(
             request.id,
@@ -475,21 +489,6 @@ class ModelRouter:
         """Of the ring from the prompt's first block."""
         found = self._homes.pair(chain.hashes[0] if chain.hashes else chain.tail, other_than=without)
         return found[0] if found else None
-
-    def _offer_pulls(self, candidates: list[Candidate], wanted: list[Place], holder: Place, prompt: float) -> None:
-        """Those that lack what the holder has may get it from there, where that is cheaper than to compute it."""
-        if holder.pull is None:
-            return
-        there = 0.0
-        for item in candidates:
-            if item.holder:
-                there = item.matched_tokens
-        for item, place in zip(candidates, wanted, strict=True):
-            if place is holder or place.pull is None:
-                continue
-            seconds = pulled_seconds(place.profile, prompt, item.matched_tokens, there, holder.pull, item.own_seconds)
-            if seconds >= 0.0:
-                item.pulls(holder.id, there - item.matched_tokens, seconds)
 
     def _pinned(self, request: RouteRequest, places: list[Place], now: float) -> Place | None:
         """Who served the session last, if it is among those that can be asked. An instance that is gone is in no table."""

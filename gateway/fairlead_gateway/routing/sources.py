@@ -12,6 +12,8 @@ from typing import Final
 
 from fairlead.fleet import Pull
 from fairlead.profile import EngineProfile
+from fairlead_gateway.routing.holdings import Place
+from fairlead_gateway.routing.request import Candidate
 
 WORTH: Final = 0.8
 """A pull takes at most this share of the seconds that it replaces."""
@@ -26,3 +28,20 @@ def pulled_seconds(
         return -1.0
     seconds = pull.seconds(there - here) + profile.prefill(prompt, there)
     return seconds if seconds <= WORTH * computed_seconds else -1.0
+
+
+def offer_pulls(candidates: list[Candidate], wanted: list[Place], holder: Place, prompt: float) -> None:
+    """Those candidates (at the places ``wanted``) that lack what the holder has may get it from there, where that is cheaper than
+    to compute it."""
+    if holder.pull is None:
+        return
+    there = 0.0
+    for item in candidates:
+        if item.holder:
+            there = item.matched_tokens
+    for item, place in zip(candidates, wanted, strict=True):
+        if place is holder or place.pull is None:
+            continue
+        seconds = pulled_seconds(place.profile, prompt, item.matched_tokens, there, holder.pull, item.own_seconds)
+        if seconds >= 0.0:
+            item.pulls(holder.id, there - item.matched_tokens, seconds)
