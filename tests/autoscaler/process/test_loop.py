@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fairlead.limits import Limits
-from fairlead_autoscaler.scaling import Core, MixAsked, MixTold
+from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, PoolFacts
 from fairlead_autoscaler.seen import Readings, Told
 
 KEY = "default/tiny"
@@ -21,6 +21,16 @@ def test_what_is_planned_is_written_once_and_what_fits_is_not(made: Any) -> None
     made.tick(loop)
     assert len(made.asked) == 1
     assert loop.counts.writes == {(KEY, "main", "up"): 1}
+
+
+def test_of_pools_that_trade_engines_the_one_that_shrinks_is_written_first(made: Any) -> None:
+    one = made.models[KEY]
+    pools = tuple(PoolFacts(name, maximum=9) for name in ("decode", "prefill"))
+    there = {"decode": replace(one.pools["main"], desired=2), "prefill": replace(one.pools["main"], desired=4)}
+    made.models[KEY] = replace(one, model=replace(one.model, pools=pools), pools=there)
+    made.wants.update(decode=5, prefill=1)
+    made.tick(made.loop())
+    assert [(pool, number) for _, pool, number, _ in made.asked] == [("prefill", 1), ("decode", 5)]
 
 
 def test_going_down_names_who_leaves_first(made: Any) -> None:
