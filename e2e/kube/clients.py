@@ -4,7 +4,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,17 +119,20 @@ class Client:
 class Streams:
     """Streams at a constant rate through the gateway's Service, for as long as the block lasts: ``streams.py`` in the client's pod.
 
-    ``end`` has the last line of it: the count of everything.
+    ``end`` has the last line of it: the count of everything. ``prompt`` says how often a prompt repeats its words (``repeats``), and
+    of how many conversations each is another turn (``conversations``).
     """
 
-    def __init__(self, client: Client, model: str, *, rate: float, tokens: int) -> None:
+    def __init__(
+        self, client: Client, model: str, *, rate: float, tokens: int, prompt: Mapping[str, int] | None = None
+    ) -> None:
         self.failures: list[dict[str, Any]] = []
         self.seconds: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
         self.end: dict[str, Any] = {}
         self._client = client
         options = {"host": HOST, "port": 80, "key": client.key, "model": model, "rate": rate, "tokens": tokens}
-        self._options = json.dumps(options)
+        self._options = json.dumps(options | dict(prompt or {}))
 
     def __enter__(self) -> Self:
         here = self._client.here

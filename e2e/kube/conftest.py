@@ -20,6 +20,7 @@ from cluster import levels, pins  # noqa: E402
 from cluster.record import Record  # noqa: E402
 from cluster.running import Cluster  # noqa: E402
 from kube.kubectl import Kubectl  # noqa: E402
+from kube.reading import Reader  # noqa: E402
 from kube.release import Release  # noqa: E402
 from locks import BEGINNING, FAIRLEAD, held  # noqa: E402
 
@@ -37,9 +38,10 @@ def kubectl(session: str) -> Kubectl:
             pytest.fail(
                 f"KUBECONFIG names {context!r}, which is no cluster for tests: unset it, or name kind's", pytrace=False
             )
-        return Kubectl(os.environ)
+        return Kubectl(os.environ, Reader(os.environ))
     with held(BEGINNING, alone=True):
-        return Kubectl(_ours(session).environ())
+        environ = _ours(session).environ()
+        return Kubectl(environ, Reader(environ))
 
 
 def _ours(session: str) -> Cluster:
@@ -104,6 +106,15 @@ def installed(kubectl: Kubectl) -> Iterator[Release]:
         release = Release(kubectl)
         with held(BEGINNING, alone=True):
             release.ensure()
+        yield release
+
+
+@pytest.fixture
+def empty(kubectl: Kubectl) -> Iterator[Release]:
+    """The same where nothing of it is there, for a test that installs it."""
+    with held(FAIRLEAD, alone=True):
+        release = Release(kubectl)
+        release.remove()
         yield release
 
 

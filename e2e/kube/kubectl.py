@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kube.reading import Reader, path_of
+
 Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Kubectl:
-    """Commands at the cluster that ``environ`` names by KUBECONFIG, in one namespace."""
+    """Commands at the cluster that ``environ`` names by KUBECONFIG, in one namespace; plain questions go to ``reader``."""
 
     environ: Mapping[str, str]
+    reader: Reader
     namespace: str = "default"
 
     def within(self, namespace: str) -> "Kubectl":
@@ -36,6 +39,8 @@ class Kubectl:
 
     def get(self, *words: str) -> Manifest:
         """An object, or a list of them."""
+        if (path := path_of(self.namespace, words)) is not None:
+            return self.reader.read(path)
         found: Manifest = json.loads(self.run("get", *words, "-o", "json"))
         return found
 
@@ -104,7 +109,7 @@ def eventually(
 ) -> None:
     """Ask again and again until it holds; a failure only after ``seconds``, with what ``told`` then says.
 
-    Each look at the cluster takes tens of milliseconds of a processor that pods need too, hence ``every``, seconds.
+    A look by ``kubectl`` takes tens of milliseconds of a processor that pods need too, hence ``every``, seconds.
     """
     end = time.monotonic() + seconds
     while not holds():

@@ -213,7 +213,8 @@ class Load:
 
     def _request(self, number: int) -> bytes:
         options = self.options
-        said = f"Conversation {number % 50}: " + "and what became of it then? " * 8 + str(number)
+        about = f"Conversation {number % options.get('conversations', 50)}: "
+        said = about + "and what became of it then? " * options.get("repeats", 8) + str(number)
         body = json.dumps(
             {
                 "model": options["model"],

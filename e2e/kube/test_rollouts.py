@@ -6,9 +6,6 @@ The same for instances of one pod and of several: a Deployment's controller repl
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from typing import Self
 
 import pytest
 from kube.clients import Client
@@ -16,6 +13,7 @@ from kube.kubectl import Kubectl, Manifest, eventually
 from kube.models import Model
 from kube.release import Release
 from kube.report import FULL
+from kube.watching import Watching
 
 UNDO = "fairlead.io/run-revision"
 GROUPS = [("group", 2, 2), ("alone", 1, 2)] if FULL else []
@@ -42,7 +40,7 @@ def model(name: str, *, replicas: int, nodes: int) -> Manifest:
     }
 
 
-class Fewest:
+class Fewest(Watching):
     """How many instances were ready while the block lasted, each time that anything changed: as the workload ``told`` and as the pods
     were ``seen``. Who drains is not counted among the latter."""
 
@@ -53,46 +51,17 @@ class Fewest:
         shown = "jsonpath={.status.readyReplicas}{'\\n'}"
         pod = "{.object.metadata.uid} {.type} {.object.metadata.deletionTimestamp} {.object.status.conditions}{'\\n'}"
         labels = ("-l", f"fairlead.io/model={model},fairlead.io/endpoint=true")
-        self._watches = (
-            (self._tell, ("get", workload, "--watch", "-o", shown)),
-            (self._see, ("get", "pods", *labels, "--watch", "--output-watch-events", "-o", f"jsonpath={pod}")),
+        super().__init__(
+            here,
+            (self._tell, (workload, "-o", shown)),
+            (self._see, ("pods", *labels, "--output-watch-events", "-o", f"jsonpath={pod}")),
         )
-        self._here = here
-
-    def __enter__(self) -> Self:
-        command = ("kubectl", "-n", self._here.namespace)
-        environ = dict(self._here.environ)
-        self._processes = [
-            subprocess.Popen([*command, *words], env=environ, stdout=subprocess.PIPE, text=True)
-            for _, words in self._watches
-        ]
-        self._readers = [
-            threading.Thread(target=self._read, args=(process, take))
-            for process, (take, _) in zip(self._processes, self._watches, strict=True)
-        ]
-        for reader in self._readers:
-            reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process, reader in zip(self._processes, self._readers, strict=True):
-            process.terminate()
-            reader.join()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-
-    @staticmethod
-    def _read(process: "subprocess.Popen[str]", take: Callable[[str], None]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            take(line)
 
     def _tell(self, line: str) -> None:
         self.told.append(int(line.strip() or 0))
 
     def _see(self, line: str) -> None:
-        uid, kind, going, *rest = line.rstrip("\n").split(" ", 3)
+        uid, kind, going, *rest = line.split(" ", 3)
         conditions = json.loads("".join(rest) or "[]")
         ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
         listed = kind == "ADDED" and ready and not going  # one of the first list: a pod that is made is not ready yet
