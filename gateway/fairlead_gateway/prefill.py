@@ -145,10 +145,12 @@ class Prefill:
             best = None
         if prefilling is not None and best is not None:
             there = prefilling.side(route, best, now)
+        objectives = ask.model.objectives
         return where(
             here,
             there,
-            itl_seconds=ask.model.objectives.itl_seconds,
+            itl_seconds=objectives.itl_seconds,
+            ttft_seconds=objectives.ttft_limit(here.prompt_tokens),
             way_seconds=self._ways.seconds(key, here.prompt_tokens),
             least_tokens=self._limits.handoff_least_tokens,
         )

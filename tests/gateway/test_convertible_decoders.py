@@ -22,6 +22,8 @@ from fairlead_gateway.testing import Running, run, running_gateway
 PATH = "/v1/completions"
 PROFILE = preset("tiny-cpu")
 LONG = 400
+TIGHT = 0.0025
+"""An inter-token objective that a step meets with a few tokens of a prompt, and not with hundreds."""
 KEPT = 25
 """Streams that fill a decode engine of 32 sequences so far that another one passes four fifths."""
 
@@ -93,9 +95,9 @@ def test_an_idle_decode_engine_computes_a_long_prompt_and_a_full_one_does_not() 
     run(check())
 
 
-def test_a_prompt_whose_step_passes_the_objective_goes_to_the_prefill_engine() -> None:
+def test_a_prompt_that_makes_steps_pass_the_objective_goes_to_the_prefill_engine() -> None:
     async def check() -> None:
-        async with split(0.004) as (gateway, engines):
+        async with split(TIGHT) as (gateway, engines):
             assert (await ask(gateway.url, body(prompt_of(LONG, "aab")), path=PATH)).status == 200
             assert (story(gateway).outcome, story(gateway).reason) == ("done", "step-full")
             assert (await ask(gateway.url, body(prompt_of(5, "bbc")), path=PATH)).status == 200
@@ -119,7 +121,7 @@ def test_without_a_profile_or_an_objective_the_limit_decides() -> None:
 
 def test_what_decode_engines_compute_is_counted_once_and_what_prefill_engines_do_is_not() -> None:
     async def check() -> None:
-        async with split(0.004) as (gateway, _):
+        async with split(TIGHT) as (gateway, _):
             for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):
                 assert (await ask(gateway.url, body(prompt_of(tokens, first)), path=PATH)).status == 200
             telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.fleet()
@@ -158,7 +160,7 @@ def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told_the_s
 
 def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
     async def check() -> None:
-        async with split(0.004) as (gateway, _):
+        async with split(TIGHT) as (gateway, _):
             asked = json.dumps(body(prompt_of(LONG, "aab"))).encode()
             told = decision_json(gateway.gateway.would(PATH, asked, None))
             assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
@@ -171,7 +173,7 @@ def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
 
 def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
     async def check() -> None:
-        async with split(0.004) as (gateway, _):
+        async with split(TIGHT) as (gateway, _):
             ways = gateway.gateway._prefill._ways
             fixed = ways.seconds(KEY, 1_000.0)
             assert (await ask(gateway.url, body(prompt_of(LONG, "aab"), stream=True), path=PATH)).status == 200

@@ -6,15 +6,21 @@ itself travels nowhere. So it does, if nobody there is hurt by it:
 
 - *the batch has room*: sequences and KV tokens stay below ``BATCH_SLACK`` of what the engine holds. Longer steps keep every answer
   there longer, and in a full engine that is throughput lost;
-- *the step has room*: the longest step that the prompt can make, with what already waits there, takes at most ``ITL_SHARE`` of the
-  inter-token objective:
+- *the steps have room*. Either the longest step that the prompt can make, with what already waits there, takes at most ``most``,
+  which is ``ITL_SHARE`` of the inter-token objective:
 
       m    = min(step tokens - b, uncached + those that wait)            prompt tokens in one step
       step = d + max(w, p·(b + m)) + s·(b + 1) + c·resident + q·m·context
 
-  with b sequences in flight. Every gap is then within the objective, whatever follows whom, and prefill's share of the engine's time
-  is at most 1 - (a step without prompts) / (``ITL_SHARE`` · objective);
-- *the gaps seen agree*: where this gateway's own streams from there were further apart lately than that (a profile that is wrong,
+  with b sequences in flight: then every gap is within it, whatever follows whom. Or, where prefill engines are late (``there`` takes
+  ``LATE_SHARE`` of its objective), some gaps pass it, but the objective, which is one of an answer's mean gap, is kept:
+
+      run  = backlog + own                   ≤ ``SHORT_TOKENS`` · (most - plain step): an answer of so many tokens absorbs it
+      mean = plain step / (1 - share)        ≤ most
+
+  ``share`` is that of prefill in the engine's time over the last ``gaps.SECONDS``, this prompt included. Prefill on decode engines
+  is thereby bounded to 1 - plain step / most of their time;
+- *the gaps seen agree*: where this gateway's own streams from there were further apart lately than ``most`` (a profile that is wrong,
   load that nobody told of), there is no slack, whatever the sums say;
 - *the first token is no later* than by way of the best prefill engine:
 
@@ -37,6 +43,7 @@ from typing import Final
 from fairlead.decision import Decision, Input, Rejected
 from fairlead.profile import EngineProfile
 from fairlead.units import duration
+from fairlead_gateway.routing.gaps import SECONDS, Gaps
 from fairlead_gateway.routing.holdings import Place
 from fairlead_gateway.routing.ledger import Tally
 
@@ -44,6 +51,11 @@ ITL_SHARE: Final = 0.9
 """Share of the inter-token objective that a step with prompts may take."""
 BATCH_SLACK: Final = 0.8
 """A decode engine takes prompts while it is filled to less than this share."""
+SHORT_TOKENS: Final = 16.0
+"""Answers of so many tokens are to bear a run of steps with prompts, and still have their mean gap, where prefill engines are late: a
+first token that is missed costs more than a shorter answer now and then."""
+LATE_SHARE: Final = 0.7
+"""They are from this share of the first-token objective on."""
 LIGHT_SHARE: Final = 0.05
 """By so much of itself a prompt may lengthen a step and be as good as none."""
 GAP_OLD_SECONDS: Final = 15.0
@@ -51,15 +63,15 @@ GAP_OLD_SECONDS: Final = 15.0
 
 STAYS: Final = frozenset({"slack", "light", "short"})
 """The rules by which a prompt is computed where it is answered."""
-GOES: Final = frozenset({"gaps-long", "batch-full", "step-full", "sooner-there", "long"})
+GOES: Final = frozenset({"gaps-long", "batch-full", "run-long", "share-full", "sooner-there", "step-full", "long"})
 """Those by which it goes to a prefill engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
     """One engine as a prompt would find it. ``profile`` is None where nobody knows it; ``own_seconds`` of prefill are the prompt's
-    uncached part, ``backlog_seconds`` those before it. ``gap_seconds`` is the mean gap of streams that ended ``gap_age_seconds``
-    ago, None where none did."""
+    uncached part, ``backlog_seconds`` those before it. ``prefill_share`` of its time is spent on prompts that it computes itself.
+    ``gap_seconds`` is the mean gap of streams that ended ``gap_age_seconds`` ago, None where none did."""
 
     id: str
     profile: EngineProfile | None
@@ -69,6 +81,7 @@ class Side:
     matched_tokens: float
     inflight: int
     inflight_tokens: float
+    prefill_share: float = 0.0
     gap_seconds: float | None = None
     gap_age_seconds: float | None = None
 
@@ -79,10 +92,15 @@ class Side:
 
 
 def side_of(
-    place: Place, load: Tally, prompt: float, hit: float, profiled: bool, gap: tuple[float, float] | None
+    place: Place, load: Tally, prompt: float, hit: float, profiled: bool, gaps: Gaps | None, now: float
 ) -> Side:
-    """A ready instance with ``load`` on it and ``hit`` tokens of the ``prompt``; ``profiled``: its profile is its own, not the
-    default one. ``gap`` is the mean gap of its streams and the age of that."""
+    """A ready instance with ``load`` on it, others' included, and ``hit`` tokens of the ``prompt``; ``profiled``: its profile is its
+    own, not the default one. ``gaps`` is what this gateway saw of it; others are taken to keep as many prompts there for each request
+    as this one."""
+    gap = None if gaps is None else gaps.seen(place.id, now)
+    share = 0.0
+    if gaps is not None:
+        share = gaps.prefill_share(place.id, now) * max(1.0, load.inflight / max(1, place.tally.inflight))
     return Side(
         place.id,
         place.profile if profiled else None,
@@ -92,6 +110,7 @@ def side_of(
         hit,
         load.inflight,
         load.inflight_tokens,
+        share,
         None if gap is None else gap[0],
         None if gap is None else gap[1],
     )
@@ -100,12 +119,15 @@ def side_of(
 @dataclass(frozen=True, slots=True)
 class Steps:
     """Seconds of a decode engine's steps: without a prompt, with this one, and the longest that it and those that wait make;
-    ``stretch`` is how many times as long prefill takes there as in an engine that only prefills."""
+    ``stretch`` is how many times as long prefill takes there as in an engine that only prefills. ``mean`` is the gap that answers
+    there have on average if the prompt stays, ``run`` what it and those that wait add to the answers that meet them all."""
 
     plain: float
     with_it: float
     longest: float
     stretch: float
+    mean: float
+    run: float
 
 
 def steps(side: Side, profile: EngineProfile) -> Steps:
@@ -129,7 +151,15 @@ def steps(side: Side, profile: EngineProfile) -> Steps:
 
     longest = step(min(room, own + ahead))
     decoding = max(0.0, plain - profile.step_seconds - profile.weights_seconds)
-    return Steps(plain, step(min(room, own)), longest, longest / max(1e-9, longest - decoding))
+    share = min(0.99, side.prefill_share + side.own_seconds / SECONDS)
+    return Steps(
+        plain,
+        step(min(room, own)),
+        longest,
+        longest / max(1e-9, longest - decoding),
+        plain / (1.0 - share),
+        side.backlog_seconds + side.own_seconds,
+    )
 
 
 def where(
@@ -137,12 +167,13 @@ def where(
     there: Side | None,
     *,
     itl_seconds: float | None,
+    ttft_seconds: float | None,
     way_seconds: float,
     least_tokens: float,
 ) -> Decision:
     """Who computes a prompt that ``here``, the engine that would answer it, and ``there``, the best prefill engine (None: there is
     none), could. ``chosen`` is that engine. The rule is ``slack``, ``light`` or ``short`` where the prompt stays, and ``long``,
-    ``gaps-long``, ``batch-full``, ``step-full`` or ``sooner-there`` where it goes. ``way_seconds``: what its KV takes from there to
+    one of ``GOES`` where it goes. ``way_seconds``: what its KV takes from there to
     here; ``least_tokens``: from how many uncached tokens on a prompt goes where the numbers are not known."""
     profile = here.profile
     if itl_seconds is None or profile is None or there is None or there.profile is None:
@@ -161,6 +192,8 @@ def where(
         "uncached_tokens": Input(here.uncached_tokens),
         "step_seconds": Input(made.plain),
         "longest_step_seconds": Input(made.longest),
+        "mean_gap_seconds": Input(made.mean),
+        "prefill_share": Input(here.prefill_share),
         "step_most_seconds": Input(most),
         "gap_seconds": Input(gap, here.gap_age_seconds if gap is not None else None),
         "filled_share": Input(full),
@@ -169,7 +202,7 @@ def where(
         f"{there.id}/predicted_ttft_seconds": Input(first_there),
     }
     soon, later = f"first token in about {duration(first_here)}", f"{duration(first_there)} through {there.id}"
-    longest = f"its longest step takes {duration(made.longest)} with it, of {duration(most)}"
+    slack = f"a gap is {duration(made.mean)} with it, the longest {duration(made.longest)}, of {duration(most)}"
     if made.with_it <= (1.0 + LIGHT_SHARE) * made.plain and first_here <= first_there:
         why = f"{here.uncached_tokens:.0f} tokens to compute hardly lengthen a step of {duration(made.plain)}"
         return _made("light", here, there, why, inputs, first_here)
@@ -178,8 +211,15 @@ def where(
     if full > BATCH_SLACK:
         return _made("batch-full", there, here, f"{here.id} is filled to {full:.0%}", inputs, first_there)
     if made.longest > most:
-        why = f"the longest step of {here.id} would take {duration(made.longest)}, over {duration(most)}"
-        return _made("step-full", there, here, why, inputs, first_there)
+        if ttft_seconds is None or first_there <= LATE_SHARE * ttft_seconds:
+            why = f"the longest step of {here.id} would take {duration(made.longest)}, over {duration(most)}"
+            return _made("step-full", there, here, why, inputs, first_there)
+        if made.run > SHORT_TOKENS * max(0.0, most - made.plain):
+            why = f"{duration(made.run)} of prefill in a row on {here.id}, with steps over {duration(most)}"
+            return _made("run-long", there, here, why, inputs, first_there)
+        if made.mean > most:
+            why = f"gaps on {here.id} would be {duration(made.mean)} on average, over {duration(most)}"
+            return _made("share-full", there, here, why, inputs, first_there)
     if first_here > first_there:
         return _made(
             "sooner-there",
@@ -189,7 +229,7 @@ def where(
             inputs,
             first_there,
         )
-    return _made("slack", here, there, f"{here.id} has slack: {longest}; {soon}, {later}", inputs, first_here)
+    return _made("slack", here, there, f"{here.id} has slack: {slack}; {soon}, {later}", inputs, first_here)
 
 
 def _by_length(here: Side, there: Side | None, least_tokens: float, lacking: str) -> Decision:

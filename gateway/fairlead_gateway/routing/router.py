@@ -241,6 +241,8 @@ class ModelRouter:
             self._siblings.sent(self._model_key, request, instance_id)
         if self._held is not None:
             self._held.put(request, found.size(bit), matched, now)
+        if self._gaps is not None and not elsewhere:
+            self._gaps.computes(instance_id, seconds, now)
         if self._recent is not None:
             self._recent.sent(instance_id, seconds, prompt - matched, now)
         if place is not None:
@@ -350,8 +352,8 @@ class ModelRouter:
         prompt = self.prompt_tokens(request)
         hit = min(prompt, self._holdings.matched(request).size(place.bit) * (self._reported.scale / _BYTES_PER_TOKEN))
         self._holdings.forget_asked()
-        gap = None if self._gaps is None else self._gaps.seen(instance_id, now)
-        return side_of(place, self._ledger.seen(place.tally), prompt, hit, instance_id in self._profiled, gap)
+        load, profiled = self._ledger.seen(place.tally), instance_id in self._profiled
+        return side_of(place, load, prompt, hit, profiled, self._gaps, now)
 
     def uncached(self, request: RouteRequest) -> float:
         """Tokens of the prompt that even the instance that holds most of it would have to compute."""

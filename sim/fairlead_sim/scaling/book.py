@@ -22,7 +22,8 @@ class Book:
     """A load being served. Times are seconds, ``NEVER`` = it has not happened; a request is named by its place in the load.
 
     ``sent`` is when a gateway last handed it to an engine, ``first`` when the client had its first token, ``end`` its last.
-    ``prefilled`` collects what prefill engines have done, (when, request), for the plant to hand on.
+    ``prefilled`` collects what prefill engines have done, (when, request), for the plant to hand on; ``kept`` is 1 of a request whose
+    prompt the decode engine computes that answers it.
     """
 
     def __init__(self, load: Load, patience_seconds: float) -> None:
@@ -37,6 +38,7 @@ class Book:
         self.abandoned = 0
         self.lost = 0
         self.prefilled: list[tuple[float, int]] = []
+        self.kept = bytearray(count)
 
     def gone(self, request: int, now: float) -> bool:
         """Whether its client has given up waiting for a first token."""

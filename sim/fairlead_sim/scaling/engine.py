@@ -24,6 +24,7 @@ from math import ceil, sqrt
 
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
+from fairlead_gateway.routing.router import OUTPUT_GUESS_TOKENS
 from fairlead_sim.scaling.book import Book
 
 BLOCK_TOKENS = 16
@@ -77,8 +78,9 @@ class Tally:
 
 class Engine(ABC):
     """What the plant asks of an engine. ``at`` is when its next step can begin; ``factor`` stretches every step (1 = as its profile
-    says). A decode engine computes one token of each prompt, the rest of whose KV came from a prefill engine; that one answers
-    with a single token, which no client sees."""
+    says). A decode engine computes one token of each prompt whose KV came from a prefill engine, which answered with a single token
+    that no client sees, and all of one that was kept there. ``backlog_seconds`` and ``inflight_tokens`` are what a gateway's ledger
+    has of an engine with a role."""
 
     def __init__(self, profile: EngineProfile, role: Role, book: Book, tally: Tally) -> None:
         self.profile = profile
@@ -87,6 +89,8 @@ class Engine(ABC):
         self.tally = tally
         self.at = 0.0
         self.factor = 1.0
+        self.backlog_seconds = 0.0
+        self.inflight_tokens = 0.0
 
     @abstractmethod
     def add(self, request: int, now: float) -> None:
@@ -124,7 +128,7 @@ class Engine(ABC):
 
     def to_compute(self, request: int) -> int:
         """Prompt tokens that this engine computes."""
-        return 1 if self.role is Role.DECODE else self.book.prompt[request]
+        return 1 if self.role is Role.DECODE and not self.book.kept[request] else self.book.prompt[request]
 
     def to_generate(self, request: int) -> int:
         """Tokens that this engine answers with."""
@@ -134,20 +138,40 @@ class Engine(ABC):
         """KV blocks that a prompt and its answer take."""
         return -(-(self.book.prompt[request] + self.to_generate(request) - 1) // BLOCK_TOKENS)
 
+    def came(self, request: int) -> None:
+        """It was sent here."""
+        if self.role is not Role.SERVE:
+            self.backlog_seconds += self._prefill_seconds(request)
+            self.inflight_tokens += self.book.prompt[request] + OUTPUT_GUESS_TOKENS
+
+    def left(self, request: int) -> None:
+        """Its client has gone before the first token."""
+        if self.role is not Role.SERVE:
+            self.backlog_seconds -= self._prefill_seconds(request)
+            self.inflight_tokens -= self.book.prompt[request] + OUTPUT_GUESS_TOKENS
+
     def answered(self, request: int, now: float) -> None:
         """Its first token came."""
         book = self.book
+        if self.role is not Role.SERVE:
+            self.backlog_seconds -= self._prefill_seconds(request)
         self.tally.first(now - book.sent[request], self.to_compute(request))
         if self.role is not Role.PREFILL and book.first[request] < 0.0:
             book.first[request] = now
 
     def ended(self, request: int, now: float) -> None:
         """Its last token came."""
+        if self.role is not Role.SERVE:
+            self.inflight_tokens -= self.book.prompt[request] + OUTPUT_GUESS_TOKENS
         self.tally.finished += 1
         if self.role is Role.PREFILL:
             self.book.prefilled.append((now, request))
         else:
             self.book.end[request] = now
+
+    def _prefill_seconds(self, request: int) -> float:
+        prompt = self.book.prompt[request]
+        return self.profile.prefill(prompt, prompt - self.to_compute(request))
 
 
 class AggregatedEngine(Engine):
@@ -169,6 +193,7 @@ class AggregatedEngine(Engine):
     def add(self, request: int, now: float) -> None:
         if not self._batch and self._chunked < 0 and not self._queue:
             self.at = max(self.at, now)
+        self.came(request)
         self._queue.append(request)
         self._queued_tokens += self.book.prompt[request]
 
@@ -193,6 +218,7 @@ class AggregatedEngine(Engine):
         self._queue.clear()
         self._ends = []
         self._queued_tokens = self._batch = self._resident = self._chunked_left = 0
+        self.backlog_seconds = self.inflight_tokens = 0.0
         self._chunked = _NOBODY
         self._blocks = self.profile.kv_tokens // BLOCK_TOKENS
         return sorted(here)
@@ -213,7 +239,9 @@ class AggregatedEngine(Engine):
 
     def _drop(self) -> None:
         """The queue's head has gone."""
-        self._queued_tokens -= self.book.prompt[self._queue.popleft()]
+        request = self._queue.popleft()
+        self.left(request)
+        self._queued_tokens -= self.book.prompt[request]
         self.book.abandoned += 1
 
     def _prompt_step(self) -> bool:
@@ -227,6 +255,7 @@ class AggregatedEngine(Engine):
             if book.gone(request, self.at):
                 self._blocks += self.set_aside(request)
                 self._chunked, self._chunked_left = _NOBODY, 0
+                self.left(request)
                 book.abandoned += 1
             else:
                 size = min(budget, self._chunked_left)

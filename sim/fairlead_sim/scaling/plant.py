@@ -6,7 +6,8 @@ only while no replica is ready; what it kept goes out in the order of arrival, t
 arrives meanwhile queues behind. A client gives up when it has no first token after its patience. A replica that crashes cuts the
 answers that had begun (those requests are lost); the others are sent again.
 
-With a prefill and a decode pool a prompt is computed in the first and its KV moves: the decode engine has the request
+With a prefill and a decode pool a prompt is computed in the first, or in the second where the scenario's ``Computing`` says so
+(``prefilling``). In the first its KV moves: the decode engine has the request
 ``base + tokens · per token`` seconds after the prompt was done, and the client's first token is the decode engine's.
 """
 
@@ -18,9 +19,12 @@ from random import Random
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling.need import has_choice
 from fairlead_autoscaler.scaling.values import GatewaySeen, Observation, ScaledModel, ShapeSeen
+from fairlead_gateway.routing.convertible import STAYS
+from fairlead_gateway.routing.gaps import Gaps
 from fairlead_sim.scaling.book import Book, Load
 from fairlead_sim.scaling.engine import AggregatedEngine, Engine, Tally
 from fairlead_sim.scaling.pool import Pool, PoolSetup, Replica
+from fairlead_sim.scaling.prefilling import Computing, decided
 from fairlead_sim.scaling.token_engine import TokenEngine
 
 _END = float("inf")
@@ -68,6 +72,7 @@ class Scenario:
     load: Load
     troubles: Troubles = field(default_factory=Troubles)
     transfer: Transfer = field(default_factory=Transfer)
+    computing: Computing = Computing.APART
 
 
 class Plant:
@@ -93,6 +98,7 @@ class Plant:
         self._happenings = sorted(happenings, reverse=True)
         self._seen_arrivals = 0
         self._seen_abandoned = 0
+        self._gaps = Gaps()
         self._open: list[int] = []  # arrived and not ended as of the last look; only where somebody wants to know
         self._choice = has_choice(scenario.model)
         self._now = 0.0
@@ -120,7 +126,7 @@ class Plant:
                 self._now = arrival
                 request = self._cursor
                 self._cursor += 1
-                if self._held or not self._send(request, self._entries, arrival):
+                if self._held or not self._enter(request, arrival):
                     self._held.append(request)
             else:
                 self._now = max(self._now, change)
@@ -166,9 +172,35 @@ class Plant:
 
     # The gateway ---------------------------------------------------------------------------------------------------------
 
+    def _enter(self, request: int, now: float) -> bool:
+        """To whoever computes its prompt; False when none is ready."""
+        self.book.kept[request] = self._stays(request, now)
+        return self._send(request, self._decoders if self.book.kept[request] else self._entries, now)
+
+    def _stays(self, request: int, now: float) -> bool:
+        """Does the decode engine that would answer compute the prompt?"""
+        scenario, here = self.scenario, None
+        if scenario.computing is not Computing.APART and not self._held_decode:
+            here = self._best(self._decoders, now)
+        if here is None:
+            return False
+        prompt, transfer = self.book.prompt[request], scenario.transfer
+        way = transfer.base_seconds + transfer.token_seconds * prompt
+        there = self._best(self._entries, now)
+        return decided(scenario.computing, here, there, prompt, scenario.model, way, self._gaps, now).rule in STAYS
+
     def _send(self, request: int, pools: list[Pool], now: float) -> bool:
         """To the ready replica with the least to do; False when none is ready."""
-        best: Replica | None = None
+        best = self._best(pools, now)
+        if best is None:
+            return False
+        self.book.sent[request] = now
+        best[1].engine.add(request, now)
+        return True
+
+    def _best(self, pools: list[Pool], now: float) -> tuple[Pool, Replica] | None:
+        """The ready replica with the least to do, and its pool."""
+        best: tuple[Pool, Replica] | None = None
         least = _END
         for pool in pools:
             price = pool.setup.profile.prefill_token_seconds
@@ -178,12 +210,8 @@ class Plant:
                     engine.advance(now)
                 burden = engine.burden_tokens() * price
                 if burden < least:
-                    best, least = replica, burden
-        if best is None:
-            return False
-        self.book.sent[request] = now
-        best.engine.add(request, now)
-        return True
+                    best, least = (pool, replica), burden
+        return best
 
     def _release(self, held: list[int], pools: list[Pool], now: float) -> list[int]:
         """Send what was held, each replica as much as its batch takes: what still has to wait."""
@@ -215,7 +243,7 @@ class Plant:
         for request in pool.crash(now):
             if self.book.first[request] >= 0.0:
                 self.book.lost += 1
-            elif not self._send(request, self._entries, now):
+            elif not self._enter(request, now):
                 self._held.append(request)
 
     # The controller's side -----------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ class TokenEngine(Engine):
             reserve_tokens=self._reserve_tokens,
             lookup=False,
         )
-        sequence.pulled_tokens = book.prompt[request] - 1 if self.role is Role.DECODE else 0
+        sequence.pulled_tokens = book.prompt[request] - self.to_compute(request)
+        self.came(request)
         self._core.add(sequence)
 
     def advance(self, until: float) -> None:
@@ -69,6 +70,7 @@ class TokenEngine(Engine):
         for name in self._here:
             self._core.abort(name)
         self._here.clear()
+        self.backlog_seconds = self.inflight_tokens = 0.0
         self._put_back.clear()
         return here
 
@@ -95,4 +97,5 @@ class TokenEngine(Engine):
             if not sequence.generated and self.book.gone(request, now):
                 self._core.abort(sequence.id)
                 del self._here[sequence.id]
+                self.left(request)
                 self.book.abandoned += 1

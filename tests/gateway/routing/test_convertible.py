@@ -1,6 +1,7 @@
 """A prompt stays on a decode engine only while nobody there is hurt by it, and never for a later first token."""
 
 from dataclasses import replace
+from math import e
 
 import pytest
 from hypothesis import given
@@ -15,13 +16,15 @@ from fairlead_gateway.routing.convertible import (
     GAP_OLD_SECONDS,
     GOES,
     ITL_SHARE,
+    LATE_SHARE,
     LIGHT_SHARE,
+    SHORT_TOKENS,
     STAYS,
     Side,
     steps,
     where,
 )
-from fairlead_gateway.routing.gaps import LEAST_TOKENS, Gaps
+from fairlead_gateway.routing.gaps import LEAST_TOKENS, SECONDS, Gaps
 from fairlead_gateway.routing.shared import FIELDS, SharedRows, Siblings
 
 L = EngineProfile(
@@ -33,7 +36,7 @@ L = EngineProfile(
     kv_tokens=400_000,
     step_tokens=1_024,
 )
-ITL, WAY = 0.1, 0.02
+ITL, TTFT, WAY = 0.1, 2.0, 0.02
 
 
 def side(name: str = "decode", tokens: float = 1_000.0, hit: float = 0.0) -> Side:
@@ -42,7 +45,7 @@ def side(name: str = "decode", tokens: float = 1_000.0, hit: float = 0.0) -> Sid
 
 def decided(here: Side, there: Side | None = None, itl: float | None = ITL, way: float = WAY) -> Decision:
     best = side("prefill", here.prompt_tokens) if there is None else there
-    return where(here, best, itl_seconds=itl, way_seconds=way, least_tokens=1_024)
+    return where(here, best, itl_seconds=itl, ttft_seconds=TTFT, way_seconds=way, least_tokens=1_024)
 
 
 def busy(one: Side, sequences: int, context: int = 1_000) -> Side:
@@ -52,7 +55,7 @@ def busy(one: Side, sequences: int, context: int = 1_000) -> Side:
 def test_an_idle_decode_engine_computes_a_prompt_itself_and_says_so() -> None:
     found = decided(side())
     assert (found.chosen, found.rule) == ("decode", "slack")
-    assert "decode has slack: its longest step takes 52.1ms with it, of 90ms" in found.reason
+    assert "decode has slack: a gap is 12.1ms with it, the longest 52.1ms, of 90ms" in found.reason
     assert found.inputs["prefill/predicted_ttft_seconds"].value is not None
     assert [item.id for item in found.rejected] == ["prefill"]
 
@@ -96,7 +99,9 @@ def test_where_a_number_is_missing_the_limit_decides(lacking: str) -> None:
 
 def test_without_a_prefill_engine_the_limit_says_whether_one_is_missed() -> None:
     for tokens, rule in ((10.0, "short"), (5_000.0, "long")):
-        found = where(side(tokens=tokens), None, itl_seconds=ITL, way_seconds=WAY, least_tokens=1_024)
+        found = where(
+            side(tokens=tokens), None, itl_seconds=ITL, ttft_seconds=TTFT, way_seconds=WAY, least_tokens=1_024
+        )
         assert (found.rule, found.chosen) == (rule, "decode" if rule == "short" else None)
 
 
@@ -115,6 +120,7 @@ def sides(draw: st.DrawFn, name: str, tokens: float) -> Side:
         hit,
         inflight,
         inflight * draw(st.floats(1.0, 5_000.0)),
+        draw(st.floats(0.0, 1.5)),
         gap,
         None if gap is None else draw(st.floats(0.0, 60.0)),
     )
@@ -145,7 +151,11 @@ def test_never_to_a_decoder_without_slack_and_never_for_a_later_first_token(
     if found.rule == "light":
         assert made.with_it <= (1.0 + LIGHT_SHARE) * made.plain
         return
-    assert made.longest <= ITL_SHARE * itl
+    most = ITL_SHARE * itl
+    if made.longest > most:
+        assert first["prefill"] > LATE_SHARE * TTFT
+        assert made.mean <= most
+        assert made.run <= SHORT_TOKENS * (most - made.plain)
     assert here.inflight + 1 <= BATCH_SLACK * here.profile.max_sequences
     assert here.inflight_tokens + tokens <= BATCH_SLACK * here.profile.kv_tokens
     if here.gap_age_seconds is not None and here.gap_age_seconds <= GAP_OLD_SECONDS:
@@ -158,7 +168,24 @@ def test_a_busier_decode_engine_never_takes_what_it_sent_away(data: st.DataObjec
     here, there = (replace(data.draw(sides(name, tokens)), profile=L) for name in ("decode", "prefill"))
     if decided(here, there).rule in ("batch-full", "step-full"):
         busier = replace(here, inflight=here.inflight + 20, inflight_tokens=here.inflight_tokens + 20_000.0)
-        assert decided(busier, there).rule in ("batch-full", "step-full", "light")
+        assert decided(busier, there).rule not in ("slack", "short", "long")
+
+
+@pytest.mark.parametrize(
+    ("late", "backlog", "share", "rule"),
+    [
+        (0.9, 0.0, 0.0, "step-full"),
+        (4.0, 0.0, 0.0, "slack"),
+        (4.0, 0.0, 0.9, "share-full"),
+        (4.0, 1.3, 0.0, "run-long"),
+    ],
+)
+def test_where_prefill_engines_are_late_some_gaps_may_pass_the_objective_but_no_mean_gap(
+    late: float, backlog: float, share: float, rule: str
+) -> None:
+    small = replace(L, prefill_token_seconds=9e-5)
+    here = replace(busy(side(tokens=3_000.0), 20), profile=small, prefill_share=share, backlog_seconds=backlog)
+    assert decided(here, replace(side("prefill", 3_000.0), backlog_seconds=late)).rule == rule
 
 
 # What the router knows of an engine ------------------------------------------------------------------------------------------
@@ -192,10 +219,33 @@ def test_what_is_cached_there_and_what_is_in_flight_counts() -> None:
     assert found.uncached_tokens < 100
 
 
+def test_what_it_computed_lately_is_a_share_of_its_time_and_fades() -> None:
+    made = router()
+    made.dispatched(request("before", 8_000), "d0", 0.0)
+    share = seen(made, request("a")).prefill_share
+    assert share == pytest.approx(L.prefill(8_000) / SECONDS)
+    made.finished("before", 1.0)
+    assert seen(made, request("a"), SECONDS).prefill_share == pytest.approx(share / e)
+
+
+def test_others_are_taken_to_keep_as_many_prompts_there_for_each_request() -> None:
+    cells = memoryview(bytearray(2 * FIELDS * 8)).cast("q")
+    ours, theirs = SharedRows(cells, 1, 0), SharedRows(cells, 1, 1)
+    for rows in (ours, theirs):
+        rows.place({"d0": 0})
+    ours.read_rows([1])
+    made = router(siblings=Siblings(ours, lambda *_: None, lambda *_: None, lambda *_: None))
+    made.dispatched(request("before", 8_000), "d0", 0.0)
+    alone = seen(made, request("a")).prefill_share
+    theirs.write("d0", 2, 0, 0.0, 24_000.0)
+    assert seen(made, request("a")).prefill_share == pytest.approx(3.0 * alone)
+
+
 def test_a_prompt_that_was_computed_elsewhere_is_no_backlog_there() -> None:
     made = router()
     made.dispatched(request("before", 8_000), "d0", 0.0, elsewhere=True)
     found = seen(made, request("a"))
+    assert found.prefill_share == 0.0
     assert found.inflight == 1
     assert found.inflight_tokens >= 8_000
     assert found.backlog_seconds < 0.02
