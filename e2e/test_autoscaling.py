@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import pytest
 
-from fairlead.testing.processes import PATIENCE_SECONDS, alive, descendants, wait_until
+from fairlead.testing.processes import PATIENCE_SECONDS, alive, process_of, wait_until
 from fairlead.testing.raw_http import ask
 from fairlead.testing.stack import UpProcess
 
@@ -105,14 +104,6 @@ def said(up: UpProcess, *words: str) -> str:
     return done.stdout
 
 
-def process(up: UpProcess, module: str) -> int:
-    """The id of the stack's process that runs a module."""
-    for pid in descendants(up.process.pid):
-        if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            return pid
-    pytest.fail(f"no {module} runs")
-
-
 def test_a_pool_follows_its_load_from_nothing_and_back_and_no_request_fails(tmp_path: Path) -> None:
     with UpProcess(tmp_path, "--speed", f"{SPEED}", manifest=MANIFEST) as up:
         up.ready()
@@ -129,11 +120,11 @@ async def _story(up: UpProcess) -> None:
     await until(lambda: load.sent > 20, "one engine's load is served")
     load.rate *= 5
     await until(lambda: ready(up) >= 3, "the pool grows")
-    gone = process(up, "fairlead_autoscaler")
+    gone = process_of(up.process.pid, "fairlead_autoscaler")
     os.kill(gone, signal.SIGKILL)
     await until(lambda: ready(up) >= MANY, "the pool carries five times the load")
     assert not alive(gone)
-    helper = process(up, "fairlead_gateway")
+    helper = process_of(up.process.pid, "fairlead_gateway")
     os.kill(helper, signal.SIGSTOP)  # its workers serve on, and nobody tells what arrives
     await until(lambda: "is missing" in notes(up), "the autoscaler misses the gateway")
     os.kill(helper, signal.SIGCONT)

@@ -196,7 +196,7 @@ class FleetSource(Protocol):
 class Scaler(Protocol):
     """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
 
-    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
-        """Ask for ``replicas`` of one pool of the model ``key``. Where that is fewer than there are, those named first in ``leaving``
-        (replicas' ids) are to go, if whoever removes them can choose."""
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
+        """Ask for ``replicas`` of one pool of the model ``key`` that serve, and ``asleep`` beside them that sleep. Where more serve
+        than are to, those named first in ``leaving`` (replicas' ids) sleep or go, if whoever sees to it can choose."""
         ...

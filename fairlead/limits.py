@@ -442,6 +442,14 @@ class Limits:
     kube_series_end_seconds: float = _limit(360.0, "an event that did not repeat for this long begins anew")
     kube_resumes: int = _limit(3, "watches refused in a row, by an API server that answers, until it is listed anew")
 
+    engine_ask_seconds: float = _limit(5.0, "an engine says within this whether it sleeps, and whether it is well")
+    engine_sleep_seconds: float = _limit(
+        120.0, "and sleeps within this once it has nothing to do: weights go to the host's memory"
+    )
+    engine_wake_seconds: float = _limit(
+        900.0, "one that is not awake by then is started anew: weights may be loaded again"
+    )
+
     autoscaler_read_seconds: float = _limit(2.0, "a gateway that shows its metrics later is missing from that look")
     autoscaler_page_bytes: int = _limit(
         64 * 1024 * 1024, "a gateway's metrics page; one of 4,096 engines has about 12 MB"

@@ -20,9 +20,16 @@ class Remark:
 
 
 def remarks(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[Remark]:
-    """Numbers that are ignored while the autoscaler is to set them, or that it leaves; and an objective that no number keeps.
+    """Numbers that are ignored while the autoscaler is to set them, or that it leaves; an objective that no number keeps; and a tier
+    of sleeping instances that nobody uses.
     ``profile`` is what engines of a pool cost."""
     if spec.autoscaling.mode is not ScalingMode.AUTO:
+        if spec.sleeps:
+            yield Remark(
+                ("spec", "autoscaling", "sleep"),
+                "nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
+                "write `mode: Auto`, or leave it if that comes later",
+            )
         return
     if spec.replicas is not None:
         yield Remark(

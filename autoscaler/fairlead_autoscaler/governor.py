@@ -29,7 +29,7 @@ WAKE_SECONDS = 30.0
 class Ruling:
     """What becomes of one pool: ``replicas`` from ``desired``, by the core's rule or one of ours. ``unwritten`` is why it is not
     written, in words; None: it is to be written, if it differs. ``bounds`` are the least and the most of this hour; None in
-    recordings of before they were kept."""
+    recordings of before they were kept. ``asleep`` are to sleep beside those that serve, and ``asleep_desired`` are now."""
 
     replicas: int
     desired: int
@@ -38,11 +38,13 @@ class Ruling:
     planned: int | None = None
     unwritten: str | None = None
     bounds: tuple[int, int] | None = None
+    asleep: int = 0
+    asleep_desired: int = 0
 
     @property
     def writes(self) -> bool:
         """There is something to write."""
-        return self.unwritten is None and self.replicas != self.desired
+        return self.unwritten is None and (self.replicas, self.asleep) != (self.desired, self.asleep_desired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +98,23 @@ def _ruled(
         ruling = Ruling(desired, desired, "no-plan", "nothing was planned for this pool")
     else:
         ruling = Ruling(planned.replicas, desired, planned.rule, planned.reason, planned.replicas)
+    asleep = pool.asleep if planned is None else planned.asleep
+    total = ruling.replicas + asleep
     if wakes:
         ruling = replace(ruling, replicas=1, rule="wake", reason="a request is held and there is no replica")
     after = seconds(policy.zero.after)
     silent = now - watch.asked_at if watch.asked_at is not None else 0.0
-    if ruling.replicas == 0 < desired and silent < after:
+    if ruling.replicas == asleep == 0 < desired + pool.asleep and silent < after:
         reason = f"nothing was asked for {silent:.0f} s, and only after {after:.0f} s there may be none"
-        ruling = replace(ruling, replicas=1, rule="zero-after", reason=reason)
+        ruling, total = replace(ruling, replicas=min(1, desired), rule="zero-after", reason=reason), 1
     ruling = _stepped(ruling, policy, [size for _, size in watch.sizes.get(facts.name, ())] or [desired])
     low, high = bounds
     if not low <= ruling.replicas <= high:
         reason = f"{ruling.replicas} lies outside {low} to {high}; before that: {ruling.reason}"
         ruling = replace(ruling, replicas=min(max(ruling.replicas, low), high), rule="bounds", reason=reason)
-    return ruling
+    # Who is to serve beyond the plan is woken before anybody starts, and who is not to serve sleeps on.
+    beside = min(total - ruling.replicas, max(asleep, pool.asleep), high - ruling.replicas)
+    return replace(ruling, asleep=max(0, beside), asleep_desired=pool.asleep)
 
 
 def _stepped(ruling: Ruling, policy: Autoscaling, sizes: list[int]) -> Ruling:

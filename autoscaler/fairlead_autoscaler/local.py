@@ -6,7 +6,7 @@ Times are monotonic seconds of the machine's one clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,29 +17,31 @@ from fairlead.clock import Clock
 from fairlead.errors import Unavailable
 from fairlead.files import replace_whole
 from fairlead.fleet import Objectives
-from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
+from fairlead_autoscaler.scaling import PoolFacts, ReplicaState, Woken
 from fairlead_autoscaler.seen import scaled_model
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine's process: when it was last started, and when it was ready (None: it is not)."""
+    """An engine's process: when it was last started, and when it was ready (None: it is not); ``woken`` is of its last waking."""
 
     id: str
     state: ReplicaState
     started: float
     ready: float | None = None
     instances: tuple[str, ...] = ()
+    woken: Woken | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPool:
-    """A pool, how many replicas are asked for, and its processes."""
+    """A pool, how many replicas are asked for to serve and how many to sleep, and its processes."""
 
     facts: PoolFacts
     desired: int
     engines: tuple[Engine, ...] = ()
+    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,11 @@ class LocalModel:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The number that a pool should have, and who leaves first where that is fewer."""
+    """The number that a pool should have, who leaves first where that is fewer, and how many are to sleep beside them."""
 
     replicas: int
     leaving: tuple[str, ...] = ()
+    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,8 @@ class LocalWorld:
         policy = Autoscaling.model_validate(model.policy)
         scaled = scaled_model(key, model.objectives, facts, interval_seconds=self._interval, replicas_most=policy.max)
         pools = {
-            pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now, self._speed)) for pool in model.pools
+            pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now, self._speed), asleep=pool.asleep)
+            for pool in model.pools
         }
         return ModelState(scaled, policy, pools)
 
@@ -136,6 +140,7 @@ def _replicas(engines: Sequence[Engine], now: float, speed: float) -> tuple[Repl
             max(0.0, now - one.started * speed),
             None if one.ready is None else (one.ready - one.started) * speed,
             one.instances,
+            woken=None if one.woken is None else replace(one.woken, seconds=one.woken.seconds * speed),
         )
         for one in engines
     )
@@ -147,13 +152,13 @@ class FileScaler:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
         """Ask for ``replicas``. Raises Unavailable when the file cannot be written."""
         try:
             wishes = read_wishes(self._path).pools
         except Unavailable:  # nobody has wished for anything yet, or what was wished is no more to be read
             wishes = {}
-        pools = {**wishes.get(key, {}), pool: Wish(replicas, tuple(leaving))}
+        pools = {**wishes.get(key, {}), pool: Wish(replicas, tuple(leaving), asleep)}
         try:
             write(self._path, Wishes({**wishes, key: pools}))
         except OSError as error:

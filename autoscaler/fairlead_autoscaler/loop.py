@@ -84,7 +84,7 @@ class _Known:
 
 @dataclass(slots=True)
 class Counts:
-    """Since the start. Writes are by (model, pool, ``up`` or ``down``), decisions by (model, pool, rule)."""
+    """Since the start. Writes are by (model, pool, ``up``, ``down`` or ``asleep``), decisions by (model, pool, rule)."""
 
     ticks: int = 0
     skipped: int = 0
@@ -268,18 +268,24 @@ class Loop:
                 self.problems.pop((key, pool), None)
                 continue
             down = ruling.replicas < ruling.desired
-            order = leaving(key, state.pools[pool].replicas, self.readings) if down else ()
+            rests = ruling.asleep != ruling.asleep_desired
+            order = leaving(key, state.pools[pool].replicas, self.readings) if down or rests else ()
             try:
                 async with asyncio.timeout(self._limits.autoscaler_world_seconds):
-                    await self._scaler.scale(key, pool, ruling.replicas, order)
+                    await self._scaler.scale(key, pool, ruling.replicas, order, ruling.asleep)
             except (FairleadError, TimeoutError) as error:
                 self.counts.refused[key, pool] += 1
                 self.problems[key, pool] = f"{ruling.replicas} could not be written: {error or 'no answer in time'}"
                 _log.warning("%s/%s: %s", key, pool, self.problems[key, pool])
                 continue
             self.problems.pop((key, pool), None)
-            self.counts.writes[key, pool, "down" if down else "up"] += 1
+            if ruling.replicas != ruling.desired:
+                self.counts.writes[key, pool, "down" if down else "up"] += 1
+            if rests:
+                self.counts.writes[key, pool, "asleep"] += 1
             change = f"{ruling.desired} -> {ruling.replicas}"
+            if rests:
+                change += f", asleep {ruling.asleep_desired} -> {ruling.asleep}"
             _log.info("%s/%s: %s (%s: %s)", key, pool, change, ruling.rule, ruling.reason)
 
 

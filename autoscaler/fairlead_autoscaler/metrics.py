@@ -86,10 +86,13 @@ _SEEN: Mapping[str, tuple[str, Callable[[PoolSeen], float]]] = {
     "ready_replicas": ("replicas that are ready", lambda pool: pool.ready),
     "pending_replicas": ("replicas that start", lambda pool: pool.pending),
     "draining_replicas": ("replicas that finish what they have and leave", lambda pool: pool.draining),
+    "asleep_replicas": ("replicas that sleep, or drain to sleep", lambda pool: pool.asleep),
+    "waking_replicas": ("of those that start, those that wake", lambda pool: pool.waking),
 }
 _RULED: Mapping[str, tuple[str, Callable[[Ruling], float | None]]] = {
     "desired_replicas": ("replicas that are asked for now", lambda one: one.desired),
     "wanted_replicas": ("replicas that there should be", lambda one: one.replicas),
+    "asleep_wanted_replicas": ("replicas that should sleep beside them", lambda one: one.asleep),
     "planned_replicas": ("what the load alone would take, before bounds and steps", lambda one: one.planned),
     "held_back": ("1 where the number is not written", lambda one: float(one.unwritten is not None)),
 }

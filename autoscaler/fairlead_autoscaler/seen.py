@@ -133,10 +133,13 @@ def _pool(key: str, pool: PoolState, readings: Readings, signals_seconds: float)
     return PoolSeen(
         desired=pool.desired,
         ready=states.count(ReplicaState.READY),
-        pending=states.count(ReplicaState.PENDING),
+        pending=states.count(ReplicaState.PENDING) + states.count(ReplicaState.WAKING),
         draining=states.count(ReplicaState.DRAINING),
         pending_ages_seconds=tuple(one.age_seconds for one in pool.replicas if one.state is ReplicaState.PENDING),
         replicas=None if blind else tuple(_replica(key, one, readings, signals_seconds) for one in pool.replicas),
+        asleep_desired=pool.asleep,
+        asleep=states.count(ReplicaState.ASLEEP) + states.count(ReplicaState.FALLING_ASLEEP),
+        waking=states.count(ReplicaState.WAKING),
     )
 
 
@@ -145,7 +148,7 @@ _LEDGER: Final = ("in_flight", "not_begun")
 
 def _replica(key: str, replica: Replica, readings: Readings, signals_seconds: float) -> ReplicaSeen:
     parts = [_endpoint(key, one, readings, signals_seconds) for one in replica.instances]
-    blank = ReplicaSeen(replica.id, replica.state, replica.age_seconds, replica.startup_seconds)
+    blank = ReplicaSeen(replica.id, replica.state, replica.age_seconds, replica.startup_seconds, woken=replica.woken)
     if not parts:
         return blank
     shares = [part.kv_share for part in parts if part.kv_share is not None]
@@ -166,6 +169,7 @@ def _replica(key: str, replica: Replica, readings: Readings, signals_seconds: fl
         ttft_seconds=_all(part.ttft_seconds for part in parts),
         ttft_counts=_histogram(part.ttft_counts for part in parts),
         itl_counts=_histogram(part.itl_counts for part in parts),
+        woken=replica.woken,
     )
 
 

@@ -13,10 +13,12 @@ from fairlead_autoscaler.scaling import ReplicaState
 from fairlead_autoscaler.seen import Readings
 from fairlead_autoscaler.world import Replica
 
+_SERVE = (ReplicaState.PENDING, ReplicaState.WAKING, ReplicaState.READY)
+
 
 def leaving(key: str, replicas: Sequence[Replica], readings: Readings) -> tuple[str, ...]:
-    """The ids of all replicas that may leave, in the order in which they should."""
-    there = [one for one in replicas if one.state is not ReplicaState.DRAINING]
+    """The ids of all replicas that serve or are about to, in the order in which they should leave."""
+    there = [one for one in replicas if one.state in _SERVE]
     unique = {one.id: _unique(key, one, readings) for one in there}
     known = [value for value in unique.values() if value is not None]
     usual = fmean(known) if known else 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.api import Autoscaling
-from fairlead_autoscaler.scaling import ReplicaState, ScaledModel
+from fairlead_autoscaler.scaling import ReplicaState, ScaledModel, Woken
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Replica:
     """``id`` is what whoever removes it calls it (a pod's name); ``instances`` are its endpoints' ids in the fleet.
 
     ``age_seconds`` counts from its creation, ``startup_seconds`` from there until it was ready (None before); ``node`` is the kind of
-    machine that it is on, empty where nobody knows: start-up times are learned by it.
+    machine that it is on, empty where nobody knows: start-up times are learned by it. ``woken`` is of its last waking.
     """
 
     id: str
@@ -26,17 +26,20 @@ class Replica:
     startup_seconds: float | None = None
     instances: tuple[str, ...] = ()
     node: str = ""
+    woken: Woken | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A pool as it is: how many replicas are asked for, and those there are. ``held_by`` names who else sets its number, and
-    is then not interfered with (an HPA, ``spec.replicas``); ``paused`` is why nothing of it may be changed now (a rollout)."""
+    """A pool as it is: how many replicas are asked for to serve and (``asleep``) to sleep, and those there are. ``held_by`` names who
+    else sets its number, and is then not interfered with (an HPA, ``spec.replicas``); ``paused`` is why nothing of it may be changed
+    now (a rollout)."""
 
     desired: int
     replicas: tuple[Replica, ...] = ()
     held_by: str | None = None
     paused: str | None = None
+    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,60 @@ class Zero(Strict):
     ] = "10m"
 
 
+class Sleep(Strict):
+    """How many instances of a pool may sleep instead of ending. One that sleeps keeps its process and gives its device's memory back;
+    to serve again takes it seconds, where a start takes minutes."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.max >= self.min",
+            message="max is less than min",
+            fix="raise max, or lower min",
+            at=("max",),
+            broken=lambda one: one.max < one.min,
+        ),
+    )
+
+    min: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=4096,
+            description="so many sleep beside those that serve, whatever is asked; they are started for it",
+            examples=["1"],
+            json_schema_extra=_INT32,
+        ),
+    ] = 0
+    max: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=4096,
+            description="no more than so many; each counts as an instance within the pool's max and `autoscaling.max`",
+            examples=["2"],
+            json_schema_extra=_INT32,
+        ),
+    ]
+    level: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=2,
+            description="1: the weights wait in the host's memory, which must hold them; 2: they are loaded anew",
+            examples=["1"],
+            json_schema_extra=_INT32,
+        ),
+    ] = 1
+    after: Annotated[
+        PositiveDuration | None,
+        Field(
+            description="one that was not needed for so long ends; left out = when sleeping on costs more than starting anew, by how "
+            "long that takes and how silences went",
+            examples=["1h"],
+        ),
+    ] = None
+
+
 class Autoscaling(Strict):
     """Who decides on the numbers of instances of the pools whose max is above their min."""
 
@@ -177,6 +231,13 @@ class Autoscaling(Strict):
         ),
     ] = None
     zero: Annotated[Zero, Field(examples=["{after: 10m}"])] = Zero()
+    sleep: Annotated[
+        Sleep | None,
+        Field(
+            description="instances of each pool that are not needed sleep instead of ending; of engines of the kinds vllm and sim",
+            examples=["{max: 2}"],
+        ),
+    ] = None
     schedules: list[Schedule] = Field(
         default_factory=list,
         max_length=16,

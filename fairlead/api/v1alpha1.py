@@ -68,6 +68,7 @@ def _schedules_nobody(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 
 _SPLIT = "self.pools.exists(pool, pool.role == 'Prefill')"
 _OWN = "self.engine.kind in ['custom', 'external']"
+_NO_SLEEP = "!has(self.autoscaling.sleep)"
 
 
 class ModelDeploymentSpec(Strict):
@@ -198,6 +199,34 @@ class ModelDeploymentSpec(Strict):
             at=("autoscaling",),
             broken=_schedules_nobody,
         ),
+        Rule(
+            cel=f"{_NO_SLEEP} || self.engine.kind in ['vllm', 'sim']",
+            message="Fairlead does not know how engines of this kind sleep",
+            fix="remove sleep",
+            at=("autoscaling", "sleep"),
+            broken=lambda one: one.sleeps and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+        ),
+        Rule(
+            cel=f"{_NO_SLEEP} || self.pools.all(pool, pool.parallelism.nodes == 1)",
+            message="an instance that spans nodes does not sleep",
+            fix="remove sleep, or give each instance one node",
+            at=("autoscaling", "sleep"),
+            broken=lambda one: one.sleeps and any(pool.parallelism.nodes > 1 for pool in one.pools),
+        ),
+        Rule(
+            cel=f"{_NO_SLEEP} || !{_SPLIT} && !(has(self.kvCache.offload) && has(self.kvCache.offload.peers))",
+            message="an engine whose KV others read over the network does not sleep: its memory is registered there",
+            fix="remove sleep",
+            at=("autoscaling", "sleep"),
+            broken=lambda one: one.sleeps and (one.has_role(PoolRole.PREFILL) or one.peers is not None),
+        ),
+        Rule(
+            cel=f"{_NO_SLEEP} || self.autoscaling.sleep.level == 1 || !has(self.adapters)",
+            message="an engine that has forgotten its weights does not get its adapters back",
+            fix="write `level: 1`, or remove adapters",
+            at=("autoscaling", "sleep", "level"),
+            broken=lambda one: one.sleeps and one.autoscaling.sleep.level > 1 and one.adapters is not None,
+        ),
     )
 
     model: Annotated[ModelSource, Field(examples=['{source: "hf://Qwen/Qwen3-8B"}'])]
@@ -247,6 +276,11 @@ class ModelDeploymentSpec(Strict):
         """How its instances borrow KV from one another; None where they do not."""
         offload = self.kv_cache.offload
         return None if offload is None else offload.peers
+
+    @property
+    def sleeps(self) -> bool:
+        """Its engines must know how to sleep, whether anybody puts them to sleep now or not."""
+        return self.autoscaling.sleep is not None
 
     @property
     def wakes(self) -> bool:

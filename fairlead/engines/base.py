@@ -13,6 +13,7 @@ class Replica:
     """One engine process to start. ``args`` are the manifest's; ``profile``, ``speed`` and ``seed`` shape a simulated one.
 
     ``kind`` is the engine that the manifest names: a simulated engine takes only those ``args`` that change what it simulates.
+    ``sleeps``: it is to be able to (``engines.sleep``).
     """
 
     name: str
@@ -23,6 +24,7 @@ class Replica:
     env: Mapping[str, str] = field(default_factory=dict)
     speed: float = 1.0
     seed: int = 0
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

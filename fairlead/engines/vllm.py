@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fairlead.engines.base import Launch, Replica
 from fairlead.engines.pages import mean, samples, total
+from fairlead.engines.sleep import DEV_MODE, SLEEP_SWITCH
 from fairlead.errors import BadInput
 from fairlead.signals import EngineSignals
 
@@ -31,7 +32,11 @@ class Vllm:
             raise BadInput("one vllm process serves one port", field="ports", hint="start one process per replica")
         command = ["vllm", "serve", local_source(replica.source), "--served-model-name", replica.name]
         command += ["--host", "127.0.0.1", "--port", str(ports[0]), "--enable-prompt-tokens-details"]
-        return Launch((*command, *replica.args), dict(replica.env), says_ready=False)
+        env = dict(replica.env)
+        if replica.sleeps:
+            command.append(SLEEP_SWITCH)
+            env |= dict((DEV_MODE,))
+        return Launch((*command, *replica.args), env, says_ready=False)
 
     def signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Counts are summed over ranks, ``kv_usage`` is their mean; what the page does not say stays None."""

@@ -35,6 +35,14 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def process_of(pid: int, module: str) -> int:
+    """The process below ``pid`` that runs a module, as ``python -m`` does. Raises AssertionError when there is none."""
+    for one in descendants(pid):
+        if module.encode() in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0"):
+            return one
+    raise AssertionError(f"no {module} runs")
+
+
 def listens(port: int, host: str = "127.0.0.1") -> bool:
     """Does somebody accept connections there?"""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -98,9 +98,11 @@ class KubeScaler:
         self._api = api
         self._places = places
 
-    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
         """Ask for ``replicas`` of a pool. Raises Unavailable when there is no such workload or its number is somebody else's, and
         KubeError for what the API server says."""
+        if asleep:
+            raise Unavailable("pods do not sleep yet")
         found = self._places.workload(key, pool)
         if found is None:
             raise Unavailable(f"pool {pool} of {key} has no workload")

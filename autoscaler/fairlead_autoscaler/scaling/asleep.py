@@ -31,22 +31,29 @@ from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen, Ti
 WHOLE = "whole_replicas"
 """The input that says how many replicas are to be there, awake or asleep."""
 _STARTUP_SECONDS = 120.0
+_WAKE_SHARE = {1: 0.1, 2: 0.5}
+"""Of a start, until a waking was seen and where nobody knows: weights come back from memory, or are loaded anew, and the process is
+there already."""
 _WAKE_SECONDS = {1: 5.0, 2: 30.0}
-"""Until a waking was seen, and where nobody knows: weights come back from memory, or are loaded anew."""
+"""And no more than this."""
 
 
-def wake_seconds(state: PoolState, tier: Tier, share: float) -> float:
+def wake_seconds(state: PoolState, facts: PoolFacts, tier: Tier, share: float) -> float:
     """Within how many seconds that share of wakings is over."""
-    known = state.wakes.get(str(tier.level), Starts())
-    return known.quantile(share, tier.wake_seconds, _WAKE_SECONDS.get(tier.level, _STARTUP_SECONDS))
+    known, level = state.wakes.get(str(tier.level), Starts()), 1 if tier.level == 1 else 2
+    guess = min(_WAKE_SECONDS[level], _WAKE_SHARE[level] * _start(state, facts))
+    return known.quantile(share, tier.wake_seconds, guess)
+
+
+def _start(state: PoolState, facts: PoolFacts) -> float:
+    return state.starts.quantile(0.5, facts.startup_p50_seconds, _STARTUP_SECONDS)
 
 
 def worth_seconds(state: PoolState, facts: PoolFacts, tier: Tier, settings: ScalingSettings) -> float:
     """For how long a replica that nobody needs sleeps on."""
     if tier.after_seconds is not None:
         return tier.after_seconds
-    start = state.starts.quantile(0.5, facts.startup_p50_seconds, _STARTUP_SECONDS)
-    saved = max(0.0, start - wake_seconds(state, tier, 0.5))
+    saved = max(0.0, _start(state, facts) - wake_seconds(state, facts, tier, 0.5))
     return settings.cold_start_price * saved / settings.sleep_price
 
 
@@ -96,7 +103,7 @@ class _Rest:
         room = bounds(self.facts, look.wall)[1] - awake
         asleep = max(0, min(asleep, room if left is None else min(room, left)))
         told = {
-            "wake_seconds": Input(wake_seconds(self.state, self.tier, 0.5)),
+            "wake_seconds": Input(wake_seconds(self.state, self.facts, self.tier, 0.5)),
             "asleep_replicas": Input(float(self.seen.asleep)),
             "asleep_planned_replicas": Input(float(asleep)),
         }
@@ -119,7 +126,7 @@ class _Rest:
         moved = min(seen.asleep_desired, max(0, awake - seen.desired))
         wakes = min(seen.asleep, moved)
         more = plan.asleep - seen.asleep_desired + moved
-        parts = [] if not wakes else [f"{wakes} wake, in {wake_seconds(self.state, self.tier, 0.5):.0f} s"]
+        parts = [] if not wakes else [f"{wakes} wake, in {wake_seconds(self.state, self.facts, self.tier, 0.5):.0f} s"]
         lately = f"{held} needed within {duration(round(seconds))}"
         if more > 0:
             parts.append(

@@ -22,11 +22,11 @@ def usd_per_hour(model: ScaledModel, counts: Mapping[str, int]) -> float | None:
 
 
 def with_cost(model: ScaledModel, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:
-    """``plans`` with what each pool and the whole model cost as planned."""
-    counts = {name: plan.replicas for name, plan in plans.items()}
+    """``plans`` with what each pool and the whole model cost as planned. Who sleeps keeps its accelerator, and costs as much."""
+    counts = {name: plan.replicas + plan.asleep for name, plan in plans.items()}
     whole = Input(usd_per_hour(model, counts))
     found = {}
     for name, plan in plans.items():
-        cost = {"usd_per_hour": Input(usd_per_hour(model, {name: plan.replicas})), "model_usd_per_hour": whole}
+        cost = {"usd_per_hour": Input(usd_per_hour(model, {name: counts[name]})), "model_usd_per_hour": whole}
         found[name] = replace(plan, inputs={**plan.inputs, **cost})
     return found

@@ -245,7 +245,7 @@ def _eased(
     if (found := _tiered(look, sizes.group)) is None:
         return state, held, None
     pool, tier = found
-    slow, usual = (wake_seconds(state.pools[pool.name], tier, share) for share in (0.9, 0.5))
+    slow, usual = (wake_seconds(state.pools[pool.name], pool, tier, share) for share in (0.9, 0.5))
     quick = replace(sizes, startup=slow, ahead=usual + look.settings.ready_extra_seconds)
     key = f"{sizes.group.role.value} awake"
     before = state.groups.get(key) or GroupState(window=group.window, need=group.need)
@@ -262,7 +262,8 @@ def _returns_in(state: State, look: Look, sizes: _Sizes) -> float:
     """Seconds until a replica serves again that was sent away when nothing was asked."""
     if (found := _tiered(look, sizes.group)) is None:
         return sizes.startup
-    return wake_seconds(state.pools[found[0].name], found[1], 0.9)
+    pool, tier = found
+    return wake_seconds(state.pools[pool.name], pool, tier, 0.9)
 
 
 def _backlog(look: Look, group: Group) -> float:

@@ -134,6 +134,7 @@ def _pool(
         args=tuple(spec.engine.args),
         env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
         speed=options.speed,
+        sleeps=spec.sleeps,
     )
 
     def launch(ports: tuple[int, ...], first: int) -> Launch:
@@ -152,7 +153,9 @@ def _pool(
     )
     group = options.engines_per_process if kind == SIMULATED else 1
     count = spec.instances(pool)
-    return PoolPlan(model, pool.name, count, template, command, pool.name, trial.says_ready, group), trial.ignored
+    sleep = spec.autoscaling.sleep
+    made = PoolPlan(model, pool.name, count, template, command, pool.name, trial.says_ready, group)
+    return replace(made, sleep_level=None if sleep is None else sleep.level), trial.ignored
 
 
 def _transfer(kind: EngineKind, transfer: Transfer) -> str:

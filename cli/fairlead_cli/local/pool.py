@@ -6,6 +6,7 @@ fleet file should say of each: Starting while it comes up, Ready, Draining, and 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from fairlead.fleet import Instance, InstanceState, Model, Role
 from fairlead_cli.local.child import Command
@@ -19,7 +20,8 @@ class PoolPlan:
 
     ``label`` names its processes for people: the pool's name, with the model's where there are several.
     ``says_ready``: the process prints a ``ready`` line per endpoint; otherwise its ``/health`` is asked.
-    ``adopted`` are engines that somebody else runs: they are routed to, and nothing is started for them.
+    ``adopted`` are engines that somebody else runs: they are routed to, and nothing is started for them. ``sleep_level`` is how its
+    engines sleep, None where they do not.
     """
 
     model: Model
@@ -31,6 +33,7 @@ class PoolPlan:
     says_ready: bool = True
     engines_per_process: int = 1
     adopted: tuple[Instance, ...] = ()
+    sleep_level: int | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -43,8 +46,25 @@ class PoolPlan:
         return [self.engines_per_process] * full + ([rest] if rest else [])
 
 
+class Rest(StrEnum):
+    """Whether an engine sleeps: one that falls asleep takes nothing new and ends what it has."""
+
+    AWAKE = "Awake"
+    FALLING = "FallingAsleep"
+    ASLEEP = "Asleep"
+    WAKING = "Waking"
+
+
+_SHOWN = {
+    Rest.FALLING: InstanceState.DRAINING,
+    Rest.ASLEEP: InstanceState.SLEEPING,
+    Rest.WAKING: InstanceState.STARTING,
+}
+
+
 class EngineUnit:
-    """One engine process. ``first`` is the number of its first endpoint within the pool; numbers name the instances."""
+    """One engine process. ``first`` is the number of its first endpoint within the pool; numbers name the instances. ``to_sleep``:
+    it is wanted asleep. ``wake_seconds`` is how long the last of ``wakings`` took."""
 
     def __init__(self, plan: PoolPlan, first: int, ports: tuple[int, ...]) -> None:
         self.plan = plan
@@ -52,12 +72,21 @@ class EngineUnit:
         self.ports = ports
         self.draining = False
         self.keeper: Keeper | None = None
+        self.rest = Rest.AWAKE
+        self.to_sleep = False
+        self.wakings = 0
+        self.wake_seconds = 0.0
 
     @property
     def name(self) -> str:
         """``main-3``, or ``main-4..7`` for a process with several endpoints."""
         last = self.first + len(self.ports) - 1
         return f"{self.plan.label}-{self.first}" + (f"..{last}" if last > self.first else "")
+
+    @property
+    def serves(self) -> bool:
+        """It is up and awake."""
+        return self.keeper is not None and self.keeper.phase is Phase.READY and self.rest is Rest.AWAKE
 
     def command(self) -> Command:
         """The process to start now; ports that somebody took while it was dead are replaced, and the ids with them."""
@@ -95,4 +124,6 @@ class EngineUnit:
             return None
         if self.draining:
             return InstanceState.DRAINING
-        return InstanceState.READY if phase is Phase.READY else InstanceState.STARTING
+        if phase is Phase.STARTING:
+            return InstanceState.STARTING
+        return _SHOWN.get(self.rest, InstanceState.READY)

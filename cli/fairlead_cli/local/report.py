@@ -118,6 +118,8 @@ def advise(
     if not ready:
         if starting:
             return Advice(True, f"{words.plural(starting, 'engine')} starting; requests wait until one is ready")
+        if sized and states and all(state == "Sleeping" for state in states):
+            return Advice(False, "it sleeps: the next request waits for an engine, which wakes then")
         if sized and not states and not any(pool.wanted for pool in sized):
             return Advice(False, "it sleeps: the next request waits for an engine, which starts then")
         return Advice(True, "no engine is running: the output of `fairlead up` says why")

@@ -29,12 +29,19 @@ from fairlead_autoscaler.local import (
     write,
 )
 from fairlead_autoscaler.prices import replica_cost, replica_usd
-from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
+from fairlead_autoscaler.scaling import PoolFacts, ReplicaState, Tier, Woken
+from fairlead_autoscaler.tiers import tier_of
 from fairlead_cli.local.keeper import Phase
-from fairlead_cli.local.pool import EngineUnit, PoolPlan
+from fairlead_cli.local.pool import EngineUnit, PoolPlan, Rest
 from fairlead_cli.local.supervisor import Supervisor
 
 LOOK_SECONDS = 0.1
+_RESTS = {
+    Rest.AWAKE: ReplicaState.READY,
+    Rest.FALLING: ReplicaState.FALLING_ASLEEP,
+    Rest.ASLEEP: ReplicaState.ASLEEP,
+    Rest.WAKING: ReplicaState.WAKING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +82,12 @@ def asked(manifests: Manifests, pools: Sequence[PoolPlan]) -> Asked:
 
 def _scaled(manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, PoolPlan]) -> Scaled:
     policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    facts = tuple(_facts(manifests, pool) for pool in deployment.spec.pools if pool.name in plans)
+    tier = tier_of(deployment.spec)
+    facts = tuple(_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
     return Scaled(deployment.key, deployment.spec.objectives.values(), policy, facts)
 
 
-def _facts(manifests: Manifests, pool: Pool) -> PoolFacts:
+def _facts(manifests: Manifests, pool: Pool, tier: Tier | None) -> PoolFacts:
     kind = manifests.accelerators.get(pool.accelerator or "")
     return PoolFacts(
         name=pool.name,
@@ -89,6 +97,7 @@ def _facts(manifests: Manifests, pool: Pool) -> PoolFacts:
         maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
         profile=manifests.profile(pool),
         usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
+        tier=tier,
     )
 
 
@@ -96,10 +105,14 @@ def refused(model: Scaled, facts: PoolFacts, wish: Wish) -> str | None:
     """Why a wish is not followed, in words: the manifest allows no such number at any hour, so whoever wished it is not the
     autoscaler, or errs. None: it is."""
     bounds = widest_pool(facts, Autoscaling.model_validate(model.policy))
-    if bounds.minimum <= wish.replicas <= bounds.maximum:
+    most = 0 if facts.tier is None else min(facts.tier.most, bounds.maximum - wish.replicas)
+    if bounds.minimum <= wish.replicas <= bounds.maximum and 0 <= wish.asleep <= most:
         return None
     allowed = f"{bounds.minimum} to {bounds.maximum} are allowed"
-    return f"{facts.name} of {model.key} stays as it is: {wish.replicas} are wanted of it, and {allowed}"
+    wanted = f"{wish.replicas} are wanted of it"
+    if wish.asleep:
+        wanted, allowed = f"{wanted}, {wish.asleep} asleep", f"{allowed}, {max(0, most)} asleep"
+    return f"{facts.name} of {model.key} stays as it is: {wanted}, and {allowed}"
 
 
 def there(models: Sequence[Scaled], supervisor: Supervisor, now: float) -> There:
@@ -113,6 +126,7 @@ def _model(one: Scaled, supervisor: Supervisor, now: float) -> LocalModel:
             facts,
             supervisor.desired.get((one.key, facts.name), 0),
             tuple(_engine(unit, now) for unit in supervisor.units if unit.plan.key == (one.key, facts.name)),
+            supervisor.asleep.get((one.key, facts.name), 0),
         )
         for facts in one.pools
     )
@@ -123,10 +137,12 @@ def _engine(unit: EngineUnit, now: float) -> Engine:
     keeper = unit.keeper
     started = now if keeper is None or keeper.started_at is None else keeper.started_at
     ready = keeper.ready_at if keeper is not None and keeper.phase is Phase.READY else None
-    state = ReplicaState.PENDING if ready is None else ReplicaState.READY
+    state = ReplicaState.PENDING if ready is None else _RESTS[unit.rest]
     if unit.draining:
         state = ReplicaState.DRAINING
-    return Engine(unit.name, state, started, ready, tuple(unit.ids()))
+    level = unit.plan.sleep_level
+    woken = None if level is None or not unit.wakings else Woken(level, unit.wakings, unit.wake_seconds)
+    return Engine(unit.name, state, started, ready, tuple(unit.ids()), woken)
 
 
 class Following:
@@ -192,7 +208,9 @@ class Following:
         for one in self._models:
             for facts in one.pools:
                 wish = wishes.get(one.key, {}).get(facts.name)
-                if wish is None or wish.replicas == self._supervisor.desired.get((one.key, facts.name)):
+                pool = one.key, facts.name
+                now = self._supervisor.desired.get(pool), self._supervisor.asleep.get(pool, 0)
+                if wish is None or (wish.replicas, wish.asleep) == now:
                     continue
                 if (why := refused(one, facts, wish)) is not None:
                     self._told(why)
@@ -203,7 +221,7 @@ class Following:
 
     async def _scale(self, key: str, pool: str, wish: Wish) -> None:
         try:
-            await self._supervisor.scale(key, pool, wish.replicas, wish.leaving)
+            await self._supervisor.scale(key, pool, wish.replicas, wish.leaving, wish.asleep)
         except FairleadError as error:
             self._told(f"{pool} of {key} cannot be brought to {wish.replicas}: {error}")
 

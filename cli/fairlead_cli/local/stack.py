@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.clock import Clock
+from fairlead.engines.sleep import Bedside
 from fairlead.errors import Unavailable
+from fairlead.limits import Limits
 from fairlead_cli.errors import NoStack, StartFailed
 from fairlead_cli.local.banner import Facts
 from fairlead_cli.local.child import Command
@@ -113,7 +115,12 @@ class Run:
         more = (", redis, indexer" if redis else "") + (", autoscaler" if self._autoscaler else "")
         self.told(f"starting {plural(started, 'engine')}{which}, gateway{more}")
         return Supervisor(
-            plan, guard=guard, clock=self._clock, routes=LazyRoutes(setup.manage.url, setup.token), told=self.told
+            plan,
+            guard=guard,
+            clock=self._clock,
+            routes=LazyRoutes(setup.manage.url, setup.token),
+            told=self.told,
+            bed=LazyBed() if any(pool.sleep_level for pool in setup.plan.pools) else None,
         )
 
     def _follow(self, directory: Path, supervisor: Supervisor) -> None:
@@ -270,6 +277,23 @@ class LazyRoutes:
 
         async with Management(self._url, self._token) as management:
             return await management.in_flight(instance_id)
+
+
+class LazyBed:
+    """Engines as they are put to sleep and woken; the HTTP client is imported with the first of it."""
+
+    async def sleep(self, url: str, level: int) -> None:
+        """Asleep when this returns. Raises Unavailable when it is not."""
+        await self._bedside().sleep(url, level)
+
+    async def wake(self, url: str, level: int) -> None:
+        """Awake and well when this returns. Raises Unavailable when it is not."""
+        await self._bedside().wake(url, level)
+
+    def _bedside(self) -> Bedside:
+        from fairlead.engines.asking import bedside
+
+        return bedside(Limits())
 
 
 def gateway_command(

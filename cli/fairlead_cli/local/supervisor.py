@@ -2,7 +2,8 @@
 
 Everything starts at once. The file is rewritten at every step of an engine: Starting → Ready → Draining, and absent while it is
 dead. Any process that dies is started again with growing pauses; losing Redis costs hit rate only, so service goes on.
-Scaling down never loses a request: Draining is written, the gateway is seen to know it and to have finished there, then SIGTERM.
+Scaling down never loses a request: Draining is written, the gateway is seen to know it and to have finished there, then SIGTERM,
+or sleep, where so many are to sleep (``beds``).
 """
 
 import asyncio
@@ -18,11 +19,12 @@ from fairlead.fleet import Fleet, Instance, Model
 from fairlead.fleetfile import write_atomic
 from fairlead.units import duration
 from fairlead_cli.errors import StartFailed
+from fairlead_cli.local.beds import Bed, Beds
 from fairlead_cli.local.child import Child, Command
 from fairlead_cli.local.embedded_redis import RedisServer
 from fairlead_cli.local.guard import Guard
 from fairlead_cli.local.keeper import Keeper, Phase
-from fairlead_cli.local.pool import EngineUnit, PoolPlan
+from fairlead_cli.local.pool import EngineUnit, PoolPlan, Rest
 from fairlead_cli.local.ports import free_ports
 from fairlead_cli.local.probe import http_status, redis_pong, until
 
@@ -67,8 +69,9 @@ class StackPlan:
 
 
 class Supervisor:
-    """``told`` gets one line for people at every event; ``routes`` is the gateway as seen over its management API. ``changed`` is
-    called at every step of an engine; ``desired`` are the numbers asked for, by model and pool."""
+    """``told`` gets one line for people at every event; ``routes`` is the gateway as seen over its management API, ``bed`` how
+    engines are put to sleep (None: none is). ``changed`` is called at every step of an engine; ``desired`` are the numbers asked
+    for, by model and pool, and ``asleep`` those to sleep beside them."""
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Supervisor:
         routes: Routes,
         told: Callable[[str], None],
         drain_seconds: float = 60.0,
+        bed: Bed | None = None,
     ) -> None:
         self.plan = plan
         self.units: list[EngineUnit] = []
@@ -87,6 +91,7 @@ class Supervisor:
         self.indexer: Keeper | None = None
         self.autoscaler: Keeper | None = None
         self.desired = {pool.key: pool.replicas for pool in plan.pools}
+        self.asleep = {pool.key: 0 for pool in plan.pools}
         self.changed: Callable[[], None] = _nobody
         self._guard = guard
         self._clock = clock
@@ -97,6 +102,19 @@ class Supervisor:
         self._stopping = False
         self._last_fleet: Fleet | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._drains: set[asyncio.Task[None]] = set()
+        self._sleepless: set[tuple[str, str]] = set()
+        self._beds: Beds | None = None
+        if bed is not None:
+            self._beds = Beds(
+                bed,
+                self._idle,
+                clock,
+                changed=self._write_fleet,
+                told=told,
+                failed=self._refused,
+                kill=self._kill,
+            )
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -167,6 +185,12 @@ class Supervisor:
     # --- changes -----------------------------------------------------------------------------------------------------
 
     def _changed(self, keeper: Keeper) -> None:
+        unit = next((one for one in self.units if one.keeper is keeper), None)
+        if unit is not None and self._beds is not None:
+            if keeper.phase is not Phase.READY:
+                self._beds.over(unit)
+            elif not self._stopping and self.asleep[unit.plan.key]:
+                self._arrange(unit.plan, ())  # it may have been started to sleep
         self._write_fleet()
         if keeper.phase is Phase.WAITING and not self._stopping:
             when = duration(keeper.pause_seconds)
@@ -203,13 +227,9 @@ class Supervisor:
 
     # --- scale and drain ---------------------------------------------------------------------------------------------
 
-    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
-        """Bring one pool to ``replicas`` engines; shrinking waits until the last request there is finished. Those named first in
-        ``leaving`` go first, and those it does not name before them, the latest first."""
-        rank = {name: number for number, name in enumerate(reversed(leaving))}
-        units = sorted(
-            self._units(key, pool), key=lambda unit: (unit.name not in rank, rank.get(unit.name, 0), unit.first)
-        )
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
+        """Bring one pool to ``replicas`` engines that serve and ``asleep`` that sleep; shrinking waits until the last request there
+        is finished. Those named first in ``leaving`` go first, and those it does not name before them, the latest first."""
         plan = next((plan for plan in self.plan.pools if plan.key == (key, pool)), None)
         if plan is None:
             raise BadInput(f"no pool {pool!r} of {key}", field="pool")
@@ -220,14 +240,67 @@ class Supervisor:
                 "engines that share a process are not scaled", field="replicas", hint="start without grouping"
             )
         self.desired[key, pool] = max(replicas, 0)
-        taken = {unit.first for unit in self.units if unit.plan.key == (key, pool)}
-        fresh = [n for n in range(max(replicas, 0) + len(taken)) if n not in taken][: max(0, replicas - len(units))]
+        sleeps = self._beds is not None and plan.sleep_level is not None and plan.key not in self._sleepless
+        self.asleep[key, pool] = max(asleep, 0) if sleeps else 0
+        drains = self._arrange(plan, leaving)
+        self.changed()
+        await asyncio.gather(*drains)
+
+    def _arrange(self, plan: PoolPlan, leaving: Sequence[str]) -> set[asyncio.Task[None]]:
+        """Begin what makes a pool as it is wanted; the drains that this takes. Who sleeps is woken before anybody starts, and who is
+        not to serve sleeps before anybody ends."""
+        replicas, asleep = self.desired[plan.key], self.asleep[plan.key]
+        rank = {name: number for number, name in enumerate(reversed(leaving))}
+        units = sorted(
+            self._units(*plan.key), key=lambda unit: (unit.name not in rank, rank.get(unit.name, 0), unit.first)
+        )
+        serving = [unit for unit in units if not unit.to_sleep]
+        resting = sorted((unit for unit in units if unit.to_sleep), key=lambda unit: unit.rest is not Rest.FALLING)
+        while len(serving) < replicas and resting:
+            serving.append(self._turned(resting.pop(0), asleep=False))
+        spare = list(reversed(serving[replicas:]))
+        for unit in [one for one in spare if one.serves][: max(0, asleep - len(resting))]:
+            spare.remove(unit)
+            resting.append(self._turned(unit, asleep=True))
+        # What still starts is let come up as far as there is room asleep.
+        over = spare[: max(0, len(spare) - max(0, asleep - len(resting)))] + resting[asleep:]
+        self._start_more(plan, replicas + asleep - len(units) + len(over))
+        drains = {asyncio.get_running_loop().create_task(self.drain(unit)) for unit in over}
+        self._drains |= drains
+        for task in drains:
+            task.add_done_callback(self._drains.discard)
+        return drains
+
+    def _turned(self, unit: EngineUnit, *, asleep: bool) -> EngineUnit:
+        assert self._beds is not None
+        self._beds.want(unit, asleep=asleep)
+        return unit
+
+    def _start_more(self, plan: PoolPlan, count: int) -> None:
+        taken = {unit.first for unit in self.units if unit.plan.key == plan.key}
+        fresh = [n for n in range(max(0, count) + len(taken)) if n not in taken][: max(0, count)]
         for number, ports in zip(fresh, free_ports([1] * len(fresh)), strict=True):
             unit = EngineUnit(plan, number, ports)
             self.units.append(unit)
             self._keep_engine(unit)
-        self.changed()
-        await asyncio.gather(*(self.drain(unit) for unit in units[max(replicas, 0) :]))
+
+    def _refused(self, unit: EngineUnit) -> None:
+        """An engine refused to sleep; so will its like. They end instead."""
+        self._sleepless.add(unit.plan.key)
+        self.asleep[unit.plan.key] = 0
+        unit.rest = Rest.AWAKE
+        self._arrange(unit.plan, (unit.name,))
+        self._write_fleet()
+
+    async def _kill(self, unit: EngineUnit) -> None:
+        """End its process; its keeper starts another."""
+        if unit.keeper is not None and unit.keeper.child is not None:
+            await unit.keeper.child.stop(ENGINE_STOP_SECONDS)
+
+    async def _idle(self, unit: EngineUnit) -> bool:
+        """Does the gateway send nothing there, and have nothing there?"""
+        ids = unit.ids()
+        return await self._all_know(ids) and await self._all_idle(ids)
 
     def _units(self, key: str, pool: str) -> list[EngineUnit]:
         return [unit for unit in self.units if unit.plan.key == (key, pool) and not unit.draining]
@@ -238,6 +311,8 @@ class Supervisor:
         assert keeper is not None
         ids = [one.id for one in unit.instances()]
         unit.draining = True
+        if self._beds is not None:
+            self._beds.over(unit)
         keeper.retire()
         self._write_fleet()
         self._told(f"{unit.name} drains")
@@ -267,6 +342,8 @@ class Supervisor:
         self._stopping = True
         if self._watch is not None:
             self._watch.cancel()
+        if self._beds is not None:
+            await self._beds.close()
         stopping = asyncio.ensure_future(self._stop_in_order())
         hurried = asyncio.ensure_future(hurry.wait())
         waits: set[asyncio.Future[object]] = {stopping, hurried}  # type: ignore[arg-type]  # Future is invariant

@@ -11,9 +11,16 @@ from rich.text import Text
 from fairlead_cli.local import answers, words
 from fairlead_cli.local.management import Snapshot
 
-PHASE_STYLE = {"Ready": "green", "Starting": "yellow", "Draining": "yellow", "Waiting": "red", "Stopped": "dim"}
+PHASE_STYLE = {
+    "Ready": "green",
+    "Starting": "yellow",
+    "Draining": "yellow",
+    "Sleeping": "dim",
+    "Waiting": "red",
+    "Stopped": "dim",
+}
 RULE_STYLE = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
-MARK = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Waiting": "×", "Stopped": "○"}
+MARK = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
 BLOCKS = " ▏▎▍▌▋▊▉█"
 MOST_EVENTS, LEAST_EVENTS = 5, 2
 MOST_DECISIONS, LEAST_DECISIONS = 8, 3
@@ -184,9 +191,9 @@ def _life(state: str, restarts: int) -> Text:
 
 
 def _state(row: Process, instance: answers.Instance | None) -> str:
-    """The supervisor knows of life and death first; the gateway knows of draining."""
-    if row.phase == "Ready" and instance is not None and instance.state == "Draining":
-        return "Draining"
+    """The supervisor knows of life and death first; the gateway knows of draining, sleep and waking."""
+    if row.phase == "Ready" and instance is not None and instance.state in ("Draining", "Sleeping", "Starting"):
+        return instance.state
     return row.phase
 
 

@@ -59,6 +59,10 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "ready_replicas": ("ready", _replicas),
         "pending_replicas": ("starting", _replicas),
         "hedged_replicas": ("started beside", _replicas),
+        "whole_replicas": ("there, or asleep", _replicas),
+        "wake_seconds": ("waking takes", duration),
+        "asleep_replicas": ("asleep", _replicas),
+        "asleep_planned_replicas": ("to be asleep", _replicas),
         "minimum_replicas": ("at least", _replicas),
         "maximum_replicas": ("at most", _replicas),
         "together_most_replicas": ("all pools", lambda value: f"{_replicas(value)} at most"),
@@ -119,14 +123,19 @@ def _arrivals(look: Look) -> Iterator[str]:
 def _pool(pool: str, seen: PoolSeen, plan: PoolPlan | None, ruling: Ruling | None) -> Iterator[str]:
     ages = ", ".join(duration(age) for age in seen.pending_ages_seconds)
     starting = f"{seen.pending} starting" + (f" (for {ages})" if ages else "")
-    yield f"pool {pool}: {seen.desired} asked for; {seen.ready} ready, {starting}, {seen.draining} leaving"
+    if seen.waking:
+        starting += f", {seen.waking} of them waking"
+    asked, asleep = f"{seen.desired} asked for", ""
+    if seen.asleep or seen.asleep_desired:
+        asked, asleep = f"{asked} and {seen.asleep_desired} asleep", f", {seen.asleep} asleep"
+    yield f"pool {pool}: {asked}; {seen.ready} ready, {starting}, {seen.draining} leaving{asleep}"
     if seen.replicas is None:
         yield "  nothing is known of its engines"
     if plan is not None:
         bounds = None if ruling is None else ruling.bounds
         for name, one in plan.inputs.items():
             yield _input(name, one) if bounds is None or name not in _BOUNDS else _bound(name, one, bounds)
-        yield f"  planned: {plan.replicas}, by the rule {plan.rule}: {plan.reason}"
+        yield f"  planned: {_number(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
     if ruling is not None:
         yield from _ruling(ruling, plan)
 
@@ -145,12 +154,17 @@ def _bound(name: str, one: Input, bounds: tuple[int, int]) -> str:
     return _input(name, Input(float(now))) + other
 
 
+def _number(replicas: int, asleep: int) -> str:
+    return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
+
+
 def _ruling(ruling: Ruling, plan: PoolPlan | None) -> Iterator[str]:
-    if plan is None or (ruling.rule, ruling.replicas) != (plan.rule, plan.replicas):
-        yield f"  decided: {ruling.replicas}, by the rule {ruling.rule}: {ruling.reason}"
-    if ruling.replicas == ruling.desired:
-        yield f"  nothing changes: {ruling.desired} it is"
+    wanted, now = _number(ruling.replicas, ruling.asleep), _number(ruling.desired, ruling.asleep_desired)
+    if plan is None or (ruling.rule, wanted) != (plan.rule, _number(plan.replicas, plan.asleep)):
+        yield f"  decided: {wanted}, by the rule {ruling.rule}: {ruling.reason}"
+    if wanted == now:
+        yield f"  nothing changes: {now} it is"
     elif ruling.unwritten is not None:
-        yield f"  not written ({ruling.desired} stays): {ruling.unwritten}"
+        yield f"  not written ({now} stays): {ruling.unwritten}"
     else:
-        yield f"  written: {ruling.desired} -> {ruling.replicas}"
+        yield f"  written: {now} -> {wanted}"

@@ -26,6 +26,7 @@ from fairlead.engines.pods.base import (
 from fairlead.engines.pods.drain import Drain
 from fairlead.engines.pods.offload import engine_bytes, lmcache_env, space_of
 from fairlead.engines.pods.sources import weights
+from fairlead.engines.sleep import DEV_MODE, SLEEP_SWITCH
 
 GAUGES: Final = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 _ABORT_SECONDS: Final = 30
@@ -86,6 +87,8 @@ def _switches(member: Member, *, streamed: bool) -> list[str]:
     found.append("--enable-prefix-caching")
     if spec.kv_cache.events:
         found.append(f"--kv-events-config={compact_json(kv_events())}")
+    if spec.sleeps:
+        found.append(SLEEP_SWITCH)
     if spec.adapters is not None:
         slots, rank = spec.adapters.slots, spec.adapters.max_rank
         found += ["--enable-lora", f"--max-loras={slots}", f"--max-lora-rank={rank}"]
@@ -170,6 +173,8 @@ def _slower(member: Member) -> dict[str, Any] | None:
 def _env(member: Member) -> list[dict[str, Any]]:
     spec = member.spec
     found = [variable("VLLM_NO_USAGE_STATS", "1")]
+    if spec.sleeps and member.answers:
+        found.append(variable(*DEV_MODE))
     if member.hands_over or member.spans_nodes or spec.peers is not None:
         # On a node with several networks, or behind a name that resolves to loopback, the engine would guess wrongly.
         found += [from_pod("POD_IP", "status.podIP"), variable("VLLM_HOST_IP", "$(POD_IP)")]

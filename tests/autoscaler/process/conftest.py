@@ -70,7 +70,7 @@ class Made:
             raise Unavailable(self.away)
         return dict(self.models)
 
-    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = ()) -> None:
+    async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
         if self.refuses is not None:
             raise Unavailable(self.refuses)
         self.asked.append((key, pool, replicas, tuple(leaving)))

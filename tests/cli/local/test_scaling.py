@@ -14,11 +14,11 @@ from fairlead.fleet import Instance, Model, Role
 from fairlead.manifests import load
 from fairlead.profile import preset
 from fairlead_autoscaler.local import THERE, WISHES, LocalWorld, Wish, Wishes, write
-from fairlead_autoscaler.scaling import ReplicaState
+from fairlead_autoscaler.scaling import ReplicaState, Tier, Woken
 from fairlead_cli.local.child import Command
 from fairlead_cli.local.keeper import Phase
 from fairlead_cli.local.plan import Options, Plan, plan
-from fairlead_cli.local.pool import EngineUnit, PoolPlan
+from fairlead_cli.local.pool import EngineUnit, PoolPlan, Rest
 from fairlead_cli.local.scaling import Following, Scaled
 
 MANIFEST = """\
@@ -79,16 +79,17 @@ class Stage:
         self.plan = PoolPlan(Model("default", "tiny"), "main", 1, template, lambda *_: Command(()), "main")
         self.units: list[EngineUnit] = []
         self.desired = {(KEY, "main"): 1}
+        self.asleep = {(KEY, "main"): 0}
         self.asked: list[tuple[str, str, int, tuple[str, ...]]] = []
         self.told: list[str] = []
         self.refuses = False
         self.clock = ManualClock(1_000.0)
         self.changed = lambda: None
 
-    async def scale(self, key: str, pool: str, replicas: int, leaving: tuple[str, ...] = ()) -> None:
+    async def scale(self, key: str, pool: str, replicas: int, leaving: tuple[str, ...] = (), asleep: int = 0) -> None:
         if self.refuses:
             raise BadInput("no ports")
-        self.desired[key, pool] = replicas
+        self.desired[key, pool], self.asleep[key, pool] = replicas, asleep
         self.asked.append((key, pool, replicas, leaving))
 
     def unit(self, number: int, phase: Phase, started: float, ready: float | None = None) -> EngineUnit:
@@ -193,3 +194,45 @@ def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
     unit.draining = True
     following.tell()
     assert (tmp_path / THERE).stat().st_ino != first[1]
+
+
+TIERED = MANIFEST.replace("downWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
+
+
+def test_who_sleeps_is_told_with_what_waking_took(tmp_path: Path) -> None:
+    (scaled,) = planned(tmp_path, TIERED).scaled
+    assert scaled.pools[0].tier == Tier(2, 1, 2, 3_600.0)
+    stage = Stage(tmp_path)
+    stage.plan = replace(stage.plan, sleep_level=2)
+    stage.asleep[KEY, "main"] = 1
+    rests = (Rest.AWAKE, Rest.FALLING, Rest.ASLEEP, Rest.WAKING)
+    for number, rest in enumerate(rests):
+        stage.unit(number, Phase.READY, 900.0, 905.0).rest = rest
+    stage.units[0].wakings, stage.units[0].wake_seconds = 3, 1.5
+    stage.following(scaled).tell()
+    pool = asyncio.run(LocalWorld(tmp_path / THERE, stage.clock, 5.0, speed=2.0).look())[KEY].pools["main"]
+    assert (pool.desired, pool.asleep) == (1, 1)
+    assert [one.state.value for one in pool.replicas] == ["ready", "falling-asleep", "asleep", "waking"]
+    assert pool.replicas[0].woken == Woken(2, 3, 3.0)
+    assert pool.replicas[1].woken is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "follows"), [(Wish(1, (), 2), True), (Wish(1, (), 3), False), (Wish(5, (), 2), False)]
+)
+def test_so_many_sleep_as_the_manifest_allows(tmp_path: Path, wish: Wish, follows: bool) -> None:
+    (scaled,) = planned(tmp_path, TIERED).scaled
+    stage = Stage(tmp_path)
+
+    async def follow() -> None:
+        following = stage.following(scaled)
+        write(tmp_path / WISHES, Wishes({KEY: {"main": wish}}))
+        following.look()
+        await asyncio.sleep(0)
+        await following.stop()
+
+    asyncio.run(follow())
+    assert bool(stage.asked) is follows
+    assert stage.asleep[KEY, "main"] == (2 if follows else 0)
+    if not follows:
+        assert stage.told[0].endswith(" asleep")

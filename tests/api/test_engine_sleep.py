@@ -1,0 +1,119 @@
+"""Putting engines to sleep and waking them: in which order an engine is told, and when it is believed."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fairlead.api import ModelDeploymentSpec
+from fairlead.engines import Replica, adapter
+from fairlead.engines.sleep import Answer, Bedside, Patience
+from fairlead.errors import Unavailable
+from fairlead.profile import preset
+
+URL = "http://10.0.0.1:8000"
+
+
+class Engine:
+    """Sleeps as vLLM does: awake when the last part is back. ``answers`` are statuses by path, 200 where none is given."""
+
+    def __init__(self, answers: Mapping[str, int] | None = None, *, deaf: bool = False) -> None:
+        self.answers = answers or {}
+        self.deaf = deaf
+        self.gone: set[str] = set()
+        self.hollow = False
+        self.said: list[str] = []
+
+    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> Answer:
+        path = url.removeprefix(URL)
+        self.said.append(f"{method} {path}")
+        status = self.answers.get(path.partition("?")[0], 200)
+        if status != 200:
+            return Answer(status, b"{}")
+        if path.startswith("/sleep") and not self.deaf:
+            self.gone = {"weights", "kv_cache"}
+            self.hollow = "level=2" in path
+        elif path.startswith("/wake_up") and not self.deaf:
+            self.gone -= {path.partition("tags=")[2]} if "tags=" in path else set(self.gone)
+        elif path == "/collective_rpc":
+            assert body is not None
+            assert json.loads(body) == {"method": "reload_weights"}
+            assert "weights" not in self.gone, "there is memory to load them into"
+            self.hollow = False
+        return Answer(200, json.dumps({"is_sleeping": bool(self.gone)}).encode())
+
+
+def bedside(engine: Engine) -> Bedside:
+    return Bedside(engine, Patience(1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_engine_sleeps_when_it_says_so_and_is_whole_when_it_is_awake(level: int) -> None:
+    engine = Engine()
+    bed = bedside(engine)
+    asyncio.run(bed.sleep(URL, level))
+    assert engine.said == [f"POST /sleep?level={level}&mode=wait", "GET /is_sleeping"]
+    assert asyncio.run(bed.sleeps(URL))
+    asyncio.run(bed.wake(URL, level))
+    assert not engine.gone
+    assert not engine.hollow
+    assert engine.said[-1] == "GET /health"
+
+
+def test_one_that_was_left_half_awake_is_woken_to_the_end() -> None:
+    engine = Engine()
+    bed = bedside(engine)
+    asyncio.run(bed.sleep(URL, 2))
+    engine.gone = {"kv_cache"}  # whoever woke it died after the first step
+    assert asyncio.run(bed.sleeps(URL))
+    asyncio.run(bed.wake(URL, 2))
+    assert not engine.hollow
+    assert not asyncio.run(bed.sleeps(URL))
+
+
+@pytest.mark.parametrize(
+    ("engine", "verb", "why"),
+    [
+        (Engine({"/sleep": 404}), "sleep", "it answers /sleep?level=1&mode=wait with 404"),
+        (Engine(deaf=True), "sleep", "it was told to sleep and is awake"),
+        (Engine({"/is_sleeping": 404}), "sleep", "it does not say whether it sleeps"),
+        (Engine({"/wake_up": 500}), "wake", "it answers /wake_up with 500"),
+        (Engine({"/health": 503}), "wake", "it was woken and is not well"),
+    ],
+)
+def test_what_an_engine_does_not_do_is_an_error(engine: Engine, verb: str, why: str) -> None:
+    bed = bedside(engine)
+    with pytest.raises(Unavailable) as error:
+        asyncio.run(getattr(bed, verb)(URL, 1))
+    assert error.value.message.startswith(why)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}'])
+def test_what_says_neither_yes_nor_no_is_no_answer(body: bytes) -> None:
+    async def ask(method: str, url: str, sent: bytes | None, seconds: float) -> Answer:
+        return Answer(200, body)
+
+    with pytest.raises(Unavailable, match="does not say whether it sleeps"):
+        asyncio.run(Bedside(ask, Patience(1.0, 1.0, 1.0)).sleeps(URL))
+
+
+def test_engines_are_started_so_that_they_can_sleep() -> None:
+    replica = Replica("tiny", "hf://org/tiny", preset("tiny-cpu"), env={"A": "1"}, sleeps=True)
+    made = adapter("vllm").launch(replica, (8000,))
+    assert "--enable-sleep-mode" in made.command
+    assert made.env == {"A": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    plain = adapter("vllm").launch(Replica("tiny", "hf://org/tiny", preset("tiny-cpu")), (8000,))
+    assert "--enable-sleep-mode" not in plain.command
+    assert plain.env == {}
+
+
+def test_a_model_whose_instances_may_sleep_says_how_many() -> None:
+    given: dict[str, Any] = {"model": {"source": "hf://org/tiny"}, "pools": [{"accelerator": "nvidia-l4"}]}
+    assert not ModelDeploymentSpec.model_validate(given).sleeps
+    spec = ModelDeploymentSpec.model_validate({**given, "autoscaling": {"sleep": {"max": 2}}})
+    assert spec.sleeps
+    sleep = spec.autoscaling.sleep
+    assert sleep is not None
+    assert (sleep.min, sleep.max, sleep.level, sleep.after) == (0, 2, 1, None)
