@@ -15,10 +15,10 @@ stand still when every kind is charged alike. It is what was sent that counts, n
 swings; and only ratios count, so that each of several gateways finds the same prices from its part of the traffic. How long answers
 are is learned by the length of prompts.
 
-What is sent is an estimate of work, and for small memories one that is too low by what long prompts hold up. So a kind that is more
-than six tenths full by what is in flight is dearer at once, and prices follow from there.
+What is sent is an estimate of work, one that is too low where a single instance stands for a kind, or where long prompts hold up a
+small memory. So work counts for more on a kind that is more than four tenths full by what is in flight, in the choice and in what is
+charged. While a faster kind is calm (three tenths full) a request goes there: prices are for a fleet that has work to do.
 
-While a faster kind is calm (three tenths full) a request goes there: prices are for a fleet that has work to do.
 The kind only comes first: inside it the preset decides as in any fleet (homes, holders, load), and where nobody of it would meet the
 objective, the kind that is next in price is asked. Where a prefix is held its work is less, so that a conversation stays.
 
@@ -50,14 +50,16 @@ ITL_SHARE: Final = 0.8
 LEAST_BATCH: Final = 0.1
 PACE: Final = 0.02
 """How fast prices follow: some hundred requests."""
+STEP_MOST: Final = 5.0
+"""Of the usual step: no single request moves prices by more."""
 MEAN_PACE: Final = 0.01
 CALM: Final = 0.3
 CALM_BACKLOG: Final = 0.2
 """An instance with so much of the first-token objective before it counts as full."""
-FULL: Final = 0.6
-FULL_PRICE: Final = 2.0
+FULL: Final = 0.4
+FULL_PRICE: Final = 3.0
 FULL_MOST: Final = 2.0
-"""From so full on a kind is dearer, by e to the twofold of what is beyond, and that at most by so much."""
+"""From so full on work counts for more there: e to the threefold of what is beyond, which is taken for that much at most."""
 OUTPUT_GUESS_TOKENS: Final = 256.0
 _GUESS_WEIGHT: Final = 4.0
 _REMEMBERED: Final = 200.0
@@ -261,9 +263,9 @@ class Kinds:
         if not ranked.kinds:
             return
         kind = ranked.kinds[ranked.charged]
-        load = ranked.works[ranked.charged] / len(kind.places)
+        load = ranked.costs[ranked.charged] / math.exp(kind.price) / len(kind.places)
         self._mean = load if not self._mean else self._mean + MEAN_PACE * (load - self._mean)
-        step = PACE * load / self._mean
+        step = PACE * min(STEP_MOST, load / self._mean)
         for each in self._kinds:
             each.price -= step / len(self._kinds)
         kind.price += step
