@@ -2,7 +2,8 @@
 
 Instances of one pool are one kind: the same accelerator, image and settings. Each kind has one fit; an instance that is slower than
 its kind (a hot device, a noisy neighbour) has a factor of its own on top, from what its spans took against what the kind's
-profile says.
+profile says, and against what the spans of the kind's middle instance did: what all of them take longer is the profile's to say.
+Otherwise the two drive one another on, since a fit of relative errors lies a little low where times scatter.
 
 Rows of several workers are put in order before they are used, which takes waiting for the latest: ``learn_settle_seconds``. A leg
 of a hand-off tells nothing here: where KV comes from elsewhere, a first token says little of computing.
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
+from statistics import median
 from typing import Final, NamedTuple
 
 from fairlead.fleet import Fleet, Instance, Role
@@ -50,7 +52,7 @@ class Learned(NamedTuple):
 class _Place:
     kind: str
     watch: EngineWatch
-    pace: float = 1.0  # seconds it takes for each that its kind takes
+    pace: float = 1.0  # seconds it takes for each that its kind's profile says
     seen: int = 0
 
 
@@ -62,6 +64,7 @@ class Pupil:
         self._fits: dict[str, ProfileFit] = {}
         self._places: dict[str, _Place] = {}
         self._kinds: Counter[str] = Counter()
+        self._usual: dict[str, float] = {}  # the pace of a kind's middle instance
         self._where: dict[str, _Place] = {}
         self._rows: list[tuple[float, int, Row]] = []
         self._order = count()
@@ -114,6 +117,7 @@ class Pupil:
         if now - self._settled < SETTLE_EVERY_SECONDS:
             return {}
         self._settled = now
+        self._compare()
         for fit in self._fits.values():
             fit.settle()
         changed = {}
@@ -179,9 +183,18 @@ class Pupil:
             place.seen += 1
         fit.learn(replace(span, seconds=span.seconds / self._pace(place)), now)
 
+    def _compare(self) -> None:
+        paces: dict[str, list[float]] = {}
+        for place in self._places.values():
+            if place.seen >= PACE_ENOUGH:
+                paces.setdefault(place.kind, []).append(place.pace)
+        self._usual = {kind: median(known) for kind, known in paces.items()}
+
     def _pace(self, place: _Place) -> float:
         """How long an instance takes for a second of its kind; one alone is its kind."""
-        return place.pace if place.seen >= PACE_ENOUGH and self._kinds[place.kind] > 1 else 1.0
+        if place.seen < PACE_ENOUGH or self._kinds[place.kind] < 2:
+            return 1.0
+        return place.pace / self._usual.get(place.kind, place.pace)
 
 
 def _differ(one: EngineProfile, other: EngineProfile) -> bool:

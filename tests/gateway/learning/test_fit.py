@@ -173,15 +173,28 @@ def test_a_change_of_pace_is_followed_and_the_old_one_forgotten() -> None:
     assert math.isclose(found, 1.35, rel_tol=0.03)
 
 
-def test_one_answer_in_fifty_that_took_a_hundred_times_as_long_moves_nothing_much() -> None:
+@pytest.mark.parametrize("wrong", [100.0, 0.01])
+def test_one_answer_in_fifty_that_took_a_hundred_times_as_long_or_short_moves_nothing_much(wrong: float) -> None:
     fit = ProfileFit(H100)
     for number in range(1_000):
         tokens = 200.0 + 400.0 * (number % 20)
-        factor = 100.0 if number % 50 == 49 else 1.0
+        factor = wrong if number % 50 == 49 else 1.0
         fit.learn(span(factor * H100.prefill(tokens), tokens), float(number))
         if number % 20 == 19:
             fit.settle()
     assert worst_prefill(fit.profile(), H100) < 0.1
+
+
+def test_times_that_scatter_are_learned_as_what_they_are_on_average() -> None:
+    fit, draw = ProfileFit(H100), random.Random(5)
+    for number in range(2_000):
+        tokens = 200.0 + 400.0 * (number % 20)
+        factor = draw.uniform(0.5, 1.5)
+        fit.learn(span(factor * H100.prefill(tokens), tokens), float(number))
+        if number % 20 == 19:
+            fit.settle()
+    found, true = (sum(one.prefill(*prompt) for prompt in SEEN_PROMPTS) for one in (fit.profile(), H100))
+    assert math.isclose(found, true, rel_tol=0.05)
 
 
 def test_no_coefficient_more_than_doubles_at_a_time_nor_leaves_its_bounds() -> None:

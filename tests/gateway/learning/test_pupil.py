@@ -1,6 +1,7 @@
 """Rows of workers in, profiles out: in order whatever comes late, one fit a pool, a pace for the slow one, and nothing for ever."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,24 @@ def test_the_slow_one_of_equal_engines_is_known_as_that() -> None:
     told = taught(pupil, {"a": 1.0, "b": 1.0, "slow": 1.5}, 400)
     prices = {name: told[name].prefill(3_000) / TRUE.prefill(3_000) for name in told}
     assert prices == pytest.approx({"a": 1.0, "b": 1.0, "slow": 1.5}, rel=0.08)
+
+
+def test_times_that_scatter_do_not_make_all_engines_slow_ones() -> None:
+    draw = random.Random(3)
+    pupil = Pupil(Limits())
+    pupil.apply(fleet("a", "b", "slow"))
+    paces = {"a": 1.0, "b": 1.0, "slow": 1.5}
+    for number in range(1_200):
+        now, tokens = float(number), 200.0 + 400.0 * (number % 15)
+        for name, pace in paces.items():
+            seconds = pace * TRUE.prefill(tokens) * draw.lognormvariate(0.0, 0.6)
+            pupil.heard(alone(name, number, now, seconds, tokens), 0)
+        pupil.step(now)
+    found = {name: pupil.look(name) for name in paces}
+    seen = {name: one.pace for name, one in found.items() if one is not None}
+    assert seen["slow"] / seen["a"] == pytest.approx(1.5, rel=0.25)
+    assert seen["a"] == pytest.approx(1.0, rel=0.25)
+    assert seen["b"] == pytest.approx(1.0, rel=0.25)
 
 
 def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
