@@ -9,6 +9,8 @@ A pool serves shapes side by side and each takes its share of the engine: r_1/R_
 program of the mix assumes, as Mélange does.
 """
 
+from dataclasses import replace
+
 from fairlead.fleet import Objectives
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import capacity
@@ -35,4 +37,5 @@ def throughput(
     kept = capacity.Objectives(limit, itl, max(1e-4, 1.0 - objectives.target))
     shape = capacity.Mix(prompt, output, uneven=0.0)
     step = capacity.Step.of(profile)
-    return capacity.knee(step, shape, kept, 1.0, settings or ScalingSettings()).requests_per_second
+    strict = replace(settings or ScalingSettings(), busy_least=0.0)
+    return capacity.knee(step, shape, kept, 1.0, strict).requests_per_second

@@ -19,7 +19,7 @@ Where there are no shapes, no load or no answer, nothing of this holds and ``spl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
+from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step, unmet
 from fairlead_autoscaler.scaling.clean import whole
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.shapes import Histogram
@@ -115,21 +115,10 @@ def _carried(
     """Requests per second of each shape alone, such that all that the pool can serve, together, come to its knee."""
     step = question.steps[name]
     works = [step.work(question.as_seen(*shape)) for shape in shapes]
-    able = [_serves(step, question.as_seen(*shape), question.objectives(shape[0])) for shape in shapes]
+    able = [unmet(step, question.as_seen(*shape), question.objectives(shape[0])) is None for shape in shapes]
     served = sum(share for share, can in zip(shares, able, strict=True) if can)
     if served <= 0.0:
         return (0.0,) * len(shapes)
     mean = sum(share * work for share, work, can in zip(shares, works, able, strict=True) if can) / served
     busy = question.capacities[name].requests_per_second * mean
     return tuple(busy / work if can else 0.0 for work, can in zip(works, able, strict=True))
-
-
-def _serves(step: Step, mix: Mix, objectives: Objectives) -> bool:
-    """Could a replica with nothing else to do serve such a request within the objectives?"""
-    if mix.prompt + mix.output > step.kv_tokens:
-        return False
-    chunks = max(1.0, mix.computed / step.chunk)
-    first = chunks * step.base + step.prompt_seconds(mix)
-    gap = step.base + step.token_seconds(mix.context)
-    ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
-    return (ttft is None or first <= ttft) and (itl is None or mix.output < 2.0 or gap <= itl)

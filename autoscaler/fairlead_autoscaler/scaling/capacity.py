@@ -17,12 +17,22 @@ turning over, and r·w -> 1 its saturation. The knee is the largest r at which a
 sequences do
   so by one over the root of n·B;
 - prompts do not queue past the objective for the first token: one is computed in S = prompt / chunk steps that carry a full chunk,
-  so the share of time in prompts is r·S, and where n replicas share what comes P(wait > x) = r·S·exp(-n·(1 - r·S)·x / S), which
-  must not exceed the share of requests that may miss.
+  so the share of time in prompts is p = r·S. Of n replicas that share what comes a prompt finds one free but with the odds
+  p^(sqrt(2(n + 1)) - 1) (Sakasegawa's approximation of Erlang's C, exact for one), and P(wait > x) is these odds times
+  exp(-n·(1 - p)·x / S), which must not exceed the share of requests that may miss.
 
-Work per second divided by ``w`` and by r is how many replicas a load needs. The step model is that of papers.md F1, the use of it
-as unit of scaling TokenScale's and Dynamo's; what differs is that all bounds are taken at once, at the mix that is seen, with the
-speed that is seen."""
+**Objectives that cannot be met.** Where a request alone on an engine takes as long as the objective, no number of replicas helps. It
+is sized for the best there is to have then, which is also what an objective that can only just be met comes to, so that nothing
+jumps between the two: prompts that find an engine free (x = 0 above), and steps that are longer by a quarter than the shortest
+(r·w of a fifth). Below that no objective presses a replica. The plan says which objective it is (``unmet``).
+
+Two questions are asked of the same bounds: what one of n replicas carries (``knee``), and how many replicas a load takes
+(``replicas_for``). The second is not the load over the first, since what one carries grows with how many there are; it is looked for
+among fixed numbers, so that more load never comes to less. Every bound holds at a load where it holds at a larger one, and with n
+replicas where it does with fewer.
+
+The step model is that of papers.md F1, the use of it as unit of scaling TokenScale's and Dynamo's; what differs is that all bounds
+are taken at once, at the mix that is seen, with the speed that is seen."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +41,9 @@ from enum import StrEnum
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
-_HALVINGS = 14
+_HALVINGS = 18
+_FEWEST, _FINER = 1e-4, 1e-4
+"""Numbers of replicas are looked for from the first on, each larger than the one before by the second: 2^18 of them."""
 _MANY_CHUNKS, _SHORTER = 6.0, 4.0
 """Where one prompt fills the steps of a whole short answer, the shortest answers decide, and there are up to so many times as many of
 them as exponential lengths have (Mooncake's conversations: one answer in twenty has eleven tokens or fewer, at a mean of 335)."""
@@ -136,20 +148,85 @@ class Capacity:
         return self.requests_per_second * self.work_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """A bound that a request meets not even with an engine for itself: what it takes alone, and what there is (seconds, of KV memory
+    tokens)."""
+
+    bound: Bound
+    takes: float
+    allowed: float
+
+    def __str__(self) -> str:
+        unit = "tokens" if self.bound is Bound.KV else "s"
+        return f"{self.bound.value}, which cannot be met: one alone takes {self.takes:.3g} of {self.allowed:.3g} {unit}"
+
+
+def unmet(step: Step, mix: Mix, objectives: Objectives) -> Unmet | None:
+    """What keeps a replica with nothing else to do from serving such a request within the objectives; None where nothing does."""
+    tokens = mix.prompt + mix.output
+    if tokens > step.kv_tokens:
+        return Unmet(Bound.KV, tokens, step.kv_tokens)
+    first = max(1.0, mix.computed / step.chunk) * step.base + step.prompt_seconds(mix)
+    if objectives.ttft_seconds is not None and first > objectives.ttft_seconds:
+        return Unmet(Bound.TTFT, first, objectives.ttft_seconds)
+    gap = step.base + step.token_seconds(mix.context)
+    if objectives.itl_seconds is not None and mix.output >= 2.0 and gap > objectives.itl_seconds:
+        return Unmet(Bound.ITL, gap, objectives.itl_seconds)
+    return None
+
+
 def knee(step: Step, mix: Mix, objectives: Objectives, replicas: float, settings: ScalingSettings) -> Capacity:
-    """The largest rate of requests of ``mix`` that one of so many ``replicas`` serves within ``objectives``."""
+    """The largest rate of requests of ``mix`` that one of so many ``replicas`` serves within ``objectives``, or as near to them as
+    makes sense."""
     work = step.work(mix)
-    limits = _Limits(step, mix, work, objectives, max(1.0, replicas), settings)
+    limits = _Limits(step, mix, work, objectives, settings)
     low, high = 0.0, 1.0 / work
     bound = Bound.TTFT
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        passed = limits.passed(middle)
+        passed = limits.passed(middle, replicas)
         if passed is None:
             low = middle
         else:
             high, bound = middle, passed
-    return Capacity(max(low, high / 4, 1e-9), work, bound)
+    return Capacity(max(low, 1e-9), work, bound)
+
+
+def replicas_for(
+    step: Step, mix: Mix, objectives: Objectives, rate: float, near: float, settings: ScalingSettings
+) -> float:
+    """How many replicas serve ``rate`` requests of ``mix`` per second within ``objectives``, or as near to them as makes sense; not
+    whole. It is found sooner where it lies ``near`` what is given, and is the same in any case."""
+    if rate <= 0.0:
+        return 0.0
+    work = step.work(mix)
+    limits = _Limits(step, mix, work, objectives, settings)
+
+    def count(place: int) -> float:
+        return _FEWEST * math.exp(_FINER * place)
+
+    def enough(place: int) -> bool:
+        each = rate / count(place)
+        return each * work < 1.0 and limits.passed(each, count(place)) is None
+
+    last = (1 << _HALVINGS) - 1
+    low, high = -1, last
+    place = min(last - 1, max(0, round(math.log(max(near, _FEWEST) / _FEWEST) / _FINER)))
+    step_size = 64
+    while low < place < high:
+        if enough(place):
+            high, place = place, place - step_size
+        else:
+            low, place = place, place + step_size
+        step_size *= 4
+    while high - low > 1:
+        place = (low + high) // 2
+        if enough(place):
+            high = place
+        else:
+            low = place
+    return count(high)
 
 
 class _Limits:
@@ -166,7 +243,6 @@ class _Limits:
         "_output",
         "_prompt",
         "_prompt_seconds",
-        "_replicas",
         "_room",
         "_settings",
         "_token",
@@ -175,11 +251,10 @@ class _Limits:
         "_work",
     )
 
-    def __init__(
-        self, step: Step, mix: Mix, work: float, objectives: Objectives, replicas: float, settings: ScalingSettings
-    ) -> None:
-        self._base, self._work, self._settings, self._replicas = step.base, work, settings, replicas
-        self._batch, self._kv = step.max_sequences, step.kv_tokens
+    def __init__(self, step: Step, mix: Mix, work: float, objectives: Objectives, settings: ScalingSettings) -> None:
+        self._base, self._work, self._settings = step.base, work, settings
+        # Who needs more than there is needs all of it.
+        self._batch, self._kv = step.max_sequences, max(float(step.kv_tokens), mix.prompt + mix.output)
         self._prompt, self._output, self._context = mix.prompt, mix.output, mix.context
         self._uneven = mix.uneven
         self._token = step.token_seconds(mix.context)
@@ -192,29 +267,37 @@ class _Limits:
         self._gap_most = objectives.itl_seconds or math.inf if gaps else math.inf
         self._turn_most = (objectives.itl_seconds or 0.0) * share if gaps else math.inf
 
-    def passed(self, rate: float) -> Bound | None:
-        """The bound that ``rate`` passes, if any."""
+    def passed(self, rate: float, replicas: float) -> Bound | None:
+        """The bound that ``rate`` passes at each of so many ``replicas``, if any."""
+        together = max(1.0, replicas)
         turn = self._base / max(1e-9, 1.0 - rate * self._work)
-        if turn > self._turn_most:
+        pressed = rate * self._work > self._settings.busy_least
+        if pressed and turn > self._turn_most:
             return Bound.ITL
         sequences = rate * self._output * turn
         # What may wait for a first token need not fit at once.
         stays = self._output * turn
         patience = stays / (stays + (self._room or 0.0))
-        sigmas = self._settings.crowd_sigmas * math.sqrt(patience / max(1.0, sequences * self._replicas))
-        room = 1.0 + sigmas
-        if sequences * room > self._batch:
+        if sequences * self._room_for(sequences * together, patience) > self._batch:
             return Bound.BATCH
         full = self._base + sequences * self._token + self._prompt_seconds / max(1.0, self._chunks)
         service = max(1.0, self._chunks) * full
         # A prompt that is being computed is resident too, half of it on average.
-        if self._hurts(rate * max(1.0, self._chunks) * turn, self._base + sequences * self._token, full):
+        if pressed and self._hurts(rate * max(1.0, self._chunks) * turn, self._base + sequences * self._token, full):
             return Bound.ITL
-        resident = sequences * self._context + rate * service * self._prompt / 2
-        room = 1.0 + sigmas * math.sqrt(_SHOT)
-        if resident * room > self._kv:
+        prompts = rate * service
+        count = (
+            rate * self._output * self._base + prompts
+        ) * together  # with the shortest steps, or it grows faster than they
+        resident = sequences * self._context * self._room_for(sequences * together, _SHOT * patience)
+        resident += prompts * self._prompt / 2 * self._room_for(count, _SHOT * patience)
+        if resident > self._kv:
             return Bound.KV
-        return Bound.TTFT if self._waits(rate * self._chunks * full, service) else None
+        return Bound.TTFT if self._waits(rate * self._chunks * full, service, together) else None
+
+    def _room_for(self, count: float, variance: float) -> float:
+        """How many times as much there is at times as on the mean, of so many together."""
+        return 1.0 + self._settings.crowd_sigmas * math.sqrt(variance / max(1.0, count))
 
     def _hurts(self, busy: float, plain: float, full: float) -> bool:
         """Do more answers see mostly steps with a chunk than may, where such a step passes the objective? ``busy`` is their
@@ -230,15 +313,12 @@ class _Limits:
         more = min(_SHORTER, whole * whole)
         return busy * short * more > self._miss * self._settings.hurt_share
 
-    def _waits(self, busy: float, service: float) -> bool:
+    def _waits(self, busy: float, service: float, replicas: float) -> bool:
         """Do more prompts wait past the objective than may?"""
         if busy >= self._settings.prefill_busy_most:
             return True
         if self._room is None or busy <= 0.0:
             return False
-        room = self._room - service
-        if room <= 0.0:  # no load lets it be met: what is left is not to make it much worse
-            return busy > 0.5
-        return (
-            busy * math.exp(-self._replicas * (1.0 - busy) * room / (service * (1.0 + self._uneven) / 2)) > self._miss
-        )
+        none_free = math.pow(busy, math.sqrt(2.0 * (replicas + 1.0)) - 1.0)
+        room = max(0.0, self._room - service)
+        return none_free * math.exp(-replicas * (1.0 - busy) * room / (service * (1.0 + self._uneven) / 2)) > self._miss

@@ -13,7 +13,7 @@ from fairlead_autoscaler.scaling import learned, window, zero
 from fairlead_autoscaler.scaling.asleep import WHOLE, wake_seconds
 from fairlead_autoscaler.scaling.blend import Question
 from fairlead_autoscaler.scaling.bounds import bounds
-from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
+from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step, unmet
 from fairlead_autoscaler.scaling.clean import Totals
 from fairlead_autoscaler.scaling.dividing import divided
 from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, level, recurring, swing
@@ -30,6 +30,7 @@ from fairlead_autoscaler.scaling.need import (
     objectives_of,
     price_of,
     profile_of,
+    sized_of,
 )
 from fairlead_autoscaler.scaling.replicas import Doubt, Wanted, planned
 from fairlead_autoscaler.scaling.settings import ScalingSettings
@@ -76,6 +77,21 @@ class _Sizes:
         """What is asked for, ready or not."""
         return sum(look.pools[pool.name].desired * self.worth(pool.name) for pool in self.group.pools)
 
+    def kept(self, look: Look, state: State) -> float:
+        """What is asked for without what was started beside it."""
+        hedged = {
+            name: min(pool.hedged, look.pools[name].desired) for name, pool in state.pools.items() if name in look.pools
+        }
+        return self.asked(look) - sum(hedged[pool.name] * self.worth(pool.name) for pool in self.group.pools)
+
+    def asleep(self, look: Look) -> float:
+        """What is to sleep beside it."""
+        return sum(look.pools[pool.name].asleep_desired * self.worth(pool.name) for pool in self.group.pools)
+
+    def most(self, look: Look) -> float:
+        """What there may be."""
+        return sum(bounds(pool, look.wall)[1] * self.worth(pool.name) for pool in self.group.pools)
+
 
 def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str, PoolPlan], MixAsked | None]:
     """Need, window, division and numbers of one group, all of whose pools the look has, and what a solver is to be asked about
@@ -88,7 +104,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
     need: Need | None = None
     if look.blind_seconds is None:
         state, before, need = _need(state, before, look, sizes)
-    held, after = _held(before, look, need, sizes.startup)
+    held, after = _held(before, look, need, sizes, sizes.kept(look, state) + sizes.asleep(look))
     if need is not None and _short(look, sizes, need):
         after = replace(after, short_at=look.now)
     after = replace(after, budget=_budget(after, look, sizes, need))
@@ -128,7 +144,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
                 **told,
                 **({"mix_replicas": division.mix[pool.name]} if pool.name in division.mix else {}),
             },
-            capacity.bound.value + division.how,
+            _bound(pool, sizes) + division.how,
         )
         doubt = Doubt(look.blind_seconds, look.believed.lie, look.calm)
         pools[pool.name], plans[pool.name] = planned(
@@ -163,15 +179,12 @@ def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[
     growth = 1.0 if sizes.group.role is Role.PREFILL else longer(state.lengths, state.load, sizes.ahead, settings)
     then = replace(sizes.mix, output=sizes.mix.output * growth)
 
-    def crowd(replicas: float) -> float:
-        other = capacity_of(first, then, sizes.factors[first.name], sizes.objectives, replicas, settings)
-        return other.requests_per_second / sizes.capacity.requests_per_second
-
+    sized = sized_of(first, then, sizes.factors[first.name], sizes.objectives, settings)
     grows = sizes.ahead if look.model.patience_seconds is None else min(sizes.ahead, look.model.patience_seconds)
     queue = Queue(_backlog(look, sizes.group), sizes.ready(look), sizes.asked(look), grows)
     margin = settings.margin * before.budget.margin
     need = need_of(
-        seen, before.swing or 0.0, before.bursts, sizes.capacity, crowd, margin, sizes.ahead, queue, settings
+        seen, before.swing or 0.0, before.bursts, sizes.capacity, sized, margin, sizes.ahead, queue, settings
     )
     return state, before, replace(need, inputs={"output_growth": Input(growth), **need.inputs})
 
@@ -214,20 +227,28 @@ def _past(before: GroupState, state: State, look: Look, price: Price, sizes: _Si
     )
 
 
-def _held(before: GroupState, look: Look, need: Need | None, startup: float) -> tuple[float, GroupState]:
-    """The need that holds now, and the group with it."""
+def _held(before: GroupState, look: Look, need: Need | None, sizes: _Sizes, there: float) -> tuple[float, GroupState]:
+    """The need that holds now, and the group with it. What there may not be is not remembered, nor what bounds or steps did not let
+    be: ``there`` is what became of the need before this one."""
     settings = look.settings
-    length = window.usual(startup, settings)
+    length, most = window.usual(sizes.startup, settings), sizes.most(look)
+    known = window.granted(before.window, there)
     if need is None:
         last = before.need or 0.0
         if look.blind_seconds is not None and look.blind_seconds >= settings.blind_hold_seconds:
             last = last * settings.blind_rise + max(0.0, before.trend) * look.blind_seconds
-        needs = window.push(before.window, look.now, last, length)
-        return max(needs.held, last + before.backlog.held), replace(before, window=needs)
-    needs = window.push(before.window, look.now, need.replicas, length)
-    backlog = window.push(before.backlog, look.now, need.backlog, settings.backlog_seconds)
+        needs = window.push(known, look.now, min(last, most), length)
+        return max(_kept(needs, sizes, there), last + before.backlog.held), replace(before, window=needs)
+    needs = window.push(known, look.now, min(need.replicas, most), length)
+    backlog = window.push(before.backlog, look.now, min(need.backlog, most), settings.backlog_seconds)
     after = replace(before, window=needs, backlog=backlog, need=need.replicas, trend=need.trend)
-    return max(needs.held, need.replicas + backlog.held), after
+    return max(_kept(needs, sizes, there), need.replicas + backlog.held), after
+
+
+def _kept(needs: window.Window, sizes: _Sizes, there: float) -> float:
+    """What the window holds. Among several pools it raises nothing that is there: their replicas are worth now more, now less of one
+    another, and what was remembered in those of the first would be started anew for that."""
+    return needs.held if len(sizes.group.pools) < 2 or there <= 0.0 else min(needs.held, there)
 
 
 def _tiered(look: Look, group: Group) -> tuple[PoolFacts, Tier] | None:
@@ -253,7 +274,7 @@ def _eased(
     need: Need | None = None
     if look.blind_seconds is None:
         state, before, need = _need(state, before, look, quick)
-    awake, after = _held(before, look, need, quick.startup)
+    awake, after = _held(before, look, need, quick, quick.kept(look, state))
     state = replace(state, groups={**state.groups, key: after})
     return state, min(held, max(awake, held - tier.most)), held
 
@@ -363,6 +384,12 @@ def _question(state: State, look: Look, sizes: _Sizes, parts: Sequence[Part], he
         lambda prompt, output: as_seen(role, Mix(prompt, output, cached)),
         lambda prompt: objectives_of(look.model, role, prompt),
     )
+
+
+def _bound(pool: PoolFacts, sizes: _Sizes) -> str:
+    """What ends the capacity of a replica of ``pool``, in words; where it is an objective that cannot be met, this, with numbers."""
+    cannot = unmet(Step.of(profile_of(pool), sizes.factors[pool.name]), sizes.mix, sizes.objectives)
+    return sizes.capacities[pool.name].bound.value if cannot is None else str(cannot)
 
 
 def _what_if(pool: PoolFacts, look: Look, sizes: _Sizes) -> float:

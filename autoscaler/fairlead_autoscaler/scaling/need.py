@@ -1,8 +1,11 @@
 """How many replicas a load needs: from what arrived, at the knee, with its spread and where it goes, the backlog, and the margin.
 
-    need = margin · max(level at now + start-up time + sigmas · spread, bursts that come back) + backlog / (knee · drain time)
+    need = replicas for margin · max(level at now + start-up time + sigmas · spread, bursts that come back)
+           + backlog / (knee · drain time)
 
-in replicas of the group's first pool. Pools that serve the same are one group; prefill and decode pools are two, sized apart: for
+in replicas of the group's first pool. Levels are counted in what a replica carries where as many
+share the load as were needed last; how many it takes follows from the requests per second that they stand for, since more replicas
+carry more each. Pools that serve the same are one group; prefill and decode pools are two, sized apart: for
 prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. Bins are
 priced at the mean lengths that are known now; where answers got longer over the last minutes by more than chance, at the lengths
 they will have."""
@@ -13,7 +16,7 @@ from dataclasses import dataclass, replace
 from fairlead.decision import Input
 from fairlead.fleet import Role
 from fairlead.profile import EngineProfile, preset
-from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step, knee
+from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step, knee, replicas_for
 from fairlead_autoscaler.scaling.learned import Lengths
 from fairlead_autoscaler.scaling.load import Bin, Level, Load, Price
 from fairlead_autoscaler.scaling.settings import ScalingSettings
@@ -88,9 +91,21 @@ def capacity_of(
     pool: PoolFacts, mix: Mix, factor: float, objectives: Objectives, replicas: float, settings: ScalingSettings
 ) -> Capacity:
     """What one of ``replicas`` that share a load carries, with the profile of ``pool`` and ``factor`` times as slow."""
-    if pool.role is Role.PREFILL:
-        settings = replace(settings, prefill_busy_most=min(settings.prefill_busy_most, settings.prefill_pool_busy))
-    return knee(Step.of(profile_of(pool), factor), mix, objectives, replicas, settings)
+    return knee(Step.of(profile_of(pool), factor), mix, objectives, replicas, _kept(pool, settings))
+
+
+def sized_of(
+    pool: PoolFacts, mix: Mix, factor: float, objectives: Objectives, settings: ScalingSettings
+) -> Callable[[float, float], float]:
+    """How many replicas of ``pool`` serve so many requests of ``mix`` per second, probably about as many as the second number."""
+    step, kept = Step.of(profile_of(pool), factor), _kept(pool, settings)
+    return lambda rate, near: replicas_for(step, mix, objectives, rate, near, kept)
+
+
+def _kept(pool: PoolFacts, settings: ScalingSettings) -> ScalingSettings:
+    if pool.role is not Role.PREFILL:
+        return settings
+    return replace(settings, prefill_busy_most=min(settings.prefill_busy_most, settings.prefill_pool_busy))
 
 
 def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity) -> Price:
@@ -148,20 +163,19 @@ def need_of(
     swing: float,
     bursts: float,
     capacity: Capacity,
-    crowd: Callable[[float], float],
+    sized: Callable[[float, float], float],
     margin: float,
     ahead_seconds: float,
     queue: Queue,
     settings: ScalingSettings,
 ) -> Need:
     """Level, forecast, spread, bursts, margin and backlog together. Where more waits than usual, the last seconds count as the
-    level. ``crowd`` says how many times as much a replica carries where so many share the load that is to come than what the level
-    was taken with."""
+    level. ``sized`` says how many replicas so many requests per second take, about as many as the second number."""
     if queue.requests > settings.queue_usual * max(1.0, queue.ready):
         level = replace(level, now=max(level.now, level.recent))
     upper = max(level.upper(settings.spread_sigmas, swing, ahead_seconds), bursts) * margin
-    gain = crowd(upper)
-    upper /= gain
+    replicas = sized(upper * capacity.requests_per_second, upper)
+    gain = upper / replicas if replicas > 0.0 else 1.0
     short = max(0.0, level.now - queue.asked)
     waiting = queue.requests / capacity.requests_per_second + short * queue.grows_seconds * settings.backlog_ahead
     backlog = max(0.0, waiting / settings.drain_seconds - _SOME)
@@ -175,8 +189,8 @@ def need_of(
         "recurring_burst_replicas": Input(bursts),
         "margin": Input(margin),
         "crowd_gain": Input(gain),
-        "need_replicas": Input(upper),
+        "need_replicas": Input(replicas),
         "backlog_requests": Input(queue.requests),
         "backlog_replicas": Input(backlog),
     }
-    return Need(upper, backlog, level.now, level.slope * margin, inputs)
+    return Need(replicas, backlog, level.now, level.slope * margin, inputs)

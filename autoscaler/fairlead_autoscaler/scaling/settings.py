@@ -40,6 +40,7 @@ class ScalingSettings:
     itl_share_decoding: float = 0.9
     hurt_share: float = 1.0
     crowd_sigmas: float = 4.3
+    busy_least: float = 0.2
     prefill_busy_most: float = 0.96
     prefill_pool_busy: float = 0.88
     length_seconds: float = 60.0

@@ -2,7 +2,10 @@
 
 Starting a replica is paid for from the order on, so one that is removed must stay unneeded for a while to be worth it. The window
 is five minutes, shorter where replicas start within seconds. Bursts that come back after longer than that are another matter
-(``load.recurring``): they raise the need itself."""
+(``load.recurring``): they raise the need itself.
+
+A need counts for as much as there was for it: where bounds or steps held the number below it, it was done without, and once it is
+over nothing is started for it."""
 
 from dataclasses import dataclass
 
@@ -24,6 +27,13 @@ class Window:
 def usual(startup_seconds: float, settings: ScalingSettings) -> float:
     """How long a window is for replicas that start in ``startup_seconds``."""
     return min(settings.window_seconds, max(settings.window_least_seconds, settings.window_startups * startup_seconds))
+
+
+def granted(before: Window, there: float) -> Window:
+    """``before`` with its newest need as what came of it, where there is less than that."""
+    if not before.needs or before.needs[-1][1] <= there:
+        return before
+    return Window((*before.needs[:-1], (before.needs[-1][0], there)))
 
 
 def push(before: Window, now: float, need: float, seconds: float) -> Window:

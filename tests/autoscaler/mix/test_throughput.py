@@ -12,7 +12,7 @@ from fairlead.profile import EngineProfile, preset
 from fairlead_autoscaler.mix import throughput
 from fairlead_sim.scaling.book import Load
 from fairlead_sim.scaling.loop import Schedule, run
-from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.plant import Engines, Scenario
 from fairlead_sim.scaling.pools import model, pool
 
 H100, L4 = preset("h100-llama8b"), replace(preset("l4-qwen8b"), kv_tokens=60_000)
@@ -30,7 +30,9 @@ def attained(profile: EngineProfile, prompt: int, output: int, rate: float) -> f
     assert itl is not None
     pools = (pool(profile, 1),)
     load = Load(arrivals, [prompt] * len(arrivals), [output] * len(arrivals))
-    return run(Scenario("one", 1, at, model(pools, ttft, itl), pools, load), Schedule([]), exact=True).attainment
+    return run(
+        Scenario("one", 1, at, model(pools, ttft, itl), pools, load), Schedule([]), engines=Engines.TOKENS
+    ).attainment
 
 
 @pytest.mark.parametrize(

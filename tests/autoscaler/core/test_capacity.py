@@ -1,0 +1,108 @@
+"""What replicas carry, and how many a load takes: of engines, requests and objectives of every kind, met or not."""
+
+import itertools
+import math
+
+import pytest
+from coretests.drawn import MIXES, OBJECTIVES, PROFILES
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling.capacity import Bound, Mix, Objectives, Step, knee, replicas_for, unmet
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+
+_SETTINGS = ScalingSettings()
+_SMALL = Step.of(
+    EngineProfile(
+        "S",
+        3.3e-4,
+        step_seconds=28e-3,
+        resident_token_seconds=2.2e-7,
+        kv_tokens=40_000,
+        max_sequences=64,
+        step_tokens=512,
+    )
+)
+RATES = st.floats(1e-3, 1e3)
+
+
+def needed(step: Step, mix: Mix, objectives: Objectives, rate: float, near: float = 1.0) -> float:
+    """Replicas for so many requests per second."""
+    return replicas_for(step, mix, objectives, rate, near, _SETTINGS)
+
+
+@given(PROFILES, MIXES, OBJECTIVES, RATES, st.floats(1.0, 100.0), st.floats(1e-3, 1e4))
+def test_more_requests_never_take_fewer_replicas_wherever_one_begins_to_look(
+    profile: EngineProfile, mix: Mix, objectives: Objectives, rate: float, times: float, near: float
+) -> None:
+    step = Step.of(profile)
+    few = needed(step, mix, objectives, rate)
+    assert few == needed(step, mix, objectives, rate, near)
+    assert few <= needed(step, mix, objectives, rate * times)
+
+
+@given(PROFILES, MIXES, OBJECTIVES, RATES, st.floats(1.0, 30.0))
+def test_longer_prompts_never_take_fewer_replicas(
+    profile: EngineProfile, mix: Mix, objectives: Objectives, rate: float, times: float
+) -> None:
+    longer = Mix(mix.prompt * times, mix.output, mix.cached, mix.uneven)
+    step = Step.of(profile)
+    assert needed(step, mix, objectives, rate) <= needed(step, longer, objectives, rate) * (1.0 + 1e-9)
+
+
+@given(PROFILES, MIXES, OBJECTIVES, st.floats(1.0, 200.0))
+def test_both_questions_have_one_answer(
+    profile: EngineProfile, mix: Mix, objectives: Objectives, replicas: float
+) -> None:
+    step = Step.of(profile)
+    each = knee(step, mix, objectives, replicas, _SETTINGS)
+    assume(each.requests_per_second * each.work_seconds > 1e-3)  # finer than that a knee is not looked for
+    assert needed(step, mix, objectives, replicas * each.requests_per_second) == pytest.approx(replicas, rel=1e-2)
+
+
+@given(PROFILES, MIXES, RATES, st.floats(1e-6, 10.0), st.floats(1e-6, 10.0))
+def test_no_objective_takes_more_than_engines_that_are_free_or_a_fifth_busy(
+    profile: EngineProfile, mix: Mix, rate: float, ttft: float, itl: float
+) -> None:
+    """Every bound that is none of an objective is none here: batch and memory have room for everything."""
+    step = Step.of(profile)
+    roomy = Step(step.base, step.per_sequence, step.per_resident, step.per_prompt, 0.0, step.chunk, 10**9, 10**13)
+    least = rate * roomy.work(mix) / _SETTINGS.busy_least
+    turn = roomy.base / (1.0 - _SETTINGS.busy_least)
+    full = roomy.base + roomy.prompt_seconds(mix) / max(1.0, mix.computed / roomy.chunk)
+    prompts = rate * max(1.0, mix.computed / roomy.chunk) * (full + turn)
+    free = 2.0 + prompts + 8.0 * math.sqrt(1.0 + prompts) + prompts / _SETTINGS.prefill_busy_most
+    decoding = rate * mix.output * roomy.token_seconds(mix.context)
+    assert needed(roomy, mix, Objectives(ttft, itl), rate) <= max(least, free) + 20.0 * decoding + 2.0
+
+
+def test_towards_a_first_token_that_cannot_be_met_nothing_jumps() -> None:
+    objectives, rate = Objectives(0.5, None), 2.0
+    counts = [needed(_SMALL, Mix(float(prompt), 100.0), objectives, rate) for prompt in range(100, 4_000, 10)]
+    assert counts == sorted(counts)
+    assert max(later / before for before, later in itertools.pairwise(counts)) < 1.25
+    assert unmet(_SMALL, Mix(100.0, 100.0), objectives) is None
+    found = unmet(_SMALL, Mix(4_000.0, 100.0), objectives)
+    assert found is not None
+    assert str(found) == "first-token objective, which cannot be met: one alone takes 1.54 of 0.5 s"
+
+
+def test_towards_a_gap_that_cannot_be_met_nothing_jumps() -> None:
+    mix, rate = Mix(500.0, 200.0), 5.0
+    counts = [needed(_SMALL, mix, Objectives(3.0, 1e-3 * itl), rate) for itl in range(200, 9, -1)]
+    assert counts == sorted(counts)
+    assert counts[-1] < rate * _SMALL.work(mix) / _SETTINGS.busy_least * 1.01
+    found = unmet(_SMALL, mix, Objectives(3.0, 0.02))
+    assert found is not None
+    assert found.bound is Bound.ITL
+
+
+def test_what_fits_no_memory_is_said_and_sized_for_as_what_fills_it() -> None:
+    small = Mix(30_000.0, 5_000.0)
+    large = Mix(60_000.0, 5_000.0)
+    found = unmet(_SMALL, large, Objectives(None, None))
+    assert found is not None
+    assert str(found) == "KV memory, which cannot be met: one alone takes 6.5e+04 of 4e+04 tokens"
+    few, many = (needed(_SMALL, mix, Objectives(None, None), 0.1) for mix in (small, large))
+    assert few < many < 5.0 * few

@@ -1,0 +1,56 @@
+"""What is remembered of needs: it keeps what there is, and asks for nothing that there was not."""
+
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
+from fairlead_autoscaler.scaling.window import Window, granted, push
+
+_PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
+
+
+class _Held:
+    """A pool whose number somebody else sets, and a core that plans for it."""
+
+    def __init__(self, maximum: int = 20) -> None:
+        pool = PoolFacts("main", minimum=1, maximum=maximum, profile=_PROFILE, startup_p50_seconds=30.0)
+        self.core, self.now = Core(ScaledModel("chat", 3.0, 0.15, (pool,))), 0.0
+
+    def step(self, arrivals: float, desired: int) -> PoolPlan:
+        self.now += 5.0
+        seen = PoolSeen(desired, desired, replicas=())
+        gateway = GatewaySeen(arrivals, arrivals * 900.0)
+        return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
+
+
+def test_what_was_needed_but_not_granted_is_not_started_once_it_is_over() -> None:
+    pool = _Held()
+    asked = [pool.step(40.0, 1).replicas for _ in range(40)]
+    assert max(asked) > 5
+    after = [pool.step(0.0, 1).replicas for _ in range(150)]
+    assert after[70:] == [1] * 80, "a minute of bins later nothing of it is left, while the window would hold on"
+
+
+def test_what_was_granted_stays_for_the_window() -> None:
+    pool = _Held()
+    for _ in range(40):
+        pool.step(40.0, 12)
+    kept = [pool.step(0.0, 12).replicas for _ in range(15)]
+    assert min(kept) > 5
+
+
+def test_more_than_there_may_be_is_told_but_not_remembered() -> None:
+    pool = _Held(maximum=3)
+    for _ in range(40):
+        plan = pool.step(500.0, 3)
+    assert (plan.replicas, plan.rule) == (3, "maximum")
+    needed = plan.inputs["needed_here_replicas"].value
+    assert needed is not None
+    assert needed > 50.0
+    (group,) = pool.core.state.groups.values()
+    assert group.window.held == 3.0
+
+
+def test_only_the_newest_need_is_cut() -> None:
+    window = push(push(Window(), 0.0, 5.0, 300.0), 5.0, 4.0, 300.0)
+    assert granted(window, 2.0).needs == ((0.0, 5.0), (5.0, 2.0))
+    assert granted(window, 4.0) is window
+    assert granted(Window(), 0.0).needs == ()
