@@ -6,6 +6,7 @@ releases: one that is written once is never given another meaning.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from fairlead.names import SERVED_NAME as _SERVED
@@ -44,6 +45,36 @@ RENDER: Final = "fairlead.io/render"
 """Of a Deployment or LeaderWorkerSet: what of the installation went into its pods, so that an upgrade can keep it."""
 SURGE: Final = "fairlead.io/surge"
 """Of a LeaderWorkerSet: its number holds so many groups more than are asked, while they are replaced."""
+
+
+SLEEP: Final = "fairlead.io/sleep"
+"""On a pod whose engine sleeps or is to: gateways send it nothing. ``1`` and ``2`` are levels, with what becomes of it behind."""
+
+
+class SleepPhase(StrEnum):
+    """What becomes of a pod with a mark: it is to sleep, is being woken, or could not be."""
+
+    ASLEEP = "asleep"
+    WAKING = "waking"
+    STUCK = "stuck"
+
+
+@dataclass(frozen=True, slots=True)
+class SleepMark:
+    """As in ``1-asleep``."""
+
+    level: int
+    phase: SleepPhase = SleepPhase.ASLEEP
+
+    def text(self) -> str:
+        """As it stands on the pod."""
+        return f"{self.level}-{self.phase.value}"
+
+
+def sleep_mark(annotations: Mapping[str, str]) -> SleepMark | None:
+    """The mark of a pod; None where there is none, or none that can be read."""
+    level, _, phase = annotations.get(SLEEP, "").partition("-")
+    return SleepMark(int(level), SleepPhase(phase)) if level in ("1", "2") and phase in tuple(SleepPhase) else None
 
 
 @dataclass(frozen=True, slots=True)

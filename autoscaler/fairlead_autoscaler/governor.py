@@ -42,6 +42,11 @@ class Ruling:
     asleep_desired: int = 0
 
     @property
+    def grows(self) -> bool:
+        """There are to be more than there are, awake or asleep."""
+        return self.replicas + self.asleep > self.desired + self.asleep_desired
+
+    @property
     def writes(self) -> bool:
         """There is something to write."""
         return self.unwritten is None and (self.replicas, self.asleep) != (self.desired, self.asleep_desired)

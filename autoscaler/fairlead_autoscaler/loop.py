@@ -263,7 +263,7 @@ class Loop:
 
     async def _act(self, key: str, state: ModelState, rulings: Mapping[str, Ruling]) -> None:
         # Those that shrink first: of pools that share a number of engines there are never more than that.
-        for pool, ruling in sorted(rulings.items(), key=lambda one: one[1].replicas > one[1].desired):
+        for pool, ruling in sorted(rulings.items(), key=lambda one: one[1].grows):
             if not ruling.writes:
                 self.problems.pop((key, pool), None)
                 continue

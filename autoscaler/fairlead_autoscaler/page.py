@@ -45,6 +45,7 @@ _RELAYED: Final[Mapping[str, str]] = MappingProxyType(
 _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "held": "held",
+        "instances": "instances",
         "instance_in_flight": "in_flight",
         "instance_waiting": "not_begun",
         "engine_running": "running",
@@ -56,7 +57,7 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
         "index_unique_blocks": "unique_blocks",
     }
 )
-_LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens")
+_LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens", "state")
 _SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
 _MOST: Final = 1e15
 """More was never counted. One gateway's nonsense is not to drown what the others count, nor to make a sum that is no number."""
@@ -67,7 +68,7 @@ _WANTED: Final = frozenset(_P + name for names in (_COUNTED, _RELAYED, _GAUGES) 
 @dataclass(frozen=True, slots=True)
 class Page:
     """One gateway at one moment. Keys are (name, model) or (name, model, instance), with the objective behind where there is one;
-    of a shape (name, model, prompt tokens, generated tokens)."""
+    of a shape (name, model, prompt tokens, generated tokens), of the numbers of instances (name, model, state)."""
 
     uptime_seconds: float
     counted: Mapping[Key, float] = field(default_factory=dict)

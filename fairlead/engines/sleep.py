@@ -18,6 +18,10 @@ SLEEP_SWITCH: Final = "--enable-sleep-mode"
 DEV_MODE: Final = ("VLLM_SERVER_DEV_MODE", "1")
 
 
+class Unwilling(Unavailable):
+    """It answers, and does not do it: it was not started for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Status and body of an answer."""
@@ -51,21 +55,22 @@ class Bedside:
         self._patience = patience
 
     async def sleeps(self, url: str) -> bool:
-        """Does it say that it sleeps, or is not awake altogether? Raises Unavailable when it does not say."""
+        """Does it say that it sleeps, or is not awake altogether? Raises Unwilling when it does not say, Unavailable
+        when it does not answer."""
         answer = await self._ask("GET", f"{url}/is_sleeping", None, self._patience.ask)
         try:
             found = json.loads(answer.body)["is_sleeping"] if answer.status == 200 else None
         except (ValueError, KeyError, TypeError):
             found = None
         if not isinstance(found, bool):
-            raise Unavailable(f"it does not say whether it sleeps ({answer.status})", hint=_HINT)
+            raise Unwilling(f"it does not say whether it sleeps ({answer.status})", hint=_HINT)
         return found
 
     async def sleep(self, url: str, level: int) -> None:
-        """Asleep when this returns. Raises Unavailable when it is not."""
+        """Asleep when this returns. Raises Unwilling when it answers and is not, Unavailable when it does not answer."""
         await self._told(f"{url}/sleep?level={level}&mode=wait", None, self._patience.sleep)
         if not await self.sleeps(url):
-            raise Unavailable("it was told to sleep and is awake", hint=_HINT)
+            raise Unwilling("it was told to sleep and is awake", hint=_HINT)
 
     async def wake(self, url: str, level: int) -> None:
         """Awake and healthy when this returns. Raises Unavailable when it is not."""
@@ -78,15 +83,19 @@ class Bedside:
             await self._told(f"{url}/wake_up?tags=kv_cache", None, seconds)
         if await self.sleeps(url):
             raise Unavailable("it was woken and sleeps")
+        await self.well(url)
+
+    async def well(self, url: str) -> None:
+        """Raises Unavailable when it is not well."""
         health = await self._ask("GET", f"{url}/health", None, self._patience.ask)
         if health.status != 200:
-            raise Unavailable(f"it was woken and is not well ({health.status})")
+            raise Unavailable(f"it is awake and not well ({health.status})")
 
     async def _told(self, url: str, body: bytes | None, seconds: float) -> None:
         answer = await self._ask("POST", url, body, seconds)
         if answer.status != 200:
             path = url.split("://", 1)[-1].partition("/")[2]
-            raise Unavailable(f"it answers /{path} with {answer.status}", hint=_HINT)
+            raise Unwilling(f"it answers /{path} with {answer.status}", hint=_HINT)
 
 
 _HINT: Final = f"start it with {SLEEP_SWITCH} and {'='.join(DEV_MODE)}"

@@ -6,7 +6,17 @@ from typing import Final
 
 from fairlead import units
 from fairlead.api import Peers
-from fairlead.cluster_labels import ENDPOINT, ENGINE, MODEL, POOL, ROLE, EngineNotes, engine_notes
+from fairlead.cluster_labels import (
+    ENDPOINT,
+    ENGINE,
+    MODEL,
+    POOL,
+    ROLE,
+    EngineNotes,
+    SleepPhase,
+    engine_notes,
+    sleep_mark,
+)
 from fairlead.fleet import TRANSFERS, Instance, InstanceState, Pull, Role, served_as
 from fairlead.kube.resource import Manifest, annotations_of, labels_of, leaving, namespace_of, says_ready, uid_of
 from fairlead.profile import EngineProfile
@@ -140,10 +150,16 @@ def _host(pod: Manifest) -> str | None:
 
 
 def _state(pod: Manifest) -> InstanceState:
-    """A pod that is being deleted gets nothing new from now on, whatever it says of itself: its drain counts on that."""
+    """A pod that is being deleted gets nothing new from now on, whatever it says of itself: its drain counts on that, and so does
+    who puts one to sleep."""
     if leaving(pod):
         return InstanceState.DRAINING
-    return InstanceState.READY if says_ready(pod) else InstanceState.STARTING
+    if not says_ready(pod):
+        return InstanceState.STARTING
+    mark = sleep_mark(annotations_of(pod))
+    if mark is None:
+        return InstanceState.READY
+    return InstanceState.STARTING if mark.phase is SleepPhase.WAKING else InstanceState.SLEEPING
 
 
 def _nodes(pod: Manifest, host: str, notes: EngineNotes, others: Mapping[Group, Mapping[int, str]]) -> list[str | None]:

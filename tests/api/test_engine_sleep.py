@@ -80,7 +80,7 @@ def test_one_that_was_left_half_awake_is_woken_to_the_end() -> None:
         (Engine(deaf=True), "sleep", "it was told to sleep and is awake"),
         (Engine({"/is_sleeping": 404}), "sleep", "it does not say whether it sleeps"),
         (Engine({"/wake_up": 500}), "wake", "it answers /wake_up with 500"),
-        (Engine({"/health": 503}), "wake", "it was woken and is not well"),
+        (Engine({"/health": 503}), "wake", "it is awake and not well"),
     ],
 )
 def test_what_an_engine_does_not_do_is_an_error(engine: Engine, verb: str, why: str) -> None:

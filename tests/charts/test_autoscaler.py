@@ -17,6 +17,7 @@ import yaml
 from aiohttp import web
 
 from fairlead.clock import SystemClock
+from fairlead.cluster_labels import SLEEP
 from fairlead.kube.access import from_kubeconfig
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError, NotFound
@@ -198,7 +199,7 @@ async def tells(api: KubeApi, reason: str) -> bool:
     return any(one["reason"] == reason for one in (await api.list(EVENTS, PLACE)).items)
 
 
-def test_the_guard_holds_it_to_one_annotation_of_pods(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
+def test_the_guard_holds_it_to_two_annotations_of_pods(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
     found, place = rendered(program, "--namespace=guarded"), "guarded"
 
     async def main() -> None:
@@ -234,6 +235,8 @@ def test_the_guard_holds_it_to_one_annotation_of_pods(api_server: ApiServer, pro
                     ({"annotations": {"a": "b"}}, "no other annotation"),
                     ({"annotations": {DELETION_COST: "-1"}}, ""),
                     ({"annotations": {DELETION_COST: None}}, ""),
+                    ({"annotations": {SLEEP: "1-asleep"}}, ""),
+                    ({"annotations": {SLEEP: None}}, ""),
                 ):
                     said = await patched({"metadata": metadata})
                     assert (told in said) if told else said == "", (metadata, said)

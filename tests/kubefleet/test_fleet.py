@@ -130,6 +130,26 @@ def test_its_state(status: Mapping[str, Any], metadata: dict[str, str], state: I
 
 
 @pytest.mark.parametrize(
+    ("mark", "status", "state"),
+    [
+        ("1-asleep", READY, InstanceState.SLEEPING),
+        ("2-waking", READY, InstanceState.STARTING),
+        ("1-stuck", READY, InstanceState.SLEEPING),
+        ("1-asleep", NOT_READY, InstanceState.STARTING),
+        ("", READY, InstanceState.READY),
+        ("3-asleep", READY, InstanceState.READY),
+        ("1-dozing", READY, InstanceState.READY),
+    ],
+)
+def test_one_with_a_mark_of_sleep_gets_nothing_and_is_no_member(
+    mark: str, status: Mapping[str, Any], state: InstanceState
+) -> None:
+    found = made([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
+    assert only(found).state is state
+    assert bool(members(found.fleet)) is (state is InstanceState.READY)
+
+
+@pytest.mark.parametrize(
     ("changed", "why"),
     [
         ({"status": {"phase": "Pending"}}, "it has no address yet"),

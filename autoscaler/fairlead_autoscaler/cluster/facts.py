@@ -5,12 +5,20 @@ person with ``kubectl scale``, an HPA, KEDA. ``spec.replicas`` holds the only po
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
 
 from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, Pool, ScalingMode
-from fairlead.cluster_labels import AUTOSCALER, ENDPOINT, MANAGER, POOL, REVISION, SURGE, engine_notes
+from fairlead.cluster_labels import (
+    AUTOSCALER,
+    MANAGER,
+    POOL,
+    REVISION,
+    SURGE,
+    SleepPhase,
+    engine_notes,
+    sleep_mark,
+)
 from fairlead.errors import FairleadError
 from fairlead.fleet import Role
 from fairlead.kube.errors import NotFound
@@ -30,13 +38,13 @@ from fairlead.kube.resource import (
 )
 from fairlead.kubefleet.specs import ModelRead
 from fairlead.profile import EngineProfile
+from fairlead_autoscaler.cluster.marks import Nursed, answers, rests, revision_of, split
 from fairlead_autoscaler.cluster.scaler import holder
 from fairlead_autoscaler.prices import replica_cost, replica_usd
 from fairlead_autoscaler.scaling import PoolFacts, ReplicaState
 from fairlead_autoscaler.seen import scaled_model
+from fairlead_autoscaler.tiers import tier_of
 from fairlead_autoscaler.world import ModelState, PoolState, Replica
-
-_ENDED: Final = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class Known:
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     wall: float = 0.0
     interval_seconds: float = 5.0
+    nursed: Nursed = field(default_factory=Nursed)
 
 
 def states(known: Known) -> dict[str, ModelState]:
@@ -109,9 +118,13 @@ def _model(known: Known, model: ModelRead, spec: ModelDeploymentSpec) -> ModelSt
     for pool in spec.pools:
         there = workloads.get(pool.name)
         pods = [one for one in known.pods.get(model.key, ()) if labels_of(one).get(POOL) == pool.name]
-        facts.append(_facts(known, pool, _replaced_alone(there, pods)))
+        tier = tier_of(spec)
+        if any((model.key, pool.name, revision_of(pod)) in known.nursed.unwilling for pod in pods):
+            tier = None
+        facts.append(replace(_facts(known, pool, _replaced_alone(there, pods)), tier=tier))
         if there is not None:
-            pools[pool.name] = _pool(spec, there, pods, known.wall, pool.accelerator or "")
+            wished = known.nursed.wished.get((model.key, pool.name), 0) if tier is not None else 0
+            pools[pool.name] = _pool(known, spec, there, pods, pool.accelerator or "", wished)
     name, objectives = model.key, spec.objectives.values()
     scaled = scaled_model(
         name, objectives, facts, interval_seconds=known.interval_seconds, replicas_most=spec.autoscaling.max
@@ -135,13 +148,16 @@ def _facts(known: Known, pool: Pool, two: bool) -> PoolFacts:
 
 
 def _pool(
-    spec: ModelDeploymentSpec, workload: Manifest, pods: Sequence[Manifest], wall: float, accelerator: str
+    known: Known, spec: ModelDeploymentSpec, workload: Manifest, pods: Sequence[Manifest], accelerator: str, wished: int
 ) -> PoolState:
     asked = (workload.get("spec") or {}).get("replicas")
     more, holder = _surplus(workload), held_by(spec, workload)
+    total = max(0, (1 if asked is None else int(asked)) - more)
+    desired, asleep = split(total, rests([one for one in pods if answers(one)]), wished)
     return PoolState(
-        desired=max(0, (1 if asked is None else int(asked)) - more),
-        replicas=tuple(_replicas(pods, wall, accelerator)),
+        desired=desired,
+        asleep=asleep,
+        replicas=tuple(_replicas(pods, known.wall, accelerator, known.nursed)),
         held_by=holder,
         paused="its groups are being replaced, with one more than asked" if more and holder is None else None,
     )
@@ -174,28 +190,36 @@ def _replaced_alone(workload: Manifest | None, pods: Iterable[Manifest]) -> bool
     return any(labels_of(one).get(REVISION, "") != made for one in pods if not leaving(one))
 
 
-def _replicas(pods: Iterable[Manifest], wall: float, accelerator: str) -> Iterable[Replica]:
+def _replicas(pods: Iterable[Manifest], wall: float, accelerator: str, nursed: Nursed) -> Iterable[Replica]:
     """One for each pod that answers HTTP and has not ended, by name."""
     for pod in sorted(pods, key=name_of):
-        if labels_of(pod).get(ENDPOINT) != "true" or (pod.get("status") or {}).get("phase") in _ENDED:
+        if not answers(pod):
             continue
         created = _time(metadata_of(pod).get("creationTimestamp"), wall)
         ready_at = _ready_since(pod, wall)
         notes = engine_notes(annotations_of(pod))
         yield Replica(
             id=name_of(pod),
-            state=_state(pod),
+            state=_state(pod, nursed),
             age_seconds=max(0.0, wall - created),
             startup_seconds=None if ready_at is None else max(0.0, ready_at - created),
             instances=tuple(f"{uid_of(pod)}/{notes.port}/{rank}" for rank in range(notes.data_parallel)),
             node=accelerator,
+            woken=nursed.woken.get(uid_of(pod)),
         )
 
 
-def _state(pod: Manifest) -> ReplicaState:
-    if leaving(pod):
+def _state(pod: Manifest, nursed: Nursed) -> ReplicaState:
+    mark = sleep_mark(annotations_of(pod))
+    if leaving(pod) or (mark is not None and mark.phase is SleepPhase.STUCK):
         return ReplicaState.DRAINING
-    return ReplicaState.READY if says_ready(pod) else ReplicaState.PENDING
+    if not says_ready(pod):
+        return ReplicaState.PENDING
+    if mark is None:
+        return ReplicaState.READY
+    if mark.phase is SleepPhase.WAKING:
+        return ReplicaState.WAKING
+    return ReplicaState.ASLEEP if uid_of(pod) in nursed.asleep else ReplicaState.FALLING_ASLEEP
 
 
 def _ready_since(pod: Manifest, wall: float) -> float | None:

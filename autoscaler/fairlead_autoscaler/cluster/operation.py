@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead.clock import Clock
+from fairlead.engines.asking import bedside
 from fairlead.kube.access import Access
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events import Recorder
@@ -19,6 +20,7 @@ from fairlead.kube.news import News
 from fairlead.kube.resource import Manifest
 from fairlead.limits import Limits
 from fairlead.tasks import ended
+from fairlead_autoscaler.cluster.nursing import Nursing
 from fairlead_autoscaler.cluster.scaler import KubeScaler
 from fairlead_autoscaler.cluster.telling import Telling
 from fairlead_autoscaler.cluster.world import KubeWorld
@@ -60,16 +62,28 @@ class Operation:
             chance,
             namespaces=cluster.namespaces,
             interval_seconds=limits.autoscaler_tick_seconds,
+            nursed=lambda: self._nursing.told(),
         )
         where = cluster.lease_namespace or cluster.access.namespace
         self._election = Election(self._api, where, LEASE, cluster.me, clock, chance)
         self._recorder = Recorder(self._api, CONTROLLER, cluster.me, clock, limits=limits)
-        given = plan(self._world, KubeScaler(self._api, self._world))
+        scaler = KubeScaler(self._api, self._world)
+        self._nursing = Nursing(
+            self._world,
+            bedside(limits),
+            scaler.note,
+            lambda: self._process.loop.readings,
+            clock,
+            limits,
+            wished=scaler.wished,
+            leads=lambda: self._election.leading,
+        )
+        given = plan(self._world, scaler)
         self._telling = Telling(
             self._api, self._world, clock, self._tell, leads=lambda: self._election.leading, frozen=given.frozen
         )
         self._process = Process(
-            replace(given, leads=lambda: self._election.leading, told=self._telling.keep),
+            replace(given, leads=lambda: self._election.leading, told=self._telling.keep, notes=self._notes),
             clock,
             announce=announce,
             limits=limits,
@@ -86,17 +100,21 @@ class Operation:
         telling = asyncio.ensure_future(self._telling.run())
         recording = asyncio.ensure_future(self._recorder.run())
         serving = asyncio.ensure_future(self._process.run())
-        parts = {following, leading, telling, recording, serving}
+        nursing = asyncio.ensure_future(self._nursing.run())
+        parts = {following, leading, telling, recording, serving, nursing}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
                 one.result()
         finally:
-            for one in (serving, telling, recording, following, leading):
+            for one in (serving, nursing, telling, recording, following, leading):
                 await ended(one)
             await self._recorder.flush()
             await self._election.release()
             await self._api.close()
+
+    def _notes(self) -> list[str]:
+        return [f"{pod}: {why}" for pod, why in sorted(self._nursing.problems.items())]
 
     async def _lead(self) -> None:
         while True:

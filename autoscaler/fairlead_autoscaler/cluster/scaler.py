@@ -10,10 +10,11 @@ serves: those that are to go get a cost below the usual zero, in their order, an
 drains as any pod does that is deleted: gateways send it nothing new at once, and its hook waits for what it has.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from fairlead.cluster_labels import AUTOSCALER, MANAGER
+from fairlead.cluster_labels import AUTOSCALER, MANAGER, SLEEP, SleepMark, SleepPhase, sleep_mark
 from fairlead.errors import Unavailable
 from fairlead.kube.errors import Conflict, NotFound
 from fairlead.kube.managers import replicas_writers
@@ -29,6 +30,7 @@ from fairlead.kube.resource import (
     namespace_of,
     resource_of,
 )
+from fairlead_autoscaler.cluster.marks import Steps, answers, rests, steps
 
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 _ATTEMPTS: Final = 4
@@ -68,6 +70,10 @@ class Places(Protocol):
         """The pods of a pool, likewise."""
         ...
 
+    def level(self, key: str) -> int:
+        """How the engines of a model are to sleep."""
+        ...
+
 
 def holder(live: Manifest) -> str | None:
     """Who else has written the number of a workload; None where it is ours to write."""
@@ -92,30 +98,35 @@ def costs(pods: Sequence[Manifest], leave: Sequence[str]) -> Mapping[str, str | 
 
 
 class KubeScaler:
-    """A ``fairlead.fleet.Scaler``."""
+    """A ``fairlead.fleet.Scaler``. ``wished`` is how many are to sleep, by model and pool, as it was asked for last."""
 
     def __init__(self, api: Kube, places: Places) -> None:
         self._api = api
         self._places = places
+        self.wished: dict[tuple[str, str], int] = {}
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
-        """Ask for ``replicas`` of a pool. Raises Unavailable when there is no such workload or its number is somebody else's, and
-        KubeError for what the API server says."""
-        if asleep:
-            raise Unavailable("pods do not sleep yet")
+        """Ask for ``replicas`` of a pool that serve and ``asleep`` that sleep. Raises Unavailable when there is no such workload or
+        its number is somebody else's, and KubeError for what the API server says."""
         found = self._places.workload(key, pool)
         if found is None:
             raise Unavailable(f"pool {pool} of {key} has no workload")
+        stuck = 0
         if resource_of(found) is DEPLOYMENTS:
             pods = self._places.pods(key, pool)
-            going = max(0, len([one for one in pods if not metadata_of(one).get("deletionTimestamp")]) - replicas)
-            await self._mark(pods, leaving[:going])
+            now = rests([one for one in pods if answers(one)])
+            stuck = len(now.stuck)
+            todo = steps(now, replicas, asleep, leaving)
+            over = len(now.serving) + len(now.asleep) - replicas - asleep
+            await self._rest(key, pods, todo)
+            await self._mark(pods, todo.leave[: max(0, over)])
+        self.wished[key, pool] = asleep
         for attempt in range(_ATTEMPTS):
             live = await self._live(found, key, pool)
             if (other := holder(live)) is not None:
                 raise Unavailable(f"{other} sets the number of pool {pool} of {key}")
             try:
-                await self._write(live, replicas)
+                await self._write(live, replicas + asleep + stuck)
                 return
             except Conflict:
                 if attempt == _ATTEMPTS - 1:
@@ -134,6 +145,24 @@ class KubeScaler:
         metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "resourceVersion")}
         body = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
         await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER)
+
+    async def _rest(self, key: str, pods: Sequence[Manifest], todo: Steps) -> None:
+        """Mark who is to sleep, so that gateways send nothing there; and who is to be woken."""
+        for pod in pods:
+            mark = sleep_mark(annotations_of(pod))
+            if name_of(pod) in todo.sleep and mark is None:
+                wanted = SleepMark(self._places.level(key))
+            elif name_of(pod) in todo.wake and mark is not None:
+                wanted = SleepMark(mark.level, SleepPhase.WAKING)
+            else:
+                continue
+            await self.note(pod, wanted)
+
+    async def note(self, pod: Manifest, mark: SleepMark | None) -> None:
+        """Write a pod's mark, or remove it; one that has gone by itself is left."""
+        patch = {"metadata": {"annotations": {SLEEP: None if mark is None else mark.text()}}}
+        with contextlib.suppress(NotFound):
+            await self._api.patch_merge(PODS, namespace_of(pod), name_of(pod), patch, AUTOSCALER)
 
     async def _mark(self, pods: Sequence[Manifest], leave: Sequence[str]) -> None:
         places = {name_of(one): namespace_of(one) for one in pods}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fairlead.api import AcceleratorClassSpec, builtin_accelerators
 from fairlead.clock import Clock
-from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL, POOL
+from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL, POOL, sleep_mark
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.kube.cache import without_owners
 from fairlead.kube.client import KubeApi
@@ -27,6 +27,7 @@ from fairlead.kube.resource import (
     PODS,
     Manifest,
     Resource,
+    annotations_of,
     labels_of,
     leaving,
     metadata_of,
@@ -37,12 +38,13 @@ from fairlead.kube.resource import (
 )
 from fairlead.kubefleet.specs import ModelRead, Specs
 from fairlead_autoscaler.cluster.facts import Followed, Known, hindrance, standing, states
+from fairlead_autoscaler.cluster.marks import Nursed
 from fairlead_autoscaler.world import ModelState
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 _OURS: Final = selector({MANAGED_BY: MANAGER})
 _KEPT: Final = ("name", "namespace", "uid", "labels", "annotations", "resourceVersion", "ownerReferences")
-_TOLD: Final = ("phase", "conditions", "containerStatuses")
+_TOLD: Final = ("phase", "conditions", "containerStatuses", "podIP")
 _SERVED_SECONDS: Final = 60.0
 """How often it is looked whether the cluster has come to know LeaderWorkerSets."""
 
@@ -50,7 +52,7 @@ _SERVED_SECONDS: Final = 60.0
 class KubeWorld:
     """A World, and the Places of a scaler. ``namespaces`` are those whose models are scaled, all when empty.
 
-    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds.
+    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds; ``nursed`` tells of the pods that sleep.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class KubeWorld:
         namespaces: Sequence[str] = (),
         interval_seconds: float = 5.0,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        nursed: Callable[[], Nursed] = Nursed,
     ) -> None:
+        self._nursed = nursed
         self._api = api
         self._clock = clock
         self._chance = chance
@@ -132,6 +136,7 @@ class KubeWorld:
                 profiles=profiles,
                 wall=self._clock.wall(),
                 interval_seconds=self._interval_seconds,
+                nursed=self._nursed(),
             )
         )
 
@@ -167,6 +172,19 @@ class KubeWorld:
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         """The pods of a pool."""
         return [one for one in self._by_model((PODS,)).get(key, ()) if labels_of(one).get(POOL) == pool]
+
+    def level(self, key: str) -> int:
+        """How the engines of a model are to sleep."""
+        found = ((self.model(key) or {}).get("spec") or {}).get("autoscaling") or {}
+        return 2 if (found.get("sleep") or {}).get("level") == 2 else 1
+
+    def marked(self) -> Mapping[str, Sequence[Manifest]]:
+        """Every pod that carries a mark of sleep, by its model's key."""
+        found = {
+            key: [one for one in pods if sleep_mark(annotations_of(one)) is not None]
+            for key, pods in self._by_model((PODS,)).items()
+        }
+        return {key: pods for key, pods in found.items() if pods}
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
         for (resource, _), informer in self._informers.items():

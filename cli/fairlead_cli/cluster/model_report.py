@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api import ConditionType
-from fairlead.cluster_labels import ENDPOINT, POOL
-from fairlead.kube.resource import Manifest, leaving, metadata_of, name_of, says_ready, uid_of
+from fairlead.cluster_labels import ENDPOINT, POOL, SleepPhase, sleep_mark
+from fairlead.kube.resource import Manifest, annotations_of, leaving, metadata_of, name_of, says_ready, uid_of
 from fairlead_cli.cluster import signals
 from fairlead_cli.cluster.asking import Told
 from fairlead_cli.cluster.missing import Missing
@@ -183,7 +183,10 @@ def _state(pod: Manifest) -> str:
         return str(status(pod)["phase"])
     if not says_ready(pod):
         return "Starting"
-    return "Ready" if label(pod, ENDPOINT) == "true" else "Worker"
+    if label(pod, ENDPOINT) != "true":
+        return "Worker"
+    mark = sleep_mark(annotations_of(pod))
+    return "Ready" if mark is None else "Starting" if mark.phase is SleepPhase.WAKING else "Sleeping"
 
 
 def _events(facts: ModelFacts) -> Iterator[EventReport]:

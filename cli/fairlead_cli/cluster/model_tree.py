@@ -18,7 +18,14 @@ from fairlead_cli.cluster.signals import Signals
 from fairlead_cli.cluster.times import age, wall
 from fairlead_cli.local import words
 
-STYLES: Final = {"Ready": "green", "Routed": "green", "Worker": "green", "Starting": "yellow", "Draining": "cyan"}
+STYLES: Final = {
+    "Ready": "green",
+    "Routed": "green",
+    "Worker": "green",
+    "Starting": "yellow",
+    "Draining": "cyan",
+    "Sleeping": "dim",
+}
 _OLD_SECONDS: Final = 10.0
 _MESSAGE: Final = 240
 COLUMNS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE")
@@ -80,7 +87,13 @@ def _pool(pool: PoolReport) -> Text:
 
 
 def _instance(one: InstanceReport, report: ModelReport) -> Text:
-    sign = "√" if one.state in ("Ready", "Routed", "Worker") else "‼" if one.state == "Draining" or not one.why else "×"
+    sign = (
+        "√"
+        if one.state in ("Ready", "Routed", "Worker", "Sleeping")
+        else "‼"
+        if one.state == "Draining" or not one.why
+        else "×"
+    )
     line = Text.assemble((f"{sign} {one.name}", ""), (f"  {one.state}", STYLES.get(one.state, "red")))
     if one.why:
         line.append(f"  {one.why}", "" if one.state == "Starting" and sign == "‼" else "red")

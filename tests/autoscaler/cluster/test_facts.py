@@ -12,7 +12,8 @@ from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
 from fairlead.kubefleet.specs import ModelRead
 from fairlead_autoscaler.cluster.facts import Followed, Known, held_by, hindrance, standing, states
-from fairlead_autoscaler.scaling import ReplicaState
+from fairlead_autoscaler.cluster.marks import Nursed
+from fairlead_autoscaler.scaling import ReplicaState, Tier, Woken
 from fairlead_autoscaler.world import ModelState
 
 WALL = datetime(2026, 11, 21, 8, 2, tzinfo=UTC).timestamp()
@@ -26,8 +27,9 @@ def spec(*pools: dict[str, Any], mode: str = "Auto", **given: Any) -> ModelDeplo
     return ModelDeploymentSpec.model_validate({**model, **given})
 
 
-def state(of: ModelDeploymentSpec, *objects: dict[str, Any]) -> ModelState | None:
+def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: Nursed | None = None) -> ModelState | None:
     known = Known(
+        nursed=nursed or Nursed(),
         models=[ModelRead("chat", "qwen", "", of)],
         workloads={"chat/qwen": [one for one in objects if one["kind"] != "Pod"]},
         pods={"chat/qwen": [one for one in objects if one["kind"] == "Pod"]},
@@ -145,3 +147,57 @@ def test_a_lone_group_of_ours_that_is_to_be_replaced_gets_a_second_one(a_workloa
         found = state(spec(), live, pod)
         assert found is not None
         assert found.model.pools[0].minimum == least
+
+
+def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a_pod: Make) -> None:
+    def marked(name: str, mark: str, **more: Any) -> dict[str, Any]:
+        return a_pod(name, annotations={"fairlead.io/port": "8000", "fairlead.io/sleep": mark}, **more)
+
+    woken = Woken(1, 2, 3.5)
+    found = state(
+        spec(autoscaling={"mode": "Auto", "sleep": {"max": 3, "after": "1h"}}),
+        a_workload(7),
+        a_pod("a"),
+        marked("b", "1-asleep"),
+        marked("c", "1-asleep"),
+        marked("d", "1-waking"),
+        marked("e", "1-stuck"),
+        marked("f", "nonsense"),
+        a_pod("g", ready=False),
+        nursed=Nursed(frozenset({"uid-b"}), {"uid-a": woken}),
+    )
+    assert found is not None
+    assert found.model.pools[0].tier == Tier(3, 0, 1, 3_600.0)
+    pool = found.pools["main"]
+    assert (pool.desired, pool.asleep) == (4, 2), "without the one that is stuck"
+    assert {one.id: one.state.value for one in pool.replicas} == {
+        "a": "ready",
+        "b": "asleep",
+        "c": "falling-asleep",
+        "d": "waking",
+        "e": "draining",
+        "f": "ready",
+        "g": "pending",
+    }
+    assert pool.replicas[0].woken == woken
+
+
+def test_a_pod_that_starts_for_the_tier_counts_as_asleep_before_it_can_be_marked(a_workload: Make, a_pod: Make) -> None:
+    tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
+    wished = Nursed(wished={("chat/qwen", "main"): 2})
+    for pods in ([a_pod("b", ready=False)], []):
+        found = state(tiered, a_workload(2), a_pod("a"), *pods, nursed=wished)
+        assert found is not None
+        assert (found.pools["main"].desired, found.pools["main"].asleep) == (1, 1)
+    there = state(tiered, a_workload(2), a_pod("a"), a_pod("b"), nursed=wished)
+    assert there is not None
+    assert (there.pools["main"].desired, there.pools["main"].asleep) == (2, 0), "it serves until somebody marks it"
+
+
+def test_a_pool_whose_engines_refuse_to_sleep_has_no_tier_until_they_are_others(a_workload: Make, a_pod: Make) -> None:
+    tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
+    refused = Nursed(unwilling=frozenset({("chat/qwen", "main", "r1")}))
+    for revision, sleeps in (("r1", False), ("r2", True)):
+        found = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
+        assert found is not None
+        assert (found.model.pools[0].tier is not None) is sleeps

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.cluster_labels import SLEEP
 from fairlead.errors import Unavailable
 from fairlead.kube.errors import Conflict
 from fairlead.kube.managers import replicas_writers
@@ -27,6 +28,9 @@ class Places:
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         return self.kube.all("Pod")
 
+    def level(self, key: str) -> int:
+        return 2
+
 
 class Room:
     """One workload in memory, which the operator made with ``replicas``."""
@@ -41,8 +45,12 @@ class Room:
             self.kube.put(one)
         self.scaler = KubeScaler(self.kube, Places(self.kube))
 
-    def scale(self, replicas: int, *leaving: str) -> None:
-        asyncio.run(self.scaler.scale("chat/qwen", "main", replicas, leaving))
+    def scale(self, replicas: int, *leaving: str, asleep: int = 0) -> None:
+        asyncio.run(self.scaler.scale("chat/qwen", "main", replicas, leaving, asleep))
+
+    def sleep(self) -> dict[str, str | None]:
+        """The marks of the pods."""
+        return {one["metadata"]["name"]: one["metadata"]["annotations"].get(SLEEP) for one in self.kube.all("Pod")}
 
     @property
     def live(self) -> Manifest:
@@ -139,3 +147,34 @@ def test_costs_of_somebody_elses_making_and_pods_that_leave_are_left_alone(a_pod
     going = a_pod("b", going=True, annotations={DELETION_COST: "-1"})
     assert costs([theirs, going], []) == {}
     assert costs([theirs, going], ["a"]) == {"a": "-1"}
+
+
+def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_workload: Make, a_pod: Make) -> None:
+    room = Room(a_workload(3), *(a_pod(name) for name in ("a", "b", "c")))
+    room.scale(1, "b", "a", "c", asleep=1)
+    assert room.sleep() == {"a": None, "b": "2-asleep", "c": None}
+    assert room.stands[0] == 2
+    costs_of = {
+        one["metadata"]["name"]: one["metadata"]["annotations"].get(DELETION_COST) for one in room.kube.all("Pod")
+    }
+    assert costs_of == {"a": "-1", "b": None, "c": None}
+    assert room.scaler.wished == {("chat/qwen", "main"): 1}
+
+
+def test_who_sleeps_is_woken_before_anybody_is_started(a_workload: Make, a_pod: Make) -> None:
+    asleep = {SLEEP: "1-asleep", "fairlead.io/port": "8000"}
+    room = Room(a_workload(2), a_pod("a"), a_pod("b", annotations=asleep))
+    room.scale(3)
+    assert room.sleep() == {"a": None, "b": "1-waking"}
+    assert room.stands[0] == 3
+
+
+def test_who_still_starts_is_not_marked_and_one_that_does_not_wake_goes_first(a_workload: Make, a_pod: Make) -> None:
+    stuck = {SLEEP: "1-stuck", "fairlead.io/port": "8000"}
+    room = Room(a_workload(3), a_pod("a"), a_pod("b", ready=False), a_pod("c", annotations=stuck))
+    room.scale(1, "b", "a", asleep=1)
+    assert room.sleep() == {"a": None, "b": None, "c": "1-stuck"}
+    assert room.stands[0] == 3, "the stuck one counts for nobody"
+    room.scale(1, "b", "a")
+    (cost,) = [one["metadata"]["annotations"].get(DELETION_COST) for one in room.kube.all("Pod")][2:]
+    assert cost == "-1"

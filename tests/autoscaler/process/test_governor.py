@@ -32,8 +32,9 @@ def ruled(
     now: float = 1_000.0,
     woken: bool = False,
     frozen: bool = False,
+    asleep: int = 0,
 ) -> Ruling:
-    plan = Plan({} if replicas is None else {"main": PoolPlan(replicas, "need", "as the load needs")})
+    plan = Plan({} if replicas is None else {"main": PoolPlan(replicas, "need", "as the load needs", asleep=asleep)})
     seen = watch or watched(Watch(), now_is, 0.0, asked=True)
     return governed(seen, now_is, plan, now, WALL, woken=woken, frozen=frozen)["main"]
 
@@ -196,3 +197,36 @@ def test_what_is_not_known_counts_as_asked_for() -> None:
     assert asked(idle, 0.0, 1.0)
     busy = {"main": replace(idle["main"], replicas=(ReplicaSeen("a", ReplicaState.READY, 9.0, running=1.0),))}
     assert asked(busy, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("now_is", "planned", "woken", "wanted"),
+    [
+        (state(0, asleep=1), (0, 1), True, (1, 0)),  # the held request wakes who sleeps
+        (state(2, asleep=3, policy=AUTO | {"step_up": 2}), (5, 0), False, (4, 1)),  # who is not to serve yet sleeps on
+        (state(2, policy=AUTO | {"step_up": 2}), (5, 0), False, (4, 0)),  # and nobody is started to sleep for it
+        (state(4, asleep=0, policy=AUTO | {"step_down": 1}), (1, 3), False, (3, 1)),
+        (state(1, asleep=2, least=3), (1, 2), False, (3, 0)),
+        (state(3, asleep=2, most=4), (3, 2), False, (3, 1)),
+        (state(3, asleep=2), (3, 2), False, (3, 2)),
+    ],
+)
+def test_who_is_to_serve_beyond_the_plan_is_woken_and_who_is_not_sleeps_on(
+    now_is: ModelState, planned: tuple[int, int], woken: bool, wanted: tuple[int, int]
+) -> None:
+    found = ruled(now_is, planned[0], asleep=planned[1], woken=woken)
+    assert (found.replicas, found.asleep) == wanted
+    pool = now_is.pools["main"]
+    assert found.writes is ((found.replicas, found.asleep) != (pool.desired, pool.asleep))
+
+
+def test_one_goes_to_sleep_at_once_and_ends_only_after_the_silence_that_was_asked_for() -> None:
+    policy = AUTO | {"zero": {"after": "10m"}}
+    silent = Watch({}, 700.0)
+    found = ruled(state(1, policy=policy), 0, asleep=1, watch=silent)
+    assert (found.replicas, found.asleep, found.rule) == (0, 1, "need")
+    found = ruled(state(0, asleep=1, policy=policy), 0, watch=silent)
+    assert (found.replicas, found.asleep, found.rule) == (0, 1, "zero-after")
+    found = ruled(state(0, asleep=1, policy=policy), 0, watch=Watch({}, 300.0))
+    assert (found.replicas, found.asleep) == (0, 0)
+    assert not found.grows

@@ -16,7 +16,7 @@
 - apiGroups: [leaderworkerset.x-k8s.io]
   resources: [leaderworkersets]
   verbs: [get, list, watch, patch]
-# Which of them is to go first stands in an annotation.
+# Which of them is to go first stands in an annotation, and which of them sleeps.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]

@@ -1,0 +1,205 @@
+"""Puts the engines of marked pods to sleep and wakes them, over HTTP, in the replica of the autoscaler that leads.
+
+A mark says what a pod is to be (``marks``); here it is made so. An engine is put to sleep when every gateway answers, says that it
+knows of as many sleeping instances of the model as there are marked pods, and has nothing in flight there. One that is to serve
+again is woken, asked whether it is awake and well, and then its mark is removed, from which gateways see that it serves. Nothing is
+remembered that a successor needs: whether an engine sleeps is asked of it. One that refuses to sleep is let be, and its like with
+it; one that is not awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to go.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from fairlead.clock import Clock
+from fairlead.cluster_labels import POOL, SleepMark, SleepPhase, engine_notes, sleep_mark
+from fairlead.engines.sleep import Unwilling
+from fairlead.errors import FairleadError
+from fairlead.kube.resource import Manifest, annotations_of, labels_of, leaving, name_of, says_ready, uid_of
+from fairlead.limits import Limits
+from fairlead_autoscaler.cluster.marks import Nursed, revision_of
+from fairlead_autoscaler.scaling import Woken
+from fairlead_autoscaler.seen import Readings
+
+LOOK_SECONDS: Final = 1.0
+_LOG: Final = logging.getLogger("fairlead.autoscaler")
+
+
+class Wards(Protocol):
+    """Where the pods are."""
+
+    def marked(self) -> Mapping[str, Sequence[Manifest]]:
+        """Every pod that carries a mark of sleep, by its model's key."""
+        ...
+
+
+class Beds(Protocol):
+    """As much of ``fairlead.engines.sleep.Bedside`` as is needed here."""
+
+    async def sleeps(self, url: str) -> bool:
+        """Does it say that it sleeps? Raises Unavailable when it does not say."""
+        ...
+
+    async def sleep(self, url: str, level: int) -> None:
+        """Asleep when this returns. Raises Unwilling when it refuses, Unavailable when it does not answer."""
+        ...
+
+    async def wake(self, url: str, level: int) -> None:
+        """Awake and well when this returns. Raises Unavailable when it is not."""
+        ...
+
+    async def well(self, url: str) -> None:
+        """Raises Unavailable when it is not well."""
+        ...
+
+
+class Nursing:
+    """``note`` writes a pod's mark or removes it; ``readings`` are the gateways as they were read last; ``wished`` how many are to
+    sleep, by model and pool. ``leads``: this process is the one that does anything."""
+
+    def __init__(
+        self,
+        wards: Wards,
+        beds: Beds,
+        note: Callable[[Manifest, SleepMark | None], Awaitable[None]],
+        readings: Callable[[], Readings],
+        clock: Clock,
+        limits: Limits,
+        *,
+        wished: Mapping[tuple[str, str], int],
+        leads: Callable[[], bool],
+    ) -> None:
+        self._wards = wards
+        self._beds = beds
+        self._note = note
+        self._readings = readings
+        self._clock = clock
+        self._limits = limits
+        self._wished = wished
+        self._leads = leads
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._asleep: set[str] = set()
+        self._woken: dict[str, Woken] = {}
+        self._unwilling: set[tuple[str, str, str]] = set()
+        self._waking_since: dict[str, float] = {}
+        self.problems: dict[str, str] = {}
+
+    def told(self) -> Nursed:
+        """What is known of them now."""
+        return Nursed(frozenset(self._asleep), dict(self._woken), frozenset(self._unwilling), dict(self._wished))
+
+    async def run(self) -> None:
+        """Look after them until cancelled."""
+        try:
+            while True:
+                self.look()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def look(self) -> None:
+        """Begin what each marked pod needs and is not under way."""
+        self._tasks = {uid: task for uid, task in self._tasks.items() if not task.done()}
+        marked = self._wards.marked()
+        there = {uid_of(pod) for pods in marked.values() for pod in pods}
+        self._asleep &= there
+        for gone in self.problems.keys() - {name_of(pod) for pods in marked.values() for pod in pods}:
+            del self.problems[gone]
+        self._waking_since = {uid: at for uid, at in self._waking_since.items() if uid in there}
+        if not self._leads():
+            return
+        for key, pods in marked.items():
+            for pod in pods:
+                mark = sleep_mark(annotations_of(pod))
+                if mark is None or leaving(pod) or not says_ready(pod) or uid_of(pod) in self._tasks:
+                    continue
+                done = self._one(key, pod, mark, self._quiet(key, pod, pods))
+                self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(done, name=f"rest-{name_of(pod)}")
+
+    def _quiet(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:
+        """Does every gateway know that nothing goes there, and has none anything there?"""
+        gateways = self._readings().gateways
+        if not gateways or any(one.why is not None for one in gateways):
+            return False
+        sleeping = 0
+        for other in pods:
+            mark = sleep_mark(annotations_of(other))
+            known = (
+                mark is not None and mark.phase is not SleepPhase.WAKING and says_ready(other) and not leaving(other)
+            )
+            sleeping += engine_notes(annotations_of(other)).data_parallel if known else 0
+        ids = instances_of(pod)
+        return all(
+            one.gauges.get(("instances", key, "Sleeping"), 0.0) >= sleeping
+            and not any(one.gauges.get(("in_flight", key, name), 0.0) for name in ids)
+            for one in gateways
+        )
+
+    async def _one(self, key: str, pod: Manifest, mark: SleepMark, quiet: bool) -> None:
+        """One step of one pod."""
+        uid, name, url = uid_of(pod), name_of(pod), url_of(pod)
+        try:
+            asleep = await self._beds.sleeps(url)
+            if mark.phase is SleepPhase.ASLEEP:
+                if not asleep and quiet:
+                    await self._beds.sleep(url, mark.level)
+                    _LOG.info("%s/%s sleeps", key, name)
+                if asleep or quiet:
+                    self._asleep.add(uid)
+                else:
+                    self._asleep.discard(uid)  # it has begun anew, awake
+            else:
+                await self._wake(key, pod, mark, url, asleep=asleep)
+        except FairleadError as error:
+            self._failed(name, str(error))
+            if mark.phase is SleepPhase.ASLEEP and isinstance(error, Unwilling):
+                self._unwilling.add((key, labels_of(pod).get(POOL, ""), revision_of(pod)))
+                await self._noted(pod, None)
+            elif mark.phase is SleepPhase.WAKING and self._late(uid):
+                await self._noted(pod, SleepMark(mark.level, SleepPhase.STUCK))
+        else:
+            self.problems.pop(name, None)
+
+    async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, asleep: bool) -> None:
+        uid = uid_of(pod)
+        began = self._clock.now()
+        self._waking_since.setdefault(uid, began)
+        if asleep:
+            await self._beds.wake(url, mark.level)
+            before = self._woken.get(uid)
+            self._woken[uid] = Woken(mark.level, 1 if before is None else before.number + 1, self._clock.now() - began)
+        else:
+            await self._beds.well(url)
+        self._asleep.discard(uid)
+        await self._note(pod, None)
+        _LOG.info("%s/%s is awake", key, name_of(pod))
+
+    def _late(self, uid: str) -> bool:
+        since = self._waking_since.setdefault(uid, self._clock.now())
+        return self._clock.now() - since >= self._limits.engine_wake_seconds
+
+    def _failed(self, name: str, why: str) -> None:
+        if self.problems.get(name) != why:
+            _LOG.warning("%s: %s", name, why)
+        self.problems[name] = why
+
+    async def _noted(self, pod: Manifest, mark: SleepMark | None) -> None:
+        try:
+            await self._note(pod, mark)
+        except FairleadError as error:
+            self._failed(name_of(pod), str(error))
+
+
+def instances_of(pod: Manifest) -> tuple[str, ...]:
+    """The ids of a pod's instances in the fleet."""
+    notes = engine_notes(annotations_of(pod))
+    return tuple(f"{uid_of(pod)}/{notes.port}/{rank}" for rank in range(notes.data_parallel))
+
+
+def url_of(pod: Manifest) -> str:
+    """Where its engine answers."""
+    address = str((pod.get("status") or {}).get("podIP") or "")
+    return f"http://{f'[{address}]' if ':' in address else address}:{engine_notes(annotations_of(pod)).port}"
