@@ -16,45 +16,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import levels, pins
 from cluster.record import Record
+from lanes import lane, place
 
 SESSION = pytest.StashKey[str]()
-STORY = "what installs and removes Fairlead"
-LANES = {
-    "kube/test_story.py::test_a_model_is_served": STORY,
-    "kube/test_story.py::test_nothing_is_lost": STORY,
-    "kube/test_beside.py::test_who_sets": STORY,
-    "kube/test_story.py": STORY,
-    "kube/test_engines.py::test_a_pool": "models",
-    "kube/test_examples.py": "models",
-    "kube/test_trouble.py": "models",
-    "kube/test_node.py": "engines",
-    "kube/test_images.py": "engines",
-    "kube/test_engines.py::test_a_group": "engines",
-    "kube/test_autoscaling.py": "engines",
-    "kube/test_rollouts.py": "engines",
-    "kube/test_beside.py": "engines",
-}
-"""By file, or by the beginning of a test's name, in this order; all else is local. The story has Fairlead for itself first, while the
-others do what needs no Fairlead, and again at its end, when they are done with what they need it for."""
 
 
 class Lanes(LoadScopeScheduling):
     """A lane is done by one worker, in its order."""
 
     def _split_scope(self, nodeid: str) -> str:
-        found = _place(nodeid)
-        return "local" if found is None else list(LANES.values())[found]
-
-
-def _place(nodeid: str) -> int | None:
-    """Which row of the table a test belongs to."""
-    name = nodeid.removeprefix("e2e/")
-    return next((place for place, prefix in enumerate(LANES) if name.startswith(prefix)), None)
+        return lane(nodeid)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In the order of the table, whoever runs them."""
-    items.sort(key=lambda item: _place(item.nodeid) or 0)
+    items.sort(key=lambda item: place(item.nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:

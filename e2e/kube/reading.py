@@ -54,7 +54,7 @@ class Reader:
                     status, body = self._asked(path)
                     break
                 except (OSError, http.client.HTTPException) as error:
-                    self._drop()
+                    self.close()
                     if not (first and kept):  # one that was kept may have been closed meanwhile
                         raise AssertionError(f"{path}: {error!r}") from error
         assert status == 200, f"{path}: {status} {body[:500]!r}"
@@ -76,7 +76,8 @@ class Reader:
             return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=tls)
         return http.client.HTTPConnection(host, port, timeout=SECONDS)
 
-    def _drop(self) -> None:
+    def close(self) -> None:
+        """End the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
