@@ -1,7 +1,7 @@
 """What a plan's rule says is so, and what is learned stays a number."""
 
 from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
-from fairlead_autoscaler.scaling.learned import beyond
+from fairlead_autoscaler.scaling.budget import Late, beyond
 
 
 def _planned(maximum: int, arrivals: float) -> PoolPlan:
@@ -36,5 +36,5 @@ def test_what_is_woken_says_that_a_request_came_not_how_little_it_needs() -> Non
 
 
 def test_of_an_objective_past_the_last_edge_an_empty_last_bucket_misses_nothing() -> None:
-    assert beyond((4.0, 0.0), (10.0,), 30.0) == (0.0, 4.0)
-    assert beyond((4.0, 2.0), (10.0,), 30.0) == (2.0, 6.0)
+    assert beyond((4.0, 0.0), (10.0,), 30.0) == (Late(judged=4.0), 0.0)
+    assert beyond((4.0, 2.0), (10.0,), 30.0) == (Late(2.0, 2.0, judged=6.0), 0.0)

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 
 from fairlead.decision import Input
 from fairlead.fleet import Role
-from fairlead_autoscaler.scaling import learned, window, zero
+from fairlead_autoscaler.scaling import window, zero
 from fairlead_autoscaler.scaling.asleep import WHOLE, wake_seconds
 from fairlead_autoscaler.scaling.blend import Question
 from fairlead_autoscaler.scaling.bounds import bounds
+from fairlead_autoscaler.scaling.budget import Budget, Late, beyond, spent
 from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step, unmet
 from fairlead_autoscaler.scaling.clean import Totals
 from fairlead_autoscaler.scaling.dividing import divided
-from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, level, recurring, swing
+from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, growing, level, recurring, swing
 from fairlead_autoscaler.scaling.look import Look
 from fairlead_autoscaler.scaling.need import (
     Group,
@@ -52,6 +53,7 @@ class _Sizes:
     objectives: Objectives
     factors: Mapping[str, float]
     capacities: Mapping[str, Capacity]
+    worths: Mapping[str, float]
     startup: float
     ahead: float
 
@@ -67,7 +69,7 @@ class _Sizes:
 
     def worth(self, pool: str) -> float:
         """A replica of ``pool``, in those of the first."""
-        return self.capacities[pool].requests_per_second / self.capacity.requests_per_second
+        return self.worths[pool]
 
     def ready(self, look: Look) -> float:
         """What is ready, in replicas of the first pool."""
@@ -117,8 +119,9 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
     parts = [_part(look, pool, sizes) for pool in group.pools]
     question = _question(state, look, sizes, parts, held)
     answer = look.mixes.get(group.role.value)
-    division = divided(held, parts, before.blend, look.now, question, answer, settings)
-    after, targets = replace(after, blend=division.blend), division.targets
+    division = divided(held, parts, before.blend, before.kept, look.now, question, answer, settings)
+    after = replace(after, blend=division.blend, kept=division.kept, worths=sizes.worths)
+    targets = division.targets
     told = {
         "prompt_tokens": Input(sizes.mix.prompt),
         "output_tokens": Input(sizes.mix.output),
@@ -165,7 +168,23 @@ def _sizes(state: State, look: Look, group: Group) -> _Sizes:
     capacities = {
         pool.name: capacity_of(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
     }
-    return _Sizes(group, mix, objectives, factors, capacities, *_startup(state, group, settings))
+    worths = _worths(known, capacities, group, look)
+    return _Sizes(group, mix, objectives, factors, capacities, worths, *_startup(state, group, settings))
+
+
+def _worths(
+    known: GroupState | None, capacities: Mapping[str, Capacity], group: Group, look: Look
+) -> Mapping[str, float]:
+    """What a replica of each pool is worth in those of the first, on the mean of a window: from one tick's mix to the next the knees
+    of unlike pools differ by some percent, which would start and stop the smallest ones again and again."""
+    first = capacities[group.pools[0].name].requests_per_second
+    before = {} if known is None else known.worths
+    kept = math.exp(-look.seconds / look.settings.window_seconds)
+    found = {}
+    for pool in group.pools:
+        now = capacities[pool.name].requests_per_second / first
+        found[pool.name] = now + (before.get(pool.name, now) - now) * kept
+    return found
 
 
 def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[State, GroupState, Need | None]:
@@ -177,16 +196,30 @@ def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[
     if seen is None:
         return state, before, None
     growth = 1.0 if sizes.group.role is Role.PREFILL else longer(state.lengths, state.load, sizes.ahead, settings)
-    then = replace(sizes.mix, output=sizes.mix.output * growth)
+    prompts = 1.0 if seen.slope > 0.0 else growing(state.load, sizes.ahead, settings)
+    then = replace(sizes.mix, prompt=sizes.mix.prompt * prompts, output=sizes.mix.output * growth)
 
     sized = sized_of(first, then, sizes.factors[first.name], sizes.objectives, settings)
     grows = sizes.ahead if look.model.patience_seconds is None else min(sizes.ahead, look.model.patience_seconds)
     queue = Queue(_backlog(look, sizes.group), sizes.ready(look), sizes.asked(look), grows)
     margin = settings.margin * before.budget.margin
     need = need_of(
-        seen, before.swing or 0.0, before.bursts, sizes.capacity, sized, margin, sizes.ahead, queue, settings
+        seen,
+        before.swing or 0.0,
+        before.bursts,
+        sizes.capacity,
+        sized,
+        margin,
+        before.budget.spared(settings),
+        sizes.ahead,
+        queue,
+        settings,
     )
-    return state, before, replace(need, inputs={"output_growth": Input(growth), **need.inputs})
+    return (
+        state,
+        before,
+        replace(need, inputs={"output_growth": Input(growth), "prompt_growth": Input(prompts), **need.inputs}),
+    )
 
 
 def _startup(state: State, group: Group, settings: ScalingSettings) -> tuple[float, float]:
@@ -299,40 +332,38 @@ def _short(look: Look, sizes: _Sizes, need: Need) -> bool:
     return ready < need.level_now or _backlog(look, sizes.group) > look.settings.queue_usual * max(1.0, ready)
 
 
-def _budget(after: GroupState, look: Look, sizes: _Sizes, need: Need | None) -> learned.Budget:
+def _budget(after: GroupState, look: Look, sizes: _Sizes, need: Need | None) -> Budget:
     """The margin after what the objectives saw; only where what is ready has carried what arrives for a while."""
-    role = sizes.group.role
+    role, model = sizes.group.role, look.model
     known = [look.believed.pools.get(pool.name) for pool in sizes.group.pools]
     totals = [each for each in known if each is not None]
     if need is None or not totals or look.seconds <= 0.0:
         return after.budget
-    model = look.model
-    missed = judged = 0.0
-    if role is not Role.DECODE:
-        for each in totals:
-            over, count = learned.beyond(each.ttft_counts, model.ttft_bounds, sizes.objectives.ttft_seconds)
-            missed, judged = missed + over, judged + count
-        abandoned = look.believed.gateway.abandoned if look.believed.gateway is not None else 0.0
-        missed, judged = missed + abandoned, judged + abandoned
-    generated = sum(each.generated_tokens for each in totals)
+    late, place = Late(), 0.0
     if role is Role.DECODE:
-        judged = sum(each.finished for each in totals)
+        late = Late(judged=sum(each.finished for each in totals))
+    else:
+        for each in totals:
+            seen, where = beyond(each.ttft_counts, model.ttft_bounds, sizes.objectives.ttft_seconds)
+            late, place = late.plus(1.0, seen), max(place, where)
+        abandoned = look.believed.gateway.abandoned if look.believed.gateway is not None else 0.0
+        late = late.plus(1.0, Late(otherwise=abandoned, judged=abandoned))
+    generated = sum(each.generated_tokens for each in totals)
     if role is not Role.PREFILL and generated > 0.0:
-        missed += judged * max(sum(each.slow_tokens for each in totals) / generated, _paced(look, totals))
+        slow = late.judged * max(sum(each.slow_tokens for each in totals) / generated, _paced(look, totals))
+        late = late.plus(1.0, Late(otherwise=slow))
     learn = look.now - after.short_at > look.settings.short_seconds
-    return learned.budget(
-        after.budget, min(missed, judged), judged, look.seconds, max(1e-4, 1.0 - model.target), learn, look.settings
-    )
+    return spent(after.budget, late, place, look.seconds, max(1e-4, 1.0 - model.target), learn, look.settings)
 
 
 def _paced(look: Look, totals: Sequence[Totals]) -> float:
     """The share of answers whose mean gap passed the objective, where answers are what the histograms count (as gateways do); 0
     where these count single gaps (as engines do), of which there are many more than answers."""
-    over = count = ended = 0.0
+    late, place, ended = Late(), 0.0, 0.0
     for each in totals:
-        beyond, judged = learned.beyond(each.itl_counts, look.model.itl_bounds, look.model.itl_seconds)
-        over, count, ended = over + beyond, count + judged, ended + each.finished
-    return over / count if 0.0 < count <= 2.0 * ended else 0.0
+        seen, where = beyond(each.itl_counts, look.model.itl_bounds, look.model.itl_seconds)
+        late, place, ended = late.plus(1.0, seen), max(place, where), ended + each.finished
+    return late.missed(place) / late.judged if 0.0 < late.judged <= 2.0 * ended else 0.0
 
 
 def _may_sleep(state: State, look: Look, startup: float) -> bool:

@@ -1,4 +1,4 @@
-"""What is learned while it runs: how fast engines are, how long answers get, how long starting takes, what the objectives saw.
+"""What is learned while it runs: how fast engines are, how long answers get, how long starting takes.
 
 **Speed.** The step model gives the gap between tokens from what ran: sequences on average (seconds between tokens per second),
 resident tokens, prompt tokens per step. What was seen divided by that is how many times as slow as its profile an engine is. Its
@@ -6,12 +6,7 @@ mean over the last three quarters of a minute scales every coefficient: an engin
 minutes.
 
 **Lengths.** Tokens generated per request finished, by a slow mean, and by a fast one where that has left the slow one by more than
-chance explains; requests in flight count for what they have generated already.
-
-**Budget.** The objective leaves a share of requests that may miss. The share that did, over minutes and over an hour, trims the
-margin on capacity between 0.85 and 1.15: the same constants then serve engines whose knee lies elsewhere than the model says. While
-more is asked than is ready nothing is learned: what misses then says that starting is slow, not that the knee lies elsewhere. It
-still counts for the hour: a budget that is overspent takes back what was trimmed off."""
+chance explains; requests in flight count for what they have generated already."""
 
 import math
 from collections.abc import Mapping
@@ -173,58 +168,3 @@ def wakes(before: Mapping[str, Starts], pool: PoolSeen) -> Mapping[str, Starts]:
         new = [seconds for name, seconds in ones if name not in known and seconds is not None]
         found[level] = Starts((*was.seconds, *new)[-_STARTS_KEPT:], tuple(name for name, _ in ones))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Requests that missed and all that were judged, over minutes and over an hour, and the margin that follows."""
-
-    missed_fast: float = 0.0
-    judged_fast: float = 0.0
-    missed_slow: float = 0.0
-    judged_slow: float = 0.0
-    margin: float = 1.0
-
-
-def beyond(counts: tuple[float, ...], bounds: tuple[float, ...], objective: float | None) -> tuple[float, float]:
-    """How many of a histogram lie beyond ``objective``, and how many there are. Within a bucket they are taken as evenly spread; of
-    the last, which has no end, all are beyond."""
-    total = sum(counts)
-    if objective is None or total <= 0.0 or len(counts) != len(bounds) + 1:
-        return 0.0, 0.0
-    over, lower = 0.0, 0.0
-    for count, upper in zip(counts, (*bounds, math.inf), strict=True):
-        if lower >= objective - 1e-9 or upper == math.inf:
-            over += count
-        elif upper > objective + 1e-9:
-            over += count * (upper - objective) / (upper - lower)
-        lower = upper
-    return over, total
-
-
-def budget(
-    before: Budget, missed: float, judged: float, seconds: float, allowed: float, learn: bool, settings: ScalingSettings
-) -> Budget:
-    """``before`` after ``seconds`` in which ``missed`` of ``judged`` requests missed where the share ``allowed`` may. What is not
-    to be learnt from still counts for the hour: what is spent is spent."""
-    fast, slow = (math.exp(-seconds / each) for each in (settings.budget_fast_seconds, settings.budget_slow_seconds))
-    counts = 1.0 if learn else 0.0
-    after = Budget(
-        before.missed_fast * fast + missed * counts,
-        before.judged_fast * fast + judged * counts,
-        before.missed_slow * slow + missed,
-        before.judged_slow * slow + judged,
-        before.margin,
-    )
-    if not learn or after.judged_fast < 20.0:
-        return after
-    burn = after.missed_fast / after.judged_fast / allowed
-    burn_slow = after.missed_slow / after.judged_slow / allowed
-    margin = before.margin
-    if burn > 1.0:
-        margin += min(4.0, burn - 1.0) * settings.margin_up_per_second * seconds
-    elif burn_slow > 1.0 and margin < 1.0:
-        margin += min(4.0, burn_slow - 1.0) * settings.margin_up_per_second * seconds
-    elif burn_slow < settings.margin_spend and burn < settings.margin_spend:
-        margin -= settings.margin_down_per_second * seconds
-    return replace(after, margin=min(settings.margin_most, max(settings.margin_least, margin)))

@@ -178,6 +178,18 @@ def swing(load: Load, price: Price, ahead_seconds: float, settings: ScalingSetti
     return min(settings.swing_most, max(0.0, largest[max(2, int(settings.swing_over * len(largest)))]))
 
 
+def growing(load: Load, ahead_seconds: float, settings: ScalingSettings) -> float:
+    """How many times as long prompts will be, so many seconds ahead, as they were in the bins that the level is taken from; 1 where
+    they do not grow by more than chance. A mean length is far less noisy than a rate, so that a mix that moves shows here minutes
+    before the load's own slope is to be believed."""
+    bins = [each for each in load.bins if each.requests > 0.0 and each.prompt > 0.0]
+    if len(bins) < settings.trend_bins:
+        return 1.0
+    slope, fitted, _ = _line(bins, [each.prompt / each.requests for each in bins], settings)
+    mean = sum(each.prompt for each in bins) / sum(each.requests for each in bins)
+    return min(settings.drift_most, max(1.0, (fitted + slope * ahead_seconds) / mean)) if slope > 0.0 else 1.0
+
+
 def _mean(bins: Sequence[Bin], price: Price) -> float:
     seconds = sum(each.seconds for each in bins)
     return sum(price(each) * each.seconds for each in bins) / seconds if seconds > 0.0 else 0.0

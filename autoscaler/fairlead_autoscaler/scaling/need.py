@@ -165,6 +165,7 @@ def need_of(
     capacity: Capacity,
     sized: Callable[[float, float], float],
     margin: float,
+    spared: float,
     ahead_seconds: float,
     queue: Queue,
     settings: ScalingSettings,
@@ -176,6 +177,7 @@ def need_of(
     upper = max(level.upper(settings.spread_sigmas, swing, ahead_seconds), bursts) * margin
     replicas = sized(upper * capacity.requests_per_second, upper)
     gain = upper / replicas if replicas > 0.0 else 1.0
+    replicas = max(replicas - spared, min(replicas, level.now / gain * margin))
     short = max(0.0, level.now - queue.asked)
     waiting = queue.requests / capacity.requests_per_second + short * queue.grows_seconds * settings.backlog_ahead
     backlog = max(0.0, waiting / settings.drain_seconds - _SOME)
@@ -188,6 +190,7 @@ def need_of(
         "forecast_replicas": Input(level.now + level.slope * ahead_seconds),
         "recurring_burst_replicas": Input(bursts),
         "margin": Input(margin),
+        "spared_replicas": Input(spared),
         "crowd_gain": Input(gain),
         "need_replicas": Input(replicas),
         "backlog_requests": Input(queue.requests),

@@ -59,6 +59,8 @@ class ScalingSettings:
     margin_up_per_second: float = 1.5e-4
     margin_down_per_second: float = 2.5e-5
     margin_spend: float = 0.4
+    spare_most: float = 0.5
+    spare_margin: float = 0.93
     short_seconds: float = 60.0
     budget_fast_seconds: float = 300.0
     budget_slow_seconds: float = 3_600.0
@@ -72,7 +74,7 @@ class ScalingSettings:
     hedge_missing_share: float = 0.2
 
     start_price: float = 0.3
-    switch_share: float = 0.2
+    switch_starts: float = 1.0
     mix_seconds: float = 300.0
     mix_switch_share: float = 0.15
 

@@ -8,7 +8,7 @@ then break."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _SHORT = 1e6
 """What a replica's worth of need that nobody carries counts, so that no division leaves any where it need not."""
@@ -29,9 +29,29 @@ class Part:
     start_price: float
 
 
-def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str, int]:
-    """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough. Where all
-    pools but the smallest type can stay as they are, they do, unless another division costs less by ``switch_share``."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The division that is kept, ``base`` by pool, and what keeping it has cost more than the best one (``regret``, in the pools'
+    currency) until ``at``."""
+
+    base: Mapping[str, int] = field(default_factory=dict)
+    regret: float = 0.0
+    at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a need can be divided: ``best`` is cheapest; ``stays`` cheapest where all pools but the smallest type have what the base
+    says (None where they cannot). ``saves`` is what the one costs less an hour, ``price`` what starting its replicas costs more."""
+
+    best: Mapping[str, int]
+    stays: Mapping[str, int] | None
+    saves: float = 0.0
+    price: float = 0.0
+
+
+def choice(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> Choice:
+    """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough."""
     ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
     best: tuple[float, dict[str, int]] | None = None
     stays: tuple[float, dict[str, int]] | None = None
@@ -39,14 +59,21 @@ def divide(need: float, parts: Sequence[Part], switch_share: float) -> dict[str,
         cost = _priced(need, ordered, counts)
         if best is None or cost < best[0] - 1e-9:
             best = cost, counts
-        same = all(counts[part.name] == part.desired for part in ordered[:-1])
+        same = all(counts[part.name] == base.get(part.name, part.desired) for part in ordered[:-1])
         if same and (stays is None or cost < stays[0] - 1e-9):
             stays = cost, counts
     if best is None:
-        return {}
-    if stays is not None and stays[0] * (1.0 - switch_share) <= best[0]:
-        best = stays
-    return _made_first(need, ordered, best[1])
+        return Choice({}, None)
+    if stays is None:
+        return Choice(best[1], None)
+    starts = [sum(_starts(part, counts[part.name]) for part in ordered) for counts in (best[1], stays[1])]
+    running = [cost - start for (cost, _), start in zip((best, stays), starts, strict=True)]
+    return Choice(best[1], stays[1], running[1] - running[0], max(0.0, starts[0] - starts[1]))
+
+
+def divide(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> dict[str, int]:
+    """``counts`` as the targets of now: a pool is lowered only as far as what is ready of the others carries ``need``."""
+    return _made_first(need, sorted(parts, key=lambda part: (-part.capacity, part.name)), dict(counts))
 
 
 def follow(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int]:
@@ -90,7 +117,11 @@ def _priced(need: float, parts: Sequence[Part], counts: Mapping[str, int]) -> fl
 
 
 def _price(part: Part, count: int) -> float:
-    return part.cost * (count + part.start_price * max(0, count - part.desired))
+    return part.cost * count + _starts(part, count)
+
+
+def _starts(part: Part, count: int) -> float:
+    return part.cost * part.start_price * max(0, count - part.desired)
 
 
 def _ways(need: float, parts: Sequence[Part]) -> Iterator[dict[str, int]]:

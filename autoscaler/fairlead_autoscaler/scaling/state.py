@@ -11,9 +11,11 @@ import msgspec
 
 from fairlead.errors import BadInput
 from fairlead_autoscaler.scaling.blend import Blend
-from fairlead_autoscaler.scaling.learned import Budget, Lengths, Speed, Starts
+from fairlead_autoscaler.scaling.budget import Budget
+from fairlead_autoscaler.scaling.learned import Lengths, Speed, Starts
 from fairlead_autoscaler.scaling.load import Load
 from fairlead_autoscaler.scaling.shapes import Histogram
+from fairlead_autoscaler.scaling.split import Kept
 from fairlead_autoscaler.scaling.trust import Trust
 from fairlead_autoscaler.scaling.window import Window
 from fairlead_autoscaler.scaling.zero import Silence
@@ -37,7 +39,7 @@ class GroupState:
     """Of the pools that serve the same: the margin, the windows of needs and of what the backlog adds (in replicas of the group's
     first pool), the level to which bursts come back, the share by which load rises above its level, when these
     were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose
-    then, per second; the mix of its pools that is followed."""
+    then, per second; the mix of its pools that is followed, and what a replica of each is worth in those of the first."""
 
     budget: Budget = field(default_factory=Budget)
     window: Window = field(default_factory=Window)
@@ -49,6 +51,8 @@ class GroupState:
     need: float | None = None
     trend: float = 0.0
     blend: Blend = field(default_factory=Blend)
+    kept: Kept = field(default_factory=Kept)
+    worths: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
