@@ -10,7 +10,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-autoscaler bench-mix lock
+.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-fitted bench-autoscaler bench-mix lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -81,6 +81,9 @@ bench-scheduling: env ## the gate before simulated engines: two objectives, long
 
 bench-agreement: env ## the simulator beside one and three real gateways and engines over HTTP; out/bench/agreement.json
 	@$(RUN) bench/agreement.py
+
+bench-fitted: env ## the simulator beside two real vLLM engines, by what a gateway learned of them; 6 GB the first time; out/bench/fitted.json
+	@$(RUN) bench/fitted.py
 
 bench-mix: env ## accelerator mixes beside one kind and Mélange's slices; prefill and decode after the traffic turns; out/bench/mix.json
 	@$(RUN) bench/mix/run.py

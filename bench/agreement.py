@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -26,7 +27,7 @@ from table import Row, comparing, goals, measuring, write
 
 from fairlead.fleet import Objectives
 from fairlead.fleetfile import write_atomic
-from fairlead.profile import preset
+from fairlead.profile import EngineProfile, preset
 from fairlead.testing.sim_engine import engine_processes
 from fairlead.testing.valkey import Valkey
 from fairlead_cli.replaying.client import Client
@@ -70,25 +71,41 @@ class Result:
     retraced: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Equal engines as the simulator has them."""
+
+    names: Sequence[str]
+    profile: EngineProfile
+    block_tokens: int = ENGINE_BLOCK_TOKENS
+
+
+SAME_AS_LIVE = Engines(NAMES, preset(PROFILE))
+
+
 def simulated(
-    count: int, rule: str, requests: Sequence[TraceRequest], chain: Callable[[TraceRequest], PrefixChain]
+    count: int,
+    rule: str,
+    requests: Sequence[TraceRequest],
+    chain: Callable[[TraceRequest], PrefixChain],
+    engines: Engines = SAME_AS_LIVE,
 ) -> Result:
     """The mean over draws of arrivals."""
     found = []
     for draw in range(DRAWS):
         front = Gateways(
             count,
-            NAMES,
-            preset(PROFILE),
+            engines.names,
+            engines.profile,
             knowledge=Knowledge(),
             objectives=OBJECTIVES,
             secret=SECRET.encode(),
             seed=SEED,
-            block_tokens=ENGINE_BLOCK_TOKENS,
+            block_tokens=engines.block_tokens,
             preset=rule,
             chain=chain,
         )
-        course = Course(front, NAMES, preset(PROFILE), block_tokens=ENGINE_BLOCK_TOKENS)
+        course = Course(front, engines.names, engines.profile, block_tokens=engines.block_tokens)
         served = course.serve(jittered(requests, JITTER_SECONDS, draw) if draw else requests)
         cached = sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served)
         found.append(Result(cached, fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)))
@@ -118,33 +135,38 @@ async def live(count: int, rule: str, requests: Sequence[TraceRequest], builder:
             stack.callback(server.kill)
             sharing = ["--redis", server.url]
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(count)]
-        outcomes = await _replayed([one.url for one in running], requests, builder, speed)
+        outcomes = await replayed([one.url for one in running], requests, builder, speed)
+    return result(outcomes, requests)
+
+
+def result(outcomes: Sequence[Outcome], requests: Sequence[TraceRequest], engines: Engines = SAME_AS_LIVE) -> Result:
+    """Of a live run of ``requests``."""
     whole = [one for one in outcomes if one.error is None]
     return Result(
         sum(one.cached_tokens or 0 for one in whole) / max(1, sum(one.prompt_tokens for one in whole)),
         fmean(one.ttft_seconds for one in whole if one.ttft_seconds is not None),
         len(outcomes) - len(whole),
-        _retraced(requests, {one.id: one.instance for one in whole if one.instance is not None}),
+        _retraced(requests, {one.id: one.instance for one in whole if one.instance is not None}, engines),
     )
 
 
-def _retraced(requests: Sequence[TraceRequest], choices: Mapping[str, str]) -> float:
+def _retraced(requests: Sequence[TraceRequest], choices: Mapping[str, str], engines: Engines) -> float:
     served = simulate(
         requests,
-        profile=preset(PROFILE),
-        engines=ENGINES,
+        profile=engines.profile,
+        engines=len(engines.names),
         preset="round-robin",
         objectives=OBJECTIVES,
-        block_tokens=ENGINE_BLOCK_TOKENS,
+        block_tokens=engines.block_tokens,
         secret=SECRET.encode(),
         seed=SEED,
-        instance_ids=NAMES,
+        instance_ids=engines.names,
         choices=choices,
     )
     return fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)
 
 
-async def _replayed(
+async def replayed(
     urls: Sequence[str], requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float
 ) -> list[Outcome]:
     """Each request at the gateway that the simulator draws for it, too."""
@@ -165,6 +187,7 @@ def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
     made = []
     for count in GATEWAYS:
         apart, slower = [], []
+        pairs = [found[count, rule] for rule in PRESETS]
         for rule in PRESETS:
             real, same = found[count, rule]
             what = f"{count} gateway{'s' if count > 1 else ''}, {rule}"
@@ -179,10 +202,14 @@ def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
             (f"{count} gateways: cached tokens, live and simulated apart, at most", max(apart), "points"),
             (
                 f"{count} gateways: pairs of presets in another order by cached tokens",
-                _crossed(found, count, 0),
+                crossed(pairs, attrgetter("cached")),
                 "pairs",
             ),
-            (f"{count} gateways: pairs of presets in another order by mean TTFT", _crossed(found, count, 1), "pairs"),
+            (
+                f"{count} gateways: pairs of presets in another order by mean TTFT",
+                crossed(pairs, attrgetter("ttft")),
+                "pairs",
+            ),
             (
                 f"{count} gateways: mean TTFT on the same choices, live ÷ simulated, furthest from 1",
                 max(slower, key=lambda one: abs(one - 1.0)),
@@ -195,15 +222,14 @@ def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
     return made
 
 
-def _crossed(found: Mapping[tuple[int, str], tuple[Result, Result]], count: int, what: int) -> int:
-    crossed = 0
-    for one, other in combinations(PRESETS, 2):
-        (real, same), (real_other, same_other) = (
-            [(side.cached, side.ttft)[what] for side in found[count, rule]] for rule in (one, other)
-        )
+def crossed(pairs: Sequence[tuple[Result, Result]], what: Callable[[Result], float]) -> int:
+    """How many pairs of presets, each live and simulated, are live in another order than simulated."""
+    found = 0
+    for one, other in combinations(pairs, 2):
+        (real, same), (real_other, same_other) = map(what, one), map(what, other)
         if abs(same - same_other) > TIE * max(same, same_other):
-            crossed += (real < real_other) != (same < same_other)
-    return crossed
+            found += (real < real_other) != (same < same_other)
+    return found
 
 
 async def _main(count: int, speed: float, out: Path) -> None:

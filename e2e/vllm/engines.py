@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,10 @@ class Stage:
         environment: Mapping[str, str] | None = None,
         names: Sequence[str] = ("tiny",),
         port: int | None = None,
+        nice: int = 10,
     ) -> Engine:
         """Start an engine on the ``core``-th processor that is ours; it is not healthy yet. ``names``: of its model; ``options``
-        win over what all engines here have in common."""
+        win over what all engines here have in common; ``nice``: how far it stands behind everything else."""
         cores = sorted(os.sched_getaffinity(0))
         port = port or free_port()
         log = self.folder / f"{name}.log"
@@ -189,7 +191,7 @@ class Stage:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 env={**_plain_environment(), **alone, **(environment or {})},
-                preexec_fn=_nice,
+                preexec_fn=partial(os.nice, nice),
             )
         engine = Engine(name, f"http://127.0.0.1:{port}", process, log)
         self.engines.append(engine)
@@ -277,7 +279,3 @@ def fleet_of(model: str, engines: Sequence[tuple[Engine, str]], transfer: str | 
 def _plain_environment() -> dict[str, str]:
     """Ours, without what would reach into an engine's interpreter."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FAIRLEAD_", "VLLM_"))}
-
-
-def _nice() -> None:
-    os.nice(10)
