@@ -1,4 +1,5 @@
-"""Step profiles, and throughput of shapes, from public peak figures alone.
+"""Step profiles from public peak figures alone, and what accelerators serve of each shape: as simulated engines of these profiles do
+(``measuring.py``), or by the knee that the autoscaler sizes by.
 
 For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations and B bytes a second
 (each times the share that engines reach) and M bytes of memory:
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measuring
 import yaml
 
 from fairlead.fleet import Objectives
@@ -25,7 +27,6 @@ from fairlead.shapes import ShapeGrid
 from fairlead_autoscaler.mix import Candidate, throughput
 
 ITL_SECONDS = (0.12, 0.04)
-TABLES = Path(__file__).with_name("tables")
 FILE = Path(__file__).with_name("accelerators.yaml")
 
 
@@ -39,12 +40,21 @@ class Priced:
 
 def price_lists() -> Mapping[str, list[Priced]]:
     """Every price list of the checked-in figures, by name."""
-    read = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    known = {one["name"]: profile(one, read["model"], read["reached"]) for one in read["accelerators"]}
+    read, known = _read(), profiles()
     return {
         name: [Priced(known[accelerator], price) for accelerator, price in prices.items()]
         for name, prices in read["prices"].items()
     }
+
+
+def profiles() -> dict[str, EngineProfile]:
+    """Every accelerator's step profile, by name."""
+    read = _read()
+    return {one["name"]: profile(one, read["model"], read["reached"]) for one in read["accelerators"]}
+
+
+def _read() -> Any:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
 def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[str, Any]) -> EngineProfile:
@@ -72,8 +82,18 @@ def objectives(itl_seconds: float) -> Objectives:
     return Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
 
 
-def candidates(priced: Sequence[Priced], grid: ShapeGrid, objectives: Objectives) -> list[Candidate]:
-    """Every accelerator with its throughput of every shape of the grid (at the middle of the bucket)."""
+def measured(priced: Sequence[Priced], objectives: Objectives) -> list[Candidate]:
+    """Every accelerator with its throughput of every shape, out of the checked-in table. Raises KeyError where the table was measured
+    with another profile, objective or way."""
+    table = measuring.load()
+    return [
+        Candidate(one.profile.name, one.cost_per_hour, table[measuring.digest(one.profile, objectives)])
+        for one in priced
+    ]
+
+
+def by_knee(priced: Sequence[Priced], grid: ShapeGrid, objectives: Objectives) -> list[Candidate]:
+    """Every accelerator with its throughput of every shape of the grid (at the middle of the bucket) by the core's knee."""
     shapes = [grid.middle(index) for index in range(grid.size)]
     return [
         Candidate(

@@ -31,20 +31,22 @@ from flip import (  # noqa: E402 - beside this file
     settled,
     throughput,
 )
-from roofline import candidates, price_lists  # noqa: E402 - beside this file
+from planted import WAYS, planted  # noqa: E402 - beside this file
+from roofline import ITL_SECONDS, by_knee, measured, objectives, price_lists  # noqa: E402 - beside this file
+from routed import kept  # noqa: E402 - beside this file
 from table import Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
-from workloads import WORKLOADS, dense, histogram, homogeneous, skewed  # noqa: E402
+from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic  # noqa: E402
 
-from fairlead.fleet import Objectives  # noqa: E402
 from fairlead.profile_tables import flat, load_profile_table  # noqa: E402
 from fairlead.shapes import ShapeGrid  # noqa: E402
 from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, candidates_of, plan_mix  # noqa: E402
 from fairlead_autoscaler.mix.greedy import deal  # noqa: E402
 from fairlead_autoscaler.mix.program import solve  # noqa: E402
+from fairlead_sim.capacity import capacity  # noqa: E402
+from fairlead_sim.traces import at_rate  # noqa: E402
 
 GRID = ShapeGrid()
 RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-ITL_SECONDS = (0.12, 0.04)
 SLICES = 4
 SLICED_SECONDS = 30.0
 SLICED_RATES = (8.0, 64.0)
@@ -54,6 +56,10 @@ FLIPPED_CALM, FLIPPED_SEEDS = 8_000, 5
 """Requests of each kind below saturation, to see the turn."""
 FLIPPED_FULL = (20_000, 60_000)
 """The same at saturation, to see what is finished: half an hour, and an hour and a quarter."""
+ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 16.0, 3_000
+ROUTED_SKEWED, ROUTED_FLEET = "80 % short chat, 20 % documents", {"L4": 8, "H100-80GB": 1}
+"""Fleets that are served: of which table, at how many requests a second, and how many."""
+PLANTED_SEEDS = 1
 _STATIC = MixSettings(change_share=0.0)
 """A mix from scratch: nothing runs, so nothing is charged for changing."""
 
@@ -76,11 +82,6 @@ class Case:
         return self.mix.cost_per_hour / self.single
 
 
-def objectives(itl_seconds: float) -> Objectives:
-    """First tokens within 3 s and half a second more for each 1,000 tokens of prompt."""
-    return Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
-
-
 def solved(rates: Sequence[float], types: Sequence[Candidate], *, slices: bool = False) -> Case:
     """One problem by every method."""
     began = time.perf_counter()
@@ -100,14 +101,17 @@ def cases(seed: int) -> Iterator[tuple[str, Case]]:
     """Every problem, with the name of its group."""
     for prices, priced in price_lists().items():
         for itl_seconds in ITL_SECONDS:
-            types = candidates(priced, GRID, objectives(itl_seconds))
-            group = f"{prices}, {itl_seconds * 1e3:.0f} ms"
-            for rate in RATES:
-                alike = [rate / GRID.size] * GRID.size
-                yield f"{group}, all shapes alike", solved(alike, types, slices=rate in SLICED_RATES)
-                for workload in WORKLOADS:
-                    rates = [rate * share for share in histogram(workload, GRID, seed)]
-                    yield f"{group}, six traffics", solved(rates, types, slices=rate in SLICED_RATES)
+            kept_to = objectives(itl_seconds)
+            tables = {"": measured(priced, kept_to), ", by the knee": by_knee(priced, GRID, kept_to)}
+            for how, types in tables.items():
+                group = f"{prices}, {itl_seconds * 1e3:.0f} ms"
+                for rate in RATES:
+                    sliced = rate in SLICED_RATES and not how
+                    alike = [rate / GRID.size] * GRID.size
+                    yield f"{group}, all shapes alike{how}", solved(alike, types, slices=sliced)
+                    for workload in WORKLOADS:
+                        rates = [rate * share for share in histogram(workload, GRID, seed)]
+                        yield f"{group}, six traffics{how}", solved(rates, types, slices=sliced)
     for table in range(SKEWED_SEEDS):
         types = skewed(GRID, seed + table)
         for workload in WORKLOADS:
@@ -160,6 +164,73 @@ def mix_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
     fallen = [case for case in every if case.mix.rule != "milp"]
     rows.append(measuring(f"of {len(every)} mixes, not proven cheapest", "mixes", float(len(fallen)), None))
     return rows
+
+
+def routed_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
+    """Fleets as they were sized, under the traffic that they were sized for: simulated engines behind the gateway's own router."""
+    rows: list[Row] = []
+    priced, wanted = price_lists()[ROUTED_PRICES], objectives(ROUTED_ITL)
+    types = measured(priced, wanted)
+    profiles = {one.profile.name: one.profile for one in priced}
+    shares: dict[str, list[float]] = {"by shape": [], "all kinds alike": [], "one kind": []}
+    for workload in WORKLOADS:
+        rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
+        requests = traffic(workload, ROUTED_RATE, ROUTED_REQUESTS, seed)
+        mix = {name: count for name, count in plan_mix(rates, types, _STATIC).replicas.items() if count}
+        single = best_single(rates, types)
+        fleets = {"by shape": mix, "all kinds alike": mix, "one kind": single}
+        for how, fleet in fleets.items():
+            share = kept(
+                {name: (profiles[name], count) for name, count in fleet.items()},
+                requests,
+                wanted,
+                apart=how == "by shape",
+                seed=seed,
+            )
+            shares[how].append(share)
+            named = ", ".join([f"{count} x {name}" for name, count in fleet.items()])
+            rows.append(measuring(f"routed, {workload}, {how} ({named}): within the objectives", "share", share, None))
+    for how, found in shares.items():
+        metric = f"routed, six traffics, {how}: within the objectives, the least"
+        rows.append(measuring(metric, "share", min(found), bars.get(metric)))
+    requests = traffic(ROUTED_SKEWED, 1.0, ROUTED_REQUESTS, seed)
+    fleet = {name: (profiles[name], count) for name, count in ROUTED_FLEET.items()}
+    carried = [
+        capacity(
+            lambda rate, apart=apart: kept(fleet, at_rate(requests, rate), wanted, apart=apart, seed=seed) >= 0.99, 10.0
+        )
+        for apart in (True, False)
+    ]
+    metric = "routed, 8 x L4 and 1 x H100, a fifth documents: carried at 99 % by shape ÷ all kinds alike"
+    rows.append(comparing(metric, "requests/s", carried[0], "all kinds alike", carried[1], bars.get(metric)))
+    return rows
+
+
+def planted_rows(seed: int) -> list[Row]:
+    """A day's rise on two kinds, scaled by the core as it runs."""
+    rows: list[Row] = []
+    for each in range(seed, seed + PLANTED_SEEDS):
+        for way in WAYS:
+            found = planted(way, each)
+            name = f"scaled, seed {each}, {way}"
+            rows.append(measuring(f"{name}: within the objectives", "share", found.attainment, None))
+            rows.append(measuring(f"{name}: cost of two hours", "USD", found.cost, None))
+            rows.append(measuring(f"{name}: changes of direction", "per hour", found.turns_per_hour, None))
+    return rows
+
+
+def best_single(rates: Sequence[float], types: Sequence[Candidate]) -> dict[str, int]:
+    """The cheapest fleet of one type that serves every shape."""
+    found = {
+        one.name: math.ceil(
+            sum([rate / each for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]) - 1e-9
+        )
+        for one in types
+        if all(each > 0.0 for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0)
+    }
+    costs = {one.name: one.cost_per_hour for one in types}
+    best = min(found, key=lambda name: found[name] * costs[name])
+    return {best: found[best]}
 
 
 def flip_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
@@ -222,7 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         imported(asked.table, asked.rate)
         return 0
     bars = goals("mix")
-    rows = [*mix_rows(asked.seed, bars), *flip_rows(asked.seed, bars)]
+    rows = [
+        *mix_rows(asked.seed, bars),
+        *routed_rows(asked.seed, bars),
+        *planted_rows(asked.seed),
+        *flip_rows(asked.seed, bars),
+    ]
     write("mix", rows, seed=asked.seed, file=asked.out)
     return 0 if all(row.holds for row in rows) else 1
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from fairlead.shapes import ShapeGrid
 from fairlead_autoscaler.mix import Candidate
+from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 DRAWN = 20_000
 LONGEST_PROMPT, LONGEST_OUTPUT = 16_000.0, 2_000.0
@@ -35,12 +36,31 @@ def histogram(workload: str, grid: ShapeGrid, seed: int) -> tuple[float, ...]:
     draw = random.Random(f"{workload} {seed}")
     counts = [0] * grid.size
     for kind, share in WORKLOADS[workload].items():
-        (prompt, prompt_spread), (output, output_spread) = _LENGTHS[kind]
         for _ in range(round(DRAWN * share)):
-            long = min(LONGEST_PROMPT, draw.lognormvariate(math.log(prompt), prompt_spread))
-            counts[grid.index(long, min(LONGEST_OUTPUT, draw.lognormvariate(math.log(output), output_spread)))] += 1
+            counts[grid.index(*lengths(kind, draw))] += 1
     total = sum(counts)
     return tuple(count / total for count in counts)
+
+
+def lengths(kind: str, draw: random.Random) -> tuple[float, float]:
+    """Tokens of a prompt and of its answer."""
+    (prompt, prompt_spread), (output, output_spread) = _LENGTHS[kind]
+    long = min(LONGEST_PROMPT, draw.lognormvariate(math.log(prompt), prompt_spread))
+    return long, min(LONGEST_OUTPUT, draw.lognormvariate(math.log(output), output_spread))
+
+
+def traffic(workload: str, rate: float, count: int, seed: int) -> list[TraceRequest]:
+    """Requests of these lengths that share nothing, at random moments, ``rate`` a second."""
+    draw, at, block, found = random.Random(f"traffic {workload} {seed}"), 0.0, 0, []
+    kinds = WORKLOADS[workload]
+    for number in range(count):
+        at += draw.expovariate(rate)
+        (kind,) = draw.choices(list(kinds), list(kinds.values()))
+        prompt, output = (max(1, round(tokens)) for tokens in lengths(kind, draw))
+        blocks = -(-prompt // TRACE_BLOCK_TOKENS)
+        found.append(TraceRequest(f"r{number}", at, prompt, output, tuple(range(block, block + blocks))))
+        block += blocks
+    return found
 
 
 def skewed(grid: ShapeGrid, seed: int, types: int = 6) -> list[Candidate]:

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile, preset
-from fairlead_autoscaler.scaling import Core, ScalingSettings
+from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, ScalingSettings
 from fairlead_gateway.routing import HOLDING, PRESETS, ModelRouter, RouteRequest
 from fairlead_sim.scaling.seam import SeamAutoscaler, model_of
 from fairlead_sim.seam_view import EndpointView, read
@@ -38,7 +38,14 @@ def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRoute
 def autoscaler(info: Any, **settings: Any) -> SeamAutoscaler:
     """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``."""
     model = model_of(info)
-    return SeamAutoscaler(Core(model, ScalingSettings(**settings)), model)
+    return SeamAutoscaler(Core(model, ScalingSettings(**settings)), model, _solver)
+
+
+def _solver() -> Callable[[MixAsked], MixTold]:
+    """Of the mix of accelerators; only who tells shapes is asked for it, and needs its library."""
+    from fairlead_autoscaler.mix import solver
+
+    return solver()
 
 
 class SeamRouter:

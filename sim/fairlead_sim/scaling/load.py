@@ -96,6 +96,18 @@ SHORT_OUTPUT = Lengths(
 """Of code completion: about 2,048 / 28 on the mean."""
 
 
+SHORT_CHAT = Lengths(
+    (2, 20, 33, 45, 60, 80, 100, 120, 145, 175, 215, 265, 340, 450, 620, 950, 1_900),
+    (5, 25, 45, 65, 85, 110, 135, 160, 190, 230, 290, 380, 520, 800),
+)
+"""Questions without a history, some 250 / 200 on the mean; round numbers."""
+DOCUMENTS = Lengths(
+    (1_100, 1_900, 2_400, 2_900, 3_300, 3_700, 4_100, 4_600, 5_200, 6_100, 8_000),
+    (60, 110, 140, 170, 200, 240, 280, 330, 400, 520, 800),
+)
+"""Long prompts, some 3,900 / 270 on the mean; round numbers."""
+
+
 def levels(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
     """Requests a second in each minute: a day's shape (repeated), smooth between its points, with this mean over the minutes."""
     hours = [hour for hour, _ in shape]

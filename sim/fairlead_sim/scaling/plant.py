@@ -1,9 +1,10 @@
 """The plant that a controller runs: pools of replicas, the gateway before them, and what goes wrong.
 
 The gateway sends each request at its arrival to the ready replica with the least to do (tokens in flight, those of prompts not yet
-computed twice, times what a prompt token costs there, so that unlike pools share the load by their speed). It keeps a request
-only while no replica is ready; what it kept goes out in the order of arrival, to each replica as many as its batch takes, and who
-arrives meanwhile queues behind. A client gives up when it has no first token after its patience. A replica that crashes cuts the
+computed twice, times what a prompt token costs there, so that unlike pools share the load by their speed); where a scenario goes
+by shape, to that of the kind which the gateway's own rule names (``shaped``). It keeps a request only while no replica is ready;
+what it kept goes out in the order of arrival, to each replica as many as its batch takes, and who arrives meanwhile queues behind.
+A client gives up when it has no first token after its patience. A replica that crashes cuts the
 answers that had begun (those requests are lost); the others are sent again.
 
 With a prefill and a decode pool a prompt is computed in the first, or in the second where the scenario's ``Computing`` says so
@@ -11,6 +12,7 @@ With a prefill and a decode pool a prompt is computed in the first, or in the se
 ``base + tokens · per token`` seconds after the prompt was done, and the client's first token is the decode engine's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from heapq import heappop, heappush
@@ -25,6 +27,7 @@ from fairlead_sim.scaling.book import Book, Load
 from fairlead_sim.scaling.engine import AggregatedEngine, Engine, Tally
 from fairlead_sim.scaling.pool import Pool, PoolSetup, Replica
 from fairlead_sim.scaling.prefilling import Computing, decided
+from fairlead_sim.scaling.shaped import Shaped
 from fairlead_sim.scaling.token_engine import TokenEngine
 
 _END = float("inf")
@@ -62,7 +65,8 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A load, the pools that carry it, what is wanted and what goes wrong; the same seed draws the same start-ups and crashes."""
+    """A load, the pools that carry it, what is wanted and what goes wrong; the same seed draws the same start-ups and crashes.
+    ``by_shape``: between unlike pools the gateway goes by the shapes of requests, as the real one does (``shaped``)."""
 
     name: str
     seed: int
@@ -73,6 +77,7 @@ class Scenario:
     troubles: Troubles = field(default_factory=Troubles)
     transfer: Transfer = field(default_factory=Transfer)
     computing: Computing = Computing.APART
+    by_shape: bool = False
 
 
 class Plant:
@@ -99,6 +104,7 @@ class Plant:
         self._seen_arrivals = 0
         self._seen_abandoned = 0
         self._gaps = Gaps()
+        self._shaped = Shaped(scenario.model) if scenario.by_shape else None
         self._open: list[int] = []  # arrived and not ended as of the last look; only where somebody wants to know
         self._choice = has_choice(scenario.model)
         self._now = 0.0
@@ -191,14 +197,17 @@ class Plant:
 
     def _send(self, request: int, pools: list[Pool], now: float) -> bool:
         """To the ready replica with the least to do; False when none is ready."""
-        best = self._best(pools, now)
+        if self._shaped is None:
+            best = self._best(pools, now)
+        else:
+            best = self._shaped.best(self.book.prompt[request], pools, lambda some: self._best(some, now))
         if best is None:
             return False
         self.book.sent[request] = now
         best[1].engine.add(request, now)
         return True
 
-    def _best(self, pools: list[Pool], now: float) -> tuple[Pool, Replica] | None:
+    def _best(self, pools: Sequence[Pool], now: float) -> tuple[Pool, Replica] | None:
         """The ready replica with the least to do, and its pool."""
         best: tuple[Pool, Replica] | None = None
         least = _END
@@ -275,6 +284,8 @@ class Plant:
         for request in (*self._open, *arrived):
             if 0.0 <= book.end[request] <= self._now:
                 found.append(ShapeSeen(book.prompt[request], book.output[request], 1.0))
+                if self._shaped is not None:
+                    self._shaped.ended(book.prompt[request], book.output[request])
             elif not book.gone(request, self._now):
                 staying.append(request)
         self._open = staying

@@ -7,7 +7,7 @@ conversations) and traffic of its shape where not; Azure's hour of code completi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -51,6 +51,16 @@ def smooth_mixed(seed: int, traces: Path | None = None) -> Scenario:
     rates = _noisy(loads.levels(loads.CHAT_DAY, 12 * 60, 12.0), draw)
     pools = [pool(small(), 9), pool(large(), 0, cost=LARGE_COST, startup=LARGE_COLD, minimum=0)]
     return _made("smooth-mixed", seed, 12, loads.poisson(rates, loads.CHAT, draw), pools, _CHAT_TTFT, _CHAT_ITL)
+
+
+def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> Scenario:
+    """Two hours of the day's rise, short chat and a fifth of documents, in front of ``pools``; the gateway goes by shape. For
+    ``bench/mix``, where the pools are not the same in each run."""
+    draw = Random(f"mixed-shapes {seed}")
+    rates = _noisy(loads.levels(loads.CHAT_DAY, 24 * 60, 14.0)[8 * 60 : 10 * 60], draw)
+    chat, documents = (loads.poisson(rates, lengths, draw) for lengths in (loads.SHORT_CHAT, loads.DOCUMENTS))
+    made = _made("mixed-shapes", seed, 2, loads.mixed(chat, documents, lambda at: 0.2, draw), list(pools), 4.0, 0.12)
+    return replace(made, by_shape=True)
 
 
 def noisy_hour(seed: int, traces: Path | None = None) -> Scenario:

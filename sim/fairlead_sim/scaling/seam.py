@@ -4,6 +4,8 @@ Nothing is decided here: every number comes from the controller, which sees ``fa
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fairlead.errors import BadInput
@@ -11,12 +13,15 @@ from fairlead.fleet import Role
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.values import (
     GatewaySeen,
+    MixAsked,
+    MixTold,
     Observation,
     PoolFacts,
     PoolSeen,
     ReplicaSeen,
     ReplicaState,
     ScaledModel,
+    ShapeSeen,
 )
 from fairlead_sim.scaling.loop import Controller
 from fairlead_sim.scaling.profile import stepping
@@ -38,15 +43,24 @@ _COUNTERS = {  # the seam's word for each of ours
 
 
 class SeamAutoscaler:
-    """A controller, called as the seam says."""
+    """A controller, called as the seam says. ``solver`` makes what answers its questions, each at the next step."""
 
-    def __init__(self, controller: Controller, model: ScaledModel) -> None:
+    def __init__(
+        self, controller: Controller, model: ScaledModel, solver: Callable[[], Callable[[MixAsked], MixTold]]
+    ) -> None:
         self._controller = controller
         self._model = model
+        self._solver = solver
+        self._asks: Mapping[str, MixAsked] = {}
 
     def step(self, obs: Any) -> dict[str, int]:
         """How many replicas each pool should have; one that is missing stays as it is."""
-        plan = self._controller.step(observation_of(obs, self._model))
+        seen = observation_of(obs, self._model)
+        if self._asks:
+            solve = self._solver()
+            seen = replace(seen, mixes={role: solve(asked) for role, asked in self._asks.items()})
+        plan = self._controller.step(seen)
+        self._asks = plan.asks
         return {name: pool.replicas for name, pool in plan.pools.items()}
 
 
@@ -75,7 +89,16 @@ def observation_of(obs: Any, model: ScaledModel) -> Observation:
         held, abandoned = _number(read(told, "held")), _number(read(told, "d_abandoned"))
         gateway = GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
     pools = read(obs, "pools") or {}
-    return Observation(float(read(obs, "t")), gateway, {name: _pool_seen(pool, model) for name, pool in pools.items()})
+    return Observation(
+        float(read(obs, "t")),
+        gateway,
+        {name: _pool_seen(pool, model) for name, pool in pools.items()},
+        shapes=_shapes(read(told, "shapes")),
+    )
+
+
+def _shapes(told: Any) -> tuple[ShapeSeen, ...] | None:
+    return None if told is None else tuple([ShapeSeen(*[float(number) for number in shape]) for shape in told])
 
 
 def _pool(name: str, told: Any) -> PoolFacts:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead_autoscaler.mix import solver
 from fairlead_autoscaler.scaling import Core
 from fairlead_autoscaler.scaling.values import Observation, Plan, ScaledModel
 from fairlead_sim.scaling import scenarios
@@ -65,6 +66,8 @@ def obs_of(seen: Observation) -> dict[str, Any]:
         "held": seen.gateway.held,
         "d_abandoned": seen.gateway.abandoned,
     }
+    if gateway and seen.shapes is not None:
+        gateway["shapes"] = [[one.prompt_tokens, one.output_tokens, one.requests] for one in seen.shapes]
     pools = {}
     for name, pool in seen.pools.items():
         replicas = pool.replicas and [
@@ -106,10 +109,12 @@ class Both:
         self.core = Core(model)
         self.seam = autoscaler(info_of(model))
         self.steps: list[dict[str, int]] = []
+        self.mixed = 0
 
     def step(self, observation: Observation) -> Plan:
-        assert observation_of(obs_of(observation), self.model) == observation
+        assert observation_of(obs_of(observation), self.model) == replace(observation, mixes={})
         plan = self.core.step(observation)
+        self.mixed += any("mix_replicas" in pool.inputs for pool in plan.pools.values())
         self.steps.append({name: pool.replicas for name, pool in plan.pools.items()})
         assert self.seam.step(obs_of(observation)) == self.steps[-1]
         return plan
@@ -126,6 +131,14 @@ def test_the_seam_answers_what_the_core_answers() -> None:
     run(scenario, controller)
     assert len(controller.steps) == 300
     assert len({tuple(step.items()) for step in controller.steps}) > 1
+
+
+def test_told_the_shapes_of_requests_it_divides_among_kinds_by_the_mix_as_the_core_does() -> None:
+    scenario = replace(scenarios.smooth_mixed(2), seconds=1_500.0)
+    controller = Both(scenario.model)
+    run(scenario, controller, solver=solver())
+    assert controller.mixed > 100
+    assert any(step["L"] > 0 for step in controller.steps)
 
 
 def test_info_is_the_model_as_the_scenarios_tell_it() -> None:

@@ -1,0 +1,68 @@
+"""Fleets of several kinds of accelerator behind the gateway's own router, engine by engine.
+
+The router is not told how long answers are. Engines are token-level ones with their caches; the requests share nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from fairlead.fleet import Instance, Model, Objectives
+from fairlead.profile import EngineProfile
+from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_sim.course import Course
+from fairlead_sim.figures import counted
+from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter
+from fairlead_sim.served import Served
+from fairlead_sim.trace_prompts import Prompts
+from fairlead_sim.traces import TraceRequest
+
+BLOCK_TOKENS = 128
+_SECRET = b"mix"
+
+
+class Unforeseen(OneRouter):
+    """As of clients that do not say how long an answer may be."""
+
+    def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        """As the router decides."""
+        chain: PrefixChain = self._chain(request)
+        asked = RouteRequest(request.id, chain, request.prompt_tokens, None, request.session)
+        decision = self._router.decide(asked, now)
+        if decision.chosen is None:
+            return None, decision.reason
+        self._router.dispatched(asked, decision.chosen, now)
+        return decision.chosen, ""
+
+
+def kept(
+    fleet: Mapping[str, tuple[EngineProfile, int]],
+    requests: Sequence[TraceRequest],
+    objectives: Objectives,
+    *,
+    apart: bool,
+    seed: int,
+) -> float:
+    """The share within the objectives, of ``fleet`` (profile and replicas by accelerator). ``apart``: each accelerator is a pool of
+    its own, as in a manifest; else all are one, and the router does not go by shape."""
+    ones = [
+        Instance(f"{name}-{number}/0/0", NAMESPACE, MODEL, name if apart else "all", "", profile=profile)
+        for name, (profile, count) in sorted(fleet.items())
+        for number in range(count)
+    ]
+    model = Model(NAMESPACE, MODEL, objectives)
+    router = ModelRouter(secret=_SECRET, seed=seed)
+    router.update(model, ones, 1)
+    prompts = Prompts(BLOCK_TOKENS, secret=_SECRET, seed=model.key.encode())
+    profiles = {one.id: one.profile for one in ones if one.profile is not None}
+    first = next(iter(profiles.values()))
+    front = Unforeseen(router, prompts.chain, {}, model, first)
+    course = Course(front, list(profiles), first, block_tokens=BLOCK_TOKENS, prompts=prompts, profiles=profiles)
+    served = counted(course.serve(requests))
+    return sum([_within(one, objectives) for one in served]) / len(served)
+
+
+def _within(one: Served, objectives: Objectives) -> bool:
+    limit, itl = objectives.ttft_limit(one.prompt_tokens), objectives.itl_seconds
+    if one.error is not None or one.ttft_seconds is None:
+        return False
+    late = limit is not None and one.ttft_seconds > limit
+    return not late and (itl is None or (one.itl_mean_seconds or 0.0) <= itl)

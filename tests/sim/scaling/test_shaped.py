@@ -1,0 +1,38 @@
+"""Between unlike pools the plant's gateway goes by shape, by the rule of the real one."""
+
+from dataclasses import replace
+
+from fairlead.profile import preset
+from fairlead_sim.scaling.book import Load
+from fairlead_sim.scaling.loop import Outcome, Schedule, run
+from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.pools import pool
+from fairlead_sim.scaling.scenarios import mixed_shapes
+
+SECONDS = 400.0
+
+
+def scenario(*, by_shape: bool, large: int = 1, seconds: float = SECONDS) -> Scenario:
+    """Some minutes of it in front of small engines and one large."""
+    made = mixed_shapes(3, [pool(preset("l4-qwen8b"), 8), pool(preset("h100-llama8b"), large, minimum=0)])
+    count = sum(at < seconds for at in made.load.arrivals)
+    load = Load(made.load.arrivals[:count], made.load.prompts[:count], made.load.outputs[:count])
+    return replace(made, seconds=seconds, load=load, by_shape=by_shape)
+
+
+def served(made: Scenario) -> Outcome:
+    """With the replicas that are there from the start."""
+    return run(made, Schedule([]))
+
+
+def test_a_scenario_goes_by_shape_and_keeps_the_objectives_of_more() -> None:
+    apart, together = (served(scenario(by_shape=one)) for one in (True, False))
+    assert apart.requests == together.requests > 3_000
+    assert apart.attainment >= 0.995
+    assert together.attainment < apart.attainment
+    assert served(scenario(by_shape=True)).book.first == apart.book.first, "equal scenarios are equal"
+
+
+def test_where_only_one_kind_is_ready_shape_is_no_matter() -> None:
+    one, other = (served(scenario(by_shape=each, large=0, seconds=40.0)) for each in (True, False))
+    assert one.book.first == other.book.first
