@@ -21,6 +21,8 @@ _COUNTED: Final[Mapping[str, str]] = MappingProxyType(
         "received_total": "arrivals",
         "received_prompt_tokens_total": "prompt_tokens",
         "abandoned_total": "abandoned",
+        "decode_prefills_total": "kept",
+        "decode_prefill_tokens_total": "kept_tokens",
         "request_shapes_total": "shapes",
         "instance_finished_total": "finished",
         "instance_computed_tokens_total": "computed_tokens",

@@ -118,6 +118,8 @@ def gateway_seen(key: str, readings: Readings) -> GatewaySeen | None:
         prompt_tokens=_sum(parts, "prompt_tokens", key) or 0.0,
         held=sum(one.gauges.get(("held", key), 0.0) for one in parts),
         abandoned=_sum(parts, "abandoned", key) or 0.0,
+        kept=_sum(parts, "kept", key),
+        kept_tokens=_sum(parts, "kept_tokens", key),
     )
 
 

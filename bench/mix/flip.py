@@ -1,8 +1,8 @@
 """Sixteen engines, prefill and decode apart, whose traffic turns from long prompts with short answers to the opposite.
 
 The simulator's plant with the study's large pool (``autoscaling.md`` §6) in both roles, under the production core, which
-may have 16 replicas in all: what one role gives up, the other starts, ready ten seconds later. Beside it divisions that
-stay as they are.
+may have 16 replicas in all: what one role gives up, the other starts, ready ten seconds later, and decode engines compute what the
+gateway leaves to them. Beside it divisions that stay as they are, and engines that only do what their role says.
 """
 
 import random
@@ -18,13 +18,14 @@ from fairlead_sim.scaling.book import Load
 from fairlead_sim.scaling.loop import Outcome, Schedule, run
 from fairlead_sim.scaling.plant import Scenario
 from fairlead_sim.scaling.pools import PATIENCE_SECONDS, WARM, large, model, pool
+from fairlead_sim.scaling.prefilling import Computing
 
 TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1
 LONG, CHATTY = (8_000, 100), (1_000, 800)
 ENGINES = 16
 STARTUP_SECONDS = WARM.least_seconds
 BEST = {LONG: 14, CHATTY: 6}
-"""Engines that prefill in the division that carries most of each kind."""
+"""Engines that prefill in the division that carries most of each kind, where each does what its role says."""
 SATURATED = {LONG: 17.2, CHATTY: 57.0}
 """Requests per second that it carries, about."""
 _CORE = ScalingSettings()
@@ -33,7 +34,14 @@ Part = tuple[tuple[int, int], float, float]
 """A shape (prompt and answer tokens), its requests per second, and for how many seconds."""
 
 
-def scenario(parts: Sequence[Part], prefill: int, seed: int, *, patience: float = PATIENCE_SECONDS) -> Scenario:
+def scenario(
+    parts: Sequence[Part],
+    prefill: int,
+    seed: int,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    computing: Computing = Computing.SLACK,
+) -> Scenario:
     """Poisson arrivals, one part after the other, and time to end what is left."""
     draw = random.Random(seed)
     arrivals: list[float] = []
@@ -52,7 +60,7 @@ def scenario(parts: Sequence[Part], prefill: int, seed: int, *, patience: float 
         for role, count in ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
     ]
     facts = replace(model(pools, TTFT_SECONDS, ITL_SECONDS, patience=patience), replicas_most=ENGINES)
-    return Scenario("flip", seed, begin, facts, tuple(pools), Load(arrivals, prompts, outputs))
+    return Scenario("flip", seed, begin, facts, tuple(pools), Load(arrivals, prompts, outputs), computing=computing)
 
 
 def balanced(made: Scenario) -> Outcome:
@@ -65,11 +73,19 @@ def fixed(made: Scenario) -> Outcome:
     return run(made, Schedule([]))
 
 
-def flip(load: float, requests: int, prefill: int, seed: int, **more: float) -> tuple[Scenario, float]:
+def flip(
+    load: float,
+    requests: int,
+    prefill: int,
+    seed: int,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    computing: Computing = Computing.SLACK,
+) -> tuple[Scenario, float]:
     """As many requests of one kind as of the other, arriving at ``load`` times what the best division of each carries;
     and when the second kind begins."""
     long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in BEST)
-    return scenario([long, chatty], prefill, seed, **more), long[2]
+    return scenario([long, chatty], prefill, seed, patience=patience, computing=computing), long[2]
 
 
 def throughput(outcome: Outcome, begin: float = 0.0) -> float:
@@ -95,10 +111,18 @@ def settled(outcome: Outcome, begin: float, best: int, within: int = 1) -> float
     return None
 
 
-def saturated(prefill: int, shape: tuple[int, int], seed: int, *, begin: float = 100.0, end: float = 400.0) -> float:
+def saturated(
+    prefill: int,
+    shape: tuple[int, int],
+    seed: int,
+    *,
+    begin: float = 100.0,
+    end: float = 400.0,
+    computing: Computing = Computing.APART,
+) -> float:
     """Requests per second that a division finishes between ``begin`` and ``end`` seconds, when more arrive all the time
     than it can."""
-    made = scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9)
+    made = scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9, computing=computing)
     ends = run(made, Schedule([])).book.end
     return sum([begin < at <= end for at in ends]) / (end - begin)
 

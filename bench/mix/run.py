@@ -1,13 +1,15 @@
 """What the accelerator mix saves and how long it takes, beside the best fleet of one kind, Mélange's slices and the greedy
-mix; and what dividing engines between prefill and decode brings after the traffic turns.
+mix; what dividing engines between prefill and decode brings after the traffic turns, and what it brings that decode engines compute
+prompts while they have slack.
 
-    python bench/mix/run.py [--out out/bench/mix.json] [--seed 1] [--table FILE --rate R]
+    python bench/mix/run.py [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--table FILE --rate R]
 
 With ``--table`` it solves an imported table instead, at R requests a second spread as the file says (Mélange's do) or
 evenly, and prints what comes of it.
 """
 
 import argparse
+import json
 import math
 import random
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+from convertible import convertible_rows  # noqa: E402 - beside this file
 from flip import (  # noqa: E402 - beside this file
     BEST,
     CHATTY,
@@ -43,8 +46,13 @@ from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, candidates_of, 
 from fairlead_autoscaler.mix.greedy import deal  # noqa: E402
 from fairlead_autoscaler.mix.program import solve  # noqa: E402
 from fairlead_sim.capacity import capacity  # noqa: E402
+from fairlead_sim.scaling.prefilling import Computing  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
 
+RESULTS = Path(__file__).parents[1] / "results" / "mix.json"
+PARTS = MIX, ROLES = "mix", "roles"
+OF_ROLES = "P/D"
+"""What the metrics of prefill and decode begin with."""
 GRID = ShapeGrid()
 RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SLICES = 4
@@ -54,6 +62,8 @@ SKEWED_SEEDS = 4
 DENSE = 50
 FLIPPED_CALM, FLIPPED_SEEDS = 8_000, 5
 """Requests of each kind below saturation, to see the turn."""
+SLACK_DIVISIONS = {LONG: (11, 12, 13, 14), CHATTY: (3, 4, 5, 6)}
+"""Where the best division is looked for when decode engines take prompts."""
 FLIPPED_FULL = (20_000, 60_000)
 """The same at saturation, to see what is finished: half an hour, and an hour and a quarter."""
 ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 16.0, 3_000
@@ -247,22 +257,72 @@ def flip_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
     rows.append(measuring(metric, "s", slowest, bars[metric]))
     metric = "P/D: requests whose prefill timed out"
     rows.append(measuring(metric, "requests", float(lost), bars[metric]))
-    rows.append(measuring("P/D: within the objectives, the turn included, at 85 %", "share", kept, None))
-    beside = fixed(flip(0.85, FLIPPED_CALM, ENGINES // 2, seed)[0])
-    rows.append(measuring("P/D: within the objectives, the same divided 1:1", "share", beside.attainment, None))
+    rows += attainment_rows(seed, kept)
     for shape, name in ((LONG, "8k in, 100 out"), (CHATTY, "1k in, 800 out")):
         each_split = {count: saturated(count, shape, seed) for count in {8, *range(BEST[shape] - 1, BEST[shape] + 2)}}
         best = max(each_split, key=lambda count: each_split[count])
         rows.append(measuring(f"P/D: engines that prefill in the best division, {name}", "engines", float(best), None))
         metric = f"P/D: throughput of the best division ÷ 1:1, {name}"
         rows.append(comparing(metric, "requests/s", each_split[best], "1:1", each_split[8], bars.get(metric)))
+        most = {
+            count: saturated(count, shape, seed, computing=Computing.SLACK) for count in (8, *SLACK_DIVISIONS[shape])
+        }
+        best = max(most, key=lambda count: most[count])
+        metric = f"P/D: with convertible decoders, engines that prefill in the best division, {name}"
+        rows.append(measuring(metric, "engines", float(best), None))
+        metric = f"P/D: throughput of the best division, {name}: convertible decoders ÷ without"
+        rows.append(comparing(metric, "requests/s", most[best], "without", max(each_split.values()), None))
+        metric = f"P/D: throughput of 1:1, {name}: convertible decoders ÷ without"
+        rows.append(comparing(metric, "requests/s", most[8], "without", each_split[8], None))
     for requests in FLIPPED_FULL:
-        ours = balanced(flip(1.0, requests, BEST[LONG], seed, patience=1e9)[0])
-        slow = flip(1.0, requests, ENGINES // 2, seed, patience=1e9)[0]
-        one_to_one = fixed(replace(slow, seconds=3.0 * slow.seconds))
-        metric = f"P/D: throughput over the turn, {requests} requests of each kind: balanced ÷ 1:1"
-        rows.append(comparing(metric, "requests/s", throughput(ours), "1:1", throughput(one_to_one), bars[metric]))
+        rows += full_rows(seed, requests, bars)
     return rows
+
+
+def attainment_rows(seed: int, kept: float) -> list[Row]:
+    """Within the objectives at 85 %, ``kept`` of them balanced; beside it without convertible decoders, and divided 1:1."""
+    what = "P/D: within the objectives, the turn included, at 85 %"
+    plain = [
+        balanced(flip(0.85, FLIPPED_CALM, BEST[LONG], each, computing=Computing.APART)[0]).attainment
+        for each in range(seed, seed + FLIPPED_SEEDS)
+    ]
+    rows = [comparing(what, "share", kept, "every prompt handed over", min(plain), None)]
+    halves = {
+        how: fixed(flip(0.85, FLIPPED_CALM, ENGINES // 2, seed, computing=how)[0]).attainment
+        for how in (Computing.SLACK, Computing.APART)
+    }
+    metric = "P/D: within the objectives, the same divided 1:1, convertible decoders"
+    rows.append(
+        comparing(metric, "share", halves[Computing.SLACK], "every prompt handed over", halves[Computing.APART], None)
+    )
+    return rows
+
+
+def full_rows(seed: int, requests: int, bars: Mapping[str, str]) -> list[Row]:
+    """What is finished over the turn at saturation. The bar is against engines that do as their role says."""
+    ours: dict[Computing, float] = {}
+    halves: dict[Computing, float] = {}
+    for how in (Computing.SLACK, Computing.APART):
+        ours[how] = throughput(balanced(flip(1.0, requests, BEST[LONG], seed, patience=1e9, computing=how)[0]))
+        slow = flip(1.0, requests, ENGINES // 2, seed, patience=1e9, computing=how)[0]
+        halves[how] = throughput(fixed(replace(slow, seconds=3.0 * slow.seconds)))
+    what = f"P/D: throughput over the turn, {requests} requests of each kind"
+    metric = f"{what}: balanced ÷ 1:1"
+    base = halves[Computing.APART]
+    return [
+        comparing(metric, "requests/s", ours[Computing.SLACK], "1:1", base, bars[metric]),
+        comparing(
+            f"{what}: balanced, every prompt handed over ÷ 1:1", "requests/s", ours[Computing.APART], "1:1", base, None
+        ),
+        comparing(
+            f"{what}: balanced ÷ 1:1, convertible decoders in both",
+            "requests/s",
+            ours[Computing.SLACK],
+            "1:1",
+            halves[Computing.SLACK],
+            None,
+        ),
+    ]
 
 
 def imported(file: Path, rate: float | None) -> None:
@@ -286,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench/mix.json"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=PARTS, help="one part; the other's rows are those of bench/results/mix.json")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--rate", type=float)
     asked = parser.parse_args(arguments)
@@ -293,12 +354,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         imported(asked.table, asked.rate)
         return 0
     bars = goals("mix")
-    rows = [
-        *mix_rows(asked.seed, bars),
-        *routed_rows(asked.seed, bars),
-        *planted_rows(asked.seed),
-        *flip_rows(asked.seed, bars),
-    ]
+    rows: list[Row] = []
+    if asked.only != ROLES:
+        rows += [*mix_rows(asked.seed, bars), *routed_rows(asked.seed, bars), *planted_rows(asked.seed)]
+    if asked.only != MIX:
+        rows += [*flip_rows(asked.seed, bars), *convertible_rows(asked.seed)]
+    if asked.only is not None:
+        before = [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
+        other = [row for row in before if row.metric.startswith(OF_ROLES) == (asked.only == MIX)]
+        rows = [*rows, *other] if asked.only == MIX else [*other, *rows]
     write("mix", rows, seed=asked.seed, file=asked.out)
     return 0 if all(row.holds for row in rows) else 1
 

@@ -35,9 +35,10 @@ def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
     if arrivals is None or prompt is None:
         return None
     held, abandoned = number(seen.held), number(seen.abandoned)
-    if held == seen.held and abandoned == seen.abandoned:
+    kept, kept_tokens = number(seen.kept), number(seen.kept_tokens)
+    if (held, abandoned, kept, kept_tokens) == (seen.held, seen.abandoned, seen.kept, seen.kept_tokens):
         return seen
-    return GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
+    return GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0, kept, kept_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 (``roles.slack``).
 
 It follows from what the plan was made from: the level of the load, what a replica carries, how long requests are and how
-fast the engines are. Nothing is sized by it."""
+fast the engines are. Nothing is sized by it; what they did compute, as gateways counted it, is sized for as theirs (``need``)."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -21,10 +21,12 @@ from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, grow
 from fairlead_autoscaler.scaling.look import Look
 from fairlead_autoscaler.scaling.need import (
     Group,
+    Kept,
     Need,
     Queue,
     as_seen,
     capacity_of,
+    kept_of,
     longer,
     mix_of,
     need_of,
@@ -45,11 +47,13 @@ _STARTUP_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What a group's replicas are worth now: the mix and the objectives they serve, how many times as slow as its profile each pool
-    is, what one replica of each carries; how long its slow starts take and how far ahead to look."""
+    """What a group's replicas are worth now: the mix and the objectives they serve, what decode engines keep of prefill, how many
+    times as slow as its profile each pool is, what one replica of each carries; how long its slow starts take and how far ahead to
+    look."""
 
     group: Group
     mix: Mix
+    converted: Kept
     objectives: Objectives
     factors: Mapping[str, float]
     capacities: Mapping[str, Capacity]
@@ -126,6 +130,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
         "prompt_tokens": Input(sizes.mix.prompt),
         "output_tokens": Input(sizes.mix.output),
         "cached_share": Input(sizes.mix.cached),
+        **({"kept_token_share": Input(sizes.converted.tokens)} if group.role is not Role.SERVE else {}),
         **(need.inputs if need is not None else {"need_replicas": Input(before.need, look.blind_seconds)}),
         "window_max_replicas": Input(held),
         **({} if whole is None else {WHOLE: Input(float(math.ceil(whole - 1e-9)))}),
@@ -168,8 +173,8 @@ def _sizes(state: State, look: Look, group: Group) -> _Sizes:
     capacities = {
         pool.name: capacity_of(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
     }
-    worths = _worths(known, capacities, group, look)
-    return _Sizes(group, mix, objectives, factors, capacities, worths, *_startup(state, group, settings))
+    worths, converted = _worths(known, capacities, group, look), kept_of(state.lengths)
+    return _Sizes(group, mix, converted, objectives, factors, capacities, worths, *_startup(state, group, settings))
 
 
 def _worths(
@@ -190,7 +195,7 @@ def _worths(
 def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[State, GroupState, Need | None]:
     """What the group needs, where anything has arrived yet."""
     settings, first = look.settings, sizes.first
-    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity)
+    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted)
     before = _past(before, state, look, price, sizes)
     state, seen = _level(state, look, price, sizes.capacity, before.bursts > 0.0)
     if seen is None:

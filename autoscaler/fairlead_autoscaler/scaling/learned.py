@@ -16,7 +16,7 @@ from fairlead_autoscaler.scaling import clean
 from fairlead_autoscaler.scaling.capacity import Step
 from fairlead_autoscaler.scaling.clean import Totals
 from fairlead_autoscaler.scaling.settings import ScalingSettings
-from fairlead_autoscaler.scaling.values import PoolFacts, PoolSeen, ReplicaState
+from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaState
 
 _STARTS_KEPT = 24
 _ENOUGH = 150.0
@@ -105,12 +105,15 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers."""
+    """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers; and what share of
+    prompts, and of their tokens, decode engines compute."""
 
     prompt: Ratio = field(default_factory=Ratio)
     prompt_variance: Ratio = field(default_factory=Ratio)
     cached: Ratio = field(default_factory=Ratio)
     output: Ratio = field(default_factory=Ratio)
+    kept: Ratio = field(default_factory=Ratio)
+    kept_tokens: Ratio = field(default_factory=Ratio)
 
 
 def prompts(before: Lengths, tokens: float, requests: float, seconds: float, settings: ScalingSettings) -> Lengths:
@@ -121,6 +124,19 @@ def prompts(before: Lengths, tokens: float, requests: float, seconds: float, set
         off = tokens - requests * before.prompt.mean(0.0)
         variance = variance.plus(off * off / requests, 1.0, seconds, settings)
     return replace(before, prompt=before.prompt.plus(tokens, requests, seconds, settings), prompt_variance=variance)
+
+
+def kept(before: Lengths, seen: GatewaySeen, seconds: float, settings: ScalingSettings) -> Lengths:
+    """``before`` with what decode engines computed of the prompts of a tick."""
+    if seen.kept is None or seen.kept_tokens is None or not seen.arrivals or not seen.prompt_tokens:
+        return before
+    return replace(
+        before,
+        kept=before.kept.plus(min(seen.kept, seen.arrivals), seen.arrivals, seconds, settings),
+        kept_tokens=before.kept_tokens.plus(
+            min(seen.kept_tokens, seen.prompt_tokens), seen.prompt_tokens, seconds, settings
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,8 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
         lengths = replace(lengths, output=lengths.output.plus(generated, finished, look.seconds, settings))
     if prompt:
         lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, look.seconds, settings))
+    if look.believed.gateway is not None:
+        lengths = learned.kept(lengths, look.believed.gateway, look.seconds, settings)
     load = state.load
     if tick is not None:
         if tick.requests:

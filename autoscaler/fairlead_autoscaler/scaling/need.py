@@ -6,7 +6,8 @@
 in replicas of the group's first pool. Levels are counted in what a replica carries where as many
 share the load as were needed last; how many it takes follows from the requests per second that they stand for, since more replicas
 carry more each. Pools that serve the same are one group; prefill and decode pools are two, sized apart: for
-prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. Bins are
+prefill a request is its prompt, for decode it is its tokens, with a prompt that is there already. What decode engines compute of
+prompts themselves (``Kept``, as gateways count it) is work of theirs and not of prefill's, so every token is counted once. Bins are
 priced at the mean lengths that are known now; where answers got longer over the last minutes by more than chance, at the lengths
 they will have."""
 
@@ -29,6 +30,7 @@ _SOME = 0.5
 """Replicas' worth of waiting that is as usual."""
 _MANY = 50.0
 """Requests that a drift of lengths must rest on."""
+_KEPT_MOST = 0.95
 _OF_NOBODY = "a100-qwen7b"
 """The profile that stands in where nobody knows one; the speed that is seen corrects it."""
 
@@ -68,7 +70,24 @@ def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
     answer = max(1.0, lengths.output.mean(_OUTPUT) if output is None else output)
     uneven = min(_UNEVEN_MOST, lengths.prompt_variance.steady(prompt * prompt) / (prompt * prompt))
     cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
-    return as_seen(role, Mix(prompt, answer, cached, uneven))
+    seen = as_seen(role, Mix(prompt, answer, cached, uneven))
+    kept = kept_of(lengths)
+    if role is Role.PREFILL:
+        return replace(seen, prompt=max(1.0, prompt * (1.0 - kept.tokens) / (1.0 - kept.requests)))
+    return replace(seen, cached=1.0 - kept.tokens) if role is Role.DECODE else seen
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What share of prompts, and of their tokens, the engines that decode compute."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+
+
+def kept_of(lengths: Lengths) -> Kept:
+    """As it was lately."""
+    return Kept(*[min(_KEPT_MOST, max(0.0, ratio.mean(0.0))) for ratio in (lengths.kept, lengths.kept_tokens)])
 
 
 def as_seen(role: Role, mix: Mix) -> Mix:
@@ -108,12 +127,16 @@ def _kept(pool: PoolFacts, settings: ScalingSettings) -> ScalingSettings:
     return replace(settings, prefill_busy_most=min(settings.prefill_busy_most, settings.prefill_pool_busy))
 
 
-def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity) -> Price:
-    """Bins in replicas of ``pool``, as if answers had always been as long as they are in ``mix``."""
+def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept: Kept) -> Price:
+    """Bins in replicas of ``pool``, as if answers had always been as long as they are in ``mix``, and decode engines had always
+    ``kept`` as much of prefill."""
     step = Step.of(profile_of(pool), factor)
     per_prompt = step.prompt_seconds(mix) / mix.prompt
     per_request = mix.output * step.token_seconds(mix.context)
     share = 1.0 / (capacity.requests_per_second * capacity.work_seconds)
+    if pool.role is Role.PREFILL:
+        per_prompt *= 1.0 - kept.tokens
+        per_request *= 1.0 - kept.requests
 
     def price(bin: Bin) -> float:
         return (bin.prompt * per_prompt + bin.requests * per_request) / bin.seconds * share

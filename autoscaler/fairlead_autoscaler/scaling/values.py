@@ -95,12 +95,15 @@ class ScaledModel:
 @dataclass(frozen=True, slots=True)
 class GatewaySeen:
     """What gateways counted since the last tick, of the model: requests that arrived (held and rejected included), their prompt
-    tokens, those held now, and clients that gave up."""
+    tokens, those held now, and clients that gave up. Of models whose prefill and decode are apart: how many prompts, and how many of
+    their tokens, the engines that answer them computed; None = nobody could tell."""
 
     arrivals: float
     prompt_tokens: float
     held: float = 0.0
     abandoned: float = 0.0
+    kept: float | None = None
+    kept_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

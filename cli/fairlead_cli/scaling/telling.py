@@ -39,6 +39,7 @@ INPUTS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = MappingProxyTy
         "output_tokens": ("answer", _tokens),
         "output_growth": ("answers grow", lambda value: f"to {value:.2f} × that by when an order is ready"),
         "cached_share": ("cached", words.share),
+        "kept_token_share": ("prefilled by decode", lambda value: f"{words.share(value)} of prompt tokens"),
         "level_replicas": ("load now", _replicas),
         "spread_replicas": ("its spread", lambda value: f"± {_replicas(value)}"),
         "swing_share": ("how far it is off", lambda value: f"{words.share(value)} of the forecast, as forecasts were"),

@@ -273,10 +273,17 @@ class Plant:
             gateway = GatewaySeen(0, 0)
         elif not blind:
             tokens = sum([self.book.prompt[request] for request in arrived])
-            gateway = GatewaySeen(len(arrived), tokens, len(self._held), abandoned)
+            gateway = GatewaySeen(len(arrived), tokens, len(self._held), abandoned, *self._kept(arrived))
         pools = {name: pool.seen(now, blind=blind, lying=lying) for name, pool in self.pools.items()}
         ended = self._ended(arrived) if self._choice else ()
         return Observation(now, gateway, pools, shapes=None if blind or lying or not self._choice else ended)
+
+    def _kept(self, arrived: range) -> tuple[float | None, float | None]:
+        """How many of those that arrived are computed where they are answered, and their prompt tokens."""
+        if not self._decoders:
+            return None, None
+        here = [request for request in arrived if self.book.kept[request]]
+        return float(len(here)), float(sum([self.book.prompt[request] for request in here]))
 
     def _ended(self, arrived: range) -> tuple[ShapeSeen, ...]:
         """The shapes of what ended since the last look."""

@@ -65,7 +65,7 @@ def test_the_first_look_only_begins_and_the_next_tells_what_came_since() -> None
     world = World(pages={A: (900.0, 50.0), B: (900.0, 70.0)})
     found = looks(world, world.gateways(A, B), lambda: world.pages.update({A: (905.0, 53.0), B: (905.0, 71.0)}))
     assert gateway_seen(KEY, found[0]) is None
-    assert gateway_seen(KEY, found[1]) == GatewaySeen(4.0, 0.0)
+    assert gateway_seen(KEY, found[1]) == GatewaySeen(4.0, 0.0, kept=0.0, kept_tokens=0.0)
 
 
 def test_a_gateway_that_is_silent_is_named_and_taken_to_go_on_as_before() -> None:

@@ -60,7 +60,7 @@ def replica_of(readings: Readings) -> ReplicaSeen:
 def test_what_gateways_counted_adds_up() -> None:
     seen = observation(STATE, Readings((told("a"), told("b", 5.0))), 50.0, 10.0)
     assert seen.now == 50.0
-    assert seen.gateway == GatewaySeen(15.0, 1_500.0, 4.0, 2.0)
+    assert seen.gateway == GatewaySeen(15.0, 1_500.0, 4.0, 2.0, kept=0.0, kept_tokens=0.0)
     one = replica_of(Readings((told("a"), told("b"))))
     assert (one.finished, one.first_tokens, one.ttft_seconds, one.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
     assert one.itl_counts == (0.0, 0.0)

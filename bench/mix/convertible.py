@@ -1,0 +1,99 @@
+"""Eight engines, prefill and decode apart, under short and long prompts: who computes the short ones, and what that is worth.
+
+One fleet and one traffic in four ways: every prompt goes to a prefill engine (as the fixed division of the turn), those under the
+gateway's limit of length stay on the engine that answers, the gateway decides from slack, and, beside them, no division at all: eight
+engines that do both. Attainment is at one rate, capacity the highest rate at which 99 % meet both objectives.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from table import Row, comparing, measuring
+
+from fairlead.fleet import Role
+from fairlead_sim.scaling.book import Load
+from fairlead_sim.scaling.loop import Outcome, Schedule, run
+from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.pools import WARM, large, model, pool
+from fairlead_sim.scaling.prefilling import Computing
+
+ENGINES = 8
+TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1
+SECONDS = 180.0
+RATE = 16.0
+"""Requests per second at which attainment is compared."""
+DIVISIONS = (3, 4, 5, 6)
+LONG_SHARE = 0.25
+KEPT_SHARE = 0.99
+_RATES = (4.0, 32.0)
+_STEP = 1.0
+NAMES: Mapping[Computing, str] = {
+    Computing.APART: "always handed over",
+    Computing.BY_LENGTH: "handed over by length",
+    Computing.SLACK: "decided from slack",
+}
+
+
+def mixed(rate: float, seed: int) -> Load:
+    """Poisson arrivals: a quarter has 4,000 to 12,000 tokens and answers of 150 on the mean, the others 100 to 1,500 and 300."""
+    draw = random.Random(f"convertible {seed}")
+    arrivals: list[float] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    at = 0.0
+    while (at := at + draw.expovariate(rate)) < SECONDS:
+        long = draw.random() < LONG_SHARE
+        arrivals.append(at)
+        prompts.append(draw.randint(4_000, 12_000) if long else draw.randint(100, 1_500))
+        outputs.append(max(1, min(2_000, round(draw.expovariate(1.0 / (150.0 if long else 300.0))))))
+    return Load(arrivals, prompts, outputs)
+
+
+def served(rate: float, prefill: int | None, computing: Computing, seed: int) -> Outcome:
+    """So many of the engines prefill; None: each does both."""
+    split = ((Role.SERVE, ENGINES),) if prefill is None else ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
+    pools = [pool(large(), count, role=role, name=role.value.lower(), startup=WARM) for role, count in split]
+    facts = model(pools, TTFT_SECONDS, ITL_SECONDS)
+    made = Scenario("convertible", seed, SECONDS, facts, tuple(pools), mixed(rate, seed), computing=computing)
+    return run(made, Schedule([]))
+
+
+def capacity(prefill: int | None, computing: Computing, seed: int) -> float:
+    """The highest rate at which enough are within both objectives, to one request a second; 0 where none is."""
+    low, high = 0, round((_RATES[1] - _RATES[0]) / _STEP)
+    while low < high:
+        middle = (low + high + 1) // 2
+        kept = served(_RATES[0] + _STEP * middle, prefill, computing, seed).attainment >= KEPT_SHARE
+        low, high = (middle, high) if kept else (low, middle - 1)
+    return _RATES[0] + _STEP * low
+
+
+def convertible_rows(seed: int) -> list[Row]:
+    """Attainment of each division at one rate, and the capacity of each way at its best and at its worst one."""
+    rows: list[Row] = []
+    what = f"{ENGINES} engines, short and long prompts"
+    for prefill in DIVISIONS:
+        share = {how: served(RATE, prefill, how, seed).attainment for how in Computing}
+        for how in (Computing.APART, Computing.BY_LENGTH):
+            metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: {NAMES[Computing.SLACK]}"
+            rows.append(comparing(metric, "share", share[Computing.SLACK], NAMES[how], share[how], None))
+    together = served(RATE, None, Computing.APART, seed).attainment
+    rows.append(
+        measuring(f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both", "share", together, None)
+    )
+    carried = {how: [capacity(prefill, how, seed) for prefill in DIVISIONS] for how in Computing}
+    rows += _capacities(what, carried)
+    both = capacity(None, Computing.APART, seed)
+    metric = f"P/D, {what}: capacity at the best division, {NAMES[Computing.SLACK]}"
+    rows.append(comparing(metric, "requests/s", max(carried[Computing.SLACK]), "each engine does both", both, None))
+    return rows
+
+
+def _capacities(what: str, carried: Mapping[Computing, Sequence[float]]) -> list[Row]:
+    rows: list[Row] = []
+    ours = carried[Computing.SLACK]
+    for how in (Computing.APART, Computing.BY_LENGTH):
+        for name, pick in (("best", max), ("worst", min)):
+            metric = f"P/D, {what}: capacity at the {name} of {len(DIVISIONS)} divisions, {NAMES[Computing.SLACK]}"
+            rows.append(comparing(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how]), None))
+    return rows
