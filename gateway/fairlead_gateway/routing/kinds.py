@@ -52,6 +52,8 @@ PACE: Final = 0.02
 """How fast prices follow: some hundred requests."""
 STEP_MOST: Final = 5.0
 """Of the usual step: no single request moves prices by more."""
+PRICE_MOST: Final = 8.0
+"""Of its logarithm, from the middle of all: where a kind can serve almost nothing, no price makes it as full as the others."""
 MEAN_PACE: Final = 0.01
 CALM: Final = 0.3
 CALM_BACKLOG: Final = 0.2
@@ -208,7 +210,7 @@ class Kinds:
             for kind, work in zip(self._kinds, usual, strict=True)
             if kind.name in before
         ]
-        level = sum(known) / len(known) if known else 0.0
+        level = sum(known) / len(known) if known else sum(map(math.log, usual)) / len(usual)
         for kind, work in zip(self._kinds, usual, strict=True):
             kind.price = before[kind.name] if kind.name in before else level - math.log(work)
 
@@ -266,9 +268,10 @@ class Kinds:
         load = ranked.costs[ranked.charged] / math.exp(kind.price) / len(kind.places)
         self._mean = load if not self._mean else self._mean + MEAN_PACE * (load - self._mean)
         step = PACE * min(STEP_MOST, load / self._mean)
-        for each in self._kinds:
-            each.price -= step / len(self._kinds)
         kind.price += step
+        middle = sum([each.price for each in self._kinds]) / len(self._kinds)
+        for each in self._kinds:
+            each.price = max(-PRICE_MOST, min(PRICE_MOST, each.price - middle))
 
 
 _USUAL: Final = (1_000.0, 0.0, 250.0)

@@ -235,6 +235,19 @@ def test_what_cannot_be_served_within_the_objectives_is_no_choice() -> None:
     assert "no other kind can serve it" in made.would(prompt("asked", 120), 0.0).reason
 
 
+def test_a_price_stays_a_number_where_a_kind_can_serve_nothing_for_long() -> None:
+    made = ModelRouter(secret=b"secret")
+    made.update(Model("default", "m", Objectives(ttft_seconds=3.0, itl_seconds=0.05)), instances(), 1)
+    filled(made)
+    for number in range(3_000):
+        assert send(made, prompt(f"r{number}", 30)) == "large"
+    price = made.would(prompt("asked", 120), 0.0).inputs["large/price"].value or 0.0
+    assert price <= math.exp(8.0) * 1.01
+    made.update(MODEL, instances(), 2)
+    pools = [send(made, prompt(f"again-{number}", 6_000 if number % 5 == 0 else 120)) for number in range(1_500)]
+    assert 90 <= pools[-500:].count("large") < 400, "and comes back"
+
+
 def test_a_role_takes_only_its_part_of_the_work() -> None:
     whole, prefill, decode = (
         kind(H100, role).work(2_000.0, 0.0, 200.0, None, 0.12) for role in (Role.SERVE, Role.PREFILL, Role.DECODE)
