@@ -11,7 +11,7 @@ were not those it was built with.
 import argparse
 import random
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset
 from fairlead_gateway.learning.lengths import Lengths
 from fairlead_gateway.queueing.gate import Gate
-from fairlead_gateway.queueing.order import Line, Turn
+from fairlead_gateway.queueing.order import Line, Turn, Waiting
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import Course
 from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter, instances_of
@@ -43,13 +43,26 @@ _PLENTY = replace(Limits(), hold_requests=10**9, hold_bytes=10**15, hold_seconds
 Objective = Callable[[TraceRequest], float]
 
 
-class ByDeadline(Line):
-    """The earliest deadline first, whether or not it can be met."""
+class By(Line):
+    """Whoever is first by a ``key``, whether or not his objective can be met."""
+
+    def __init__(self, key: Callable[[Waiting], float]) -> None:
+        super().__init__()
+        self._key = key
 
     def peek(self, now: float, closed: Collection[bool] = ()) -> Turn | None:
-        """Whoever is due first."""
-        first = min(self.held(), key=lambda one: one.deadline, default=None)
-        return None if first is None else Turn(first, "deadline", "is due first")
+        """The first of all that are held."""
+        first = min(self.held(), key=self._key, default=None)
+        return None if first is None else Turn(first, "first", "is first by the order that is compared")
+
+
+ORDERS: Mapping[str, Callable[[Waiting], float]] = {
+    "edf": lambda one: one.deadline,
+    "one queue": lambda one: one.arrival,
+}
+"""Of the ways to hold that the gate is compared with; ``sedf`` is the gate's own order."""
+AT_ONCE: Mapping[str, str] = {"fcfs": "dual-hash", "jsq": "least-request", "round-robin": "round-robin"}
+"""Of the ways to send at once: the preset that says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +117,15 @@ def run(
     reserve_tokens: int | None = None,
     most_tokens: int | None = None,
 ) -> list[Served]:
-    """``how``: ``fcfs`` sends at once; ``gate``, ``edf`` and ``sedf`` hold."""
+    """``how``: one of ``AT_ONCE``, or who holds: ``gate``, ``sedf`` (its order without the bound on long prompts), ``ORDERS``."""
     names = [f"sim-{number}/0/0" for number in range(engines)]
-    model = Model(NAMESPACE, MODEL, Objectives(ttft_seconds=LONG_SECONDS))
+    model = Model(NAMESPACE, MODEL, Objectives(ttft_seconds=LONG_SECONDS), AT_ONCE.get(how, "dual-hash"))
     router = ModelRouter(secret=_SECRET)
     router.update(model, instances_of(names, profile), 1)
     prompts = Prompts(block_tokens, secret=_SECRET, seed=model.key.encode())
-    front: OneRouter = OneRouter(router, prompts.chain, {}, model, profile)
-    if how != "fcfs":
-        gate = Gate(_PLENTY, ByDeadline() if how == "edf" else None, pooled=how == "gate")
+    front: OneRouter = OneRouter(router, prompts.chain, {}, model, profile, at_once=True)
+    if how not in AT_ONCE:
+        gate = Gate(_PLENTY, By(ORDERS[how]) if how in ORDERS else None, pooled=how == "gate")
         front = Gated(router, prompts.chain, model, profile, gate, objective=objective, most_tokens=most_tokens)
     course = Course(front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens)
     return course.serve(requests)
@@ -148,11 +161,17 @@ def knee(how: str, seeds: Sequence[int], count: int) -> float:
 
 def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[Row]:
     """Knees, and what nobody waits beyond."""
-    knees = {how: knee(how, seeds, count) for how in ("gate", "fcfs", "edf", "sedf")}
+    knees = {how: knee(how, seeds, count) for how in ("gate", "sedf", *AT_ONCE, *ORDERS)}
     for how, name in (("fcfs", "FCFS"), ("edf", "EDF")):
         metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
         yield comparing(metric, "load", knees["gate"], name, knees[how], wanted[metric])
-    yield comparing("the same, gate ÷ S-EDF without the bound", "load", knees["gate"], "S-EDF", knees["sedf"], None)
+    for how, name in (
+        ("sedf", "S-EDF without the bound"),
+        ("one queue", "one queue by arrival"),
+        ("jsq", "the shortest queue"),
+        ("round-robin", "round robin"),
+    ):
+        yield comparing(f"the same, gate ÷ {name}", "load", knees["gate"], name, knees[how], None)
     for load in (knees["gate"], 1.0):
         short, long, stretch = kept(TWO, "gate", load, seeds, count)
         at = "at the knee" if load != 1.0 else "at load 1.0"

@@ -153,9 +153,11 @@ class Forward:
         while True:
             first, begun = begun, None
             instance = first.instance if first is not None else self.choose(job, excluded, self._now())
+            asked = first if first is not None and first.answer is not None else None
             try:
-                await self._attempt(job, instance, first if first is not None and first.answer is not None else None)
-                return
+                if asked is not None or await self._holding.berth(job):
+                    await self._attempt(job, instance, asked)
+                    return
             except _Moved:
                 if job.trace is not None:
                     job.trace.ended(ATTEMPT, "moved")
@@ -233,7 +235,8 @@ class Forward:
         """Ledger and breaker learn of an attempt."""
         router = job.router = self._routes.router(job.ask.key)
         assert router is not None
-        router.dispatched(job.route, job.instance_id, now, elsewhere=job.handoff is not None)
+        if job.assigned != job.instance_id:
+            router.dispatched(job.route, job.instance_id, now, elsewhere=job.handoff is not None)
         self._holding.sent(job, now)
         if self._samples is not None and router.followed:
             self._samples.offer(job.ask, job.route)

@@ -10,6 +10,8 @@ own deadline passes or the limits say so. A look at who may go follows whatever 
 milliseconds while anybody is held, since what siblings and other gateways sent ends without a word.
 
 Models whose prefill and decode are split are not held: their prompts wait for engines that only prefill.
+
+Behind the door a request gets its engine, and may wait once more until that can begin (``berths``).
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from typing import Final
 from fairlead.clock import Clock
 from fairlead.fleet import Fleet, InstanceState, Model, Role
 from fairlead.limits import Limits
+from fairlead_gateway.berths import Berths
 from fairlead_gateway.comeback import whole_seconds
 from fairlead_gateway.errors import GatewayError, Overloaded, Shed
 from fairlead_gateway.job import Job
@@ -57,9 +60,12 @@ class Holding:
         self._keyed = keyed
         self.waking = _nobody
         self._doors: dict[str, Door] = {}
+        self._berths = Berths(routes, clock.now, loop, telemetry.held)
+        self.begins = self._berths.begins
 
     def apply(self, fleet: Fleet) -> None:
         """A snapshot has been taken over by the routes."""
+        self._berths.apply()
         for key in self._doors.keys() - fleet.models.keys():
             self._doors.pop(key).close()
         for key, model in fleet.models.items():
@@ -102,9 +108,16 @@ class Holding:
         if door is not None and (job.asked is not None or not door.passes(job)):
             await door.wait(job)
 
+    async def berth(self, job: Job) -> bool:
+        """Until the engine that was chosen can begin it. False: it is not ready any more, and another is to be chosen."""
+        job.assigned = ""
+        return self.begins(job) or await self._berths.wait(job)
+
     def held(self) -> dict[str, int]:
         """Requests that wait, by model; models of which nobody waits are left out."""
-        return {key: len(door) for key, door in self._doors.items() if len(door)}
+        berths = self._berths.held()
+        doors = {key: len(door) for key, door in self._doors.items() if len(door)}
+        return {key: doors.get(key, 0) + berths.get(key, 0) for key in doors.keys() | berths.keys()}
 
     def doors(self) -> int:
         """Models whose requests may be held."""
@@ -118,12 +131,14 @@ class Holding:
 
     def first_token(self, job: Job, now: float) -> None:
         """Its first token came."""
+        self._berths.look_soon(job.ask.key)
         door = self._doors.get(job.ask.key)
         if door is not None:
             door.first_token(job, now)
 
     def ended(self, job: Job, finished: bool, now: float) -> None:
         """It is over on its engine; ``finished``: its answer was complete."""
+        self._berths.look_soon(job.ask.key)
         door = self._doors.get(job.ask.key)
         if door is not None:
             door.ended(job, finished, now)

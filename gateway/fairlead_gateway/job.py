@@ -25,11 +25,13 @@ class Job:
     """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
     body is known by in quarantine; from then on the body may have been let go. ``asked`` is what it asked of the gate before engines,
     ``avoid`` the engines that had no room for it, ``release`` how it was let go where it was held. ``judged`` is the first choice of
-    an engine, made before it is known who computes the prompt; whoever takes it makes it None."""
+    an engine, made before it is known who computes the prompt; whoever takes it makes it None. ``assigned`` is the engine at which
+    it counts already, since it waited until that could begin."""
 
     __slots__ = (
         "ask",
         "asked",
+        "assigned",
         "attempt",
         "avoid",
         "cached_tokens",
@@ -102,6 +104,7 @@ class Job:
         self.trace: Trace | None = None
         self.fingerprint: bytes | None = None
         self.asked: Asked | None = None
+        self.assigned: str = ""
         self.avoid: frozenset[str] = _NOBODY
         self.release: Release | None = None
 

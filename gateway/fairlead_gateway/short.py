@@ -95,7 +95,7 @@ class ShortWay:
         forward, now = self.forward, job.request.received
         forward.budget.request(now)
         instance = forward.choose(job, _NOBODY, now)
-        connection = self.pool.idle(instance.url)
+        connection = self.pool.idle(instance.url) if self._holding.begins(job) else None
         if connection is None:
             self.host.longer(job, Begun(instance))
             return

@@ -10,6 +10,7 @@ from typing import Any
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
+from fairlead_gateway.queueing.gate import ROOM_STEPS
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_sim.blocks import KvEvent
@@ -74,7 +75,8 @@ def simulate(
 
 
 class OneRouter:
-    """One router that sees everything that is sent. ``on_home`` counts the requests that went to one of their homes."""
+    """One router that sees everything that is sent. ``on_home`` counts the requests that went to one of their homes. ``at_once``:
+    nothing is held before engines, whatever the preset wants."""
 
     def __init__(
         self,
@@ -83,7 +85,10 @@ class OneRouter:
         choices: Mapping[str, str],
         model: Model,
         profile: EngineProfile,
+        *,
+        at_once: bool = False,
     ) -> None:
+        self._at_once = at_once
         self._model = model
         self._profile = profile
         self._epoch = 1
@@ -99,8 +104,9 @@ class OneRouter:
         """From now on requests may be held."""
         self._course = course
         router: Any = self._router
-        if getattr(router, "holds", False):
-            self._holding = Holding(router, course.send, course.later)
+        if not self._at_once and getattr(router, "holds", False):
+            step = self._profile.prefill(self._profile.step_tokens)
+            self._holding = Holding(router, course.send, course.later, room_seconds=ROOM_STEPS * step)
 
     def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """As the router decides, or as was decided elsewhere."""
@@ -112,8 +118,11 @@ class OneRouter:
         if chosen is None:
             return None, decision.reason
         self.on_home += bool(decision.home)
+        place = None if self._holding is None else self._router.place(chosen)
+        before = 0.0 if place is None else place.tally.backlog_seconds
         self._router.dispatched(asked, chosen, now)
-        if self._holding is not None and not self._holding.assigned(request.id, chosen, now):
+        own = 0.0 if place is None else place.tally.backlog_seconds - before
+        if self._holding is not None and not self._holding.assigned(request.id, chosen, now, own):
             return HELD, ""
         return chosen, ""
 
@@ -157,13 +166,15 @@ class OneRouter:
 
     def unreachable(self, names: frozenset[str], now: float) -> None:
         """The gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
-        anew, the other answers are cut. Not of presets that hold requests."""
+        anew, the other answers are cut."""
         self._cut = names
         assert self._course is not None
-        for flight in list(self._course.flights()):
-            if not flight.ended and flight.instance in names:
-                self._router.abandoned(flight.request.id, now)
-                self._course.again(flight.request.id, now)
+        reached = [place.id for place, _ in self._router.standing() if place.id not in names]
+        kept = [] if self._holding is None else self._holding.left(reached)
+        sent = [one.request.id for one in self._course.flights() if not one.ended and one.instance in names]
+        for request in (*kept, *sent):
+            self.lost(request, now)
+            self._course.again(request, now)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """What the router counts as sent and not over."""

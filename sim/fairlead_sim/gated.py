@@ -45,7 +45,7 @@ class Gated(OneRouter):
         tenants: Mapping[str, Standing] | None = None,
         most_tokens: int | None = None,
     ) -> None:
-        super().__init__(router, chain, {}, model, profile)
+        super().__init__(router, chain, {}, model, profile, at_once=True)
         self._gate = gate
         self._objective = objective
         self._tenants = tenants or {}

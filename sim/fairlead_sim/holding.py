@@ -1,7 +1,8 @@
 """Requests that one gateway keeps before engines, for presets that bind late: assigned at once, sent when the engine can begin.
 
 An engine is given the next request, the first in the preset's order, when nothing that this gateway sent there waits for its first
-token any more. While any are kept, the preset is asked now and then whether some had better wait elsewhere.
+token any more, or less of it than a live gateway leaves (``berths``). While any are kept, the preset is asked now and then
+whether some had better wait elsewhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,29 +25,33 @@ class LateBinding(Protocol):
 
 
 class Holding:
-    """``send`` lets a request go (request, instance, time); ``later`` calls back at a time."""
+    """``send`` lets a request go (request, instance, time); ``later`` calls back at a time. An engine that has less than
+    ``room_seconds`` of prefill before it can begin one more."""
 
     def __init__(
         self,
         router: LateBinding,
         send: Callable[[str, str, float], None],
         later: Callable[[float, Callable[[float], None]], None],
+        *,
+        room_seconds: float = 0.0,
     ) -> None:
+        self._room_seconds = room_seconds
         self._router = router
         self._send = send
         self._later = later
-        self._held: dict[str, dict[str, None]] = {}
-        self._sent: dict[str, dict[str, None]] = {}  # without a first token, by instance
+        self._held: dict[str, dict[str, float]] = {}  # seconds of their own, by instance
+        self._sent: dict[str, dict[str, float]] = {}  # the same of those without a first token
         self._where: dict[str, str] = {}  # of both
         self._asking = False
 
-    def assigned(self, request_id: str, instance: str, now: float) -> bool:
-        """Whether the request is to be sent at once; else it is kept."""
+    def assigned(self, request_id: str, instance: str, now: float, own_seconds: float = 0.0) -> bool:
+        """Whether the request, with so many seconds of prefill, is to be sent at once; else it is kept."""
         self._where[request_id] = instance
-        if not self._sent.get(instance) and not self._held.get(instance):
-            self._sent.setdefault(instance, {})[request_id] = None
+        if self._room(instance) and not self._held.get(instance):
+            self._sent.setdefault(instance, {})[request_id] = own_seconds
             return True
-        self._held.setdefault(instance, {})[request_id] = None
+        self._held.setdefault(instance, {})[request_id] = own_seconds
         if not self._asking:
             self._asking = True
             self._later(now + EVERY_SECONDS, self._rebalance)
@@ -75,11 +80,14 @@ class Holding:
 
     def _release(self, instance: str, now: float) -> None:
         held = self._held.get(instance)
-        if held and not self._sent.get(instance):
+        while held and self._room(instance):
             first = min(held, key=self._router.order)
-            del held[first]
-            self._sent.setdefault(instance, {})[first] = None
+            self._sent.setdefault(instance, {})[first] = held.pop(first)
             self._send(first, instance, now)
+
+    def _room(self, instance: str) -> bool:
+        sent = self._sent.get(instance)
+        return not sent or sum(sent.values()) < self._room_seconds
 
     def _rebalance(self, now: float) -> None:
         held = {name: tuple(ones) for name, ones in self._held.items() if ones}
@@ -87,8 +95,8 @@ class Holding:
         if not held:
             return
         for request_id, to in self._router.rebalance(held, now):
-            del self._held[self._where[request_id]][request_id]
-            self._held.setdefault(to, {})[request_id] = None
+            own = self._held[self._where[request_id]].pop(request_id)
+            self._held.setdefault(to, {})[request_id] = own
             self._where[request_id] = to
         for instance in list(self._held):
             self._release(instance, now)

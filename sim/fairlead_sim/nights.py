@@ -62,7 +62,7 @@ def played(scene: Scene, core: Callable[..., Any] | None = None) -> Night:
         front,
         scene.names,
         counts=partial(_counts, front),
-        holds=scene.preset in HOLDING,
+        holds=scene.preset in HOLDING and scene.front != GATEWAYS,
         reached=partial(_reached, front),
         last=scene.traffic[-1].arrival,
     )

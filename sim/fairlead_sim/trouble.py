@@ -21,7 +21,7 @@ from random import Random
 from typing import Final
 
 from fairlead.profile import EngineProfile, preset
-from fairlead_gateway.routing import HOLDING, PRESETS
+from fairlead_gateway.routing import PRESETS
 from fairlead_sim.script import Happening, What
 from fairlead_sim.traces import TraceRequest, at_rate
 from fairlead_sim.traffic import FAMILIES
@@ -114,7 +114,7 @@ def drawn(seed: int) -> Scene:
     name = draw.choice(_PROFILES)
     names = [engine(number) for number in range(engines)]
     script = _script(draw, names)
-    partitions = () if rule in HOLDING else _partitions(draw, names, gateways)
+    partitions = _partitions(draw, names, gateways)
     return Scene(
         seed=seed,
         front=front,

@@ -17,6 +17,7 @@ from fairlead_gateway.testing import KEY, Running, fleet_of, run, running_gatewa
 READY, STARTING = InstanceState.READY, InstanceState.STARTING
 SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)
 """A second a token: nothing is worked off while a test runs."""
+ONE = Objectives(ttft_seconds=10_000.0)
 GROWING = Objectives(ttft_seconds=10.0, ttft_per_kilo_token_seconds=1_000.0)
 
 
@@ -38,8 +39,8 @@ class Mute:
         await honest(call)
 
 
-def slow_fleet(urls: list[str], **more: Any) -> Fleet:
-    fleet = fleet_of(urls, objectives=GROWING, **more)
+def slow_fleet(urls: list[str], objectives: Objectives = GROWING, **more: Any) -> Fleet:
+    fleet = fleet_of(urls, objectives=objectives, **more)
     instances = tuple(replace(one, profile=SLOW) for one in fleet.instances[KEY])
     return replace(fleet, instances={KEY: instances})
 
@@ -61,10 +62,14 @@ def counted(running: Running) -> dict[str, int]:
 async def holding(
     use: Callable[[Running, ScriptedEngine, Mute, "asyncio.Task[Answer]"], Awaitable[None]],
     limits: Limits | None = None,
+    **more: Any,
 ) -> None:
     """One engine that is at a first prompt and says nothing, behind a gateway that has seen two objectives."""
     mute = Mute()
-    async with scripted_engine(mute.script) as engine, running_gateway(slow_fleet([engine.url]), limits) as running:
+    async with (
+        scripted_engine(mute.script) as engine,
+        running_gateway(slow_fleet([engine.url], **more), limits) as running,
+    ):
         async with asyncio.TaskGroup() as group:
             first = group.create_task(ask(running.url, LONG))
             await until(lambda: len(engine.calls) == 1)
@@ -255,6 +260,65 @@ def test_memory_that_would_overflow_is_waited_for() -> None:
                 assert len(engine.calls) == 2
 
     run(main())
+
+
+def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        loop = asyncio.get_running_loop()
+        waiting = [loop.create_task(ask(running.url, chat(150)))]
+        await until(lambda: held(running) == 1)
+        waiting.append(loop.create_task(ask(running.url, SHORT | {"stream": False})))
+        await until(lambda: held(running) == 2)
+        assert len(engine.calls) == 1
+        assert {load.waiting for load in running.gateway.loads().values()} == {3}  # the next choice sees them
+        mute.go_on.set()
+        assert [answer.status for answer in [await first, *[await one for one in waiting]]] == [200] * 3
+        assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
+        assert counted(running) == {"berth": 2}
+
+    run(holding(use, objectives=ONE))
+
+
+def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        other = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+        await until(lambda: len(engine.calls) == 2)
+        mute.go_on.set()
+        assert (await other).status == 200
+        assert counted(running) == {}
+
+    run(holding(use, objectives=ONE, preset="min-ttft"))
+
+
+def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        async with scripted_engine() as other:
+            waiting = asyncio.get_running_loop().create_task(ask(running.url, SHORT))
+            await until(lambda: held(running) == 1)
+            states = [InstanceState.DRAINING, READY]
+            running.gateway.apply(slow_fleet([engine.url, other.url], ONE, version=2, states=states))
+            assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
+            assert len(engine.calls) == 1
+            mute.go_on.set()
+            assert (await first).status == 200
+
+    run(holding(use, objectives=ONE))
+
+
+def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> None:
+    async def use(running: Running, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[Answer]") -> None:
+        connection = await Connection.to(running.url)
+        await connection.send(post(SHORT))
+        await until(lambda: held(running) == 1)
+        await connection.close()
+        await until(lambda: held(running) == 0)
+        assert {load.inflight for load in running.gateway.loads().values()} == {1}
+        mute.go_on.set()
+        assert (await first).status == 200
+        assert len(engine.calls) == 1
+        assert counted(running) == {"left": 1}
+
+    run(holding(use, objectives=ONE))
 
 
 def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:

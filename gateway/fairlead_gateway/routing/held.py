@@ -4,52 +4,54 @@ A request that has been assigned counts at its instance at once, so that the nex
 (what of the prompt was cached there) until its first token comes. Who lets requests go to engines tells which are still held.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from fairlead_gateway.routing.holdings import Holdings, Place
 from fairlead_gateway.routing.ledger import Ledger
+from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN
 from fairlead_gateway.routing.presets import dualmap
+from fairlead_gateway.routing.presets.stay import Order, Stay
 from fairlead_gateway.routing.request import RouteRequest
 
 
 class _Assigned:
-    """A request with what of it is cached where it is to go, in bytes and tokens."""
+    """A request with how it waits, and what of it is cached where it is to go, in bytes."""
 
-    __slots__ = ("arrival", "held_bytes", "hit_tokens", "request")
+    __slots__ = ("held_bytes", "request", "stay")
 
-    def __init__(self, request: RouteRequest, arrival: float, held_bytes: int, hit_tokens: float) -> None:
+    def __init__(self, request: RouteRequest, stay: Stay, held_bytes: int) -> None:
         self.request = request
-        self.arrival = arrival
+        self.stay = stay
         self.held_bytes = held_bytes
-        self.hit_tokens = hit_tokens
 
 
 class HeldRequests:
-    """Of one model, by request id."""
+    """Of one model, by request id. ``order`` is the preset's; ``moving``: it moves them too."""
 
-    def __init__(self, ledger: Ledger, holdings: Holdings) -> None:
+    def __init__(self, ledger: Ledger, holdings: Holdings, order: Callable[[Stay], Order], *, moving: bool) -> None:
         self._ledger = ledger
         self._holdings = holdings
+        self._order = order
+        self._moving = moving
         self._assigned: dict[str, _Assigned] = {}
 
-    def put(self, request: RouteRequest, held_bytes: int, hit_tokens: float, now: float) -> None:
-        """It was assigned ``now``, or anew: it arrived when it was assigned first."""
+    def put(self, request: RouteRequest, held_bytes: int, stay: Stay) -> None:
+        """It was assigned, or anew: it arrived when it was assigned first."""
         before = self._assigned.get(request.id)
-        arrival = now if before is None else before.arrival
-        self._assigned[request.id] = _Assigned(request, arrival, held_bytes, hit_tokens)
+        if before is not None:
+            stay = replace(stay, arrived=before.stay.arrived)
+        self._assigned[request.id] = _Assigned(request, stay, held_bytes)
 
     def forget(self, request_id: str) -> None:
         """It waits no more."""
         self._assigned.pop(request_id, None)
 
-    def order(self, request_id: str) -> dualmap.Order:
+    def order(self, request_id: str) -> Order:
         """Smallest first is who goes next; who is not known here goes last."""
         one = self._assigned.get(request_id)
-        return (
-            dualmap.order(0.0, float("inf"), request_id)
-            if one is None
-            else dualmap.order(one.hit_tokens, one.arrival, request_id)
-        )
+        return (math.inf, math.inf, request_id) if one is None else self._order(one.stay)
 
     def take(self, request_id: str, place: Place | None) -> RouteRequest | None:
         """It leaves ``place``, where what only it would have brought is not held then. None when it is not known."""
@@ -65,14 +67,14 @@ class HeldRequests:
         held: Mapping[str, Sequence[str]],
         places: Sequence[Place],
         homes: Callable[[RouteRequest], tuple[str, ...]],
-        *,
         scale: float,
-        rate: float,
+        *,
         objective_seconds: float,
         now: float,
     ) -> list[tuple[str, str]]:
-        """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens, ``rate`` is
-        tokens of a byte."""
+        """Moves (request, instance). ``held`` are request ids by instance; ``scale`` corrects estimates of tokens."""
+        if not self._moving:
+            return []
         known = {place.id: place for place in places}
         waiting: dict[str, list[dualmap.Held]] = {}
         pending = {}
@@ -84,16 +86,16 @@ class HeldRequests:
                 seconds -= own
             pending[place.id] = seconds = max(0.0, seconds)
             total = seconds + sum([own for _, _, own in here])
-            mended = dualmap.mended(total, [one.arrival for _, one, _ in here], objective_seconds, now)
+            mended = dualmap.mended(total, [one.stay.arrived for _, one, _ in here], objective_seconds, now)
             waiting[place.id] = ones = []
             for name, one, own in here:
-                at, twin = {place.id: (one.hit_tokens, own)}, None
+                at, twin = {place.id: (one.stay.hit_tokens, own)}, None
                 if mended:  # who stays where he is need not know how it would be elsewhere
                     twin = next((known[home] for home in homes(one.request) if home != place.id), None)
                     for other in (twin, behind):
                         if other is not None and other is not place:
-                            at[other.id] = self._there(one.request, other, scale, rate)
-                ones.append(dualmap.Held(name, one.arrival, None if twin is None else twin.id, at))
+                            at[other.id] = self._there(one.request, other, scale)
+                ones.append(dualmap.Held(name, one.stay.arrived, None if twin is None else twin.id, at))
         self._holdings.forget_asked()
         return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
@@ -106,8 +108,8 @@ class HeldRequests:
                 found.append((name, one, flight.seconds))
         return found
 
-    def _there(self, request: RouteRequest, place: Place, scale: float, rate: float) -> tuple[float, float]:
+    def _there(self, request: RouteRequest, place: Place, scale: float) -> tuple[float, float]:
         """Tokens of a request that are cached at an instance, and the seconds that the rest takes there."""
         prompt = request.prompt_tokens * scale
-        hit = min(prompt, self._holdings.matched(request).size(place.bit) * rate)
+        hit = min(prompt, self._holdings.matched(request).size(place.bit) * (scale / BYTES_PER_TOKEN))
         return hit, place.profile.prefill(prompt, hit)

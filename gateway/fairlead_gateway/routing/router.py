@@ -29,7 +29,8 @@ from fairlead_gateway.routing.pins import Pins
 from fairlead_gateway.routing.prefix import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.presets import dual_hash
 from fairlead_gateway.routing.presets.question import Question
-from fairlead_gateway.routing.presets.table import HOLDING, PRESETS, RULES, WINDOWED, Rule
+from fairlead_gateway.routing.presets.stay import Stay
+from fairlead_gateway.routing.presets.table import MOVING, ORDERS, PRESETS, RULES, WINDOWED, Rule
 from fairlead_gateway.routing.recent import Recent
 from fairlead_gateway.routing.reported import Reported
 from fairlead_gateway.routing.request import Candidate, RouteRequest
@@ -105,7 +106,8 @@ class ModelRouter:
             )
         if model.preset != self._preset:
             self._rule = RULES.get(model.preset)
-            self._held = HeldRequests(self._ledger, self._holdings) if model.preset in HOLDING else None
+            order, moving = ORDERS.get(model.preset), model.preset in MOVING
+            self._held = None if order is None else HeldRequests(self._ledger, self._holdings, order, moving=moving)
             self._recent = Recent() if model.preset in WINDOWED else None
         self._model_key, self._preset, self._objectives = model.key, model.preset, model.objectives
         self._ttft_limit = model.objectives.ttft_limit(0.0)
@@ -240,7 +242,8 @@ class ModelRouter:
         if self._siblings is not None:
             self._siblings.sent(self._model_key, request, instance_id)
         if self._held is not None:
-            self._held.put(request, found.size(bit), matched, now)
+            stay = Stay(request.id, now, matched, seconds, self._objective_seconds(prompt))
+            self._held.put(request, found.size(bit), stay)
         if self._gaps is not None and not elsewhere:
             self._gaps.computes(instance_id, seconds, now)
         if self._recent is not None:
@@ -313,8 +316,7 @@ class ModelRouter:
 
     @property
     def holds(self) -> bool:
-        """Whether the preset wants requests to be held before engines, in ``order`` and with moves between them. Who cannot hold
-        them sends them at once, and the preset then only chooses."""
+        """Whether the preset wants requests to be held before engines, in ``order``. Who cannot hold them sends them at once."""
         return self._held is not None
 
     def order(self, request_id: str) -> tuple[float, float, str]:
@@ -327,15 +329,9 @@ class ModelRouter:
         They count there from now on."""
         if self._held is None or not self._places:
             return []
-        limit = self._ttft_limit
+        objective = self._objective_seconds(0.0)
         moves = self._held.moves(
-            held,
-            self._places,
-            self.homes,
-            scale=self._reported.scale,
-            rate=self._reported.scale / _BYTES_PER_TOKEN,
-            objective_seconds=dual_hash.OBJECTIVE_DEFAULT_SECONDS if limit is None else limit,
-            now=now,
+            held, self._places, self.homes, self._reported.scale, objective_seconds=objective, now=now
         )
         for name, to in moves:
             flight = self._ledger.flight(name)
@@ -367,6 +363,10 @@ class ModelRouter:
     def standing(self) -> list[tuple[Place, Tally]]:
         """The ready instances, and what siblings and we have there: what the gate before them sees."""
         return [(place, self._ledger.seen(place.tally)) for place in self._places]
+
+    def place(self, instance_id: str) -> Place | None:
+        """A ready instance."""
+        return self._ready.get(instance_id)
 
     def least_backlog(self) -> float:
         """Seconds of prefill before the least busy ready instance, what siblings sent included."""
@@ -452,13 +452,10 @@ class ModelRouter:
         glimpses.end(self._tallies)
         if self._pulling and holder is not None and fresh:  # a retry computes what it lacks
             offer_pulls(candidates, wanted, holder, prompt)
-        limit = self._ttft_limit
-        if self._ttft_grows:
-            limit = self._objectives.ttft_limit(prompt)
         decision = dual_hash.choose(
             candidates,
             mean_backlog_seconds=mean,
-            objective_seconds=limit,
+            objective_seconds=self._objective_seconds(prompt),
             hot_epoch=self._hot.epoch,
             hot_lost=self._hot.lost,
             unforeseen_share=self._reported.unforeseen_share,
@@ -476,16 +473,20 @@ class ModelRouter:
         options = options_of(
             request, places, self._ledger, self._holdings, self._recent, prompt=prompt, rate=rate, now=now
         )
-        limit = self._objectives.ttft_limit(prompt)
         return Question(
             request.id,
             options,
             homes=homes,
             prompt_tokens=prompt,
-            objective_seconds=dual_hash.OBJECTIVE_DEFAULT_SECONDS if limit is None else limit,
+            objective_seconds=self._objective_seconds(prompt),
             turn=self._turn,
             now=now,
         )
+
+    def _objective_seconds(self, prompt: float) -> float:
+        """Of a prompt of so many tokens."""
+        limit = self._objectives.ttft_limit(prompt) if self._ttft_grows else self._ttft_limit
+        return dual_hash.OBJECTIVE_DEFAULT_SECONDS if limit is None else limit
 
     def _first(self, chain: PrefixChain, without: frozenset[str]) -> str | None:
         """Of the ring from the prompt's first block."""

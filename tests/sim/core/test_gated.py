@@ -42,7 +42,7 @@ def served(
     router = ModelRouter(secret=b"secret")
     router.update(model, instances_of(NAMES, H100), 1)
     prompts = Prompts(TRACE_BLOCK_TOKENS, secret=b"secret", seed=model.key.encode())
-    front: OneRouter = OneRouter(router, prompts.chain, {}, model, H100)
+    front: OneRouter = OneRouter(router, prompts.chain, {}, model, H100, at_once=True)
     if gated:
         tenants = {"a": Standing(), "b": Standing(tier=1, sheddable=True)} if limits is None else None
         gate = Gate(limits or Limits())

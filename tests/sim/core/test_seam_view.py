@@ -153,6 +153,17 @@ def test_hits_go_first_and_then_who_came_first(holding: HoldingSeamRouter) -> No
     assert [one.id for one in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
 
 
+def test_by_default_the_shorter_goes_first_and_nobody_is_passed_for_ever() -> None:
+    late = router(INFO)
+    assert isinstance(late, HoldingSeamRouter)
+    asked = {}
+    for name, first, blocks, at in (("long", 100, 40, 0.0), ("short", 200, 1, 1.0), ("much later", 300, 1, 30.0)):
+        asked[name] = request(name, tuple(range(first, first + blocks)))
+        late.pick(asked[name], fleet(), at)
+    assert [one.id for one in sorted(asked.values(), key=late.order_key)] == ["short", "long", "much later"]
+    assert late.rebalance([endpoint("e0", held=list(asked.values()))], 40.0) == []
+
+
 def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: HoldingSeamRouter) -> None:
     first = holding.pick(request("r0", (1, 2)), fleet(), 0.0)
     held: list[Any] = [request("r0", (1, 2))]

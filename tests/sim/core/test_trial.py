@@ -98,6 +98,17 @@ def test_an_engine_is_given_the_next_in_order_when_what_it_was_sent_has_begun() 
     assert holding.kept() == []
 
 
+def test_an_engine_is_given_more_while_what_it_was_sent_is_less_than_its_room() -> None:
+    sent: list[tuple[str, str]] = []
+    holding = Holding(Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None, room_seconds=0.1)
+    assert holding.assigned("r1", "a", 0.0, 0.06)
+    assert holding.assigned("r2", "a", 0.0, 0.06)
+    assert not holding.assigned("r3", "a", 0.0, 0.06)
+    assert not holding.assigned("r4", "a", 0.0, 0.06)
+    holding.begun("r1", 0.1)
+    assert sent == [("r3", "a")]
+
+
 def test_moves_are_asked_for_while_anything_is_held_and_an_idle_engine_takes_what_came() -> None:
     sent: list[tuple[str, str]] = []
     due = []

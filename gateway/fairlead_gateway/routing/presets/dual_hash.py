@@ -21,10 +21,18 @@ none is, the cheapest of those that are at most three times as late is (``slo-sp
 overloaded has to compute more, and is overloaded for longer (measured 4 to 7 % over capacity: mean first token after 11.8 s by the
 soonest alone, 8.5 s by price). Only when none of them is within that either, the soonest first token wins.
 
+**Who waits, waits here** (``order``). An engine serves by arrival, and what a prompt would have found in its cache may be gone
+by its turn. So what has been assigned to a busy engine stays in the gateway until the engine can begin, and then the one goes that
+arrived first if each second of its own part counts as ``PATIENCE`` seconds of waiting, up to twice the objective: nobody is passed
+by who comes later than that. Short parts are those with much in the cache, which is so used before it is evicted; and when
+a fleet is at its edge they keep their objective while the longest wait. An idle engine is given what comes at once. Measured on the
+recorded conversations (21 arrivals a second, share within 5 s): by arrival 0.73, longest hit first 0.86, each second as 4 of
+waiting 0.85, as 8 0.90, as 16 0.93, as 40 0.95, but then one in 200 waits for more than 15 s.
+
 Sources: DualMap (arXiv 2602.06502: two homes, adaptive key, objective-aware switch); Preble and Mooncake (cost of
-recomputation, minimal TTFT). Ours: one price list in seconds instead of thresholds on one signal at a time, the
-price on recomputation, and candidates beyond the pair. The constants are fractions of T, so that a fleet on a clock
-twice as fast decides alike.
+recomputation, minimal TTFT); for the order, shortest first with ageing. Ours: one price list in seconds instead of thresholds on one
+signal at a time, the price on recomputation, and candidates beyond the pair. The constants are fractions of T, so that a fleet on
+a clock twice as fast decides alike.
 """
 
 from collections.abc import Mapping
@@ -32,6 +40,7 @@ from typing import Final
 
 from fairlead.decision import Decision, Input, Rejected
 from fairlead.units import duration
+from fairlead_gateway.routing.presets.stay import Order, Stay
 from fairlead_gateway.routing.request import Candidate
 
 RECOMPUTE_PRICE: Final = 16.0
@@ -43,6 +52,9 @@ BLIND_SHARE: Final = 0.03
 BUSY_SHARE: Final = 0.06
 DECODE_SHARE: Final = 0.4
 OBJECTIVE_DEFAULT_SECONDS: Final = 5.0
+PATIENCE: Final = 16.0
+PATIENCE_TIMES: Final = 2.0
+"""The objective: by so much waiting at most may a long prompt be passed."""
 OVERLOAD_TIMES: Final = 3.0
 """The objective: up to so late a first token prices still hold where nobody meets the objective."""
 
@@ -99,6 +111,12 @@ def choose(
         ),
         source=best.source,
     )
+
+
+def order(stay: Stay) -> Order:
+    """What those that are held for one instance are sorted by. How much of a prompt is cached matters by what is left to compute."""
+    patience = min(PATIENCE * stay.own_seconds, PATIENCE_TIMES * stay.objective_seconds)
+    return stay.arrived + patience, stay.arrived, stay.id
 
 
 def away_price(unforeseen_share: float, busy: float) -> float:

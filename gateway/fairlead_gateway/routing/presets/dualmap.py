@@ -15,7 +15,7 @@ its own fleet); seconds come of the engine's profile, with the attention that a 
 fixed random seed are a lot per request; a round of moves is made in one pass, each gain computed with the moves before it,
 instead of a simulation of all queues after each; the code's allowance for engines that finish no prefill for 2 s is left out.
 
-Live, where a gateway holds nothing, only the choice is DualMap's: requests wait in the engines, in their order of arrival.
+Live the choice and the order are DualMap's (``berths``); nothing is moved there.
 """
 
 from bisect import bisect_left
@@ -27,13 +27,12 @@ from fairlead.decision import Decision
 from fairlead.units import duration
 from fairlead_gateway.routing.presets.answer import chosen
 from fairlead_gateway.routing.presets.question import Question
+from fairlead_gateway.routing.presets.stay import Order, Stay
 
 SWITCH_SHARE: Final = 0.5
 """Of the objective: from which predicted first token on the hit counts no more."""
 OLDEST_SECONDS: Final = 3.0
 """Who waits so long in a queue makes it one to be mended."""
-
-Order = tuple[float, float, str]
 
 
 def choose(question: Question) -> Decision:
@@ -53,8 +52,12 @@ def choose(question: Question) -> Decision:
     return chosen(question, best, "dualmap", reason, what="predicted_ttft_seconds", scores=scores)
 
 
-def order(hit_tokens: float, arrival: float, request_id: str) -> Order:
-    """What a queue is sorted by, smallest first."""
+def order(stay: Stay) -> Order:
+    """What a queue is sorted by."""
+    return _order(stay.hit_tokens, stay.arrived, stay.id)
+
+
+def _order(hit_tokens: float, arrival: float, request_id: str) -> Order:
     return -hit_tokens, arrival, request_id
 
 
@@ -70,7 +73,7 @@ class Held:
 
     def place(self, instance: str) -> Order:
         """Where it stands in the queue of an instance."""
-        return order(self.at[instance][0], self.arrival, self.id)
+        return _order(self.at[instance][0], self.arrival, self.id)
 
 
 class _Queue:

@@ -6,8 +6,9 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet import RoutingPreset
-from fairlead_gateway.routing.presets import dualmap, preble, published, simple
+from fairlead_gateway.routing.presets import dual_hash, dualmap, preble, published, simple
 from fairlead_gateway.routing.presets.question import Question
+from fairlead_gateway.routing.presets.stay import Order, Stay
 
 PRESETS: Final = tuple(item.value for item in RoutingPreset)
 """All names, the default first."""
@@ -29,7 +30,12 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "preble": preble.choose,
     }
 )
-HOLDING: Final = frozenset({"dualmap"})
-"""Those that want requests to be held before engines, in an order of their own."""
+ORDERS: Final[Mapping[str, Callable[[Stay], Order]]] = MappingProxyType(
+    {"dual-hash": dual_hash.order, "dualmap": dualmap.order}
+)
+"""Of those that want requests to be held before engines: by what they go, the smallest first."""
+HOLDING: Final = frozenset(ORDERS)
+MOVING: Final = frozenset({"dualmap"})
+"""Of those the ones that move what is held between engines."""
 WINDOWED: Final = frozenset({"preble"})
 """Those that go by what was sent in the last minutes."""

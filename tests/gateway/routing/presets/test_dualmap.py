@@ -12,6 +12,7 @@ import pytest
 
 from fairlead_gateway.routing.presets.dualmap import Held, choose, order, rebalance
 from fairlead_gateway.routing.presets.question import Option, Question
+from fairlead_gateway.routing.presets.stay import Stay
 
 SLO = 5.0
 
@@ -69,8 +70,9 @@ def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicte
 
 
 def test_queues_are_by_hit_and_then_by_arrival() -> None:
-    queue = [order(0.0, 1.0, "early"), order(512.0, 9.0, "late hit"), order(512.0, 3.0, "hit"), order(0.0, 2.0, "next")]
-    assert [name for _, _, name in sorted(queue)] == ["hit", "late hit", "early", "next"]
+    queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
+    stays = [Stay(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
+    assert [stay.id for stay in sorted(stays, key=order)] == ["hit", "late hit", "early", "next"]
 
 
 def held(name: str, *, arrival: float = 0.0, twin: str | None = "b", **at: tuple[float, float]) -> Held:
