@@ -9,6 +9,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path[:0] = [str(BENCH), str(BENCH / "mix")]
 
+from convertible import RATE, served  # noqa: E402
 from flip import (  # noqa: E402 - found through the line above
     BEST,
     CHATTY,
@@ -28,6 +29,8 @@ from roofline import measured as table  # noqa: E402
 from run import GRID, best_single, imported, solved  # noqa: E402
 from table import goals  # noqa: E402
 from workloads import WORKLOADS, histogram, homogeneous, skewed  # noqa: E402
+
+from fairlead_sim.scaling.prefilling import Computing  # noqa: E402
 
 BAR = {
     "solving 10 × 10 shapes × 6 accelerators, the slowest": "<= 1.0",
@@ -136,10 +139,17 @@ def test_the_law_finds_the_division_that_engines_carry_most_with_to_one_engine()
 
 def test_engines_follow_the_traffic_within_a_minute_and_nobody_gives_up() -> None:
     made, turned = flip(0.7, 6_000, BEST[LONG], 7)
-    ours, beside = balanced(made), fixed(flip(0.7, 6_000, ENGINES // 2, 7)[0])
+    ours = balanced(made)
+    halves = {how: fixed(flip(0.7, 6_000, ENGINES // 2, 7, computing=how)[0]).attainment for how in Computing}
     near = settled(ours, turned, BEST[CHATTY])
     assert near is not None
     assert near - STARTUP_SECONDS <= 60.0
     assert ours.abandoned == ours.lost == 0
     assert max(sum(look.desired) for look in ours.looks) <= ENGINES
-    assert ours.attainment > 0.95 > 0.5 > beside.attainment
+    assert ours.attainment > 0.95 > 0.5 > halves[Computing.APART]
+    assert halves[Computing.SLACK] > 0.9  # decode engines take what half of the engines cannot prefill
+
+
+def test_under_one_traffic_more_is_kept_by_slack_than_by_length_or_by_handing_everything_over() -> None:
+    shares = {how: served(RATE, 4, how, 5).attainment for how in Computing}
+    assert shares[Computing.SLACK] > max(shares[Computing.APART], shares[Computing.BY_LENGTH])
