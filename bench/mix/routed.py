@@ -4,10 +4,11 @@ The router is not told how long answers are. Engines are token-level ones with t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
-from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import Course
 from fairlead_sim.figures import counted
 from fairlead_sim.fleet import MODEL, NAMESPACE, OneRouter
@@ -24,13 +25,7 @@ class Unforeseen(OneRouter):
 
     def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """As the router decides."""
-        chain: PrefixChain = self._chain(request)
-        asked = RouteRequest(request.id, chain, request.prompt_tokens, None, request.session)
-        decision = self._router.decide(asked, now)
-        if decision.chosen is None:
-            return None, decision.reason
-        self._router.dispatched(asked, decision.chosen, now)
-        return decision.chosen, ""
+        return super().arrive(replace(request, output_tokens=0), now)
 
 
 def kept(
