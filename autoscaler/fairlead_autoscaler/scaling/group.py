@@ -259,7 +259,8 @@ def _past(before: GroupState, state: State, look: Look, price: Price, sizes: _Si
     within = settings.recur_share * (sizes.startup + window.usual(sizes.startup, settings))
     return replace(
         before,
-        bursts=settings.burst_room * recurring(state.load, price, within),
+        bursts=settings.burst_room
+        * recurring(state.load, price, within, 1.0 / sizes.capacity.requests_per_second, settings),
         swing=swing(state.load, price, sizes.ahead, settings),
         past_at=state.load.past[-1].at,
     )

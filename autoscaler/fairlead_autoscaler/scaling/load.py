@@ -137,9 +137,10 @@ def forget(load: Load, ticks: int) -> Load:
     return replace(load, bins=(), open=together, recent=kept)
 
 
-def recurring(load: Load, price: Price, within_seconds: float) -> float:
+def recurring(load: Load, price: Price, within_seconds: float, shot: float, settings: ScalingSettings) -> float:
     """Where bursts come back, the largest of the last ``within_seconds``; else 0. They do where load has reached some level twice,
-    not longer than that apart on the mean and not longer than that ago, and fell below half of it between."""
+    not longer than that apart on the mean and not longer than that ago, and fell below half of it between, by more than chance
+    explains (a few requests a second do so at times, and are no bursts)."""
     values = [price(each) for each in load.past]
     for peak in sorted({value for value in values if value > 0.0}, reverse=True):
         bursts, first, last, over = 0, 0.0, 0.0, False
@@ -149,7 +150,9 @@ def recurring(load: Load, price: Price, within_seconds: float) -> float:
                     bursts += 1
                     first = first or each.at
                 last, over = each.at, True
-            elif value < peak / 2:
+            elif value < peak / 2 and peak - value > settings.change_sigmas * _by_chance(
+                (peak + value) / 2, shot, settings.bin_seconds
+            ):
                 over = False
         now = load.past[-1].at
         if bursts >= 2 and (last - first) / (bursts - 1) <= within_seconds and now - last <= within_seconds:

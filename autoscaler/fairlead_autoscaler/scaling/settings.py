@@ -22,7 +22,7 @@ class ScalingSettings:
     past_seconds: float = 2_400.0
     spread_sigmas: float = 1.0
     recur_share: float = 3.0
-    burst_room: float = 1.2
+    burst_room: float = 1.4
     swing_over: float = 0.25
     swing_few: int = 4
     swing_guess: float = 0.08
