@@ -13,6 +13,7 @@ import fairlead_autoscaler
 import fairlead_sim
 from autoscalerbench.signs import signs
 from fairlead.compiled import sources_digest
+from fairlead_autoscaler.mix import solver
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_autoscaler.scaling import Core
 from fairlead_sim.scaling.loop import Controller, run
@@ -20,6 +21,8 @@ from fairlead_sim.scaling.plant import Engines, Scenario
 from fairlead_sim.scaling.scenarios import KINDS
 
 OURS = "fairlead"
+MIXED = ("smooth-mixed",)
+"""Scenarios with several pools of one role: there our core asks a solver, as it does in the autoscaler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,9 @@ def measure(cell: Cell) -> Found:
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
     engines = Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED
-    outcome = run(scenario, controller(cell, scenario), engines=engines)
+    outcome = run(
+        scenario, controller(cell, scenario), engines=engines, solver=solver() if cell.controller == OURS else None
+    )
     seconds = time.process_time() - begun
     return {**signs(scenario, outcome), "seconds": seconds}
 
@@ -65,7 +70,8 @@ def state(cell: Cell) -> str:
     """Of the sources of the plant and of the controller: a change of one preset leaves what was measured of others."""
     place = Path(fairlead_autoscaler.__path__[0])
     if cell.controller == OURS:
-        return _digest(tuple(sorted((place / "scaling").glob("*.py"))), ())
+        parts = ("scaling", "mix") if cell.scenario in MIXED else ("scaling",)
+        return _digest(tuple([file for part in parts for file in sorted((place / part).glob("*.py"))]), ())
     rule = cell.controller.partition("-")[0]
     files = sorted((place / "presets").glob(f"{rule}*.py")) + [
         place / "presets" / f"{name}.py" for name in ("signals", "scaler")
