@@ -172,6 +172,7 @@ class Kinds:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._kinds: list[Kind] = []
+        self._homes: dict[str, tuple[dict[str, float], Homes]] = {}
         self._mean = 0.0
         self._outputs = [OUTPUT_GUESS_TOKENS * _GUESS_WEIGHT] * _BANDS
         self._answers = [_GUESS_WEIGHT] * _BANDS
@@ -191,16 +192,24 @@ class Kinds:
             return
         role = next(iter(roles))
         groups = _alike(pools, places, role, itl_seconds)
+        self._homes = {name: homes for name, homes in self._homes.items() if name in groups}
         if len(groups) < 2:
             self._kinds = []
             return
         before = {kind.name: kind.price for kind in self._kinds}
         self._kinds = [
-            _kind(name, group, places, role, Homes({item.id: item.weight for item in group}, secret=self._secret))
+            _kind(name, group, places, role, self._homes_of(name, {item.id: item.weight for item in group}))
             for name, group in groups.items()
         ]
         self._priced(before, itl_seconds)
         self.several = True
+
+    def _homes_of(self, name: str, weights: dict[str, float]) -> Homes:
+        """The homes of a kind, made anew where its instances changed: a profile that was learned moves nobody."""
+        before = self._homes.get(name)
+        if before is None or before[0] != weights:
+            before = self._homes[name] = (weights, Homes(weights, secret=self._secret))
+        return before[1]
 
     def _priced(self, before: Mapping[str, float], itl_seconds: float | None) -> None:
         """Prices as they were; a new kind's such that a usual request costs there what it costs elsewhere."""
