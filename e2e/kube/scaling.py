@@ -12,7 +12,9 @@ from fairlead.kube.managers import replicas_writers
 ONE, TOKENS = 1.0, 40
 """Streams a second that one engine carries within its objectives, of so many tokens each: half of what it has places for."""
 RESULTS = "e2e-autoscaling"
-OBJECTIVES = {"ttft": "2s", "itl": "80ms", "target": 0.95}
+OBJECTIVES = {"ttft": "2s", "itl": "250ms", "target": 0.95}
+"""A gap between tokens far above a step's 45 ms: what an engine carries is bounded by its four places, not by
+what else the machine does. At 80 ms a busy one had it that hundreds of engines are needed."""
 
 
 def scaled(name: str, *, least: int, most: int = 8, **policy: object) -> Manifest:
