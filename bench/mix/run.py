@@ -69,7 +69,7 @@ FLIPPED_FULL = (20_000, 60_000)
 ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 16.0, 3_000
 ROUTED_SKEWED, ROUTED_FLEET = "80 % short chat, 20 % documents", {"L4": 8, "H100-80GB": 1}
 """Fleets that are served: of which table, at how many requests a second, and how many."""
-PLANTED_SEEDS = 1
+PLANTED_SEEDS = 3
 _STATIC = MixSettings(change_share=0.0)
 """A mix from scratch: nothing runs, so nothing is charged for changing."""
 

@@ -60,7 +60,7 @@ CALM_BACKLOG: Final = 0.2
 """An instance with so much of the first-token objective before it counts as full."""
 FULL: Final = 0.4
 FULL_PRICE: Final = 3.0
-FULL_MOST: Final = 2.0
+FULL_MOST: Final = 4.0
 """From so full on work counts for more there: e to the threefold of what is beyond, which is taken for that much at most."""
 OUTPUT_GUESS_TOKENS: Final = 256.0
 _GUESS_WEIGHT: Final = 4.0
