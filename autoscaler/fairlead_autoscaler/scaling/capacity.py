@@ -159,7 +159,9 @@ class Unmet:
 
     def __str__(self) -> str:
         unit = "tokens" if self.bound is Bound.KV else "s"
-        return f"{self.bound.value}, which cannot be met: one alone takes {self.takes:.3g} of {self.allowed:.3g} {unit}"
+        return (
+            f"{self.bound.value} cannot be met: one request alone takes {self.takes:.3g} of {self.allowed:.3g} {unit}"
+        )
 
 
 def unmet(step: Step, mix: Mix, objectives: Objectives) -> Unmet | None:

@@ -152,12 +152,13 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
                 **told,
                 **({"mix_replicas": division.mix[pool.name]} if pool.name in division.mix else {}),
             },
-            _bound(pool, sizes) + division.how,
+            capacity.bound.value + division.how,
         )
         doubt = Doubt(look.blind_seconds, look.believed.lie, look.calm)
-        pools[pool.name], plans[pool.name] = planned(
+        pools[pool.name], plan = planned(
             pools[pool.name], look.pools[pool.name], wanted, doubt, bounds(pool, look.wall), look.now, settings
         )
+        plans[pool.name] = _told(plan, pool, sizes)
     return replace(state, pools=pools, groups={**state.groups, group.role.value: after}), plans, division.asks
 
 
@@ -197,7 +198,7 @@ def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[
     settings, first = look.settings, sizes.first
     price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted)
     before = _past(before, state, look, price, sizes)
-    state, seen = _level(state, look, price, sizes.capacity, before.bursts > 0.0)
+    state, seen = _level(state, before, look, price, sizes)
     if seen is None:
         return state, before, None
     growth = 1.0 if sizes.group.role is Role.PREFILL else longer(state.lengths, state.load, sizes.ahead, settings)
@@ -238,15 +239,18 @@ def _startup(state: State, group: Group, settings: ScalingSettings) -> tuple[flo
     return slow, usual + settings.ready_extra_seconds
 
 
-def _level(state: State, look: Look, price: Price, capacity: Capacity, bursty: bool) -> tuple[State, Level | None]:
+def _level(state: State, before: GroupState, look: Look, price: Price, sizes: _Sizes) -> tuple[State, Level | None]:
     """The level of the load; where it changed, of what arrives since."""
-    shot = 1.0 / capacity.requests_per_second
-    seen = level(state.load, price, shot, look.settings)
-    ticks = 0 if seen is None else changed(state.load, seen, price, bursty, look.settings)
-    if ticks:
-        state = replace(state, load=forget(state.load, ticks))
-        seen = level(state.load, price, shot, look.settings)
-    return state, seen
+    settings, shot = look.settings, 1.0 / sizes.capacity.requests_per_second
+    seen = level(state.load, price, shot, settings)
+    ticks = 0 if seen is None else changed(state.load, seen, price, shot, before.bursts > 0.0, settings)
+    if seen is None or not ticks:
+        return state, seen
+    state = replace(state, load=forget(state.load, ticks))
+    now = level(state.load, price, shot, settings)
+    if now is not None and now.now > seen.now:
+        now = replace(now, least=seen.upper(settings.spread_sigmas, before.swing or 0.0, sizes.ahead))
+    return state, now
 
 
 def _past(before: GroupState, state: State, look: Look, price: Price, sizes: _Sizes) -> GroupState:
@@ -423,10 +427,10 @@ def _question(state: State, look: Look, sizes: _Sizes, parts: Sequence[Part], he
     )
 
 
-def _bound(pool: PoolFacts, sizes: _Sizes) -> str:
-    """What ends the capacity of a replica of ``pool``, in words; where it is an objective that cannot be met, this, with numbers."""
+def _told(plan: PoolPlan, pool: PoolFacts, sizes: _Sizes) -> PoolPlan:
+    """``plan`` with what no number of replicas can keep."""
     cannot = unmet(Step.of(profile_of(pool), sizes.factors[pool.name]), sizes.mix, sizes.objectives)
-    return sizes.capacities[pool.name].bound.value if cannot is None else str(cannot)
+    return plan if cannot is None else replace(plan, reason=f"{plan.reason}; {cannot}")
 
 
 def _what_if(pool: PoolFacts, look: Look, sizes: _Sizes) -> float:

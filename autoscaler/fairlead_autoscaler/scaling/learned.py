@@ -5,8 +5,10 @@ resident tokens, prompt tokens per step. What was seen divided by that is how ma
 mean over the last three quarters of a minute scales every coefficient: an engine that got 35 % slower is known as such in two
 minutes.
 
-**Lengths.** Tokens generated per request finished, by a slow mean, and by a fast one where that has left the slow one by more than
-chance explains; requests in flight count for what they have generated already."""
+**Lengths.** Tokens generated per request, by a slow mean, and by a fast one where that has left the slow one by more than
+chance explains. A request counts when it ends; while many more began than ended, as at the start, half when it begins and half when
+it ends, or what those in flight have generated already would be counted for the few that ended. Prompts are known from the first
+one on; sizes follow what is known of them when a bin is closed (``settled``), so that what arrives now can only add."""
 
 import math
 from collections.abc import Mapping
@@ -22,8 +24,9 @@ _STARTS_KEPT = 24
 _ENOUGH = 150.0
 """Requests whose mean length is good enough."""
 _SIGMAS = 3.0
-_GUESSED = 5.0
-"""Requests that what is assumed beforehand counts as."""
+_GUESSED = 2.0
+"""Requests that what is assumed beforehand of answers counts as."""
+_NONE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +89,16 @@ class Ratio:
         )
 
     def mean(self, otherwise: float) -> float:
-        """The fast mean, where it rests on enough or is off by more than chance explains; else the slow one."""
+        """The fast mean, where it rests on enough or is off by more than chance explains; else the slow one. Before anything was
+        seen, ``otherwise``."""
         if self.fast_of >= _ENOUGH or (self.slow_of > _ENOUGH and self.off(_SIGMAS)):
             return self.fast / self.fast_of
-        return (self.slow + _GUESSED * otherwise) / (self.slow_of + _GUESSED)
+        return self.slow / self.slow_of if self.slow_of > _NONE else otherwise
+
+    def begun(self, began: "Ratio", otherwise: float) -> "Ratio":
+        """The same, counting in part what ``began`` and has not ended, and with what is assumed beforehand."""
+        fast, slow = _halves(began.fast, self.fast_of), _halves(began.slow, self.slow_of)
+        return Ratio(self.fast, self.fast_of + fast, self.slow + _GUESSED * otherwise, self.slow_of + slow + _GUESSED)
 
     def steady(self, otherwise: float) -> float:
         """The slow mean."""
@@ -105,8 +114,9 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers; and what share of
-    prompts, and of their tokens, decode engines compute."""
+    """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers; ``began`` counts
+    the answers that began. ``settled`` is what was known of prompts and their variance when the last bin was closed. And what share
+    of prompts, and of their tokens, decode engines compute."""
 
     prompt: Ratio = field(default_factory=Ratio)
     prompt_variance: Ratio = field(default_factory=Ratio)
@@ -114,6 +124,17 @@ class Lengths:
     output: Ratio = field(default_factory=Ratio)
     kept: Ratio = field(default_factory=Ratio)
     kept_tokens: Ratio = field(default_factory=Ratio)
+    began: Ratio = field(default_factory=Ratio)
+    settled: tuple[Ratio, Ratio] | None = None
+
+    def answer(self, otherwise: float) -> float:
+        """Tokens of an answer."""
+        return self.output.begun(self.began, otherwise).mean(otherwise)
+
+
+def _halves(began: float, ended: float) -> float:
+    """What half of those count that began and have not ended, beyond what chance makes of as many that begin as end."""
+    return max(0.0, (began - ended - _SIGMAS * math.sqrt(max(0.0, ended))) / 2.0)
 
 
 def prompts(before: Lengths, tokens: float, requests: float, seconds: float, settings: ScalingSettings) -> Lengths:

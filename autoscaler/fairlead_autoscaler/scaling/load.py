@@ -7,6 +7,10 @@ error of that slope. Extrapolated over a start-up of minutes, any smaller slope 
 and serves no better). A **change point** forgets what was before: when the last seconds lie five spreads and a quarter away from
 the level, the old bins describe another load, and their spread would be the step's own height.
 
+Where requests are few they are counted: a change is one only where so many of them are unlikely by chance (less than one in four
+hundred, by Chernoff's bound on the binomial of what came before and for how long that was watched). And where nothing is known of
+before, the first of those that came is what made us look, and says nothing of how many come.
+
 Bins that are closed decide about everything but the last seconds, and the last seconds can only add. So more requests now never
 make for less now."""
 
@@ -58,17 +62,20 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Level:
     """Replicas that what arrives keeps at their knee: ``now``, ``spread`` of a bin around it, ``slope`` per second where a ramp
-    warrants it (else 0), and what the ``recent`` seconds brought. ``changed``: the level is of the recent seconds alone."""
+    warrants it (else 0), and what the ``recent`` seconds brought. ``changed``: the level is of the recent seconds alone. ``least``:
+    what to be ready for in any case, since it was so before load rose."""
 
     now: float
     spread: float
     slope: float
     recent: float
     changed: bool = False
+    least: float = 0.0
 
     def upper(self, sigmas: float, swing: float, ahead_seconds: float) -> float:
         """What to be ready for so many seconds ahead, where load was so large a share above its level before."""
-        return max(self.now + self.slope * ahead_seconds, self.now) + max(sigmas * self.spread, swing * self.now)
+        ahead = max(self.now + self.slope * ahead_seconds, self.now)
+        return max(ahead + max(sigmas * self.spread, swing * self.now), self.least)
 
 
 Price = Callable[[Bin], float]
@@ -97,7 +104,9 @@ def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> L
     recent = _mean(load.recent, price)
     closed = load.bins
     if not closed:
-        return Level(recent, _by_chance(recent, shot, settings.bin_seconds), 0.0, recent, True)
+        came = sum(each.requests for each in load.recent)
+        now = recent * max(0.0, came - 1.0) / came if came > 0.0 else 0.0
+        return Level(now, _by_chance(now, shot, settings.bin_seconds), 0.0, recent, True)
     values = [price(each) for each in closed]
     slope, fitted, residuals = _line(closed, values, settings)
     if slope == 0.0:
@@ -109,13 +118,15 @@ def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> L
     return Level(max(0.0, fitted), spread, max(0.0, slope), recent)
 
 
-def changed(load: Load, seen: Level, price: Price, bursty: bool, settings: ScalingSettings) -> int:
+def changed(load: Load, seen: Level, price: Price, shot: float, bursty: bool, settings: ScalingSettings) -> int:
     """Of how many of the last ticks it is that another load began than the level was taken from; 0 = it did not. A rise may show in
-    one tick, by as much more as a tick is shorter; a fall needs all the recent ones, and so does a rise where load is
-    ``bursty``."""
+    one tick, by as much more as a tick is shorter, and the ticks in which it is largest count; a fall needs all the recent ones, and
+    so does a rise where load is ``bursty``."""
     if seen.changed or not load.recent:
         return 0
-    seconds = worth = 0.0
+    seconds = worth = highest = 0.0
+    found = 0
+    watched = sum(each.seconds for each in load.bins)
     for count, tick in enumerate(reversed(load.recent), start=1):
         seconds += tick.seconds
         worth += price(tick) * tick.seconds
@@ -123,9 +134,13 @@ def changed(load: Load, seen: Level, price: Price, bursty: bool, settings: Scali
         away = worth / seconds - seen.now
         most = max(settings.change_sigmas * seen.spread, settings.change_share * seen.now) * shorter
         whole = count == len(load.recent) and seconds >= settings.recent_seconds / 2
-        if (away > most and (whole or not bursty)) or (whole and -away > most):
+        if whole and -away > most and not found:
             return count
-    return 0
+        if away > max(most, highest) and (whole or not bursty):
+            events = (seen.now * watched / shot, worth / shot)
+            if _unlikely(*events, seconds / (seconds + watched)) > settings.change_odds:
+                found, highest = count, away
+    return found
 
 
 def forget(load: Load, ticks: int) -> Load:
@@ -201,6 +216,18 @@ def _mean(bins: Sequence[Bin], price: Price) -> float:
 def _by_chance(value: float, shot: float, seconds: float) -> float:
     """The spread that arrivals by chance give a bin whose mean is ``value``."""
     return math.sqrt(_SHOT * max(0.0, value) * shot / seconds)
+
+
+def _unlikely(before: float, now: float, share: float) -> float:
+    """How unlikely it is by chance, as a logarithm, that of requests that came ``before`` and ``now`` so many came now, which is that
+    share of the time. Requests are unequal, so fewer are taken to have come than did."""
+    both = before + now
+    if both <= 0.0 or now <= share * both:
+        return 0.0
+    odds = now * math.log(now / both / share)
+    if before > 0.0:
+        odds += before * math.log(before / both / (1.0 - share))
+    return odds / _SHOT
 
 
 def _line(bins: Sequence[Bin], values: Sequence[float], settings: ScalingSettings) -> tuple[float, float, list[float]]:

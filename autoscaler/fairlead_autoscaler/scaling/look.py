@@ -146,7 +146,7 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
     """``state`` with what this look teaches about pools, lengths and load."""
     settings = look.settings
     pools = dict(state.pools)
-    generated = finished = prompt = cached = 0.0
+    generated = finished = began = prompt = cached = 0.0
     for facts in look.model.pools:
         if facts.name not in look.pools:
             continue
@@ -157,20 +157,25 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
             if facts.role is not Role.PREFILL:
                 speed = learned.speed(speed, totals, facts, look.seconds, settings)
                 generated, finished = generated + totals.generated_tokens, finished + totals.finished
+            began += totals.first_tokens if totals.entry else 0.0
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
         seen = look.pools[facts.name]
         starts, wakes = learned.starts(before.starts, seen), learned.wakes(before.wakes, seen)
         pools[facts.name] = replace(before, speed=speed, starts=starts, wakes=wakes)
     lengths = state.lengths
     if finished or generated:
-        lengths = replace(lengths, output=lengths.output.plus(generated, finished, look.seconds, settings))
+        output = lengths.output.plus(generated, finished, look.seconds, settings)
+        lengths = replace(lengths, output=output, began=lengths.began.plus(began, 0.0, look.seconds, settings))
     if prompt:
         lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, look.seconds, settings))
     if look.believed.gateway is not None:
         lengths = learned.kept(lengths, look.believed.gateway, look.seconds, settings)
     load = state.load
     if tick is not None:
+        known = lengths.prompt, lengths.prompt_variance
         if tick.requests:
             lengths = learned.prompts(lengths, tick.prompt, tick.requests, tick.seconds, settings)
         load = note(load, replace(tick, output=mix_of(lengths, Role.SERVE).output), settings)
+        if load.past[-1:] != state.load.past[-1:]:
+            lengths = replace(lengths, settled=known)
     return replace(state, pools=pools, lengths=lengths, load=load)

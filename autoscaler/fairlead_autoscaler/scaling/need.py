@@ -66,9 +66,10 @@ def profile_of(pool: PoolFacts) -> EngineProfile:
 
 def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
     """The mean request as a group of ``role`` sees it; ``output`` instead of the length that is known now."""
-    prompt = max(1.0, lengths.prompt.mean(_PROMPT))
-    answer = max(1.0, lengths.output.mean(_OUTPUT) if output is None else output)
-    uneven = min(_UNEVEN_MOST, lengths.prompt_variance.steady(prompt * prompt) / (prompt * prompt))
+    known, variance = lengths.settled or (lengths.prompt, lengths.prompt_variance)
+    prompt = max(1.0, known.mean(_PROMPT))
+    answer = max(1.0, lengths.answer(_OUTPUT) if output is None else output)
+    uneven = min(_UNEVEN_MOST, variance.steady(prompt * prompt) / (prompt * prompt))
     cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
     seen = as_seen(role, Mix(prompt, answer, cached, uneven))
     kept = kept_of(lengths)
@@ -146,7 +147,7 @@ def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept:
 
 def longer(lengths: Lengths, load: Load, ahead_seconds: float, settings: ScalingSettings) -> float:
     """How many times as long answers will be, by how they grew over the last minutes; 1 where they did not, by more than chance."""
-    now = lengths.output.mean(_OUTPUT)
+    now = lengths.answer(_OUTPUT)
     if len(load.bins) < 4 or lengths.output.fast_of < _MANY or not lengths.output.off(settings.drift_sigmas):
         return 1.0
     then = load.bins[0]

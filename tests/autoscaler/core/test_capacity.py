@@ -85,7 +85,7 @@ def test_towards_a_first_token_that_cannot_be_met_nothing_jumps() -> None:
     assert unmet(_SMALL, Mix(100.0, 100.0), objectives) is None
     found = unmet(_SMALL, Mix(4_000.0, 100.0), objectives)
     assert found is not None
-    assert str(found) == "first-token objective, which cannot be met: one alone takes 1.54 of 0.5 s"
+    assert str(found) == "first-token objective cannot be met: one request alone takes 1.54 of 0.5 s"
 
 
 def test_towards_a_gap_that_cannot_be_met_nothing_jumps() -> None:
@@ -103,6 +103,6 @@ def test_what_fits_no_memory_is_said_and_sized_for_as_what_fills_it() -> None:
     large = Mix(60_000.0, 5_000.0)
     found = unmet(_SMALL, large, Objectives(None, None))
     assert found is not None
-    assert str(found) == "KV memory, which cannot be met: one alone takes 6.5e+04 of 4e+04 tokens"
+    assert str(found) == "KV memory cannot be met: one request alone takes 6.5e+04 of 4e+04 tokens"
     few, many = (needed(_SMALL, mix, Objectives(None, None), 0.1) for mix in (small, large))
     assert few < many < 5.0 * few

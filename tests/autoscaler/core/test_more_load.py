@@ -1,0 +1,149 @@
+"""More load never gives fewer replicas: of whatever engines, requests and objectives, kept easily, hardly or not at all."""
+
+from dataclasses import dataclass, replace
+
+from coretests.drawn import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.fleet import Role
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling import (
+    Core,
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+    decide,
+)
+
+NIGHTS = settings(max_examples=2 * settings().max_examples)
+"""Ten thousand series each in the nightly run."""
+_MOST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """So many ticks of five seconds in which so many requests of so many tokens come."""
+
+    ticks: int
+    requests: float
+    prompt: float
+
+
+MODELS = st.builds(
+    lambda profile, role, ttft, itl, miss, kilo: ScaledModel(
+        "drawn",
+        ttft,
+        itl,
+        (PoolFacts("main", role, 1.0, 0, _MOST, profile, 60.0, 120.0),),
+        1.0 - miss,
+        ttft_per_kilo_token_seconds=kilo,
+    ),
+    profile=PROFILES,
+    role=st.sampled_from(list(Role)),
+    ttft=TTFT,
+    itl=ITL,
+    miss=MISSES,
+    kilo=st.sampled_from([0.0, 0.0, 0.2]),
+)
+TRAFFIC = st.lists(st.builds(Traffic, st.integers(1, 20), st.integers(0, 300).map(float), PROMPTS), max_size=4)
+
+
+class Pool:
+    """One pool that gets at once what is planned for it, and answers at once; with no ``output`` its engines tell nothing."""
+
+    def __init__(self, model: ScaledModel, output: float | None) -> None:
+        self.core, self.output = Core(model), output
+        self.now, self.replicas, self.ended = 0.0, 1, 0.0
+
+    def look(self, seen: GatewaySeen) -> Observation:
+        """The next look, at which so much has come and what came before has ended."""
+        told: tuple[ReplicaSeen, ...] = ()
+        if self.output is not None and self.replicas:
+            told = (self._told(seen.arrivals / self.replicas, self.ended / self.replicas, self.output),)
+        pool = PoolSeen(self.replicas, self.replicas, replicas=told)
+        return Observation(self.now + 5.0, seen, {"main": pool})
+
+    def _told(self, began: float, ended: float, output: float) -> ReplicaSeen:
+        return ReplicaSeen(
+            "r",
+            ReplicaState.READY,
+            500.0,
+            60.0,
+            running=began,
+            waiting=0.0,
+            generated_tokens=ended * output,
+            itl_seconds=ended * output * 0.05,
+            finished=ended,
+            first_tokens=began,
+        )
+
+    def take(self, seen: GatewaySeen) -> int:
+        """Replicas after that look."""
+        self.replicas = self.core.step(self.look(seen)).pools["main"].replicas
+        self.now, self.ended = self.now + 5.0, seen.arrivals
+        return self.replicas
+
+
+def after(model: ScaledModel, output: float | None, traffic: list[Traffic]) -> Pool:
+    """A pool after that traffic."""
+    pool = Pool(model, output)
+    for part in traffic:
+        for _ in range(part.ticks):
+            pool.take(GatewaySeen(part.requests, part.requests * part.prompt))
+    return pool
+
+
+def planned(pool: Pool, seen: GatewaySeen) -> int:
+    """What a look with so much would come to; nothing is remembered of it."""
+    model, state = pool.core.model, pool.core.state
+    return decide(state, pool.look(seen), model, pool.core.settings)[1].pools["main"].replicas
+
+
+@NIGHTS
+@given(MODELS, OUTPUTS, TRAFFIC, st.integers(0, 300), st.integers(0, 300), st.integers(0, 50), st.floats(1, 3e4))
+def test_more_requests_or_more_that_wait_now(
+    model: ScaledModel, output: float, traffic: list[Traffic], few: int, more: int, held: int, prompt: float
+) -> None:
+    pool = after(model, output, traffic)
+    less = planned(pool, GatewaySeen(float(few), few * prompt))
+    assert less <= planned(pool, GatewaySeen(float(few), few * prompt, float(held)))
+    assert less <= planned(pool, GatewaySeen(float(few + more), (few + more) * prompt))
+
+
+@NIGHTS
+@given(MODELS, OUTPUTS, TRAFFIC, st.integers(0, 300), PROMPTS, st.floats(1.0, 30.0))
+def test_longer_prompts_now(
+    model: ScaledModel, output: float, traffic: list[Traffic], requests: int, prompt: float, times: float
+) -> None:
+    model = replace(model, ttft_per_kilo_token_seconds=0.0)  # where longer prompts have longer, they may take fewer
+    pool = after(model, output, traffic)
+    less = planned(pool, GatewaySeen(float(requests), requests * prompt))
+    assert less <= planned(pool, GatewaySeen(float(requests), requests * prompt * times))
+
+
+@NIGHTS
+@given(MODELS, PROMPTS, st.integers(1, 300), st.floats(1.0, 10.0), st.floats(1.0, 10.0), st.integers(1, 90))
+def test_more_requests_and_longer_ones_all_the_time(
+    model: ScaledModel, prompt: float, requests: int, more: float, longer: float, ticks: int
+) -> None:
+    """Engines tell nothing: of more requests they would tell sooner how short answers are, and how fast they are under load."""
+    model = replace(model, ttft_per_kilo_token_seconds=0.0)
+    less = after(model, None, [Traffic(ticks, float(requests), prompt)])
+    many = after(model, None, [Traffic(ticks, round(requests * more), prompt * longer)])
+    assert less.replicas <= many.replicas
+
+
+def test_past_the_point_where_a_first_token_cannot_be_in_time_it_says_so_and_buys_no_less() -> None:
+    profile = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
+    model = ScaledModel("chat", 0.05, None, (PoolFacts("main", minimum=1, maximum=60, profile=profile),))
+    found = [after(model, None, [Traffic(60, 5.0, prompt)]) for prompt in (50.0, 180.0, 600.0, 2_000.0)]
+    counts = [pool.replicas for pool in found]
+    assert counts == sorted(counts)
+    assert counts[-1] <= 10
+    plan = found[-1].core.step(found[-1].look(GatewaySeen(5.0, 10_000.0))).pools["main"]
+    assert "first-token objective cannot be met: one request alone takes" in plan.reason
