@@ -261,11 +261,11 @@ def _past(before: GroupState, state: State, look: Look, price: Price, sizes: _Si
     if not state.load.past or state.load.past[-1].at <= before.past_at:
         return before
     within = settings.recur_share * (sizes.startup + window.usual(sizes.startup, settings))
+    shot = 1.0 / sizes.capacity.requests_per_second
     return replace(
         before,
-        bursts=settings.burst_room
-        * recurring(state.load, price, within, 1.0 / sizes.capacity.requests_per_second, settings),
-        swing=swing(state.load, price, sizes.ahead, settings),
+        bursts=settings.burst_room * recurring(state.load, price, within, shot, settings),
+        swing=swing(state.load, price, sizes.ahead, shot, settings),
         past_at=state.load.past[-1].at,
     )
 

@@ -176,19 +176,27 @@ def recurring(load: Load, price: Price, within_seconds: float, shot: float, sett
     return 0.0
 
 
-def swing(load: Load, price: Price, ahead_seconds: float, settings: ScalingSettings) -> float:
+def swing(load: Load, price: Price, ahead_seconds: float, shot: float, settings: ScalingSettings) -> float:
     """By what share load has been above what its level said so long before: of stretches as long as that looks back, the largest
     share of each, and of these the one that a quarter pass, two at least (what happened once is a change, not a habit). What is
-    assumed where stretches are few."""
+    assumed where stretches are few. What a smaller load showed counts for less by as much as chance (``shot``: the replica-seconds of
+    one request) moves it more than the load of now."""
     values = [price(each) for each in load.past]
     long, short = round(settings.level_seconds / settings.bin_seconds), settings.short_bins
     lag = max(1, round(ahead_seconds / settings.bin_seconds))
     sums = [0.0, *accumulate(values)]
-    errors = []
+    seconds = short * settings.bin_seconds
+    level_now = max(sum(values[-long:]) / long, sum(values[-short:]) / short)
+    chance_now = _by_chance(level_now, shot, seconds) / level_now if level_now > 0.0 else math.inf
+    errors: list[float] = []
     for end in range(long, len(values) - lag + 1):
         told = max((sums[end] - sums[end - long]) / long, (sums[end] - sums[end - short]) / short)
         came = (sums[end + lag] - sums[end + lag - short]) / short
-        errors.append(came / told - 1.0 if told > 0.0 else 0.0)
+        if told <= 0.0:
+            errors.append(0.0)
+            continue
+        less = max(0.0, _by_chance(told, shot, seconds) / told - chance_now)
+        errors.append(came / told - 1.0 - settings.swing_sigmas * less)
     stretch = lag + short
     largest = sorted((max(errors[at : at + stretch]) for at in range(0, len(errors), stretch)), reverse=True)
     if len(largest) < settings.swing_few:

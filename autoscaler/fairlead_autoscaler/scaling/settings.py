@@ -25,6 +25,7 @@ class ScalingSettings:
     burst_room: float = 1.4
     swing_over: float = 0.25
     swing_few: int = 4
+    swing_sigmas: float = 3.0
     swing_guess: float = 0.08
     swing_most: float = 0.5
     change_sigmas: float = 5.0
@@ -43,7 +44,7 @@ class ScalingSettings:
     crowd_sigmas: float = 4.3
     busy_least: float = 0.2
     prefill_busy_most: float = 0.96
-    prefill_pool_busy: float = 0.88
+    prefill_pool_busy: float = 0.85
     length_seconds: float = 60.0
     drift_sigmas: float = 3.0
     drift_most: float = 2.0
@@ -58,7 +59,7 @@ class ScalingSettings:
     margin_least: float = 0.85
     margin_most: float = 1.15
     margin_up_per_second: float = 1.5e-4
-    margin_down_per_second: float = 2.5e-5
+    margin_down_per_second: float = 2.0e-5
     margin_spend: float = 0.4
     spare_most: float = 0.5
     spare_margin: float = 0.93
