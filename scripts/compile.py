@@ -149,7 +149,7 @@ SIMULATOR = [
     ),
     *(
         f"fairlead_sim/scaling/{part}.py"
-        for part in ("book", "engine", "load", "loop", "oracle", "plant", "pool", "token_engine")
+        for part in ("book", "engine", "load", "loop", "oracle", "plant", "pool", "prefilling", "token_engine")
     ),
 ]
 """What a simulated request passes through."""

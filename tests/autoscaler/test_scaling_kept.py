@@ -29,16 +29,16 @@ def lengths(requests: float, tokens: float) -> Lengths:
 def test_every_prompt_token_is_counted_once(requests: float, shorter: float) -> None:
     tokens = requests * shorter
     told = lengths(requests, tokens)
-    prefill, decode = mix_of(told, Role.PREFILL), mix_of(told, Role.DECODE)
+    prefill, decode = (mix_of(told, role, kept_of(told)) for role in (Role.PREFILL, Role.DECODE))
     assert (1.0 - requests) * prefill.computed + decode.computed == pytest.approx(PROMPT)
-    assert mix_of(told, Role.SERVE).computed == pytest.approx(PROMPT)
+    assert mix_of(told, Role.SERVE, kept_of(told)).computed == pytest.approx(PROMPT)
 
 
-def needs(kept: GatewaySeen) -> dict[str, float]:
+def needs(kept: GatewaySeen, most: int | None = None) -> dict[str, float]:
     """Replicas that each role needs after ten minutes of a steady load of which so much was kept."""
     profile = preset("a100-qwen7b")
     pools = tuple(PoolFacts(role.value, role, maximum=50, profile=profile) for role in (Role.PREFILL, Role.DECODE))
-    core = Core(ScaledModel("m", 2.0, 0.1, pools))
+    core = Core(ScaledModel("m", 2.0, 0.1, pools, replicas_most=most))
     plan = {}
     for tick in range(120):
         seen = {pool.name: PoolSeen(8, 8, replicas=()) for pool in pools}
@@ -54,6 +54,12 @@ def test_what_decode_keeps_is_needed_there_and_no_more_for_prefill() -> None:
     some = needs(replace(base, kept=20.0, kept_tokens=20.0 * 1_000.0))
     assert 0.75 * none["Prefill"] < some["Prefill"] < 0.95 * none["Prefill"]  # a fifth less work, of longer prompts
     assert some["Decode"] > none["Decode"]
+
+
+def test_pools_that_share_a_number_divide_it_as_if_every_prompt_were_handed_over() -> None:
+    base = GatewaySeen(50.0, 50.0 * PROMPT)
+    some = replace(base, kept=20.0, kept_tokens=20.0 * 1_000.0)
+    assert needs(some, most=100) == needs(base, most=100)
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, -5.0, math.inf, None])

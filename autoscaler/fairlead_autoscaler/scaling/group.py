@@ -20,6 +20,7 @@ from fairlead_autoscaler.scaling.dividing import divided
 from fairlead_autoscaler.scaling.load import Level, Price, changed, forget, growing, level, recurring, swing
 from fairlead_autoscaler.scaling.look import Look
 from fairlead_autoscaler.scaling.need import (
+    NOTHING_KEPT,
     Group,
     Kept,
     Need,
@@ -164,7 +165,9 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
 
 def _sizes(state: State, look: Look, group: Group) -> _Sizes:
     settings = look.settings
-    mix = mix_of(state.lengths, group.role)
+    # Where pools share a number, what is kept is a consequence of how it is divided: by it any division would seem right.
+    converted = kept_of(state.lengths) if look.model.replicas_most is None else NOTHING_KEPT
+    mix = mix_of(state.lengths, group.role, converted)
     objectives = objectives_of(look.model, group.role, mix.prompt)
     factors = {pool.name: state.pools[pool.name].speed.factor(settings) for pool in group.pools}
     known = state.groups.get(group.role.value)
@@ -174,7 +177,7 @@ def _sizes(state: State, look: Look, group: Group) -> _Sizes:
     capacities = {
         pool.name: capacity_of(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
     }
-    worths, converted = _worths(known, capacities, group, look), kept_of(state.lengths)
+    worths = _worths(known, capacities, group, look)
     return _Sizes(group, mix, converted, objectives, factors, capacities, worths, *_startup(state, group, settings))
 
 

@@ -64,26 +64,28 @@ def profile_of(pool: PoolFacts) -> EngineProfile:
     return pool.profile or preset(_OF_NOBODY)
 
 
-def mix_of(lengths: Lengths, role: Role, output: float | None = None) -> Mix:
-    """The mean request as a group of ``role`` sees it; ``output`` instead of the length that is known now."""
-    known, variance = lengths.settled or (lengths.prompt, lengths.prompt_variance)
-    prompt = max(1.0, known.mean(_PROMPT))
-    answer = max(1.0, lengths.answer(_OUTPUT) if output is None else output)
-    uneven = min(_UNEVEN_MOST, variance.steady(prompt * prompt) / (prompt * prompt))
-    cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
-    seen = as_seen(role, Mix(prompt, answer, cached, uneven))
-    kept = kept_of(lengths)
-    if role is Role.PREFILL:
-        return replace(seen, prompt=max(1.0, prompt * (1.0 - kept.tokens) / (1.0 - kept.requests)))
-    return replace(seen, cached=1.0 - kept.tokens) if role is Role.DECODE else seen
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What share of prompts, and of their tokens, the engines that decode compute."""
 
     requests: float = 0.0
     tokens: float = 0.0
+
+
+NOTHING_KEPT = Kept()
+
+
+def mix_of(lengths: Lengths, role: Role, kept: Kept = NOTHING_KEPT) -> Mix:
+    """The mean request as a group of ``role`` sees it, where decode engines keep so much of prefill."""
+    known, variance = lengths.settled or (lengths.prompt, lengths.prompt_variance)
+    prompt = max(1.0, known.mean(_PROMPT))
+    answer = max(1.0, lengths.answer(_OUTPUT))
+    uneven = min(_UNEVEN_MOST, variance.steady(prompt * prompt) / (prompt * prompt))
+    cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))
+    seen = as_seen(role, Mix(prompt, answer, cached, uneven))
+    if role is Role.PREFILL:
+        return replace(seen, prompt=max(1.0, prompt * (1.0 - kept.tokens) / (1.0 - kept.requests)))
+    return replace(seen, cached=1.0 - kept.tokens) if role is Role.DECODE else seen
 
 
 def kept_of(lengths: Lengths) -> Kept:
