@@ -37,7 +37,7 @@ e2e: env ## local mode as a user drives it, and our images on a real cluster: KU
 	@$(RUN) -m pytest e2e -m alone  # it loads the machine: what is slow beside it would be taken for its doing
 
 e2e-load: env ## the story on the cluster once more, under 20 streams a second of 200 tokens, rollouts of groups of nodes, and numbers that follow the load; bench/results/e2e.json
-	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py e2e/kube/test_rollouts.py e2e/kube/test_autoscaling.py e2e/kube/test_beside.py -q -k "soon or moves or group or alone or follows or midst or hpa or sides"
+	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube/test_story.py e2e/kube/test_rollouts.py e2e/kube/test_autoscaling.py e2e/kube/test_beside.py -q -k "soon or moves or group or alone or follows or midst or hpa or sides or sleeps"
 
 cluster-up: env ## a real Kubernetes on this machine; prints the line that puts it into a shell. Compiles it the first time
 	@$(RUN) e2e/cluster up --level $(LEVEL)

@@ -42,9 +42,14 @@ class Ruling:
     asleep_desired: int = 0
 
     @property
+    def instances(self) -> int:
+        """All that there are to be, awake or asleep."""
+        return self.replicas + self.asleep
+
+    @property
     def grows(self) -> bool:
         """There are to be more than there are, awake or asleep."""
-        return self.replicas + self.asleep > self.desired + self.asleep_desired
+        return self.instances > self.desired + self.asleep_desired
 
     @property
     def writes(self) -> bool:
@@ -134,6 +139,11 @@ def _stepped(ruling: Ruling, policy: Autoscaling, sizes: list[int]) -> Ruling:
             reason = f"{ruling.replicas} would be {policy.step_down} fewer within a minute, or more; {ruling.reason}"
             return replace(ruling, replicas=min(least, ruling.desired), rule="step-down", reason=reason)
     return ruling
+
+
+def in_words(replicas: int, asleep: int) -> str:
+    """A number of replicas for people: ``3``, or ``3 and 2 asleep``."""
+    return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
 
 
 def least(facts: PoolFacts) -> int:

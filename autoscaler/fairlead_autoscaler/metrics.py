@@ -45,7 +45,7 @@ class Metrics(Collector):
             labels=["model"],
         )
         for key, look in looks.items():
-            usd = usd_per_hour(look.model, {pool: one.replicas for pool, one in look.rulings.items()})
+            usd = usd_per_hour(look.model, {pool: one.instances for pool, one in look.rulings.items()})
             if usd is not None:
                 cost.add_metric([key], usd)
             ages.add_metric([key], max(0.0, self._clock.now() - look.observation.now))

@@ -57,6 +57,33 @@ def test_somebody_else_takes_the_number_and_gives_it_back(here: Kubectl, install
 
 
 @pytest.mark.skipif(not report.FULL, reason="`make e2e-load` tells it")
+def test_an_engine_sleeps_while_nobody_asks_and_wakes_with_the_next_request(here: Kubectl, installed: Release) -> None:
+    here.apply(narrow())
+    here.apply(scaled("drowsy", least=0, most=2, sleep={"max": 1}))
+    client, found = Client(here, installed).start(), Model(here, "drowsy")
+    until("it is decided on", found, lambda: reason(found) == "Deciding", 60)
+    assert client.ask("drowsy").status == 200
+    (uid,) = _marks(here, "drowsy")
+    until("its engine sleeps", found, lambda: _marks(here, "drowsy") == {uid: "1-asleep"}, 300)
+    until("everybody says so", found, lambda: "sleeping" in _said(here, "drowsy"), 60)
+    assert client.ask("drowsy").status == 200
+    assert _marks(here, "drowsy") == {uid: None}, "nobody was started"
+
+
+def _marks(here: Kubectl, name: str) -> dict[str, str | None]:
+    """What the pods of a model say of sleep, by uid."""
+    pods = here.get("pods", "-l", f"fairlead.io/model={name}")["items"]
+    return {one["metadata"]["uid"]: one["metadata"]["annotations"].get("fairlead.io/sleep") for one in pods}
+
+
+def _said(here: Kubectl, name: str) -> str:
+    """What its engine says, asked from inside."""
+    program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/is_sleeping').read().decode())"
+    answer = here.run("exec", f"deployment/{name}-main", "--", "python3", "-c", program)
+    return "sleeping" if "true" in answer else answer
+
+
+@pytest.mark.skipif(not report.FULL, reason="`make e2e-load` tells it")
 def test_a_group_of_nodes_is_started_by_the_first_request(here: Kubectl, installed: Release) -> None:
     pool = {"accelerator": "nvidia-a100", "replicas": {"min": 0, "max": 2}, "parallelism": {"tensor": 2, "nodes": 2}}
     here.apply(model("group", pools=[pool], autoscaling={"mode": "Auto"}, rollout={"drain": "30s"}))

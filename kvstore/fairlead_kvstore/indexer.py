@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from fairlead.clock import Clock
 from fairlead.errors import BadInput, FairleadError, Unavailable
-from fairlead.fleet import Fleet, FleetSource, Instance
+from fairlead.fleet import Fleet, FleetSource, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead.tasks import ended
 from fairlead_kvstore.errors import KeptError
@@ -258,6 +258,8 @@ class Indexer:
 
     def _changed(self, member: Member, instance: Instance) -> None:
         before, member.instance = member.instance, instance
+        if before.state is InstanceState.SLEEPING and instance.state is not InstanceState.SLEEPING:
+            self.cleared_by_us(instance.id)  # its cache went when it fell asleep, and it has not stepped since
         where = known(instance)
         if where is None:
             if (instance.url, before.kv_events) != (before.url, None):

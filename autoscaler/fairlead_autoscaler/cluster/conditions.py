@@ -11,7 +11,7 @@ from typing import Any, Final
 from fairlead.api import ConditionStatus, ConditionType, Reason, ScalingMode
 from fairlead.decision import Input
 from fairlead_autoscaler.cluster.attainment import WINDOW_SECONDS, Attainment
-from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.governor import Ruling, in_words
 from fairlead_autoscaler.recording import Look
 from fairlead_autoscaler.scaling.cost import usd_per_hour
 
@@ -90,8 +90,8 @@ def objectives_met(look: Look, found: Attainment) -> Said | None:
 
 
 def wanted(look: Look) -> dict[str, int]:
-    """How many instances each pool should have."""
-    return {name: one.replicas for name, one in look.rulings.items()}
+    """How many instances each pool should have, awake or asleep."""
+    return {name: one.instances for name, one in look.rulings.items()}
 
 
 def due(before: Written | None, said: Iterable[Said], numbers: Mapping[str, int], now: float) -> bool:
@@ -138,11 +138,12 @@ def _at_maximum(ruling: Ruling) -> bool:
 
 
 def _pool(name: str, look: Look, ruling: Ruling, held: str | None) -> str:
-    number = f"{ruling.desired}" if ruling.desired == ruling.replicas else f"{ruling.desired} -> {ruling.replicas}"
+    now, wanted = in_words(ruling.desired, ruling.asleep_desired), in_words(ruling.replicas, ruling.asleep)
+    number = now if now == wanted else f"{now} -> {wanted}"
     if held is not None:
-        number = f"{ruling.desired}, set by {held}; it would be {ruling.replicas}"
-    elif ruling.unwritten is not None and ruling.desired != ruling.replicas:
-        number = f"{ruling.desired}, would be {ruling.replicas}"
+        number = f"{now}, set by {held}; it would be {wanted}"
+    elif ruling.unwritten is not None and now != wanted:
+        number = f"{now}, would be {wanted}"
     plan = look.plan.pools.get(name)
     numbers = [] if plan is None else [_number(_SHOWN[key], one) for key, one in plan.inputs.items() if key in _SHOWN]
     told = f" ({', '.join(numbers)})" if numbers else ""

@@ -9,6 +9,7 @@ from fairlead.api import ConditionStatus, ConditionType, Reason
 from fairlead.kube.ledger import EventType
 from fairlead.kube.news import News
 from fairlead_autoscaler.cluster.conditions import Said
+from fairlead_autoscaler.governor import Ruling
 from fairlead_autoscaler.recording import Look
 
 
@@ -17,12 +18,22 @@ def of_looks(before: Look, after: Look) -> list[News]:
     told = []
     for name, ruling in before.rulings.items():
         pool = after.observation.pools.get(name)
-        if pool is None or not ruling.writes or pool.desired != ruling.replicas:
+        wanted = ruling.replicas, ruling.asleep
+        if pool is None or not ruling.writes or (pool.desired, pool.asleep_desired) != wanted:
             continue
-        reason = "ScaledUp" if ruling.replicas > ruling.desired else "ScaledDown"
-        note = f"Pool {name} from {ruling.desired} to {ruling.replicas} by {ruling.rule}: {ruling.reason}"
-        told.append(News(EventType.NORMAL, reason, "Scale", note))
+        told.append(_scaled(name, ruling))
     return told
+
+
+def _scaled(name: str, ruling: Ruling) -> News:
+    changes = []
+    if ruling.replicas != ruling.desired:
+        changes.append(f"from {ruling.desired} to {ruling.replicas}")
+    if ruling.asleep != ruling.asleep_desired:
+        changes.append(f"asleep from {ruling.asleep_desired} to {ruling.asleep}")
+    up = ruling.grows if ruling.replicas == ruling.desired else ruling.replicas > ruling.desired
+    note = f"Pool {name} {', '.join(changes)} by {ruling.rule}: {ruling.reason}"
+    return News(EventType.NORMAL, "ScaledUp" if up else "ScaledDown", "Scale", note)
 
 
 def of_conditions(before: Iterable[Said], after: Iterable[Said]) -> list[News]:

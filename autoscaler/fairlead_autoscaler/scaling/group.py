@@ -313,6 +313,11 @@ def _eased(
         return state, held, None
     pool, tier = found
     slow, usual = (wake_seconds(state.pools[pool.name], pool, tier, share) for share in (0.9, 0.5))
+    ttft = sizes.objectives.ttft_seconds
+    if ttft is not None and slow > ttft:
+        slow = (
+            sizes.startup
+        )  # what comes back misses its objective by a waking, too: windows and bursts stay those of a start
     quick = replace(sizes, startup=slow, ahead=usual + look.settings.ready_extra_seconds)
     key = f"{sizes.group.role.value} awake"
     before = state.groups.get(key) or GroupState(window=group.window, need=group.need)

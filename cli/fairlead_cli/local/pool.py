@@ -84,9 +84,9 @@ class EngineUnit:
         return f"{self.plan.label}-{self.first}" + (f"..{last}" if last > self.first else "")
 
     @property
-    def serves(self) -> bool:
-        """It is up and awake."""
-        return self.keeper is not None and self.keeper.phase is Phase.READY and self.rest is Rest.AWAKE
+    def up(self) -> bool:
+        """Its process has come up, awake or on the way there."""
+        return self.keeper is not None and self.keeper.phase is Phase.READY
 
     def command(self) -> Command:
         """The process to start now; ports that somebody took while it was dead are replaced, and the ids with them."""

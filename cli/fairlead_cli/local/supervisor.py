@@ -256,14 +256,18 @@ class Supervisor:
         )
         serving = [unit for unit in units if not unit.to_sleep]
         resting = sorted((unit for unit in units if unit.to_sleep), key=lambda unit: unit.rest is not Rest.FALLING)
-        while len(serving) < replicas and resting:
-            serving.append(self._turned(resting.pop(0), asleep=False))
-        spare = list(reversed(serving[replicas:]))
-        for unit in [one for one in spare if one.serves][: max(0, asleep - len(resting))]:
+        up = sum(unit.up for unit in serving)
+        for unit in resting[: max(0, replicas - up)]:
+            serving.append(self._turned(unit, asleep=False))
+        resting = [unit for unit in resting if unit.to_sleep]
+        starting = [unit for unit in serving if not unit.up]
+        spare = list(reversed([unit for unit in serving if unit.up][replicas:]))
+        for unit in [one for one in spare if one.rest is Rest.AWAKE][: max(0, asleep - len(resting))]:
             spare.remove(unit)
             resting.append(self._turned(unit, asleep=True))
-        # What still starts is let come up as far as there is room asleep.
-        over = spare[: max(0, len(spare) - max(0, asleep - len(resting)))] + resting[asleep:]
+        # What still starts is let come up as far as there is room, awake or asleep.
+        going = [*reversed(starting), *resting[asleep:], *spare]
+        over = going[: max(0, len(units) - replicas - asleep)]
         self._start_more(plan, replicas + asleep - len(units) + len(over))
         drains = {asyncio.get_running_loop().create_task(self.drain(unit)) for unit in over}
         self._drains |= drains

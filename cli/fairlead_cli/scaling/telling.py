@@ -7,7 +7,7 @@ from typing import Final
 
 from fairlead.decision import Input
 from fairlead.units import duration
-from fairlead_autoscaler.governor import Ruling
+from fairlead_autoscaler.governor import Ruling, in_words
 from fairlead_autoscaler.recording import Look
 from fairlead_autoscaler.scaling import PoolPlan, PoolSeen
 from fairlead_cli.local import words
@@ -136,7 +136,7 @@ def _pool(pool: str, seen: PoolSeen, plan: PoolPlan | None, ruling: Ruling | Non
         bounds = None if ruling is None else ruling.bounds
         for name, one in plan.inputs.items():
             yield _input(name, one) if bounds is None or name not in _BOUNDS else _bound(name, one, bounds)
-        yield f"  planned: {_number(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
+        yield f"  planned: {in_words(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
     if ruling is not None:
         yield from _ruling(ruling, plan)
 
@@ -155,13 +155,9 @@ def _bound(name: str, one: Input, bounds: tuple[int, int]) -> str:
     return _input(name, Input(float(now))) + other
 
 
-def _number(replicas: int, asleep: int) -> str:
-    return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
-
-
 def _ruling(ruling: Ruling, plan: PoolPlan | None) -> Iterator[str]:
-    wanted, now = _number(ruling.replicas, ruling.asleep), _number(ruling.desired, ruling.asleep_desired)
-    if plan is None or (ruling.rule, wanted) != (plan.rule, _number(plan.replicas, plan.asleep)):
+    wanted, now = in_words(ruling.replicas, ruling.asleep), in_words(ruling.desired, ruling.asleep_desired)
+    if plan is None or (ruling.rule, wanted) != (plan.rule, in_words(plan.replicas, plan.asleep)):
         yield f"  decided: {wanted}, by the rule {ruling.rule}: {ruling.reason}"
     if wanted == now:
         yield f"  nothing changes: {now} it is"

@@ -95,24 +95,27 @@ class Pool:
     def scale(self, desired: int, now: float, asleep: int = 0) -> None:
         """So many are wanted from now on, and so many beside them that sleep."""
         self.desired, self.asleep_desired = desired, asleep
-        while self._awake() < desired and self._resting():
+        while len(self.ready) + len(self.waking) < desired and self._resting():
             self._wake(now)
-        while self._awake() > desired:
-            to_sleep = self._resting() < asleep
-            if self.pending and not (to_sleep and not self.ready):
-                self._over(self.pending.pop(), now)
-                continue
-            if not self.ready:  # those that start for the tier, and those that wake
-                break
-            victim = min(self.ready, key=_in_flight)
-            self.ready.remove(victim)
-            victim.draining_from, victim.rests = now, to_sleep
-            self.draining.append(victim)
-        while self._resting() > asleep:
+        over = self._awake() + self._resting() - desired - asleep
+        for _ in range(min(over, len(self.pending))):
+            self._over(self.pending.pop(), now)
+            over -= 1
+        while over > 0 and self._resting() > asleep:
             if self.asleep:
                 self._ended(self.asleep.pop(), now)
             else:
                 next(one for one in self.draining if one.rests).rests = False
+            over -= 1
+        for _ in range(min(len(self.ready), len(self.ready) + len(self.waking) - desired)):
+            rests = self._resting() < asleep
+            if not rests and over <= 0:
+                break
+            victim = min(self.ready, key=_in_flight)
+            self.ready.remove(victim)
+            victim.draining_from, victim.rests = now, rests
+            self.draining.append(victim)
+            over -= not rests
         self._complete(now)
         self.settle(now)
 

@@ -186,3 +186,20 @@ def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> N
     (told,) = of_conditions([good], [bad])
     assert (str(told.type), told.reason) == ("Warning", "BelowTarget")
     assert of_conditions([good], [quiet]) == of_conditions([quiet], [good]) == []
+
+
+def test_who_sleeps_is_told_beside_the_number_paid_for_and_an_event_of_its_own() -> None:
+    rests = replace(UP, replicas=3, asleep=2, rule="asleep")
+    assert said(look(rulings={"main": rests}))[2].startswith("pool main 3 -> 3 and 2 asleep by asleep: ")
+    assert wanted(look(rulings={"main": rests})) == {"main": 5}
+    before, after = look(rulings={"main": rests}), look()
+    assert of_looks(before, after) == [], "it is not so yet"
+    seen = replace(after.observation.pools["main"], asleep_desired=2)
+    (news,) = of_looks(before, replace(after, observation=replace(after.observation, pools={"main": seen})))
+    assert (news.reason, news.note) == ("ScaledUp", "Pool main asleep from 0 to 2 by asleep: 4.61 are needed, by ttft")
+    woken = replace(UP, replicas=5, asleep=0, asleep_desired=2)
+    seen = replace(seen, desired=5, asleep_desired=0)
+    (news,) = of_looks(
+        look(rulings={"main": woken}), replace(after, observation=replace(after.observation, pools={"main": seen}))
+    )
+    assert (news.reason, news.note[:44]) == ("ScaledUp", "Pool main from 3 to 5, asleep from 2 to 0 by")

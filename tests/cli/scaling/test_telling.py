@@ -16,6 +16,7 @@ from fairlead_autoscaler.scaling import (
     ReplicaSeen,
     ReplicaState,
     ScaledModel,
+    Tier,
 )
 from fairlead_cli.scaling.telling import INPUTS, told
 
@@ -111,3 +112,18 @@ def test_what_kept_a_number_from_being_written_and_who_overruled_the_core_is_sai
     ]
     same = told(replace(look(), rulings={"main": Ruling(2, 2, "enough", "as it is", 2)}))
     assert same[-1] == "  nothing changes: 2 it is"
+
+
+def test_who_sleeps_is_told_with_what_waking_takes() -> None:
+    tiered = replace(MODEL, pools=(replace(MODEL.pools[0], tier=Tier(3, least=1, wake_seconds=4.0)),))
+    core = Core(tiered)
+    replica = ReplicaSeen("a", ReplicaState.READY, 500.0, 20.0, 1.0, 0.0, 0.1, 900.0, 200.0, 9.0, 1.0, 1.0)
+    pool = PoolSeen(2, 1, 1, 0, (), (replica,), asleep_desired=2, asleep=2, waking=1)
+    seen = Observation(0.0, SEEN, {"main": pool}, 1e9)
+    plan = core.step(seen)
+    ruling = Ruling(2, 2, "need", "much came", 2, asleep=1, asleep_desired=2)
+    text = "\n".join(told(Look(1e9, tiered, seen, plan, {"main": ruling})))
+    assert "2 asked for and 2 asleep; 1 ready, 1 starting, 1 of them waking, 0 leaving, 2 asleep" in text
+    assert "waking takes          4s" in text
+    assert set(plan.pools["main"].inputs) <= set(INPUTS)
+    assert text.endswith("written: 2 and 2 asleep -> 2 and 1 asleep")

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead.fleet import InstanceState
 from fairlead.limits import Limits
 from fairlead.testing.waiting import until
 from fairlead_kvstore.events.outcomes import Frame
@@ -118,6 +119,26 @@ def test_instances_come_and_go_with_the_fleet() -> None:
             stage.reads("a")
             await stage.complete("a")
             assert stage.believed("a", A) == 2
+
+    asyncio.run(scenario())
+
+
+def test_what_an_engine_held_is_gone_when_it_wakes_before_it_says_so_itself() -> None:
+    async def scenario() -> None:
+        async with staged() as stage:
+            engine = stage.engine("a")
+            stage.reads("a")
+            await stage.connected("a")
+            engine.prompt(*A)
+            await stage.complete("a")
+            for state, believed in ((InstanceState.SLEEPING, 2), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
+                stage.instances["a"] = replace(stage.instances["a"], state=state)
+                stage.fleet()
+                assert stage.believed("a", A) == believed
+            engine.engine.clear()
+            engine.prompt(*B)
+            await stage.complete("a")
+            assert stage.believed("a", B) == 4
 
     asyncio.run(scenario())
 

@@ -1,0 +1,82 @@
+"""The core with a tier of sleeping replicas beside the same without: what requests see, what it costs, how many starts it takes."""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from table import Row, comparing, write
+
+from fairlead_autoscaler.scaling import Core, Tier
+from fairlead_sim.scaling.loop import Outcome, run
+from fairlead_sim.scaling.plant import Scenario
+from fairlead_sim.scaling.pool import Bed
+from fairlead_sim.scaling.pools import COLD
+from fairlead_sim.scaling.scenarios import KINDS
+from fairlead_sim.scaling.tiers import with_tier
+
+WAKE_SECONDS: Final = 10.0
+PRICES: Final = MappingProxyType({"a tenth": 0.1, "the whole": 1.0})
+Make = Callable[[int, Path | None], Scenario]
+
+
+def from_zero(seed: int, traces: Path | None = None) -> Scenario:
+    """Silence and cold starts, and 15 s for a first token, which somebody who sleeps can keep."""
+    found = KINDS["zero-warm"](seed, traces)
+    known = {"startup_p50_seconds": COLD.quantile(0.5), "startup_p90_seconds": COLD.quantile(0.9)}
+    pools = tuple(replace(one, startup=COLD, facts=replace(one.facts, **known)) for one in found.pools)
+    return replace(found, pools=pools, model=replace(found.model, pools=tuple(one.facts for one in pools)))
+
+
+SOME: Final = Tier(8, wake_seconds=WAKE_SECONDS)
+CASES: Final[Mapping[str, tuple[Make, Tier]]] = MappingProxyType(
+    {
+        "step, up to 8 asleep": (KINDS["step-cold"], SOME),
+        "step, 10 always asleep": (KINDS["step-cold"], Tier(12, least=10, wake_seconds=WAKE_SECONDS)),
+        "from zero within 15 s, up to 8 asleep": (from_zero, SOME),
+        "on-off, up to 8 asleep": (KINDS["on-off"], SOME),
+        "noisy-hour, up to 8 asleep": (KINDS["noisy-hour"], SOME),
+        "drift, up to 8 asleep": (KINDS["drift"], SOME),
+    }
+)
+
+
+def rows(seeds: Sequence[int], traces: Path | None) -> Iterator[Row]:
+    """Every case with every seed."""
+    for name, (make, tier) in CASES.items():
+        for seed in seeds:
+            scenario = make(seed, traces)
+            yield from compared(f"{name}, seed {seed}", scenario, tier)
+
+
+def compared(name: str, scenario: Scenario, tier: Tier) -> Iterator[Row]:
+    """One scenario with the tier, at each price of sleep, beside the same without."""
+    without = run(scenario, Core(scenario.model))
+    with_: dict[str, Outcome] = {}
+    for price, share in PRICES.items():
+        tiered = with_tier(scenario, tier, Bed(WAKE_SECONDS, share))
+        with_[price] = run(tiered, Core(tiered.model))
+    first = next(iter(with_.values()))  # what sleep costs changes nothing of what is decided
+    share, other = first.attainment, without.attainment
+    yield comparing(f"{name}: within the objectives", "share", share, "no tier", other, None)
+    gone, were = (float(one.abandoned + one.lost) for one in (first, without))
+    yield comparing(f"{name}: given up or lost", "requests", gone, "no tier", were, None)
+    starts, before = (float(sum(map(len, one.starts.values()))) for one in (first, without))
+    yield comparing(f"{name}: starts", "starts", starts, "no tier", before, None)
+    for price, found in with_.items():
+        metric = f"{name}: cost, asleep at {price} of the price"
+        yield comparing(metric, "replica-hours", found.cost, "no tier", without.cost, None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run both of each, print the table, write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--traces", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/asleep.json"))
+    given = parser.parse_args(arguments)
+    seeds = [int(one) for one in given.seeds.split(",")]
+    write("asleep", list(rows(seeds, given.traces)), seed=seeds[0], file=given.out)
+    return 0
