@@ -114,6 +114,12 @@ SPLIT = """\
     [
         (SCALED, ""),
         (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
+        (SCALED.replace("Auto", "Auto, sleep: {max: 2}"), ""),
+        (
+            SCALED.replace("Auto", "Advise, sleep: {max: 2}"),
+            "FILE:8: spec.autoscaling.sleep: note: nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines"
+            " are only made able to\n    fix: write `mode: Auto`, or leave it if that comes later\n",
+        ),
         (SCALED + "  objectives: {itl: 70ms}\n", ""),
         (
             SCALED + "  objectives: {itl: 60ms}\n",
