@@ -1,7 +1,7 @@
 """An outside tool before the simulator's engines: it drives cores by the router seam (docs/reference/seams.md) and knows no more.
 
 Each gateway has a core of its own. What a core is told of an endpoint is what such a tool knows: this gateway's counters, exact, and
-the others' as they were ``loads_seconds`` ago; of its cache what engines' events told, and what any gateway sent there,
+the others' as they were ``loads_seconds`` ago; of its cache what engines' events told, and what any gateway decided to send there,
 ``sent_seconds`` after it happened. Where gateways share nothing, a core is told its own counters and no cached prefix at all.
 """
 
@@ -114,6 +114,8 @@ class _Gateway:
         """It counts elsewhere."""
         self.over(request, now)
         self.sent(self.all.asked[request], to, now)
+        self.all.forget(request, now)
+        self.all.tell(request, to, now)
 
     def begun(self, request: str, now: float) -> str | None:
         """Its prefill is over; where."""
@@ -201,9 +203,9 @@ class Outside:
         if chosen is None:
             return None, "the core chose nobody"
         gateway.sent(asked, chosen, now)
+        self.tell(request.id, chosen, now)
         if gateway.holding is not None and not gateway.holding.assigned(request.id, chosen, now):
             return HELD, ""
-        self._tell(request.id, chosen, now)
         return chosen, ""
 
     def refused(self, request: str, now: float) -> None:
@@ -228,7 +230,7 @@ class Outside:
         to = gateway.over(sequence.id, now)
         if to is not None and hasattr(gateway.core, "on_complete"):
             gateway.core.on_complete(self.asked[sequence.id], to, now, sequence.generated)
-        self._forget(sequence.id, now)
+        self.forget(sequence.id, now)
 
     def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Engines' events, as late as everything that is shared."""
@@ -248,6 +250,7 @@ class Outside:
                 gateway.core.on_endpoints(list(live), now)
             for request in [] if gateway.holding is None else gateway.holding.left(live):
                 gateway.over(request, now)
+                self.forget(request, now)
                 self._course.again(request, now)
 
     def lost(self, request: str, now: float) -> None:
@@ -256,7 +259,7 @@ class Outside:
         gateway.over(request, now)
         if gateway.holding is not None:
             gateway.holding.begun(request, now)
-        self._forget(request, now)
+        self.forget(request, now)
 
     def unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
         """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
@@ -292,7 +295,7 @@ class Outside:
                 gateway.core.on_complete(self.asked[request], to, now, None)
             if gateway.holding is not None:
                 gateway.holding.begun(request, now)
-            self._forget(request, now)
+            self.forget(request, now)
             self._course.again(request, now)
 
     def _may_hold(self, gateway: "_Gateway", course: Course) -> None:
@@ -301,16 +304,16 @@ class Outside:
 
     def _let_go(self, request: str, to: str, now: float) -> None:
         assert self._course is not None
-        self._tell(request, to, now)
         self._course.send(request, to, now)
 
-    def _tell(self, request: str, to: str, now: float) -> None:
+    def tell(self, request: str, to: str, now: float) -> None:
+        """It was decided that it goes there, whether at once or when the engine can begin: decisions are what gateways share."""
         self._where[request] = to
         if self.sharing is not None:
             blocks = self.asked[request].blocks
             self.later(now + self.sharing.sent_seconds, lambda _: self._sent[to].update(blocks))
 
-    def _forget(self, request: str, now: float) -> None:
+    def forget(self, request: str, now: float) -> None:
         """Events tell by now what an engine has of it."""
         to = self._where.pop(request, None)
         if self.sharing is not None and to is not None:

@@ -26,6 +26,16 @@ class First:
         return endpoints[0].id
 
 
+class Late(First):
+    """Wants requests to be held for an engine that is busy."""
+
+    def order_key(self, request: Any) -> str:
+        return str(request.id)
+
+    def rebalance(self, endpoints: Sequence[Any], now: float) -> list[Any]:
+        return []
+
+
 def fairlead(info: Mapping[str, Any], preset: str, seed: int) -> Any:
     return router(info, preset=preset, seed=seed)
 
@@ -69,6 +79,13 @@ def test_where_nothing_is_shared_nothing_is_told_of_caches_and_of_others() -> No
         own = sum(before is core for before, *_ in seen[:number])
         assert [item.inflight for item in endpoints.values()] == [own, 0]
         assert {item.matched_tokens for item in endpoints.values()} == {None}
+
+
+def test_where_a_request_goes_is_told_when_that_is_decided_and_not_when_it_is_sent() -> None:
+    into: list[Any] = []
+    Trial(engines=2, seam=Seam(lambda *_: Late(into))).run(conversation(gap=0.001))
+    matched = [next(iter(endpoints.values())).matched_tokens for *_, endpoints in into]
+    assert matched == [0, *[512 * (3 + number) for number in range(1, 6)]]  # all but the first are held meanwhile
 
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])

@@ -133,7 +133,7 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_members_of_the_protocol_that_the_core_lacks_are_absent() -> None:
-    seam = router(INFO)
+    seam = router(INFO, preset="min-ttft")
     assert not hasattr(seam, "order_key")
     assert not hasattr(seam, "rebalance")
 
