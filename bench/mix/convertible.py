@@ -75,7 +75,7 @@ def convertible_rows(seed: int) -> list[Row]:
     for prefill in DIVISIONS:
         share = {how: served(RATE, prefill, how, seed).attainment for how in Computing}
         for how in (Computing.APART, Computing.BY_LENGTH):
-            metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: {NAMES[Computing.SLACK]}"
+            metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: slack ÷ {NAMES[how]}"
             rows.append(comparing(metric, "share", share[Computing.SLACK], NAMES[how], share[how], None))
     together = served(RATE, None, Computing.APART, seed).attainment
     rows.append(
@@ -84,7 +84,7 @@ def convertible_rows(seed: int) -> list[Row]:
     carried = {how: [capacity(prefill, how, seed) for prefill in DIVISIONS] for how in Computing}
     rows += _capacities(what, carried)
     both = capacity(None, Computing.APART, seed)
-    metric = f"P/D, {what}: capacity at the best division, {NAMES[Computing.SLACK]}"
+    metric = f"P/D, {what}: capacity at the best division: slack ÷ each engine does both"
     rows.append(comparing(metric, "requests/s", max(carried[Computing.SLACK]), "each engine does both", both, None))
     return rows
 
@@ -94,6 +94,6 @@ def _capacities(what: str, carried: Mapping[Computing, Sequence[float]]) -> list
     ours = carried[Computing.SLACK]
     for how in (Computing.APART, Computing.BY_LENGTH):
         for name, pick in (("best", max), ("worst", min)):
-            metric = f"P/D, {what}: capacity at the {name} of {len(DIVISIONS)} divisions, {NAMES[Computing.SLACK]}"
+            metric = f"P/D, {what}: capacity at the {name} of {len(DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
             rows.append(comparing(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how]), None))
     return rows
