@@ -1,6 +1,7 @@
 """Local mode lets engines sleep where nobody asks anything, and wakes them with the next request: real processes, none lost.
 
-Time runs ten times as fast. The autoscaler is killed while all sleep, and so is an engine that sleeps.
+Time runs ten times as fast; simulated engines start so soon that sleep would not pay, so `after` says how long they do. The
+autoscaler is killed while all sleep, and so is an engine that sleeps.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ spec:
   engine: {kind: sim, args: ["--reload-seconds=5"]}
   pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 3}}]
   objectives: {ttft: 30s, itl: 1s}
-  autoscaling: {mode: Auto, sleep: {max: 1, level: 2}}
+  autoscaling: {mode: Auto, sleep: {max: 1, level: 2, after: 1h}}
 """
 
 
