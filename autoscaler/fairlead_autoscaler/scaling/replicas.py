@@ -2,8 +2,8 @@
 
 Up at once, in one step: a pending replica counts as one that is there, so nothing is ordered twice. Where requests wait already, up
 to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
-half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged). As soon as
-enough are ready, the rest is cancelled.
+half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged, nor is a single
+one beside others that serve). As soon as enough are ready, the rest is cancelled.
 
 Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes (five after a time
 without them), the pool was not lowered just now, and what would be left carries the largest need of the window also with the caches
@@ -170,7 +170,8 @@ def _extra(
         return min(hedged, room)
     if missing <= 0:
         return min(hedged, room) if doubt.calm else 0
-    if wanted.urgent and missing >= max(2.0, settings.hedge_missing_share * target):
+    few = 1.0 if seen.ready == 0 else max(2.0, settings.hedge_missing_share * target)
+    if wanted.urgent and missing >= few:
         usual, slow = wanted.startup_seconds
         return min(room, max(hedged, math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)))
     return min(hedged, room)
