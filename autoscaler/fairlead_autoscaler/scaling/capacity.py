@@ -202,6 +202,7 @@ def replicas_for(
     whole. It is found sooner where it lies ``near`` what is given, and is the same in any case."""
     if rate <= 0.0:
         return 0.0
+    rate = float(f"{rate:.9g}")  # the same load comes by several ways, and their roundings are no difference
     work = step.work(mix)
     limits = _Limits(step, mix, work, objectives, settings)
 

@@ -128,8 +128,10 @@ class Lengths:
     settled: tuple[Ratio, Ratio] | None = None
 
     def answer(self, otherwise: float) -> float:
-        """Tokens of an answer."""
-        return self.output.begun(self.began, otherwise).mean(otherwise)
+        """Tokens of an answer. What has only begun makes answers shorter than those that ended let them seem, but never shorter than
+        ``otherwise``: it may only just have begun."""
+        ended = self.output.begun(Ratio(), otherwise).mean(otherwise)
+        return min(ended, max(otherwise, self.output.begun(self.began, otherwise).mean(otherwise)))
 
 
 def _halves(began: float, ended: float) -> float:

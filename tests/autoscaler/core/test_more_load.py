@@ -61,25 +61,25 @@ class Pool:
         self.now, self.replicas, self.ended = 0.0, 1, 0.0
 
     def look(self, seen: GatewaySeen) -> Observation:
-        """The next look, at which so much has come and what came before has ended."""
+        """The next look, at which so much has come; engines tell of what came before, and that it has ended."""
         told: tuple[ReplicaSeen, ...] = ()
         if self.output is not None and self.replicas:
-            told = (self._told(seen.arrivals / self.replicas, self.ended / self.replicas, self.output),)
+            told = (self._told(self.ended / self.replicas, self.output),)
         pool = PoolSeen(self.replicas, self.replicas, replicas=told)
         return Observation(self.now + 5.0, seen, {"main": pool})
 
-    def _told(self, began: float, ended: float, output: float) -> ReplicaSeen:
+    def _told(self, ended: float, output: float) -> ReplicaSeen:
         return ReplicaSeen(
             "r",
             ReplicaState.READY,
             500.0,
             60.0,
-            running=began,
+            running=ended,
             waiting=0.0,
             generated_tokens=ended * output,
             itl_seconds=ended * output * 0.05,
             finished=ended,
-            first_tokens=began,
+            first_tokens=ended,
         )
 
     def take(self, seen: GatewaySeen) -> int:
