@@ -28,6 +28,8 @@ _PROMPT, _OUTPUT = 1_000.0, 250.0
 _UNEVEN_MOST = 4.0
 _SOME = 0.5
 """Replicas' worth of waiting that is as usual."""
+_SETTLED = 100.0
+"""Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
 _MANY = 50.0
 """Requests that a drift of lengths must rest on."""
 _KEPT_MOST = 0.95
@@ -78,6 +80,8 @@ NOTHING_KEPT = Kept()
 def mix_of(lengths: Lengths, role: Role, kept: Kept = NOTHING_KEPT) -> Mix:
     """The mean request as a group of ``role`` sees it, where decode engines keep so much of prefill."""
     known, variance = lengths.settled or (lengths.prompt, lengths.prompt_variance)
+    if known.slow_of < _SETTLED:
+        known, variance = lengths.prompt, lengths.prompt_variance
     prompt = max(1.0, known.mean(_PROMPT))
     answer = max(1.0, lengths.answer(_OUTPUT))
     uneven = min(_UNEVEN_MOST, variance.steady(prompt * prompt) / (prompt * prompt))
