@@ -59,7 +59,7 @@ def test_somebody_else_takes_the_number_and_gives_it_back(here: Kubectl, install
 @pytest.mark.skipif(not report.FULL, reason="`make e2e-load` tells it")
 def test_an_engine_sleeps_while_nobody_asks_and_wakes_with_the_next_request(here: Kubectl, installed: Release) -> None:
     here.apply(narrow())
-    here.apply(scaled("drowsy", least=0, most=2, sleep={"max": 1}))
+    here.apply(scaled("drowsy", least=0, most=2, sleep={"max": 1, "after": "1h"}))
     client, found = Client(here, installed).start(), Model(here, "drowsy")
     until("it is decided on", found, lambda: reason(found) == "Deciding", 60)
     assert client.ask("drowsy").status == 200
