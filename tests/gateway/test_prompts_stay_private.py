@@ -91,7 +91,7 @@ def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
 
-            def defect(*_: object) -> None:
+            def defect(*_: object, **__: object) -> None:
                 raise ValueError(f"cannot take {BODY}")
 
             monkeypatch.setattr(running.gateway._routes, "choose", defect)

@@ -278,7 +278,7 @@ def test_a_hand_over_asks_both_engines_for_their_own_names() -> None:
                 assert logged is not None
                 story = logged.records[-1].story
                 assert story is not None
-                assert (story.outcome, story.reason) == ("done", "none")
+                assert (story.outcome, story.reason) == ("done", "long")
 
     run(main())
 

@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
-from statistics import median
 from typing import Final, NamedTuple
 
 from fairlead.fleet import Fleet, Instance, Role
 from fairlead.limits import Limits
+from fairlead.median import median
 from fairlead.profile import EngineProfile, preset
 from fairlead_gateway.learning.fit import ENOUGH_SPANS, ProfileFit
 from fairlead_gateway.learning.rows import Kind, Row

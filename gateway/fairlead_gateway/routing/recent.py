@@ -8,6 +8,8 @@ code stand for them.
 from collections import deque
 from typing import Final
 
+from fairlead.median import median
+
 WINDOW_SECONDS: Final = 180.0
 OUTPUT_TOKENS: Final = 45.0
 TOKEN_SECONDS: Final = 0.15
@@ -59,7 +61,7 @@ class Recent:
         self._outputs.append(float(output_tokens))
         here = self._at(instance, now)
         here.paces.append((now - began) / (output_tokens - 1))
-        here.pace = _median(here.paces)
+        here.pace = median(here.paces)
 
     def load(self, instance: str, inflight: int, now: float) -> float:
         """Seconds: prefill that was sent there within the window, and the answers of all that is in flight."""
@@ -86,10 +88,3 @@ class Recent:
         if not sent:
             here.seconds = here.missed_tokens = 0.0  # rounding ends with the last one
         return here
-
-
-def _median(values: deque[float]) -> float:
-    """Of at least one; without the standard library's module of statistics, which a worker would load for this alone."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
