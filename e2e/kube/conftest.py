@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,15 @@ OURS = ("fairlead-e2e", "kind-")
 
 
 @pytest.fixture(scope="session")
-def kubectl(session: str) -> Kubectl:
+def kubectl(session: str) -> Iterator[Kubectl]:
     """``kubectl`` at the cluster, as its administrator."""
+    environ = _environ(session)
+    with closing(Reader(environ)) as reader:
+        yield Kubectl(environ, reader)
+
+
+def _environ(session: str) -> Mapping[str, str]:
+    """The environment in which a cluster for tests is named."""
     if "KUBECONFIG" in os.environ:
         asked = ["kubectl", "config", "current-context"]
         context = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
@@ -38,10 +46,9 @@ def kubectl(session: str) -> Kubectl:
             pytest.fail(
                 f"KUBECONFIG names {context!r}, which is no cluster for tests: unset it, or name kind's", pytrace=False
             )
-        return Kubectl(os.environ, Reader(os.environ))
+        return os.environ
     with held(BEGINNING, alone=True):
-        environ = _ours(session).environ()
-        return Kubectl(environ, Reader(environ))
+        return _ours(session).environ()
 
 
 def _ours(session: str) -> Cluster:
