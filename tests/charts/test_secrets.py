@@ -97,7 +97,7 @@ def test_the_operator_takes_its_variables_and_options(program: Path, case: Path)
     if chosen.peers is not None:
         there = {next(iter(pod["containers"]))["name"] for pod in found.values()}
         named = {peer.labels["app.kubernetes.io/component"] for peer in chosen.peers}
-        assert named == there & {"gateway", "indexer"}
+        assert named == there & {"gateway", "indexer", "autoscaler"}
     assert "sim" in chosen.installation.images
 
 

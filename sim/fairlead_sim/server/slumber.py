@@ -37,9 +37,9 @@ class Slumber:
         falls, slow = self._falls, self.level == 1 and "weights" in parts & self._gone
 
         def back() -> None:
-            if self.level is not None and falls == self._falls:
+            if falls == self._falls:
                 self._gone -= parts
-                if not self._gone:
+                if not self._gone:  # of one that did not sleep, too: what was paused goes on
                     self.level = None
                     self._woken()
             done()

@@ -153,7 +153,7 @@ def legs(ask: Ask, after: list[Member]) -> None:
     """The bodies of a hand-off's two engines, and of one that continues a stream, have their fields and no others changed."""
     if not isinstance(ask.parsed, Generation):
         return
-    why_not(ask.parsed, ask.body, 1e9, LIMITS)
+    why_not(ask.parsed, ask.body)
     changes: dict[str, Any] = {
         "max_tokens": ("number", "1"),
         "min_tokens": ("number", "1"),

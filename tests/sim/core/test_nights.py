@@ -96,7 +96,8 @@ def test_a_quiet_scene_is_whole() -> None:
 
 
 def test_the_guard_sees_who_is_sent_to_an_engine_that_was_lost() -> None:
-    assert "not in service or not in reach" in found(ToTheLost)
+    assert "not in service or not in reach" in found(ToTheLost, preset="round-robin")
+    assert "is refused by sim-1/0/0" in found(ToTheLost)  # which was held for it, and let go
 
 
 def test_the_guard_sees_who_is_sent_where_its_gateway_does_not_reach() -> None:
