@@ -101,8 +101,8 @@ class Ratio:
         return Ratio(self.fast, self.fast_of + fast, self.slow + _GUESSED * otherwise, self.slow_of + slow + _GUESSED)
 
     def steady(self, otherwise: float) -> float:
-        """The slow mean."""
-        return self.slow / self.slow_of if self.slow_of >= 1.0 else otherwise
+        """The slow mean, in which what is assumed beforehand counts as some too: a first one alone may be anything."""
+        return (self.slow + _GUESSED * otherwise) / (self.slow_of + _GUESSED)
 
     def off(self, sigmas: float) -> bool:
         """Is the fast mean off the slow one by so many standard errors of exponential lengths?"""
