@@ -90,5 +90,5 @@ def test_a_group_whose_worker_goes_answers_to_the_end_and_comes_back(here: Kubec
         now = running(here, "fairlead.io/endpoint=true").get("tiny-main-0")
         return now is not None and now["metadata"]["uid"] != uid
 
-    eventually("the group is made anew", back)
+    eventually("the group is made anew", back, seconds=180.0)  # its pods end in good order first
     here.wait("condition=Available", "leaderworkerset/tiny-main")
