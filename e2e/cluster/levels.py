@@ -28,8 +28,16 @@ def prepare(level: str) -> tuple[Path, list[Image]]:
 
 
 def up(level: str, run: Path) -> Cluster:
-    """Bring a cluster up; one that is up already stays as it is. A failure leaves what there is, for a look at the logs."""
+    """Bring a cluster up; one that is up already stays as it is. A failure leaves what there is, for a look at the logs.
+
+    A cluster of which nothing runs any more (the machine was started anew, or all that ran on it was ended) is no cluster to look
+    at: what is left of it is taken down first.
+    """
     with _alone(level):
+        found = Record(run)
+        if found and found.told("level") != "kind" and not found.pids():
+            say(f"nothing of the cluster in {run} runs any more: it is taken down and brought up anew")
+            _down(found)
         return _up(level, run)
 
 
@@ -87,17 +95,8 @@ def down(run: Path) -> None:
     if not record:
         say(f"nothing to take down in {run}")
         return
-    level = str(record.told("level"))
-    with _alone(level), step("taken down, in all"):
-        match level:
-            case "full":
-                full.stop(record)
-            case "kind":
-                kind.stop()
-            case _:
-                control_plane.stop(record)
-        with step("files removed"):
-            shutil.rmtree(run)
+    with _alone(str(record.told("level"))):
+        _down(record)
 
 
 def status(run: Path) -> bool:
@@ -116,6 +115,19 @@ def status(run: Path) -> bool:
     if record.told("level") != "api":
         subprocess.run(["kubectl", "get", "nodes,pods", "-A", "-o", "wide"], env=cluster.environ(), check=False)
     return len(running) == len(record.told("processes", {}))
+
+
+def _down(record: Record) -> None:
+    with step("taken down, in all"):
+        match record.told("level"):
+            case "full":
+                full.stop(record)
+            case "kind":
+                kind.stop()
+            case _:
+                control_plane.stop(record)
+        with step("files removed"):
+            shutil.rmtree(record.run)
 
 
 def _alone(level: str) -> AbstractContextManager[None]:

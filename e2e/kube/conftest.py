@@ -54,7 +54,7 @@ def _environ(session: str) -> Mapping[str, str]:
 def _ours(session: str) -> Cluster:
     """The cluster of this machine, with the images of now. Who brings it up writes down for which session, which takes it down."""
     run = pins.cache_folder() / "cluster"
-    before = bool(Record(run).told("up"))
+    before = bool(Record(run).told("up") and Record(run).pids())
     try:
         cluster: Cluster = levels.up("full", run)
     except BaseException:

@@ -5,8 +5,10 @@ the container's preStop hook asks the engine's own metrics until nothing runs or
 what engines do to requests at SIGTERM (three different things were seen of one release) no longer matters.
 
 A worker of a group asks its leader, by name. The name goes with the leader, so one that nobody has is a leader that has ended; so
-is an address that nobody has any more, since names are remembered for longer than pods live. A name server that does not answer
-says nothing, nor does a leader that only does not answer in time.
+is an address that nobody has any more, since names are remembered for longer than pods live. "Try again" is not that by itself: a
+name server that does not answer says so. But it is also what a cluster that reaches no other name servers says of every name that
+is not its own, and of the leader's, too short to be whole, in the end; so the name of the API server, which is always there, is
+looked up beside it: if that one is found, the leader's is gone. A leader that only does not answer in time says nothing.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,11 @@ import errno, os, socket, sys, time, urllib.request
 url, quiet, names = os.path.expandvars(sys.argv[1]), float(sys.argv[3]), tuple(sys.argv[4:])
 end, idle_since = time.monotonic() + float(sys.argv[2]), None
 open_direct = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+def known():
+    try:
+        return bool(socket.getaddrinfo("kubernetes.default", 443))
+    except OSError:
+        return False
 while time.monotonic() < end:
     try:
         page = open_direct(url, timeout=5).read().decode()
@@ -30,8 +37,11 @@ while time.monotonic() < end:
         reason = getattr(error, "reason", None)
         if isinstance(reason, ConnectionRefusedError):
             break
-        nobody = socket.EAI_NONAME if isinstance(reason, socket.gaierror) else errno.EHOSTUNREACH
-        busy = getattr(reason, "errno", None) != nobody
+        said = getattr(reason, "errno", None)
+        if isinstance(reason, socket.gaierror):
+            busy = said != socket.EAI_NONAME and not (said == socket.EAI_AGAIN and known())
+        else:
+            busy = said != errno.EHOSTUNREACH
     now = time.monotonic()
     idle_since = None if busy else idle_since if idle_since is not None else now
     if idle_since is not None and now - idle_since >= quiet:

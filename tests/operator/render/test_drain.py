@@ -95,7 +95,9 @@ def test_a_leader_whose_name_is_gone_is_not_waited_for_and_one_that_cannot_be_lo
     looks = """
 import socket
 answers = [socket.EAI_AGAIN, socket.EAI_AGAIN, socket.EAI_NONAME]
-def look(*_, **__):
+def look(name, *_, **__):
+    if name == "kubernetes.default":
+        raise socket.gaierror(socket.EAI_AGAIN, "no")
     print("looked", flush=True)
     raise socket.gaierror(answers.pop(0), "no")
 socket.getaddrinfo = look
@@ -103,6 +105,24 @@ socket.getaddrinfo = look
     command[0], command[2], command[5] = sys.executable, looks + SCRIPT, "0"
     done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.count("looked") == 3
+
+
+def test_a_name_server_that_knows_only_the_clusters_own_names_says_of_a_leader_that_went_that_one_may_try_again() -> (
+    None
+):
+    command = Drain("http://leader.group:8000/metrics", (GAUGE,)).hook(60)["exec"]["command"]
+    looks = """
+import socket
+def look(name, *_, **__):
+    print("looked at", name, flush=True)
+    if name == "kubernetes.default":
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.96.0.1", 443))]
+    raise socket.gaierror(socket.EAI_AGAIN, "no")
+socket.getaddrinfo = look
+"""
+    command[0], command[2], command[5] = sys.executable, looks + SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines() == ["looked at leader.group", "looked at kubernetes.default"]
 
 
 def test_a_leader_whose_address_nobody_has_is_not_waited_for_and_one_that_does_not_answer_in_time_is() -> None:

@@ -1,0 +1,40 @@
+"""A cluster of which nothing runs any more does not stand in the way of the next."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import levels
+from cluster.record import Record
+from cluster.say import ClusterError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "run"
+    levels.down(tmp_path / "run")
+
+
+def kill(run: Path, *names: str) -> None:
+    record = Record(run)
+    for name in names:
+        pid = record.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.timeout(300)
+def test_what_is_left_of_a_cluster_that_ended_is_taken_down_and_half_of_one_is_left_for_a_look(run: Path) -> None:
+    levels.up("api", run)
+    first = Record(run).pids()
+    kill(run, "apiserver")
+    with pytest.raises(ClusterError, match=r"half a cluster.*apiserver ended.*take it down first"):
+        levels.up("api", run)
+    assert Record(run).pids() == {"etcd": first["etcd"]}
+    kill(run, "etcd")
+    (run / "left").write_text("by the one that ended")
+    levels.up("api", run)
+    assert set(Record(run).pids()) == set(first)
+    assert not (run / "left").exists()
