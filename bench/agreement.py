@@ -40,7 +40,8 @@ from fairlead_gateway.testing import KEY, fleet_of
 from fairlead_gateway.testing_process import gateway_process
 from fairlead_sim.course import Course
 from fairlead_sim.fleet import simulate
-from fairlead_sim.gateways import Gateways, Knowledge
+from fairlead_sim.gateways import Gateways
+from fairlead_sim.knowledge import Knowledge
 from fairlead_sim.tokenizer import Tokenizer
 from fairlead_sim.traces import TraceRequest, at_rate
 from fairlead_sim.traffic import FAMILIES

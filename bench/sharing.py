@@ -25,7 +25,8 @@ from fairlead.fleet import Objectives
 from fairlead.profile import preset
 from fairlead_cli.replaying.traffic import traffic
 from fairlead_sim.course import Course, Served
-from fairlead_sim.gateways import NOTHING, PERFECT, Gateways, Knowledge, Restart
+from fairlead_sim.gateways import Gateways, Restart
+from fairlead_sim.knowledge import NOTHING, PERFECT, Knowledge
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS, TraceRequest
 from fairlead_sim.traffic import agent_sessions
 

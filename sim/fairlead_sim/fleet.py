@@ -5,18 +5,16 @@ the gateway would be told, when it would be told: dispatch at the arrival, the f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Instance, Model, Objectives
 from fairlead.profile import EngineProfile
-from fairlead_gateway.queueing.gate import ROOM_STEPS
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_sim.blocks import KvEvent
-from fairlead_sim.course import HELD, Course
+from fairlead_sim.course import Course
 from fairlead_sim.engine import Sequence as EngineSequence
-from fairlead_sim.holding import Holding
+from fairlead_sim.holding import Sending
 from fairlead_sim.served import Served
 from fairlead_sim.trace_prompts import Prompts, trace_chain
 from fairlead_sim.traces import TraceRequest
@@ -95,7 +93,7 @@ class OneRouter:
         self._router = router
         self._chain = chain
         self._choices = choices
-        self._holding: Holding | None = None
+        self._sending: Sending | None = None
         self._course: Course | None = None
         self._cut: frozenset[str] = frozenset()
         self.on_home = 0
@@ -103,10 +101,7 @@ class OneRouter:
     def begin(self, course: Course) -> None:
         """From now on requests may be held."""
         self._course = course
-        router: Any = self._router
-        if not self._at_once and getattr(router, "holds", False):
-            step = self._profile.prefill(self._profile.step_tokens)
-            self._holding = Holding(router, course.send, course.later, room_seconds=ROOM_STEPS * step)
+        self._sending = Sending(self._router, self._profile, course.send, course.later, at_once=self._at_once)
 
     def arrive(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """As the router decides, or as was decided elsewhere."""
@@ -118,13 +113,7 @@ class OneRouter:
         if chosen is None:
             return None, decision.reason
         self.on_home += bool(decision.home)
-        place = None if self._holding is None else self._router.place(chosen)
-        before = 0.0 if place is None else place.tally.backlog_seconds
-        self._router.dispatched(asked, chosen, now)
-        own = 0.0 if place is None else place.tally.backlog_seconds - before
-        if self._holding is not None and not self._holding.assigned(request.id, chosen, now, own):
-            return HELD, ""
-        return chosen, ""
+        return self._there().dispatched(asked, chosen, now), ""
 
     def refused(self, request: str, now: float) -> None:
         """Its load is gone at once."""
@@ -132,9 +121,7 @@ class OneRouter:
 
     def first_token(self, request: str, now: float) -> None:
         """Its prefill is before nobody any more."""
-        self._router.first_token(request, now)
-        if self._holding is not None:
-            self._holding.begun(request, now)
+        self._there().first_token(request, now)
 
     def finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
@@ -153,16 +140,13 @@ class OneRouter:
         """As a watch tells it. What was held for an engine that left is asked anew."""
         self._epoch += 1
         self._router.update(self._model, instances_of(live, self._profile), self._epoch)
-        if self._holding is not None and self._course is not None:
-            for request in self._holding.left(live):
-                self._router.abandoned(request, now)
+        if self._course is not None:
+            for request in self._there().left(live, now):
                 self._course.again(request, now)
 
     def lost(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self._router.abandoned(request, now)
-        if self._holding is not None:
-            self._holding.begun(request, now)
+        self._there().over(request, now)
 
     def unreachable(self, names: frozenset[str], now: float) -> None:
         """The gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
@@ -170,7 +154,7 @@ class OneRouter:
         self._cut = names
         assert self._course is not None
         reached = [place.id for place, _ in self._router.standing() if place.id not in names]
-        kept = [] if self._holding is None else self._holding.left(reached)
+        kept = self._there().left(reached, now)
         sent = [one.request.id for one in self._course.flights() if not one.ended and one.instance in names]
         for request in (*kept, *sent):
             self.lost(request, now)
@@ -184,3 +168,7 @@ class OneRouter:
         """The engines that are out of reach."""
         del request
         return self._cut
+
+    def _there(self) -> Sending:
+        assert self._sending is not None, "nothing is sent before the course begins"
+        return self._sending

@@ -1,8 +1,9 @@
 """Several gateways in front of one simulated fleet, and what each of them knows of what the others do.
 
-A gateway here is the production router and the pure cores around it: what it tells (``exchange.outgoing``), what it hears of others
-(``exchange.peers``), the row of memory in which their load lies (``others_row``), the count of hot prefixes, and the bridge from
-what engines tell to what the router believes (``links.bridge``). Redis and sockets are replaced by delays:
+A gateway here (``gateway_run``) is the production router and the pure cores around it: what it tells (``exchange.outgoing``), what
+it hears of others (``exchange.peers``), the row of memory in which their load lies (``others_row``), the count of hot prefixes, the
+bridge from what engines tell to what the router believes (``links.bridge``), and the requests that it keeps until their engines can
+begin (``holding``). Redis and sockets are replaced by delays:
 
     every ``round_seconds``      a gateway tells what it sent and what it has in flight; ``told_seconds`` later the others know
     every ``hot_ask_seconds``    the keeper of the table of hot prefixes tells it; it is known just as much later
@@ -10,10 +11,9 @@ what engines tell to what the router believes (``links.bridge``). Redis and sock
 
 A gateway that is restarted in good order goes on with what it has in flight; a new one takes what arrives, and knows what it
 finds in the stream (the last ``sent_kept_seconds``), the table, and what engines tell from then on of prompts that it has seen.
+A gateway chooses anew for what it loses before a first token; what a killed one had or kept comes back to any.
 """
 
-from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,54 +26,22 @@ from fairlead.errors import BadInput
 from fairlead.fleet import Model, Objectives
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile
-from fairlead_gateway.others_row import OthersRow
-from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.hotness import HotPrefixes
+from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.ledger import InstanceLoad
-from fairlead_gateway.routing.prefix import block_ends
-from fairlead_gateway.routing.shared import SharedRows, Siblings, bytes_of
-from fairlead_kvstore.exchange.outgoing import Outgoing
-from fairlead_kvstore.exchange.peers import Peers
-from fairlead_kvstore.exchange.records import Batch, Load, Sent
-from fairlead_kvstore.links.bridge import Bridge
-from fairlead_kvstore.links.lesson import guessed
+from fairlead_kvstore.exchange.records import Batch
 from fairlead_kvstore.truth import changes as said
 from fairlead_sim.blocks import KvEvent
 from fairlead_sim.course import Course
 from fairlead_sim.engine import EngineCore
 from fairlead_sim.engine import Sequence as EngineSequence
 from fairlead_sim.fleet import MODEL, NAMESPACE, instances_of, made_up_chain
-from fairlead_sim.told_index import ToldIndex, held_blocks
-from fairlead_sim.trace_prompts import BYTES_PER_TOKEN, trace_keys
+from fairlead_sim.gateway_run import GatewayRun
+from fairlead_sim.knowledge import Knowledge
+from fairlead_sim.told_index import ToldIndex
 from fairlead_sim.traces import TraceRequest
 from fairlead_sim.weather import CALM, Weather
 
 _LIMITS = Limits()
-_PRINT = b"one secret for all"
-
-
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What gateways know of one another and of the engines: what others ``sent``, what they have in flight (``loads``), one table of
-    ``hot`` prefixes for all, who served a session last (``pins``, where clients name it), and the ``index`` of what engines tell.
-    Loads are taken for what is to be expected of them (``exchange.pace``), or where ``as_said`` for what was said, which shows what
-    that is good for. ``perfect``: before each choice, what every engine holds at that moment or is about to compute, instead of all
-    beliefs; the load is then its own and what ``loads`` tells."""
-
-    sent: bool = True
-    loads: bool = True
-    hot: bool = True
-    pins: bool = False
-    index: bool = False
-    as_said: bool = False
-    perfect: bool = False
-    round_seconds: float = 0.05
-    told_seconds: float = 0.05
-    index_seconds: float = 0.05
-
-
-NOTHING = Knowledge(sent=False, loads=False, hot=False)
-PERFECT = Knowledge(sent=False, loads=True, hot=True, perfect=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +100,9 @@ class Gateways:
         self._chain = chain or partial(made_up_chain, secret=secret, seed=self.model.key.encode())
         self._serving = [self._gateway() for _ in range(count)]
         self._all = list(self._serving)
-        self._flying: dict[str, _Gateway] = {}
+        self._flying: dict[str, GatewayRun] = {}
         self._last = self._serving[0]
+        self._left: tuple[str, GatewayRun] | None = None  # who was lost just now, and where
 
     # --- the front of a course --------------------------------------------------------------------------------------------
 
@@ -151,7 +120,7 @@ class Gateways:
         if self._restart is not None and self._arrived == self._restart.at_request:
             self._start_anew(self._restart.gateway, now)
         self._arrived += 1
-        gateway = self._last = self._serving[self._way(request)]
+        gateway = self._last = self._again_at(request.id) or self._serving[self._way(request)]
         chosen, why = gateway.arrive(request, self._chain(request), now)
         if chosen is not None:
             self._flying[request.id] = gateway
@@ -159,11 +128,11 @@ class Gateways:
 
     def refused(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self._flying.pop(request).router.abandoned(request, now)
+        self.lost(request, now)
 
     def first_token(self, request: str, now: float) -> None:
         """The gateway that sent it hears of it."""
-        self._flying[request].router.first_token(request, now)
+        self._flying[request].first_token(request, now)
 
     def finished(self, sequence: EngineSequence, now: float) -> None:
         """The same."""
@@ -186,10 +155,14 @@ class Gateways:
             self._tell_changes(self.index.left(name))
         for gateway in self._all:
             gateway.router.update(self.model, instances_of(live, self.profile), self._epoch)
+        for gateway in self._all:
+            self._anew(gateway.left(live, now), now)
 
     def lost(self, request: str, now: float) -> None:
         """Its load is gone at once."""
-        self._flying.pop(request).router.abandoned(request, now)
+        gateway = self._flying.pop(request)
+        gateway.over(request, now)
+        self._left = request, gateway
 
     def unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
         """One gateway does not reach these engines from now on, and no others: what it has there without a first token arrives
@@ -197,6 +170,7 @@ class Gateways:
         one = self._serving[gateway]
         one.cut = names
         course = self._course()
+        self._anew(one.left([name for name in self.live if name not in names], now), now)
         there = [name for name, its in self._flying.items() if its is one and course.flight(name).instance in names]
         self._anew(there, now)
 
@@ -208,6 +182,7 @@ class Gateways:
         """One gateway is killed and its answers are cut; what had no first token arrives anew, at a new gateway."""
         old = self._serving[gateway]
         old.gone = True
+        old.left((), now)  # what it kept goes nowhere any more
         self._start_anew(gateway, now)
         self._serving[gateway].cut = old.cut
         self._anew([name for name, its in self._flying.items() if its is old], now)
@@ -228,7 +203,7 @@ class Gateways:
 
     # --- between gateways -------------------------------------------------------------------------------------------------
 
-    def tell(self, teller: "_Gateway", batch: Batch, now: float) -> None:
+    def tell(self, teller: GatewayRun, batch: Batch, now: float) -> None:
         """The others know it a little later."""
         arrivals = self._weather.arrivals(now, self.knowledge.told_seconds)
         if arrivals:
@@ -239,6 +214,10 @@ class Gateways:
     def later(self, at: float, act: Callable[[float], None]) -> None:
         """As the course's."""
         self._course().later(at, act)
+
+    def send(self, request: str, instance: str, now: float) -> None:
+        """As the course's."""
+        self._course().send(request, instance, now)
 
     def _course(self) -> Course:
         assert self.course is not None, "nothing happens before the course begins"
@@ -272,6 +251,11 @@ class Gateways:
             return xxhash.xxh3_64_intdigest(request.session.encode(), self._seed) % len(self._serving)
         return self._draw.randrange(len(self._serving))
 
+    def _again_at(self, request: str) -> GatewayRun | None:
+        """A gateway that is there chooses anew itself; a client whose gateway is gone comes back to any."""
+        left, self._left = self._left, None
+        return left[1] if left is not None and left[0] == request and not left[1].gone else None
+
     def _start_anew(self, index: int, now: float) -> None:
         """What it has in flight goes on; who comes in its place has only what others know."""
         old = self._serving[index]
@@ -281,180 +265,13 @@ class Gateways:
         new.start(now + self.knowledge.round_seconds, shares=len(self._serving) > 1)
         new.catch_up(now)
 
-    def _gateway(self) -> "_Gateway":
+    def _gateway(self) -> GatewayRun:
         self._runs += 1
-        return _Gateway(self, f"gateway {self._runs}")
+        return GatewayRun(self, f"gateway {self._runs}")
 
     def cores(self) -> Mapping[str, EngineCore]:
         """The engines, for perfect knowledge."""
         return self._course().cores
-
-
-class _Gateway:
-    """One run of one gateway."""
-
-    def __init__(self, all_: Gateways, name: str) -> None:
-        self.name = name
-        self._all = all_
-        self._slots = {engine: slot for slot, engine in enumerate(all_.engines)}
-        cells = memoryview(bytearray(bytes_of(2, len(self._slots)))).cast("q")
-        rows = SharedRows(cells, len(self._slots), 0)
-        rows.place(self._slots)
-        self._others = OthersRow(cells, len(self._slots), 1)
-        self._others.place(self._slots)
-        rows.read_rows([1])
-        self.out = Outgoing(_PRINT, _LIMITS)
-        self.peers = Peers(_PRINT, _LIMITS)
-        self.count = HotPrefixes()
-        self.bridge = Bridge(all_.model.key, all_.index.mirror, secret=all_.secret)
-        self._flying: dict[str, tuple[str, int]] = {}
-        self.leaving = False
-        self.gone = False
-        self.cut: frozenset[str] = frozenset()
-        self._beaten = float("-inf")
-        self.router = ModelRouter(
-            secret=all_.secret,
-            seed=0,
-            siblings=Siblings(rows, self._sent, lambda *_: None, lambda *_: None),
-        )
-        self.router.update(all_.model, instances_of(all_.live, all_.profile), 1)
-
-    def start(self, at: float, *, shares: bool) -> None:
-        """Rounds begin."""
-        knowledge = self._all.knowledge
-        if shares and (knowledge.sent or knowledge.loads or knowledge.hot):
-            self._all.later(at, self._tell)
-        if knowledge.index:
-            self._all.later(at, self._correct)
-
-    def catch_up(self, now: float) -> None:
-        """What Redis keeps is read back: what was sent, the table, and what engines hold."""
-        for at, name, batch in self._all.stream:
-            if now - at <= _LIMITS.sent_kept_seconds:
-                self.hear(name, batch, now, live=False)
-        if self._all.knowledge.hot and self._all.hot.epoch:
-            self.router.hot(self._all.hot.epoch, self._all.hot.table)
-        self.bridge.tell_all()
-
-    # --- requests -------------------------------------------------------------------------------------------------------
-
-    def arrive(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
-        """Choose and send."""
-        pin = None
-        if self._all.knowledge.pins and request.session is not None:
-            pin = xxhash.xxh3_64_intdigest(request.session.encode())
-        tokens, output = request.prompt_tokens, request.output_tokens
-        asked = RouteRequest(request.id, chain, tokens, output, request.session, pin=pin)
-        if self._all.knowledge.perfect:
-            self._know(request, chain)
-        decision = self.router.decide(asked, now, excluded=self.cut)
-        if decision.chosen is None:
-            return None, decision.reason
-        self.router.dispatched(asked, decision.chosen, now)
-        if self._all.knowledge.index:
-            self._link(request, chain, decision.chosen, now)
-        return decision.chosen, ""
-
-    def finished(self, sequence: EngineSequence, now: float) -> None:
-        """With what an engine reports."""
-        self.router.finished(
-            sequence.id,
-            now,
-            prompt_tokens=sequence.prompt_tokens,
-            cached_tokens=sequence.cached_tokens,
-            output_tokens=sequence.generated,
-        )
-        sent = self._flying.pop(sequence.id, None)
-        if sent is not None:
-            self.bridge.ended(*sent, now)
-
-    def _know(self, request: TraceRequest, chain: PrefixChain) -> None:
-        keys = trace_keys(request.blocks, request.prompt_tokens, self._all.block_tokens)
-        for name, core in self._all.cores().items():
-            blocks = held_blocks(core, keys)
-            held = bisect_left(chain.ends, blocks * self._all.block_tokens * BYTES_PER_TOKEN + 1)
-            self.router.corrected(name, "all", (), [chain.hashes[:held]] if held else [])
-
-    def _link(self, request: TraceRequest, chain: PrefixChain, chosen: str, now: float) -> None:
-        block_tokens = self._all.block_tokens
-        self._flying[request.id] = (chosen, chain.tail)
-        self.bridge.sent(chosen, chain.tail, chain.hashes, now, ends_told=True)
-        self.bridge.link(
-            guessed(
-                chain.hashes,
-                chain.ends,
-                trace_keys(request.blocks, request.prompt_tokens, block_tokens),
-                size=request.prompt_tokens * BYTES_PER_TOKEN,
-                tokens=request.prompt_tokens,
-                block_size=block_tokens,
-            )
-        )
-
-    # --- telling and hearing --------------------------------------------------------------------------------------------
-
-    def _sent(self, model: str, request: RouteRequest, instance: str) -> None:
-        knowledge, chain, pin = self._all.knowledge, request.chain, request.pin
-        if knowledge.hot:
-            self.count.observe(chain, len(self._slots))
-        if knowledge.sent or knowledge.hot:
-            self.out.sent(
-                MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0
-            )
-
-    def _tell(self, now: float) -> None:
-        if self.gone:
-            return
-        loads: dict[str, Load] = {}
-        if self._all.knowledge.loads:
-            for name, load in self.router.loads().items():
-                if load.inflight:
-                    loads[name] = (load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
-        beats = now - self._beaten >= _LIMITS.beat_seconds / 2
-        if beats:
-            self._beaten = now
-        for model, batch in self.out.batches([MODEL], {MODEL: loads} if loads else {}, now, beats=beats):
-            self.out.written(model, batch, now)
-            self._all.tell(self, batch, now)
-        if self.leaving and not any(load.inflight for load in self.router.loads().values()):
-            for _, batch in self.out.farewell():
-                self._all.tell(self, batch, now)
-            self.gone = True
-        else:
-            self._all.later(now + self._all.knowledge.round_seconds, self._tell)
-        self._settle(now)
-
-    def hear(self, name: str, batch: Batch, now: float, *, live: bool) -> None:
-        """Another gateway's batch."""
-        knowledge = self._all.knowledge
-        for item in self.peers.heard(MODEL, name, batch, now, live=live):
-            self._take(item, now)
-        if live and knowledge.loads:
-            self._settle(now)
-
-    def _take(self, item: Sent, now: float) -> None:
-        knowledge = self._all.knowledge
-        instance, packed, tail, pin = item
-        hashes = tuple(array("Q", packed))
-        chain = PrefixChain(hashes, block_ends(len(hashes)), tail)
-        if knowledge.hot:
-            self.count.observe(chain, len(self._slots))
-        if knowledge.sent:
-            self.router.heard(instance, chain, now, pin or None)
-            if knowledge.index:
-                self.bridge.sent(instance, tail, hashes, now, ends_told=False)
-
-    def _settle(self, now: float) -> None:
-        self.peers.expire(now)
-        as_said = self._all.knowledge.as_said
-        self._others.show(self.peers.loads() if as_said else self.peers.expected({MODEL: (self._all.live,)}))
-
-    def _correct(self, now: float) -> None:
-        if self.gone:
-            return
-        for one in self.bridge.corrections(now):
-            held = [tuple(array("Q", chain)) for chain in one.held]
-            self.router.corrected(one.instance, one.forget.value, array("Q", one.gone), held)
-        self._all.later(now + _LIMITS.link_correction_seconds, self._correct)
 
 
 class _Hot:
@@ -463,10 +280,10 @@ class _Hot:
     def __init__(self) -> None:
         self.epoch = 0
         self.table: frozenset[int] = frozenset()
-        self._keeper: _Gateway | None = None
+        self._keeper: GatewayRun | None = None
         self._free = 0.0
 
-    def asked(self, gateways: Sequence[_Gateway], now: float) -> bool:
+    def asked(self, gateways: Sequence[GatewayRun], now: float) -> bool:
         """Whether the table has changed; a keeper that has left is followed when its lease is over."""
         if self._keeper is None or self._keeper.leaving:
             if self._keeper is not None and now < self._free:

@@ -6,7 +6,12 @@ whether some had better wait elsewhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+from fairlead.profile import EngineProfile
+from fairlead_gateway.queueing.gate import ROOM_STEPS
+from fairlead_gateway.routing import RouteRequest
+from fairlead_sim.course import HELD
 
 EVERY_SECONDS: Final = 0.25
 """How often a preset is asked about moves."""
@@ -26,7 +31,7 @@ class LateBinding(Protocol):
 
 class Holding:
     """``send`` lets a request go (request, instance, time); ``later`` calls back at a time. An engine that has less than
-    ``room_seconds`` of prefill before it can begin one more."""
+    ``room_seconds`` of prefill before it can begin one more. Without ``moving`` the preset is not asked about moves."""
 
     def __init__(
         self,
@@ -35,8 +40,10 @@ class Holding:
         later: Callable[[float, Callable[[float], None]], None],
         *,
         room_seconds: float = 0.0,
+        moving: bool = True,
     ) -> None:
         self._room_seconds = room_seconds
+        self._moving = moving
         self._router = router
         self._send = send
         self._later = later
@@ -52,7 +59,7 @@ class Holding:
             self._sent.setdefault(instance, {})[request_id] = own_seconds
             return True
         self._held.setdefault(instance, {})[request_id] = own_seconds
-        if not self._asking:
+        if self._moving and not self._asking:
             self._asking = True
             self._later(now + EVERY_SECONDS, self._rebalance)
         return False
@@ -101,3 +108,54 @@ class Holding:
         for instance in list(self._held):
             self._release(instance, now)
         self._later(now + EVERY_SECONDS, self._rebalance)
+
+
+class Sending:
+    """A router and what it keeps before engines: how one gateway sends. ``at_once``: it keeps nothing, whatever the preset wants.
+    ``moving`` as ``Holding`` has it; live gateways move nothing."""
+
+    def __init__(
+        self,
+        router: Any,
+        profile: EngineProfile,
+        send: Callable[[str, str, float], None],
+        later: Callable[[float, Callable[[float], None]], None],
+        *,
+        at_once: bool = False,
+        moving: bool = True,
+    ) -> None:
+        self._router = router
+        self._holding: Holding | None = None
+        if not at_once and getattr(router, "holds", False):
+            room = ROOM_STEPS * profile.prefill(profile.step_tokens)
+            self._holding = Holding(router, send, later, room_seconds=room, moving=moving)
+
+    def dispatched(self, asked: RouteRequest, chosen: str, now: float) -> str:
+        """It counts at the engine ``chosen`` from now on, which is given back where it is to be sent there at once; else ``HELD``."""
+        if self._holding is None:
+            self._router.dispatched(asked, chosen, now)
+            return chosen
+        place = self._router.place(chosen)
+        before = 0.0 if place is None else place.tally.backlog_seconds
+        self._router.dispatched(asked, chosen, now)
+        own = 0.0 if place is None else place.tally.backlog_seconds - before
+        return chosen if self._holding.assigned(asked.id, chosen, now, own) else HELD
+
+    def first_token(self, request: str, now: float) -> None:
+        """Its prefill is before nobody any more."""
+        self._router.first_token(request, now)
+        if self._holding is not None:
+            self._holding.begun(request, now)
+
+    def over(self, request: str, now: float) -> None:
+        """It is not there any more, without an answer: its load is gone at once."""
+        self._router.abandoned(request, now)
+        if self._holding is not None:
+            self._holding.begun(request, now)
+
+    def left(self, reached: Sequence[str], now: float) -> list[str]:
+        """What was kept for engines that are not among these counts nowhere from now on, and is to be chosen for anew."""
+        kept = [] if self._holding is None else self._holding.left(reached)
+        for request in kept:
+            self._router.abandoned(request, now)
+        return kept

@@ -14,8 +14,9 @@ from fairlead_gateway.routing.ledger import InstanceLoad
 from fairlead_sim.course import CUT, Course
 from fairlead_sim.figures import TARGET_SECONDS, within
 from fairlead_sim.fleet import OneRouter
-from fairlead_sim.gateways import Gateways, Knowledge
+from fairlead_sim.gateways import Gateways
 from fairlead_sim.guard import Count, Guard, Lost
+from fairlead_sim.knowledge import Knowledge
 from fairlead_sim.outside import Outside, Sharing
 from fairlead_sim.script import play
 from fairlead_sim.seams import router
@@ -62,7 +63,7 @@ def played(scene: Scene, core: Callable[..., Any] | None = None) -> Night:
         front,
         scene.names,
         counts=partial(_counts, front),
-        holds=scene.preset in HOLDING and scene.front != GATEWAYS,
+        holds=scene.preset in HOLDING,
         reached=partial(_reached, front),
         last=scene.traffic[-1].arrival,
     )

@@ -10,7 +10,7 @@ sys.path[:0] = [str(BENCH)]
 from sharing import CONVERSATIONS, SHORT, Figures, Form, conversations, rows, short  # noqa: E402 - found through the line above
 from table import goals  # noqa: E402
 
-from fairlead_sim.gateways import NOTHING, Knowledge  # noqa: E402
+from fairlead_sim.knowledge import NOTHING, Knowledge  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
 from fairlead_sim.traffic import conversation  # noqa: E402
 
