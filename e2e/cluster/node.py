@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cluster import shims
 from cluster.control_plane import fetched
 from cluster.images import PAUSE
 from cluster.network import BRIDGE, GATEWAY, NETWORK, mount_memory
 from cluster.record import Record
-from cluster.say import ClusterError
+from cluster.say import ClusterError, say
 
 DNS = "10.96.0.10"
 DNS_PORT = 5353
@@ -123,8 +124,12 @@ class Node:
         return done
 
     def remove_containers(self) -> None:
-        """All of them, at once; kubelet is gone and brings none back. Works without an API server."""
+        """All of them, at once; kubelet is gone and brings none back. Works without an API server, and without containerd, which its
+        containers outlive."""
         if not self.record.alive("containerd") or self.ctr("version", check=False).returncode:
+            self.record.stop("containerd")
+            if left := shims.end(self.run / "cri" / "containerd.sock"):
+                say(f"  {left} containers had outlived containerd")
             return
         for name in self.ctr("tasks", "ls", "-q").stdout.split():
             self.ctr("tasks", "kill", "-s", "SIGKILL", name, check=False)

@@ -83,10 +83,6 @@ class Bedside:
             await self._told(f"{url}/wake_up?tags=kv_cache", None, seconds)
         if await self.sleeps(url):
             raise Unavailable("it was woken and sleeps")
-        await self.well(url)
-
-    async def well(self, url: str) -> None:
-        """Raises Unavailable when it is not well."""
         health = await self._ask("GET", f"{url}/health", None, self._patience.ask)
         if health.status != 200:
             raise Unavailable(f"it is awake and not well ({health.status})")

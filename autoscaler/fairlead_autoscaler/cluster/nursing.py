@@ -49,10 +49,6 @@ class Beds(Protocol):
         """Awake and well when this returns. Raises Unavailable when it is not."""
         ...
 
-    async def well(self, url: str) -> None:
-        """Raises Unavailable when it is not well."""
-        ...
-
 
 class Nursing:
     """``note`` writes a pod's mark or removes it; ``readings`` are the gateways as they were read last; ``wished`` how many are to
@@ -164,15 +160,15 @@ class Nursing:
             self.problems.pop(name, None)
 
     async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, asleep: bool) -> None:
+        """One that does not say that it sleeps is woken like the others: whoever led before may have told it to a moment ago, and
+        until it is asleep it says that it is awake and answers nothing."""
         uid = uid_of(pod)
         began = self._clock.now()
         self._waking_since.setdefault(uid, began)
+        await self._beds.wake(url, mark.level)
         if asleep:
-            await self._beds.wake(url, mark.level)
             before = self._woken.get(uid)
             self._woken[uid] = Woken(mark.level, 1 if before is None else before.number + 1, self._clock.now() - began)
-        else:
-            await self._beds.well(url)
         self._asleep.discard(uid)
         await self._note(pod, None)
         _LOG.info("%s/%s is awake", key, name_of(pod))

@@ -45,9 +45,6 @@ class Beds:
         self.clock.advance(2.5)
         self.asleep = False
 
-    async def well(self, url: str) -> None:
-        self._told("well")
-
     def _told(self, what: str) -> None:
         self.said.append(what)
         if error := self.raises.get(what.split()[0]):
@@ -146,9 +143,9 @@ def test_a_successor_finds_it_as_it_is(a_pod: Make) -> None:
     ward.look()
     assert ward.nursing.told().asleep == {"uid-a"}
     assert ward.beds.said == []
-    ward = Ward(a_pod("a"), "1-waking")  # it was woken, and whoever did it died before the mark was gone
+    ward = Ward(a_pod("a"), "1-waking")  # woken, or about to sleep, by one who died before the mark told it
     ward.look()
-    assert ward.beds.said == ["well"]
+    assert ward.beds.said == ["wake 1"]
     assert ward.mark is None
     assert ward.nursing.told().woken == {}, "nobody knows how long that took"
 
