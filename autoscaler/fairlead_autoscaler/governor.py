@@ -122,8 +122,10 @@ def _ruled(
     if not low <= ruling.replicas <= high:
         reason = f"{ruling.replicas} lies outside {low} to {high}; before that: {ruling.reason}"
         ruling = replace(ruling, replicas=min(max(ruling.replicas, low), high), rule="bounds", reason=reason)
-    # Who is to serve beyond the plan is woken before anybody starts, and who is not to serve sleeps on.
-    beside = min(total - ruling.replicas, max(asleep, pool.asleep), high - ruling.replicas)
+    # Who is to serve beyond the plan is woken before anybody starts, and who is not to serve sleeps on. Where a step holds back those
+    # that are to serve, nobody starts to sleep beside them: until he sleeps he serves, and would pass the step by.
+    most = pool.asleep if ruling.rule == "step-up" else max(asleep, pool.asleep)
+    beside = min(total - ruling.replicas, most, high - ruling.replicas)
     return replace(ruling, asleep=max(0, beside), asleep_desired=pool.asleep)
 
 

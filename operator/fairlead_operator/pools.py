@@ -66,9 +66,21 @@ def _state(
         ready=int(status.get("readyReplicas") or 0),
         updated=updated if current else 0,
         exist=int(status.get("replicas") or 0),
-        settled=not more if groups else int(status.get("observedGeneration") or 0) >= generation_of(workload),
+        settled=not more if groups else _settled(workload, pods),
         note=notes.get(pool.name, ""),
     )
+
+
+def _settled(workload: Manifest, pods: Sequence[Manifest]) -> bool:
+    """Are the numbers of a Deployment about its present template? Where only its number of instances was changed since they were
+    told, they are: none of its pods is of another template, and nothing is replaced."""
+    status = workload.get("status") or {}
+    if int(status.get("observedGeneration") or 0) >= generation_of(workload):
+        return True
+    pool, made = label(workload, POOL), annotation(workload, POD_REVISION)
+    ours = [pod for pod in pods if label(pod, POOL) == pool and not leaving(pod)]
+    counted = min(int(status.get("replicas") or 0), int((workload.get("spec") or {}).get("replicas") or 0))
+    return len(ours) >= counted and all(label(pod, POD_REVISION) == made for pod in ours)
 
 
 def _renewed(workload: Manifest, pods: Sequence[Manifest], desired: int) -> int:

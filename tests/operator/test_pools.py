@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from fairlead.api import ModelDeploymentSpec, Reason
 from fairlead.kube.resource import Manifest
 from fairlead_operator.pools import states
@@ -45,7 +47,7 @@ def worker(revision: str) -> Manifest:
 
 
 def state(one: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
-    (found,) = states(SPEC, [one], {("LeaderWorkerSet", "m-main"): one}, "now", {}, pods, notes)
+    (found,) = states(SPEC, [one], {(one["kind"], "m-main"): one}, "now", {}, pods, notes)
     return found
 
 
@@ -69,6 +71,18 @@ def test_its_instances_are_replaced_when_their_leaders_are() -> None:
     assert movement(found) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
     leaving = leader(NEW, deletionTimestamp="2026-01-01T00:00:00Z")
     assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_a_number_that_somebody_else_changes_replaces_nothing(number: int) -> None:
+    """Its controller has not counted anew yet: what it counted is of the same template."""
+    had = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "observedGeneration": 6}
+    scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
+    found = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))
+    assert found.settled
+    assert movement(found) == (Reason.SCALING, f"pool main: 2 instances, {number} asked")
+    assert not state(scaled, leader(NEW), leader(OLD)).settled, "another template is no scaling"
+    assert state(scaled).settled is (number == 0), "the pods have not been heard of yet"
 
 
 def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_moving() -> None:

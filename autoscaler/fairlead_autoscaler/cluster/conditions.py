@@ -78,7 +78,8 @@ def objectives_met(look: Look, found: Attainment) -> Said | None:
         return None
     shares, target = found.shares(), look.model.target
     if not shares:
-        told = f"{found.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes are too few to tell"
+        number, minutes = f"{found.judged():.0f}", f"{WINDOW_SECONDS / 60:.0f}"
+        told = f"{number} requests in {minutes} minutes are too few to tell (of those that are answered, streams count)"
         return Said(ConditionType.OBJECTIVES_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, told)
     parts = ", ".join(f"{name} within in {100 * share:.1f} %" for name, share in shares.items())
     message = (

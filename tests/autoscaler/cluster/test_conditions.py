@@ -115,7 +115,8 @@ def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objecti
     replica = replace(few.observation.pools["main"].replicas[0], itl_counts=None)  # type: ignore[index]
     pools = {"main": replace(few.observation.pools["main"], replicas=(replica,))}
     few = replace(few, observation=replace(few.observation, pools=pools))
-    assert met(few) == ("Unknown", "TooFewRequests", "3 requests in 5 minutes are too few to tell")
+    told = "3 requests in 5 minutes are too few to tell (of those that are answered, streams count)"
+    assert met(few) == ("Unknown", "TooFewRequests", told)
     assert met(replace(look(), model=replace(MODEL, ttft_seconds=None, itl_seconds=None))) is None
 
 

@@ -204,6 +204,12 @@ def test_what_is_not_known_counts_as_asked_for() -> None:
     [
         (state(0, asleep=1), (0, 1), True, (1, 0)),  # the held request wakes who sleeps
         (state(2, asleep=3, policy=AUTO | {"step_up": 2}), (5, 0), False, (4, 1)),  # who is not to serve yet sleeps on
+        (
+            state(1, asleep=0, policy=AUTO | {"step_up": 1}),
+            (4, 1),
+            False,
+            (2, 0),
+        ),  # and nobody starts to sleep meanwhile
         (state(2, policy=AUTO | {"step_up": 2}), (5, 0), False, (4, 0)),  # and nobody is started to sleep for it
         (state(4, asleep=0, policy=AUTO | {"step_down": 1}), (1, 3), False, (3, 1)),
         (state(1, asleep=2, least=3), (1, 2), False, (3, 0)),
