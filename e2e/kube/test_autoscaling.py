@@ -68,6 +68,11 @@ def test_an_engine_sleeps_while_nobody_asks_and_wakes_with_the_next_request(here
     until("it says so itself", found, lambda: _says_asleep(here, "drowsy"), 60)
     assert client.ask("drowsy").status == 200
     assert _marks(here, "drowsy") == {uid: None}, "nobody was started"
+    until("it sleeps again", found, lambda: _marks(here, "drowsy") == {uid: "1-asleep"}, 300)
+    until("it says so again", found, lambda: _says_asleep(here, "drowsy"), 60)
+    found.patch({"autoscaling": {"mode": "Advise"}})
+    until("it is woken, since nobody decides any more", found, lambda: _marks(here, "drowsy") == {uid: None}, 60)
+    assert client.ask("drowsy").status == 200
 
 
 def _marks(here: Kubectl, name: str) -> dict[str, str | None]:

@@ -170,6 +170,13 @@ def held_by(spec: ModelDeploymentSpec, workload: Manifest) -> str | None:
     return holder(workload)
 
 
+def released(model: Manifest, workload: Manifest) -> bool:
+    """Is the mode another than Auto, or the number somebody else's? Both as they stand in the cluster."""
+    spec = model.get("spec") or {}
+    mode = (spec.get("autoscaling") or {}).get("mode")
+    return mode != ScalingMode.AUTO or spec.get("replicas") is not None or holder(workload) is not None
+
+
 def _surplus(workload: Manifest) -> int:
     """Groups beyond the number that is asked, which the operator has added to replace one after the other."""
     told = annotations_of(workload).get(SURGE, "")

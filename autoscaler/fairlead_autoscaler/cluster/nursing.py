@@ -2,7 +2,9 @@
 
 A mark says what a pod is to be (``marks``); here it is made so. An engine is put to sleep when every gateway answers, says that it
 knows of as many sleeping instances of the model as there are marked pods, and has nothing in flight there. One that is to serve
-again is woken, asked whether it is awake and well, and then its mark is removed, from which gateways see that it serves. Nothing is
+again is woken, asked whether it is awake and well, and then its mark is removed, from which gateways see that it serves. Where the
+number has become somebody else's, or the mode is no longer Auto, all are woken: nobody else would, and what is asked for is to serve.
+Nothing is
 remembered that a successor needs: whether an engine sleeps is asked of it. One that refuses to sleep is let be, and its like with
 it; one that is not awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to go.
 """
@@ -31,6 +33,10 @@ class Wards(Protocol):
 
     def marked(self) -> Mapping[str, Sequence[Manifest]]:
         """Every pod that carries a mark of sleep, by its model's key."""
+        ...
+
+    def released(self, key: str, pool: str) -> bool:
+        """Does nobody here decide any more how many of this pool serve?"""
         ...
 
 
@@ -112,7 +118,10 @@ class Nursing:
                 mark = sleep_mark(annotations_of(pod))
                 if mark is None or leaving(pod) or not says_ready(pod) or uid_of(pod) in self._tasks:
                     continue
-                done = self._one(key, pod, mark, self._quiet(key, pod, pods))
+                if mark.phase is SleepPhase.ASLEEP and self._wards.released(key, labels_of(pod).get(POOL, "")):
+                    done = self._noted(pod, SleepMark(mark.level, SleepPhase.WAKING))
+                else:
+                    done = self._one(key, pod, mark, self._quiet(key, pod, pods))
                 self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(done, name=f"rest-{name_of(pod)}")
 
     def _quiet(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:

@@ -37,7 +37,7 @@ from fairlead.kube.resource import (
     uid_of,
 )
 from fairlead.kubefleet.specs import ModelRead, Specs
-from fairlead_autoscaler.cluster.facts import Followed, Known, hindrance, standing, states
+from fairlead_autoscaler.cluster.facts import Followed, Known, hindrance, released, standing, states
 from fairlead_autoscaler.cluster.marks import Nursed
 from fairlead_autoscaler.world import ModelState
 
@@ -185,6 +185,11 @@ class KubeWorld:
             for key, pods in self._by_model((PODS,)).items()
         }
         return {key: pods for key, pods in found.items() if pods}
+
+    def released(self, key: str, pool: str) -> bool:
+        """Does nobody here decide any more how many of this pool serve? Not where that cannot be told."""
+        model, workload = self.model(key), self.workload(key, pool)
+        return model is not None and workload is not None and released(model, workload)
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
         for (resource, _), informer in self._informers.items():

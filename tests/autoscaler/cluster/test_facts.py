@@ -11,7 +11,7 @@ from fairlead.fleet import Role
 from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resource import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
 from fairlead.kubefleet.specs import ModelRead
-from fairlead_autoscaler.cluster.facts import Followed, Known, held_by, hindrance, standing, states
+from fairlead_autoscaler.cluster.facts import Followed, Known, held_by, hindrance, released, standing, states
 from fairlead_autoscaler.cluster.marks import Nursed
 from fairlead_autoscaler.scaling import ReplicaState, Tier, Woken
 from fairlead_autoscaler.world import ModelState
@@ -108,6 +108,15 @@ def test_a_number_that_somebody_else_wrote_is_theirs(a_workload: Make, writers: 
 
 def test_a_number_in_the_spec_holds_the_pool() -> None:
     assert held_by(spec(replicas=3), {"metadata": {}}) == "spec.replicas"
+
+
+def test_who_sleeps_is_let_go_where_the_mode_or_the_number_is_somebody_elses(a_workload: Make) -> None:
+    auto: dict[str, Any] = {"spec": {"autoscaling": {"mode": "Auto"}}}
+    assert not released(auto, a_workload(2, "fairlead", "fairlead-autoscaler"))
+    assert released(auto, a_workload(2, "kube-controller-manager"))
+    assert released({"spec": {**auto["spec"], "replicas": 2}}, a_workload())
+    for spec in ({"autoscaling": {"mode": "Advise"}}, {"autoscaling": {"mode": "Off"}}, {}):
+        assert released({"spec": spec}, a_workload())
 
 
 def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_held(a_workload: Make) -> None:

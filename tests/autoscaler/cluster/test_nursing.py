@@ -62,6 +62,7 @@ class Ward:
         self.beds = Beds(self.clock)
         self.gateways = [Told("g1", gauges={}), Told("g2", gauges={})]
         self.leads = leads
+        self.let_go = False
         self.nursing = self.successor()
 
     def successor(self) -> Nursing:
@@ -80,6 +81,10 @@ class Ward:
 
     def marked(self) -> Mapping[str, Sequence[Manifest]]:
         return {KEY: [self.pod]} if self.mark else {}
+
+    def released(self, key: str, pool: str) -> bool:
+        assert (key, pool) == (KEY, "main")
+        return self.let_go
 
     async def note(self, pod: Manifest, mark: SleepMark | None) -> None:
         notes = self.pod["metadata"]["annotations"]
@@ -160,6 +165,17 @@ def test_one_that_died_asleep_is_put_to_sleep_again(a_pod: Make) -> None:
     ward.know(1.0)
     ward.look()
     assert ward.beds.said == ["sleep 1"]
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+def test_where_nobody_decides_any_more_who_sleeps_all_are_woken(a_pod: Make, asleep: bool) -> None:
+    ward = Ward(a_pod("a"), "1-asleep")
+    ward.beds.asleep, ward.let_go = asleep, True
+    ward.know(1.0)
+    ward.look()
+    assert (ward.mark, ward.beds.said) == ("1-waking", []), "whoever takes over goes on with it"
+    ward.look()
+    assert (ward.mark, ward.beds.said) == (None, ["wake 1"])
 
 
 def test_who_does_not_lead_touches_nothing(a_pod: Make) -> None:
