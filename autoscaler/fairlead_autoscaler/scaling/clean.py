@@ -3,6 +3,7 @@
 A value that is not there stays None. Nothing here turns a doubt into a number: who reads None decides what to do without.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.fleet import Role
@@ -42,23 +43,44 @@ def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What so many replicas did that told all of it: tokens resident, computed of prompts and generated, and the seconds between
+    these. One that told a part only is left out, or its engine would seem slower or faster than it is."""
+
+    replicas: int = 0
+    resident_tokens: float = 0.0
+    prompt_tokens: float = 0.0
+    generated_tokens: float = 0.0
+    itl_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Tokens generated, answers that ended and answers that began, of the replicas that told all that their role has of it."""
+
+    generated_tokens: float = 0.0
+    finished: float = 0.0
+    began: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
-    """What the replicas of a pool measured since the last tick, together. ``entry``: requests begin here. ``told`` counts the
-    replicas that said something; ``resident_tokens`` is their KV. ``slow_tokens``: of those generated, how many on replicas
-    whose mean gap passes the objective (a request's mean gap counts, which no histogram of single gaps tells).
-    ``in_flight`` maps replica to running and waiting together."""
+    """What the replicas of a pool measured since the last tick, together. ``entry``: requests begin here. ``unseen``: of how many
+    nobody knows what is in flight. ``prompt_tokens`` and ``cached_tokens`` are of replicas that told both. ``slow_tokens``: of those
+    generated, how many on replicas whose mean gap passes the objective (a request's mean gap counts, which no histogram of single
+    gaps tells). ``in_flight`` maps replica to running and waiting together, where it also tells what finished."""
 
     entry: bool
-    told: int
+    unseen: int
     running: float
     waiting: float
-    resident_tokens: float
     prompt_tokens: float
     cached_tokens: float
     generated_tokens: float
-    itl_seconds: float
     finished: float
     first_tokens: float
+    pace: Pace
+    answers: Answers
     ttft_counts: tuple[float, ...]
     itl_counts: tuple[float, ...]
     slow_tokens: float
@@ -70,34 +92,30 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
     """The sum over the replicas of a pool; None where nobody could read them, or none of them that is ready said anything."""
     if pool.replicas is None:
         return None
-    kv_tokens = facts.profile.kv_tokens if facts.profile else 0
-    running = waiting = resident = prompt = cached = generated = gaps = done = first = slow = 0.0
-    told = asked = 0
+    asked = [replica for replica in pool.replicas if replica.state not in _IDLE]
+    told = [one for one in asked if number(one.running) is not None or number(one.finished) is not None]
+    if asked and not told:
+        return None
+    running = waiting = prompt = cached = generated = done = first = slow = 0.0
+    seen = 0
     ttft: list[float] = []
     itl: list[float] = []
     in_flight: dict[str, float] = {}
     finished: dict[str, float] = {}
-    for replica in pool.replicas:
-        if replica.state in _IDLE:
-            continue
-        asked += 1
-        runs, ended = number(replica.running), number(replica.finished)
-        if runs is None and ended is None:
-            continue
-        told += 1
-        waits = number(replica.waiting)
+    for replica in told:
+        runs, waits, ended = number(replica.running), number(replica.waiting), number(replica.finished)
         if runs is not None and waits is not None:
-            in_flight[replica.id] = runs + waits
-        finished[replica.id] = ended or 0.0
+            seen += 1
+            if ended is not None:
+                in_flight[replica.id], finished[replica.id] = runs + waits, ended
         running += runs or 0.0
         waiting += waits or 0.0
         done += ended or 0.0
-        resident += min(1.0, number(replica.kv_share) or 0.0) * kv_tokens
-        prompt += number(replica.prompt_tokens) or 0.0
-        cached += number(replica.cached_tokens) or 0.0
+        computed, hit = number(replica.prompt_tokens), number(replica.cached_tokens)
+        if computed is not None and hit is not None:
+            prompt, cached = prompt + computed, cached + hit
         tokens, seconds = number(replica.generated_tokens) or 0.0, number(replica.itl_seconds) or 0.0
         generated += tokens
-        gaps += seconds
         if itl_seconds is not None:
             slow += _slow(tokens, seconds, itl_seconds)
         began = number(replica.first_tokens) or 0.0
@@ -106,26 +124,54 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
             ttft = _plus(ttft, replica.ttft_counts)
         if ended and replica.itl_counts is not None:
             itl = _plus(itl, replica.itl_counts)
-    if asked and not told:
-        return None
     return Totals(
         entry=facts.role is not Role.DECODE,
-        told=told,
+        unseen=len(asked) - seen,
         running=running,
         waiting=waiting,
-        resident_tokens=resident,
         prompt_tokens=prompt,
         cached_tokens=cached,
         generated_tokens=generated,
-        itl_seconds=gaps,
         finished=done,
         first_tokens=first,
+        pace=_pace(told, facts),
+        answers=_answers(told, facts),
         ttft_counts=tuple(ttft),
         itl_counts=tuple(itl),
         slow_tokens=slow,
         in_flight=in_flight,
         finished_of=finished,
     )
+
+
+def _pace(told: Sequence[ReplicaSeen], facts: PoolFacts) -> Pace:
+    kv_tokens = facts.profile.kv_tokens if facts.profile else 0
+    replicas = 0
+    resident = prompt = generated = gaps = 0.0
+    for one in told:
+        share, computed, hit = number(one.kv_share), number(one.prompt_tokens), number(one.cached_tokens)
+        tokens, seconds = number(one.generated_tokens), number(one.itl_seconds)
+        if share is None or computed is None or tokens is None or seconds is None:
+            continue
+        replicas += 1
+        resident += min(1.0, share) * kv_tokens
+        prompt += max(0.0, computed - (hit or 0.0))
+        generated += tokens
+        gaps += seconds
+    return Pace(replicas, resident, prompt, generated, gaps)
+
+
+def _answers(told: Sequence[ReplicaSeen], facts: PoolFacts) -> Answers:
+    generated = finished = began = 0.0
+    for one in told:
+        tokens, ended = number(one.generated_tokens), number(one.finished)
+        if facts.role is not Role.PREFILL:
+            if tokens is None or ended is None:
+                continue
+            generated, finished = generated + tokens, finished + ended
+        if facts.role is not Role.DECODE:
+            began += number(one.first_tokens) or 0.0
+    return Answers(generated, finished, began)
 
 
 def _plus(total: list[float], counts: tuple[float, ...]) -> list[float]:

@@ -388,7 +388,8 @@ def _may_sleep(state: State, look: Look, startup: float) -> bool:
     """Has it been silent for longer than the odds allow, and is nothing under way that anybody knows of?"""
     if look.blind_seconds is not None or look.believed.lie is not None or look.arrived:
         return False
-    if any(totals is None or totals.running + totals.waiting > 0.0 for totals in look.believed.pools.values()):
+    known = look.believed.pools.values()
+    if any(totals is None or totals.unseen or totals.running + totals.waiting > 0.0 for totals in known):
         return all(totals is None and look.pools[name].ready == 0 for name, totals in look.believed.pools.items())
     last = state.silence.last_arrival
     cost = startup * look.settings.cold_start_price

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.scaling import clean
 from fairlead_autoscaler.scaling.capacity import Step
-from fairlead_autoscaler.scaling.clean import Totals
+from fairlead_autoscaler.scaling.clean import Pace
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaState
 
@@ -46,21 +46,19 @@ class Speed:
         return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
 
 
-def speed(before: Speed, totals: Totals, facts: PoolFacts, seconds: float, settings: ScalingSettings) -> Speed:
+def speed(before: Speed, pace: Pace, facts: PoolFacts, seconds: float, settings: ScalingSettings) -> Speed:
     """``before`` with what one tick of ``seconds`` showed."""
-    if facts.profile is None or totals.generated_tokens < 1.0 or totals.itl_seconds <= 0.0 or seconds <= 0.0:
+    if facts.profile is None or pace.generated_tokens < 1.0 or pace.itl_seconds <= 0.0 or seconds <= 0.0:
         return before
     step = Step.of(facts.profile)
-    gap = totals.itl_seconds / totals.generated_tokens
-    sequences = totals.itl_seconds / seconds / totals.told
-    prompt = (totals.prompt_tokens - totals.cached_tokens) / seconds / totals.told
+    gap = pace.itl_seconds / pace.generated_tokens
     expected = (
         step.base
-        + step.per_sequence * sequences
-        + step.per_resident * totals.resident_tokens / totals.told
-        + step.per_prompt * max(0.0, prompt) * gap
+        + step.per_sequence * pace.itl_seconds / seconds / pace.replicas
+        + step.per_resident * pace.resident_tokens / pace.replicas
+        + step.per_prompt * pace.prompt_tokens / seconds / pace.replicas * gap
     )
-    now_seen, now_expected = totals.generated_tokens * gap, totals.generated_tokens * expected
+    now_seen, now_expected = pace.itl_seconds, pace.generated_tokens * expected
     factor, odd = before.seen / max(before.expected, 1e-9), now_seen / now_expected
     if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
         if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling import clean, learned, trust, zero
-from fairlead_autoscaler.scaling.load import Bin, note
+from fairlead_autoscaler.scaling.load import Bin, Load, note
 from fairlead_autoscaler.scaling.need import has_choice, mix_of
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.shapes import Histogram
@@ -55,7 +55,7 @@ def look_at(
     }
     gateway = clean.gateway(observation.gateway) if not gap and seconds > 0.0 else None
     trusted, believed = trust.judge(state.trust, clock.now, gateway, counted, settings)
-    clock, tick = _arrivals(clock, believed.gateway, seconds, model)
+    clock, tick = _arrivals(clock, believed.gateway, seconds, model, state.load)
     if seconds > 0.0 and (believed.lie is not None or clock.blind_since is not None):
         clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.doubt_seconds))
     arrived = believed.gateway is not None and (believed.gateway.arrivals > 0.0 or believed.gateway.held > 0.0)
@@ -115,17 +115,20 @@ def _tick(clock: Clock, told: float, model: ScaledModel, settings: ScalingSettin
     return replace(clock, told=told, now=clock.now + seconds), seconds, False
 
 
-def _arrivals(clock: Clock, seen: GatewaySeen | None, seconds: float, model: ScaledModel) -> tuple[Clock, Bin | None]:
+def _arrivals(
+    clock: Clock, seen: GatewaySeen | None, seconds: float, model: ScaledModel, load: Load
+) -> tuple[Clock, Bin | None]:
     """What arrived as a tick of at least half an interval (looks between are added up), and since when nobody knows."""
     if seen is None:
         since = clock.now if clock.blind_since is None else clock.blind_since
         return replace(clock, blind_since=since, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), None
+    share = _of_this_tick(clock, seen.arrivals, seconds, model, load)
     clock = replace(
         clock,
         blind_since=None,
         open_seconds=clock.open_seconds + seconds,
-        open_requests=clock.open_requests + seen.arrivals,
-        open_prompt=clock.open_prompt + seen.prompt_tokens,
+        open_requests=clock.open_requests + share * seen.arrivals,
+        open_prompt=clock.open_prompt + share * seen.prompt_tokens,
     )
     if clock.open_seconds < model.interval_seconds / 2:
         return clock, None
@@ -133,9 +136,25 @@ def _arrivals(clock: Clock, seen: GatewaySeen | None, seconds: float, model: Sca
     return replace(clock, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), tick
 
 
+def _of_this_tick(clock: Clock, arrivals: float, seconds: float, model: ScaledModel, load: Load) -> float:
+    """The share of what was counted that is taken to have come within the tick. The first counters after a time that nobody saw may
+    be of all that time (five minutes in one tick would be sixty times the load): they count as what came before, or, where that
+    is more, as what they make spread over all of it. The next ones tell. Right after the start nothing came before."""
+    if clock.blind_since is None or arrivals <= 0.0:
+        return 1.0
+    unseen = clock.now - clock.blind_since
+    known = load.bins or load.recent
+    if not known and unseen < 1.5 * model.interval_seconds:
+        return 1.0
+    covered = sum(each.seconds for each in known)
+    usual = sum(each.requests for each in known) / covered * seconds if known else 0.0
+    return max(seconds / (unseen + model.interval_seconds), min(1.0, usual / arrivals))
+
+
 def _silence(before: zero.Silence, look: Look) -> zero.Silence:
     busy = look.arrived or any(
-        totals is not None and totals.running + totals.waiting > 0.0 for totals in look.believed.pools.values()
+        totals is not None and (totals.unseen or totals.running + totals.waiting > 0.0)
+        for totals in look.believed.pools.values()
     )
     if busy or before.last_arrival is None or look.believed.gateway is None:
         return zero.heard(before, look.now) if busy or before.last_arrival is None else before
@@ -155,9 +174,10 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
         speed = before.speed
         if totals is not None:
             if facts.role is not Role.PREFILL:
-                speed = learned.speed(speed, totals, facts, look.seconds, settings)
-                generated, finished = generated + totals.generated_tokens, finished + totals.finished
-            began += totals.first_tokens if totals.entry else 0.0
+                speed = learned.speed(speed, totals.pace, facts, look.seconds, settings)
+            answers = totals.answers
+            generated, finished = generated + answers.generated_tokens, finished + answers.finished
+            began += answers.began
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
         seen = look.pools[facts.name]
         starts, wakes = learned.starts(before.starts, seen), learned.wakes(before.wakes, seen)

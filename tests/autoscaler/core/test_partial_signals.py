@@ -1,0 +1,137 @@
+"""What a replica does not tell, or cannot mean, is not taken for nothing: a signal that is missing alone raises no number, and
+lowers none that would stay if it were there.
+
+An engine is as slow, answers are as long, and as much is in flight as what is known says. Told by halves they would seem otherwise:
+prompts that nobody counts make steps seem slow without cause, answers that nobody counts the end of ever longer."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling import (
+    Core,
+    GatewaySeen,
+    Observation,
+    PoolFacts,
+    PoolPlan,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+)
+
+_PROFILE = EngineProfile(
+    "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
+)
+_POOL = PoolFacts("main", minimum=0, maximum=60, profile=_PROFILE, startup_p50_seconds=120.0, startup_p90_seconds=250.0)
+_MODEL = ScaledModel("chat", 3.0, 0.15, (_POOL,), ttft_bounds=(1.0, 3.0), itl_bounds=(0.05, 0.15))
+_REQUESTS, _PROMPT, _OUTPUT, _GAP = 30.0, 1_000.0, 200.0, 0.05
+_SIGNALS = [
+    "running",
+    "waiting",
+    "kv_share",
+    "prompt_tokens",
+    "generated_tokens",
+    "itl_seconds",
+    "finished",
+    "first_tokens",
+    "ttft_seconds",
+    "ttft_counts",
+    "itl_counts",
+]
+
+
+class Steady:
+    """Six requests a second on as many replicas as are planned, each look after five seconds like the one before."""
+
+    def __init__(self) -> None:
+        self.core, self.now, self.replicas = Core(_MODEL), 0.0, 8
+
+    def look(self, requests: float = _REQUESTS, counted: float | None = 1.0, **signals: Any) -> PoolPlan:
+        """The plan after a look in which each replica tells ``signals`` instead of what it has, and gateways ``counted`` times what
+        came; None = nobody could read any of them."""
+        self.now += 5.0
+        each = requests / self.replicas
+        running = each / 5.0 * _OUTPUT * _GAP
+        seen = ReplicaSeen(
+            "r",
+            ReplicaState.READY,
+            self.now + 500.0,
+            120.0,
+            running=running,
+            waiting=0.0,
+            kv_share=min(1.0, running * (_PROMPT + _OUTPUT / 2) / _PROFILE.kv_tokens),
+            prompt_tokens=each * _PROMPT,
+            generated_tokens=each * _OUTPUT,
+            itl_seconds=each * _OUTPUT * _GAP,
+            finished=each,
+            first_tokens=each,
+            ttft_seconds=each * 0.5,
+            ttft_counts=(each, 0.0, 0.0),
+            itl_counts=(0.0, each * _OUTPUT, 0.0),
+        )
+        replicas = tuple([replace(seen, id=f"r{index}", **signals) for index in range(self.replicas)])
+        pool = PoolSeen(self.replicas, self.replicas, replicas=None if counted is None else replicas)
+        gateway = None if counted is None else GatewaySeen(requests * counted, requests * counted * _PROMPT)
+        plan = self.core.step(Observation(self.now, gateway, {"main": pool})).pools["main"]
+        self.replicas = plan.replicas
+        return plan
+
+
+@pytest.mark.parametrize("wrong", [None, math.nan, -1.0])
+@pytest.mark.parametrize("signal", _SIGNALS)
+def test_a_signal_that_is_missing_alone_moves_nothing(signal: str, wrong: float | None) -> None:
+    steady, whole = Steady(), Steady()
+    for _ in range(120):
+        steady.look()
+        whole.look()
+    had = steady.replicas
+    told: Any = (wrong, wrong, wrong) if signal.endswith("counts") and wrong is not None else wrong
+    for _ in range(120):
+        assert whole.look().replicas <= steady.look(**{signal: told}).replicas <= had
+
+
+@pytest.mark.parametrize("signal", ["running", "waiting"])
+def test_nothing_goes_to_zero_while_nobody_knows_what_is_in_flight(signal: str) -> None:
+    steady, silent = Steady(), Steady()
+    for _ in range(60):
+        steady.look()
+        silent.look()
+    for _ in range(1_200):
+        steady.look(0.0, **{signal: None})
+        if silent.replicas:
+            silent.look(0.0)
+    assert (steady.replicas, silent.replicas) == (1, 0)
+
+
+@pytest.mark.parametrize("missed", [1, 3, 60])
+def test_what_was_counted_while_nobody_looked_is_no_burst(missed: int) -> None:
+    steady, none = Steady(), Steady()
+    for _ in range(120):
+        steady.look()
+        none.look()
+    for _ in range(missed):
+        steady.look(counted=None)
+        none.look(counted=None)
+    had = steady.replicas
+    steady.look(counted=missed + 1.0)
+    none.look()
+    for _ in range(24):
+        assert steady.look().replicas == none.look().replicas == had
+
+
+def test_more_that_really_comes_after_such_a_time_is_seen_with_the_second_look() -> None:
+    steady = Steady()
+    for _ in range(120):
+        steady.look()
+    for _ in range(12):
+        steady.look(counted=None)
+    steady.look(3.0 * _REQUESTS)
+    inputs = steady.look(3.0 * _REQUESTS).inputs
+    level, capacity = inputs["level_replicas"].value, inputs["capacity_requests_per_second"].value
+    assert level is not None
+    assert capacity is not None
+    assert level * capacity == pytest.approx(3.0 * _REQUESTS / 5.0, rel=0.05)
