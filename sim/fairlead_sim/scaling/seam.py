@@ -4,7 +4,7 @@ Nothing is decided here: every number comes from the controller, which sees ``fa
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -81,18 +81,20 @@ def model_of(info: Any) -> ScaledModel:
 
 
 def observation_of(obs: Any, model: ScaledModel) -> Observation:
-    """One look at ``model``. Raises BadInput where a replica's state is none, or a histogram has not the model's edges."""
+    """One look at ``model``. What is missing or no number is unknown; of a pool whose pods nobody counted nothing is said, so that it
+    stays as it is. Raises BadInput for a word where a number or a list belongs, and for a state that is none."""
     told = read(obs, "gateway")
     arrivals, prompt = _number(read(told, "d_arrivals")), _number(read(told, "d_prompt"))
     gateway = None
     if arrivals is not None and prompt is not None:
         held, abandoned = _number(read(told, "held")), _number(read(told, "d_abandoned"))
         gateway = GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
-    pools = read(obs, "pools") or {}
+    now = _number(read(obs, "t"))
+    pools = {name: _pool_seen(pool, model) for name, pool in (read(obs, "pools") or {}).items()}
     return Observation(
-        float(read(obs, "t")),
+        math.nan if now is None else now,
         gateway,
-        {name: _pool_seen(pool, model) for name, pool in pools.items()},
+        {name: pool for name, pool in pools.items() if pool is not None},
         shapes=_shapes(read(told, "shapes")),
     )
 
@@ -135,21 +137,32 @@ def _profile(name: str, told: Any) -> EngineProfile | None:
     )
 
 
-def _pool_seen(told: Any, model: ScaledModel) -> PoolSeen:
+def _pool_seen(told: Any, model: ScaledModel) -> PoolSeen | None:
+    """None where it is not known how many replicas are asked, ready, pending or draining."""
+    counts = [_number(read(told, field)) for field in ("desired", "ready")]
+    counts += [0.0 if read(told, field) is None else _number(read(told, field)) for field in ("pending", "draining")]
+    known = [int(count) for count in counts if count is not None and 0.0 <= count < math.inf]
+    if len(known) < len(counts):
+        return None
+    desired, ready, pending, draining = known
     replicas = read(told, "replicas")
+    seen = None if replicas is None else [_replica(one, model) for one in _list(replicas, "replicas")]
+    ages = [_number(age) for age in _list(read(told, "pending_age") or (), "pending_age")]
     return PoolSeen(
-        desired=int(read(told, "desired")),
-        ready=int(read(told, "ready")),
-        pending=int(read(told, "pending") or 0),
-        draining=int(read(told, "draining") or 0),
-        pending_ages_seconds=tuple([float(age) for age in read(told, "pending_age") or ()]),
-        replicas=None if replicas is None else tuple([_replica(one, model) for one in replicas]),
+        desired,
+        ready,
+        pending,
+        draining,
+        pending_ages_seconds=tuple([age for age in ages if age is not None]),
+        replicas=None if seen is None else tuple([one for one in seen if one is not None]),
     )
 
 
-def _replica(told: Any, model: ScaledModel) -> ReplicaSeen:
-    first = _number(read(told, "d_first"))
-    state = read(told, "state")
+def _replica(told: Any, model: ScaledModel) -> ReplicaSeen | None:
+    """None where nobody says what it is doing."""
+    first, state = _number(read(told, "d_first")), read(told, "state")
+    if state is None:
+        return None
     try:
         known = ReplicaState(state)
     except ValueError:
@@ -157,7 +170,7 @@ def _replica(told: Any, model: ScaledModel) -> ReplicaSeen:
     return ReplicaSeen(
         id=str(read(told, "id")),
         state=known,
-        age_seconds=float(read(told, "age")),
+        age_seconds=_number(read(told, "age")) or 0.0,
         startup_seconds=_number(read(told, "startup_s")),
         ttft_counts=_counts(told, "ttft_hist", model.ttft_bounds, first),
         itl_counts=_counts(told, "itl_hist", model.itl_bounds, None),
@@ -167,20 +180,28 @@ def _replica(told: Any, model: ScaledModel) -> ReplicaSeen:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise BadInput(f"{value!r} is no number") from None
+
+
+def _list(value: Any, field: str) -> Iterable[Any]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise BadInput(f"{value!r} is no list", field=field)
+    return value
 
 
 def _counts(told: Any, field: str, bounds: tuple[float, ...], total: float | None) -> tuple[float, ...] | None:
-    """With a last bucket for what lies beyond all ``bounds``: who tells none leaves it to the ``total``, where there is one."""
-    if read(told, field) is None:
+    """With a last bucket for what lies beyond all ``bounds``: who tells none leaves it to the ``total``, where there is one. None
+    where there are not as many as ``bounds``: nobody knows where each begins then."""
+    told_counts = read(told, field)
+    if told_counts is None:
         return None
-    counts = [float(count) for count in read(told, field)]
+    counts = [_number(count) or 0.0 for count in _list(told_counts, field)]
     if bounds and len(counts) == len(bounds):
         counts.append(max(0.0, (total or 0.0) - sum(counts)))
-    if bounds and len(counts) != len(bounds) + 1:
-        hint = f"{len(bounds)} counts, one for each finite edge that info named, and one beyond the last"
-        raise BadInput(f"{len(counts)} buckets do not fit the edges", field=field, hint=hint)
-    return tuple(counts)
+    return tuple(counts) if len(counts) == len(bounds) + 1 or not bounds else None
 
 
 def _bounds(told: Any) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -187,8 +188,24 @@ def test_a_histogram_may_leave_what_lies_beyond_its_edges_to_the_total() -> None
 
     assert counts(ttft_hist=[3, 2, 1], itl_hist=[4, 5], d_first=6) == ((3.0, 2.0, 1.0), (4.0, 5.0))
     assert counts(ttft_hist=[3, 2], itl_hist=[4], d_first=6) == ((3.0, 2.0, 1.0), (4.0, 0.0))
-    with pytest.raises(BadInput, match="4 buckets do not fit"):
-        counts(ttft_hist=[3, 2, 1, 0])
+    assert counts(ttft_hist=[3, 2, 1, 0], itl_hist=[], d_first=6) == (None, None)
+
+
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -3.0])
+def test_a_pool_whose_pods_nobody_counted_stays_as_it_is(wrong: float | None) -> None:
+    core = autoscaler({"pools": {"main": {"max": 9}}})
+    counted = {"desired": 3, "ready": 3, "pending": 0, "draining": 0, "replicas": []}
+    for field in ("desired", "ready"):
+        pool = {**counted, field: wrong}
+        assert core.step({"t": 5.0, "gateway": None, "pools": {"main": pool}}) == {}
+    assert core.step({"t": wrong, "gateway": None, "pools": {"main": counted}}) == {"main": 3}
+
+
+def test_a_replica_of_which_nobody_says_what_it_is_doing_is_left_out() -> None:
+    told = [{"id": "a", "state": None, "age": 9.0}, {"id": "b", "state": "ready", "age": None, "running": 2}]
+    pool = {"desired": 2, "ready": 2, "replicas": told}
+    seen = observation_of({"t": 5.0, "gateway": None, "pools": {"main": pool}}, model_of({"pools": {"main": {}}}))
+    assert [one.id for one in seen.pools["main"].replicas or ()] == ["b"]
 
 
 def test_settings_are_the_cores() -> None:
@@ -210,8 +227,9 @@ def test_settings_are_the_cores() -> None:
     ("obs", "told"),
     [
         ({"pools": {"main": {"desired": 1, "ready": 1, "replicas": [{"id": 1, "state": "up", "age": 1}]}}}, "up"),
-        ({"pools": {"main": {"ready": 1}}}, "TypeError"),
-        ({"t": None, "pools": {}}, "TypeError"),
+        ({"pools": {"main": {"desired": "one", "ready": 1}}}, "'one' is no number"),
+        ({"pools": {"main": {"desired": 1, "ready": 1, "replicas": 1}}}, "1 is no list"),
+        ({"t": "now", "pools": {}}, "'now' is no number"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(obs: dict[str, Any], told: str) -> None:
