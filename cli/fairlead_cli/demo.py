@@ -27,17 +27,16 @@ def demo(
     Exits 0 when everything was answered, also when the machine was too busy to believe the times (the report then says
     "valid": false, and so does the last line); 1 when requests failed; 2 when a stack could not be started or stopped.
     """
-    from rich.console import Console
-
     from fairlead.clock import SystemClock
     from fairlead.fleet import Objectives
     from fairlead.profile import preset
+    from fairlead_cli.paper import paper
     from fairlead_cli.replaying.comparison import Comparison
     from fairlead_cli.replaying.files import write
     from fairlead_cli.replaying.tables import show
     from fairlead_cli.replaying.traffic import traffic
 
-    console = Console()
+    console = paper()
     wanted = traffic(trace, limit=limit, rate=rate)
     console.print(
         f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:g} simulated requests/s"

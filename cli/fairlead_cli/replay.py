@@ -29,14 +29,13 @@ def replay(
 
     Prompts over 20,480 tokens are left out; requests with one timestamp are spread up to the next. Exits 1 when requests failed.
     """
-    from rich.console import Console
-
+    from fairlead_cli.paper import paper
     from fairlead_cli.replaying.files import write
     from fairlead_cli.replaying.running import find, replay_once
     from fairlead_cli.replaying.tables import show
     from fairlead_cli.replaying.traffic import traffic
 
-    console = Console()
+    console = paper()
     place = find(url=url, manage=manage, fleet_file=fleet, model=model)
     wanted = traffic(trace, limit=limit, rate=rate, seed=seed)
     console.print(

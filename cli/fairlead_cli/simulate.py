@@ -40,13 +40,12 @@ def simulate(
     from fairlead_sim.compiled import run_compiled
 
     run_compiled()  # it starts this program anew where a compiled copy is there (make compile: scripts/compile.py --sim)
-    from rich.console import Console
-
+    from fairlead_cli.paper import paper
     from fairlead_cli.simulating.asked import asked
     from fairlead_cli.simulating.comparing import compare
     from fairlead_cli.simulating.showing import show, write
 
-    console = Console()
+    console = paper()
     wanted = asked(
         traffic,
         presets=presets,

@@ -36,7 +36,7 @@ def test_a_file_is_named_plainly_or_as_for_kubectl_and_a_hyphen_is_standard_inpu
 
 
 def test_up_takes_its_manifest_from_standard_input() -> None:
-    done = fairlead("up", "-", stdin="kind: ModelDeploymint\n")
+    done = fairlead("up", "-", "--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", stdin="kind: ModelDeploymint\n")
     assert done.returncode == 2
     assert "-:1: kind: must be one of" in done.stderr
 

@@ -27,9 +27,9 @@ jumps between the two: prompts that find an engine free (x = 0 above), and steps
 (r·w of a fifth). Below that no objective presses a replica. The plan says which objective it is (``unmet``).
 
 Two questions are asked of the same bounds: what one of n replicas carries (``knee``), and how many replicas a load takes
-(``replicas_for``). The second is not the load over the first, since what one carries grows with how many there are; it is looked for
-among fixed numbers, so that more load never comes to less. Every bound holds at a load where it holds at a larger one, and with n
-replicas where it does with fewer.
+(``replicas_for``). The second is not the load over the first, since what one carries grows with how many there are. Both are looked
+for among fixed numbers, so that more load, or longer requests, never come to less by a rounding. Every bound holds at a load where it
+holds at a larger one, and with n replicas where it does with fewer.
 
 The step model is that of papers.md F1, the use of it as unit of scaling TokenScale's and Dynamo's; what differs is that all bounds
 are taken at once, at the mix that is seen, with the speed that is seen."""
@@ -42,8 +42,9 @@ from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
 _HALVINGS = 18
-_FEWEST, _FINER = 1e-4, 1e-4
-"""Numbers of replicas are looked for from the first on, each larger than the one before by the second: 2^18 of them."""
+_FEWEST, _SLOWEST, _FINER = 1e-4, 1e-9, 1e-4
+"""Numbers of replicas, and rates, are looked for from the first two on, each larger than the one before by the third: 2^18 of
+replicas, 2^19 of rates."""
 _MANY_CHUNKS, _SHORTER = 6.0, 4.0
 """Where one prompt fills the steps of a whole short answer, the shortest answers decide, and there are up to so many times as many of
 them as exponential lengths have (Mooncake's conversations: one answer in twenty has eleven tokens or fewer, at a mean of 335)."""
@@ -183,16 +184,17 @@ def knee(step: Step, mix: Mix, objectives: Objectives, replicas: float, settings
     makes sense."""
     work = step.work(mix)
     limits = _Limits(step, mix, work, objectives, settings)
-    low, high = 0.0, 1.0 / work
+    low, high = 0, 2 << _HALVINGS
     bound = Bound.TTFT
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        passed = limits.passed(middle, replicas)
-        if passed is None:
-            low = middle
+    while high - low > 1:
+        place = (low + high) // 2
+        rate = _SLOWEST * math.exp(_FINER * place)
+        passed = limits.passed(rate, replicas)
+        if passed is None and rate * work < 1.0:
+            low = place
         else:
-            high, bound = middle, passed
-    return Capacity(max(low, 1e-9), work, bound)
+            high, bound = place, passed or bound
+    return Capacity(_SLOWEST * math.exp(_FINER * low), work, bound)
 
 
 def replicas_for(

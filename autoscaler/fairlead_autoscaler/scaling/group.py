@@ -27,6 +27,7 @@ from fairlead_autoscaler.scaling.need import (
     Queue,
     as_seen,
     capacity_of,
+    is_settled,
     kept_of,
     longer,
     mix_of,
@@ -199,7 +200,8 @@ def _worths(
 def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[State, GroupState, Need | None]:
     """What the group needs, where anything has arrived yet."""
     settings, first = look.settings, sizes.first
-    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted)
+    settled = is_settled(state.lengths)
+    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted, settled)
     before = _past(before, state, look, price, sizes)
     state, seen = _level(state, before, look, price, sizes)
     if seen is None:

@@ -77,11 +77,15 @@ class Kept:
 NOTHING_KEPT = Kept()
 
 
+def is_settled(lengths: Lengths) -> bool:
+    """Do so many prompts lie behind the open bin that it need not be looked at to know them?"""
+    return lengths.settled is not None and lengths.settled[0].slow_of >= _SETTLED
+
+
 def mix_of(lengths: Lengths, role: Role, kept: Kept = NOTHING_KEPT) -> Mix:
     """The mean request as a group of ``role`` sees it, where decode engines keep so much of prefill."""
-    known, variance = lengths.settled or (lengths.prompt, lengths.prompt_variance)
-    if known.slow_of < _SETTLED:
-        known, variance = lengths.prompt, lengths.prompt_variance
+    settled = lengths.settled if is_settled(lengths) else None
+    known, variance = settled or (lengths.prompt, lengths.prompt_variance)
     prompt = max(1.0, known.mean(_PROMPT))
     answer = max(1.0, lengths.answer(_OUTPUT))
     uneven = min(_UNEVEN_MOST, variance.steady(prompt * prompt) / (prompt * prompt))
@@ -134,9 +138,13 @@ def _kept(pool: PoolFacts, settings: ScalingSettings) -> ScalingSettings:
     return replace(settings, prefill_busy_most=min(settings.prefill_busy_most, settings.prefill_pool_busy))
 
 
-def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept: Kept) -> Price:
+def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept: Kept, settled: bool) -> Price:
     """Bins in replicas of ``pool``, as if answers had always been as long as they are in ``mix``, and decode engines had always
-    ``kept`` as much of prefill."""
+    ``kept`` as much of prefill. Until prompts are ``settled`` as if they too had always been so long: the mean moves with each tick,
+    and bins of shorter ones would be worth less the longer those are that come now."""
+    if not settled:
+        each = 1.0 - kept.requests if pool.role is Role.PREFILL else 1.0
+        return lambda bin: bin.requests / bin.seconds * each / capacity.requests_per_second
     step = Step.of(profile_of(pool), factor)
     per_prompt = step.prompt_seconds(mix) / mix.prompt
     per_request = mix.output * step.token_seconds(mix.context)

@@ -14,9 +14,9 @@ from fairlead_cli.cluster.printing import as_json, lines, summary
 from fairlead_cli.cluster.verdict import Result
 from fairlead_cli.cluster.way import Way, find, opened
 from fairlead_cli.errors import NoCluster
+from fairlead_cli.paper import paper
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
-PIPE_WIDTH: Final = 2_000
 AGAIN_SECONDS: Final = 2.0
 Pause = Callable[[float], Awaitable[object]]
 
@@ -72,9 +72,7 @@ async def looked(asked: Asked, clock: Clock) -> tuple[Result, ...]:
 
 
 def show(results: tuple[Result, ...]) -> None:
-    """For people; a pipe has no width, so nothing is cut there."""
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    """For people."""
+    console = paper()
     for line in lines(results):
         console.print(line, soft_wrap=True)

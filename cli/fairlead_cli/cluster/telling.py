@@ -15,7 +15,6 @@ from fairlead.names import nearest
 from fairlead_cli.cluster import asking
 from fairlead_cli.cluster.advice import Advice, advise
 from fairlead_cli.cluster.asking import Told
-from fairlead_cli.cluster.checking import PIPE_WIDTH
 from fairlead_cli.cluster.facts import GATEWAY, of_component
 from fairlead_cli.cluster.gathering import items, ours, server_clock
 from fairlead_cli.cluster.missing import Missing
@@ -25,6 +24,7 @@ from fairlead_cli.cluster.reading import key, space
 from fairlead_cli.cluster.way import Way, away, find, opened
 from fairlead_cli.errors import NoCluster
 from fairlead_cli.local.program import program
+from fairlead_cli.paper import paper
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 _EVENTS: Final = 500
@@ -169,10 +169,7 @@ async def _gateways(api: KubeApi) -> Sequence[Told] | Missing:
 
 
 def _print(found: ModelReport, advice: Advice, output: str) -> None:
-    from rich.console import Console
-
     if output == "json":
         print(as_json(as_plain(found, advice)))
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(tree(found, advice))  # a terminal has a width, and long lines go on below one another
+    paper().print(tree(found, advice))  # a terminal has a width, and long lines go on below one another

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-from typing import Final
 
 import msgspec
 
@@ -16,10 +15,10 @@ from fairlead_cli.indexing.asked import Asked, token_ids
 from fairlead_cli.indexing.picture import Picture, look
 from fairlead_cli.indexing.reaching import chosen, models, reached
 from fairlead_cli.local.rundir import running_stacks
+from fairlead_cli.paper import paper
 from fairlead_kvstore.redis import RedisLink
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
-_PIPE_WIDTH: Final = 200
 
 
 def run(asked: Asked) -> int:
@@ -72,9 +71,7 @@ async def _stats(asked: Asked, link: RedisLink, known: list[str], clock: Clock, 
     elif not found:
         print("this Redis has no index: does an indexer run, and is it this Redis that it writes to?", file=sys.stderr)
     else:
-        from rich.console import Console
-
-        Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(show(found))
+        paper().print(show(found))
     return OK if found and all(one.well for one in found) else PROBLEM
 
 

@@ -241,6 +241,8 @@ def _cell(name: str, number: answers.Number | None) -> str:
         return words.UNKNOWN
     if name == "home":
         shown = "yes" if number.value else "no"
+    elif name.endswith("_epoch"):
+        shown = f"{number.value:.0f}"
     elif name.endswith("_seconds"):
         shown = words.time(number.value)
     else:

@@ -15,10 +15,10 @@ from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.program import program
 from fairlead_cli.local.report import Sized, report
 from fairlead_cli.local.rundir import newest_stack, running_stacks
+from fairlead_cli.paper import paper
 
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 DECISIONS = 5
-PIPE_WIDTH = 400
 
 
 def run(model: str | None, manage: str | None, output: str) -> int:
@@ -76,8 +76,6 @@ def _key(fleet: answers.Fleet, name: str) -> str:
 
 
 def _print(found: object, output: str) -> None:
-    from rich.console import Console
-
     from fairlead_cli.local.report import Report
     from fairlead_cli.local.tree import as_json, tree
 
@@ -85,6 +83,4 @@ def _print(found: object, output: str) -> None:
     if output == "json":
         print(as_json(found).decode())
         return
-    # A pipe has no width: nothing is cut there.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(tree(found), overflow="ellipsis", no_wrap=True)
+    paper().print(tree(found), overflow="ellipsis", no_wrap=True)

@@ -13,20 +13,24 @@ from fairlead.units import duration
 from fairlead_cli.simulating.asked import Asked
 from fairlead_cli.simulating.comparing import Result
 
-COLUMNS = ("preset", "met", "TTFT p50", "p90", "p99", "TPOT p99", "cached", "σ/µ", "preempted")
+COLUMNS = ("preset", "met", "TTFT\np50", "\np90", "\np99", "TPOT\np99", "cached", "σ/µ", "put\nback")
+"""In two lines, so that the table with a search for capacity fits a terminal of 80 columns too."""
 
 
 def show(wanted: Asked, results: Sequence[Result], console: Console) -> None:
     """One line a preset, and what the columns are."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    columns = (*COLUMNS, "carries") if wanted.capacity else COLUMNS
+    columns = (*COLUMNS, "carries\nper s") if wanted.capacity else COLUMNS
     for column in columns:
         table.add_column(column, justify="left" if column == "preset" else "right", no_wrap=True)
     for one in results:
         table.add_row(*_cells(one, capacity=wanted.capacity))
     console.print(table)
     met = f"met: first tokens within {duration(wanted.objective)}"
-    console.print(f"  {met}; σ/µ: spread of computed tokens over engines", highlight=False, soft_wrap=True)
+    told = f"  {met}; σ/µ: spread of computed tokens over engines; put back: requests that an engine preempted"
+    console.print(told, highlight=False, soft_wrap=True)
+    if wanted.capacity and not all(one.capacity for one in results):
+        console.print("  carries –: no rate near the one asked for was within bounds", highlight=False, soft_wrap=True)
     failed = {one.preset: one.figures.errors for one in results if one.figures.errors}
     for name, errors in failed.items():
         console.print(f"  [bold red]{name}: {errors} requests failed[/]", highlight=False)
@@ -60,5 +64,5 @@ def _cells(one: Result, *, capacity: bool) -> list[str]:
         f"{found.preempted_share:.1%}",
     ]
     if capacity:
-        cells.append("nothing near it" if not one.capacity else f"{one.capacity:.1f}/s")
+        cells.append("–" if not one.capacity else f"{one.capacity:.1f}")
     return cells
