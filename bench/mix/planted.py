@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from roofline import price_lists
 
-from fairlead_autoscaler.mix import solver
+from fairlead_autoscaler.mix import unhurried
 from fairlead_autoscaler.scaling import Core
 from fairlead_sim.scaling.loop import Outcome, run
 from fairlead_sim.scaling.pool import PoolSetup
@@ -25,7 +25,7 @@ def planted(way: str, seed: int) -> Outcome:
     accelerator."""
     pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
     scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
-    return run(scenario, Core(scenario.model), solver=solver() if way.startswith("mix") else None)
+    return run(scenario, Core(scenario.model), solver=unhurried() if way.startswith("mix") else None)
 
 
 def _pool(name: str, initial: int, minimum: int) -> PoolSetup:

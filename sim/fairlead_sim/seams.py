@@ -43,9 +43,9 @@ def autoscaler(info: Any, **settings: Any) -> SeamAutoscaler:
 
 def _solver() -> Callable[[MixAsked], MixTold]:
     """Of the mix of accelerators; only who tells shapes is asked for it, and needs its library."""
-    from fairlead_autoscaler.mix import solver
+    from fairlead_autoscaler.mix import unhurried
 
-    return solver()
+    return unhurried()
 
 
 class SeamRouter:

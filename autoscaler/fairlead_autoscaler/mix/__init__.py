@@ -4,12 +4,13 @@
     candidates_of(table), grid_of(table)                        an imported table instead (``fairlead.profile_tables``)
     plan_mix(rates, candidates, settings) -> Mix                replicas and shares of each pool, with cost and reason
     solver(settings) -> Solver                                  the same, as the scaling core asks it
+    unhurried() -> Solver                                       one for simulated time
     Desk(solver)                                                has it solved in a thread, beside the loop
 
 Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``.
 """
 
-from fairlead_autoscaler.mix.asking import Solver, solver
+from fairlead_autoscaler.mix.asking import Solver, solver, unhurried
 from fairlead_autoscaler.mix.desk import Desk
 from fairlead_autoscaler.mix.plan import plan_mix
 from fairlead_autoscaler.mix.tables import candidates_of, grid_of
@@ -27,4 +28,5 @@ __all__ = [
     "plan_mix",
     "solver",
     "throughput",
+    "unhurried",
 ]

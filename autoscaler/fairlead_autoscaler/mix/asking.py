@@ -1,16 +1,26 @@
 """The mixed-integer program as the scaling core asks it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fairlead_autoscaler.mix.plan import plan_mix
 from fairlead_autoscaler.mix.values import MixSettings
 from fairlead_autoscaler.scaling import MixAsked, MixTold
 
 Solver = Callable[[MixAsked], MixTold]
-"""From a question to its answer. It takes a second at most, and raises nothing."""
+"""From a question to its answer. It raises nothing."""
 
 _TRUSTED = ("milp", "milp-limit")
 """Only what the program found is followed: where there is no time, or no room, the core's own rule is as good as a greedy mix."""
+
+
+_UNHURRIED_SECONDS = 120.0
+
+
+def unhurried() -> Solver:
+    """A solver for simulated time. By the wall's clock a busy machine would be answered otherwise than a calm one, and a day in the
+    simulator would be another day."""
+    return solver(replace(MixSettings(), solve_seconds=_UNHURRIED_SECONDS))
 
 
 def solver(settings: MixSettings | None = None) -> Solver:

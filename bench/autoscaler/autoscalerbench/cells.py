@@ -13,7 +13,7 @@ import fairlead_autoscaler
 import fairlead_sim
 from autoscalerbench.signs import signs
 from fairlead.compiled import sources_digest
-from fairlead_autoscaler.mix import solver
+from fairlead_autoscaler.mix import unhurried
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_autoscaler.scaling import Core
 from fairlead_sim.scaling.loop import Controller, run
@@ -45,7 +45,7 @@ def measure(cell: Cell) -> Found:
     begun = time.process_time()
     engines = Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED
     outcome = run(
-        scenario, controller(cell, scenario), engines=engines, solver=solver() if cell.controller == OURS else None
+        scenario, controller(cell, scenario), engines=engines, solver=unhurried() if cell.controller == OURS else None
     )
     seconds = time.process_time() - begun
     return {**signs(scenario, outcome), "seconds": seconds}

@@ -47,9 +47,9 @@ def _replayed(wish: Wish) -> Sequence[Replayed]:
     looks = [look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
     if not looks:
         raise LookupError("no look of such a model is recorded")
-    from fairlead_autoscaler.mix import solver  # NumPy and a solver: who replays has the autoscaler
+    from fairlead_autoscaler.mix import unhurried  # NumPy and a solver: who replays has the autoscaler
 
-    return replay(looks, changes, solver())
+    return replay(looks, changes, unhurried())
 
 
 def _looks(wish: Wish) -> Iterator[Look]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.mix import solver
+from fairlead_autoscaler.mix import unhurried
 from fairlead_autoscaler.scaling import Core
 from fairlead_autoscaler.scaling.values import Observation, Plan, ScaledModel
 from fairlead_sim.scaling import scenarios
@@ -137,7 +137,7 @@ def test_the_seam_answers_what_the_core_answers() -> None:
 def test_told_the_shapes_of_requests_it_divides_among_kinds_by_the_mix_as_the_core_does() -> None:
     scenario = replace(scenarios.smooth_mixed(2), seconds=1_500.0)
     controller = Both(scenario.model)
-    run(scenario, controller, solver=solver())
+    run(scenario, controller, solver=unhurried())
     assert controller.mixed > 100
     assert any(step["L"] > 0 for step in controller.steps)
 
