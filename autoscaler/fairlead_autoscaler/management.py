@@ -8,6 +8,7 @@ send one.
 import hmac
 import math
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -107,9 +108,15 @@ class _Desk:
         at = _moment(request, "at")
         line = self._ring.at(model, at)
         if line is None:
-            known = ", ".join(sorted(self._loop.looks())) or "none"
-            return _error(404, f"no look at {model!r} is kept from then; models that are scaled: {known}")
+            return _error(404, f"no look at {model!r} is kept from then; {self._kept(model)}")
         return web.Response(body=line, content_type=_JSON)
+
+    def _kept(self, model: str) -> str:
+        """What there is instead, in words."""
+        begins = self._ring.begins(model)
+        if begins is None:
+            return f"models that are scaled: {', '.join(sorted(self._loop.looks())) or 'none'}"
+        return f"the first one that is kept is of {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
     async def recording(self, request: web.Request) -> web.StreamResponse:
         """``?[model=KEY][&since=UNIX]``: all looks that are kept, as JSON lines."""

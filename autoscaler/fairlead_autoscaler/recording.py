@@ -78,6 +78,10 @@ class Ring:
                 return line
         return None
 
+    def begins(self, model: str) -> float | None:
+        """When the first one of a model was that is still kept; None: there is none."""
+        return next((when for when, name, _ in self._lines if name == model), None)
+
     def lines(self, model: str | None = None, since: float = 0.0) -> Iterator[bytes]:
         """Those of one model or of all, the oldest first."""
         for when, name, line in list(self._lines):

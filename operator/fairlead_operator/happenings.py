@@ -45,7 +45,8 @@ def of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[News]
     lost = was.get("status") == "True" and now.get("status") == "False"
     worse = was.get("reason") != now.get("reason") and now.get("reason") in (Reason.NO_INSTANCE, Reason.NO_ENDPOINT)
     stalled = condition(after, ConditionType.STALLED)
-    if (lost or worse) and stalled is None:
+    grows = was.get("status") == "True" and not _fewer(before, after)  # more are asked for, and none is gone
+    if (lost or worse) and stalled is None and not grows:
         told.append(_warning(str(now["reason"]), "Serve", _sentence(str(now["message"]))))
     stuck = condition(before, ConditionType.STALLED)
     if stalled is not None and (stuck is None or stuck.get("reason") != stalled["reason"]):
@@ -54,6 +55,12 @@ def of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[News]
         told.append(_normal("Recovered", "Reconcile", f"No longer stalled by {stuck.get('reason')}"))
     told += _movements(before, after)
     return told
+
+
+def _fewer(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Has some pool fewer ready than it had?"""
+    now = {one.get("name"): int(one.get("ready") or 0) for one in after.get("pools") or ()}
+    return any(now.get(one.get("name"), 0) < int(one.get("ready") or 0) for one in before.get("pools") or ())
 
 
 def _movements(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[News]:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from fairlead.api import ModelDeploymentSpec, Pool
-from fairlead.cluster_labels import ENDPOINT, POOL
+from fairlead.cluster_labels import ENDPOINT, POOL, sleep_mark
 from fairlead.cluster_labels import REVISION as POD_REVISION
-from fairlead.kube.resource import Manifest, leaving, says_ready
+from fairlead.kube.resource import Manifest, annotations_of, leaving, says_ready
 from fairlead_operator.groups import is_groups, surplus
 from fairlead_operator.marks import REVISION, annotation, generation_of, label
 from fairlead_operator.plan import WORKLOADS, ChildKey, child_key
@@ -67,6 +67,11 @@ def _state(
         updated=updated if current else 0,
         exist=int(status.get("replicas") or 0),
         settled=not more if groups else _settled(workload, pods),
+        asleep=sum(
+            label(pod, POOL) == pool.name and says_ready(pod) and sleep_mark(annotations_of(pod)) is not None
+            for pod in pods
+            if not leaving(pod)
+        ),
         note=notes.get(pool.name, ""),
     )
 

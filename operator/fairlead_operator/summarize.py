@@ -22,7 +22,8 @@ _SERVED_BEFORE = (Reason.ALL_READY, Reason.SCALED_TO_ZERO, Reason.DEGRADED, Reas
 class PoolState:
     """The instances of one pool. ``exist``: with those that are replaced. ``updated``: made of what runs now.
 
-    ``adopted``: not run by Fairlead. ``note``: how its instances are replaced, where that is not as usual; in words.
+    ``adopted``: not run by Fairlead. ``asleep``: of those that are ready, the ones that get no request until they are woken.
+    ``note``: how its instances are replaced, where that is not as usual; in words.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PoolState:
     settled: bool = True
     made: bool = True
     adopted: bool = False
+    asleep: int = 0
     note: str = ""
 
 
@@ -135,7 +137,7 @@ def _ready(situation: Situation, served: bool) -> _Said:
     short = [pool for pool in pools if pool.ready < pool.desired or (pool.adopted and not pool.ready)]
     if not short and pools:
         if any(pool.desired for pool in pools):
-            told = f"{_instances(pools)} ready"
+            told = f"{_instances(pools)} ready{_asleep(pools)}"
             told = f"{told}; {situation.undone}" if situation.undone else told
             return _Said(ConditionType.READY, True, Reason.ALL_READY, told)
         return _Said(ConditionType.READY, True, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
@@ -207,6 +209,11 @@ def _name_taken(situation: Situation, name: str) -> _Said | None:
         return None
     message = f"clients that say {name} get {situation.name_taken_by}, which is older"
     return _Said(ConditionType.NAME_TAKEN, True, Reason.BARE_NAME_TAKEN, message)
+
+
+def _asleep(pools: Sequence[PoolState]) -> str:
+    count = sum(pool.asleep for pool in pools)
+    return f", {count} of them asleep" if count else ""
 
 
 def _instances(pools: Sequence[PoolState]) -> str:

@@ -85,6 +85,21 @@ def test_a_number_that_somebody_else_changes_replaces_nothing(number: int) -> No
     assert state(scaled).settled is (number == 0), "the pods have not been heard of yet"
 
 
+def test_of_those_that_are_ready_it_is_said_how_many_sleep() -> None:
+    def pod(ready: str, **annotations: str) -> Manifest:
+        status = {"conditions": [{"type": "Ready", "status": ready}]}
+        return {**leader(NEW, annotations=annotations), "status": status}
+
+    mark = {"fairlead.io/sleep": "1-asleep"}
+    both = {**group(observedGeneration=7), "kind": "Deployment"}
+    found = state(both, pod("True", **mark), pod("True"), pod("False", **mark))
+    assert found.asleep == 1
+    model = {"metadata": {"name": "m", "namespace": "x"}}
+    told = condition(summarize(model, Situation((found,)), 1, "2026-01-01T00:00:00Z"), "Ready")  # type: ignore[arg-type]
+    assert told is not None
+    assert told["message"] == "2 instances ready, 1 of them asleep"
+
+
 def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_moving() -> None:
     more = group(replicas=3, readyReplicas=3)
     more["spec"]["replicas"] = 3

@@ -61,6 +61,21 @@ def test_starting_degraded_and_without_instances_are_told_apart(lab: Any, a_mode
     assert lab.told[-1].reason == "NoInstance"
 
 
+def test_growing_is_no_loss_and_losing_one_is_warned_of(lab: Any, a_model: Any) -> None:
+    served(lab, a_model)
+    names = {"name": "qwen-main", "namespace": "chat"}
+    lab.kube.put({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": names, "spec": {"replicas": 6}}, "scaler")
+    lab.settle(controller=False)
+    assert lab.conditions()["Ready"] == ("False", "Degraded")
+    assert "Degraded" not in [news.reason for news in lab.told]
+    lab.settle()
+    assert "6 instances ready" in [news.note for news in lab.told]
+    (one,) = lab.kube.all("Deployment")
+    lab.run_deployment(one, ready=5)
+    lab.settle(controller=False)
+    assert (lab.told[-1].reason, lab.told[-1].note) == ("Degraded", "Pool main has 5 of 6 ready")
+
+
 def test_kubectl_scale_of_a_child_is_never_fought(lab: Any, a_model: Any) -> None:
     served(lab, a_model)
     names = {"name": "qwen-main", "namespace": "chat"}
