@@ -6,6 +6,8 @@ One gateway, and three that share a Redis, under four presets each; requests rea
 What is compared is the share of prompt tokens that engines found in their caches, the mean TTFT, and the order of the presets by
 either. Two presets whose simulated values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
 ``fairlead_cli.replaying.simulated``), so the simulated value is the mean over arrivals that are a few milliseconds apart.
+
+Then the default alone at a rate at which it keeps nearly every second request before engines, which the others do not.
 """
 
 import argparse
@@ -38,8 +40,7 @@ from fairlead_cli.replaying.summary import on_clock
 from fairlead_gateway.routing import PrefixChain
 from fairlead_gateway.testing import KEY, fleet_of
 from fairlead_gateway.testing_process import gateway_process
-from fairlead_sim.course import Course
-from fairlead_sim.fleet import simulate
+from fairlead_sim.course import Course, Served
 from fairlead_sim.gateways import Gateways
 from fairlead_sim.knowledge import Knowledge
 from fairlead_sim.tokenizer import Tokenizer
@@ -54,6 +55,8 @@ NAMES = tuple([f"e-{number}/{number}/0" for number in range(ENGINES)])
 PROFILE = "h100-llama8b"
 FAMILY = "agents"
 RATE = 8.0
+BUSY_RATE = 20.0
+HOLDING = "dual-hash"
 DRAWS = 5
 TIE = 0.03
 SEED = 21
@@ -70,6 +73,10 @@ class Result:
     ttft: float
     failed: int = 0
     retraced: float | None = None
+
+
+Both = tuple[Result, Result]
+"""Live and simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +101,40 @@ def simulated(
     """The mean over draws of arrivals."""
     found = []
     for draw in range(DRAWS):
-        front = Gateways(
-            count,
-            engines.names,
-            engines.profile,
-            knowledge=Knowledge(),
-            objectives=OBJECTIVES,
-            secret=SECRET.encode(),
-            seed=SEED,
-            block_tokens=engines.block_tokens,
-            preset=rule,
-            chain=chain,
-        )
-        course = Course(front, engines.names, engines.profile, block_tokens=engines.block_tokens)
-        served = course.serve(jittered(requests, JITTER_SECONDS, draw) if draw else requests)
+        arrivals = jittered(requests, JITTER_SECONDS, draw) if draw else requests
+        served = _served(count, rule, arrivals, engines, chain=chain)
         cached = sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served)
-        found.append(Result(cached, fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)))
+        found.append(Result(cached, _mean_ttft(served)))
     return Result(fmean(one.cached for one in found), fmean(one.ttft for one in found))
+
+
+def _served(
+    count: int,
+    rule: str,
+    requests: Sequence[TraceRequest],
+    engines: Engines,
+    *,
+    chain: Callable[[TraceRequest], PrefixChain] | None = None,
+    choices: Mapping[str, str] | None = None,
+) -> list[Served]:
+    front = Gateways(
+        count,
+        engines.names,
+        engines.profile,
+        knowledge=Knowledge(),
+        objectives=OBJECTIVES,
+        secret=SECRET.encode(),
+        seed=SEED,
+        block_tokens=engines.block_tokens,
+        preset=rule,
+        chain=chain,
+        choices=choices,
+    )
+    return Course(front, engines.names, engines.profile, block_tokens=engines.block_tokens).serve(requests)
+
+
+def _mean_ttft(served: Sequence[Served]) -> float:
+    return fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)
 
 
 async def live(count: int, rule: str, requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float) -> Result:
@@ -137,34 +161,25 @@ async def live(count: int, rule: str, requests: Sequence[TraceRequest], builder:
             sharing = ["--redis", server.url]
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(count)]
         outcomes = await replayed([one.url for one in running], requests, builder, speed)
-    return result(outcomes, requests)
+    return result(count, rule, outcomes, requests)
 
 
-def result(outcomes: Sequence[Outcome], requests: Sequence[TraceRequest], engines: Engines = SAME_AS_LIVE) -> Result:
+def result(
+    count: int,
+    rule: str,
+    outcomes: Sequence[Outcome],
+    requests: Sequence[TraceRequest],
+    engines: Engines = SAME_AS_LIVE,
+) -> Result:
     """Of a live run of ``requests``."""
     whole = [one for one in outcomes if one.error is None]
+    choices = {one.id: one.instance for one in whole if one.instance is not None}
     return Result(
         sum(one.cached_tokens or 0 for one in whole) / max(1, sum(one.prompt_tokens for one in whole)),
         fmean(one.ttft_seconds for one in whole if one.ttft_seconds is not None),
         len(outcomes) - len(whole),
-        _retraced(requests, {one.id: one.instance for one in whole if one.instance is not None}, engines),
+        _mean_ttft(_served(count, rule, requests, engines, choices=choices)),
     )
-
-
-def _retraced(requests: Sequence[TraceRequest], choices: Mapping[str, str], engines: Engines) -> float:
-    served = simulate(
-        requests,
-        profile=engines.profile,
-        engines=len(engines.names),
-        preset="round-robin",
-        objectives=OBJECTIVES,
-        block_tokens=engines.block_tokens,
-        secret=SECRET.encode(),
-        seed=SEED,
-        instance_ids=engines.names,
-        choices=choices,
-    )
-    return fmean(one.ttft_seconds for one in served if one.ttft_seconds is not None)
 
 
 async def replayed(
@@ -182,8 +197,8 @@ async def replayed(
     return [one for run in await asyncio.gather(*runs) for one in on_clock(run.outcomes, speed)]
 
 
-def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
-    """``found``: live and simulated, by gateways and preset."""
+def rows(found: Mapping[tuple[int, str], Both], busy: Mapping[int, Both]) -> list[Row]:
+    """``found``: live and simulated, by gateways and preset; ``busy``: of the preset that holds, by gateways."""
     wanted = goals(NAME)
     made = []
     for count in GATEWAYS:
@@ -191,14 +206,9 @@ def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
         pairs = [found[count, rule] for rule in PRESETS]
         for rule in PRESETS:
             real, same = found[count, rule]
-            what = f"{count} gateway{'s' if count > 1 else ''}, {rule}"
             apart.append(abs(100 * (real.cached - same.cached)))
-            made.append(comparing(f"{what}: cached tokens", "share", real.cached, "simulated", same.cached, None))
             slower.append(real.ttft / real.retraced if real.retraced else math.inf)
-            made.append(
-                comparing(f"{what}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None)
-            )
-            made.append(comparing(f"{what}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None))
+            made += _beside(f"{count} gateway{'s' if count > 1 else ''}, {rule}", real, same)
         for metric, value, unit in (
             (f"{count} gateways: cached tokens, live and simulated apart, at most", max(apart), "points"),
             (
@@ -218,9 +228,20 @@ def rows(found: Mapping[tuple[int, str], tuple[Result, Result]]) -> list[Row]:
             ),
         ):
             made.append(measuring(metric, unit, value, wanted[metric]))
+    for count, both in busy.items():
+        made += _beside(f"{count} gateway{'s' if count > 1 else ''}, {HOLDING} at {BUSY_RATE:g}/s", *both)
     metric = "requests that failed"
-    made.append(measuring(metric, "requests", sum(real.failed for real, _ in found.values()), wanted[metric]))
+    failed = sum(real.failed for real, _ in (*found.values(), *busy.values()))
+    made.append(measuring(metric, "requests", failed, wanted[metric]))
     return made
+
+
+def _beside(what: str, real: Result, same: Result) -> list[Row]:
+    return [
+        comparing(f"{what}: cached tokens", "share", real.cached, "simulated", same.cached, None),
+        comparing(f"{what}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None),
+        comparing(f"{what}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None),
+    ]
 
 
 def crossed(pairs: Sequence[tuple[Result, Result]], what: Callable[[Result], float]) -> int:
@@ -234,20 +255,23 @@ def crossed(pairs: Sequence[tuple[Result, Result]], what: Callable[[Result], flo
 
 
 async def _main(count: int, speed: float, out: Path) -> None:
-    requests = at_rate(FAMILIES[FAMILY](count, seed=SEED), RATE)
+    asked = FAMILIES[FAMILY](count, seed=SEED)
     builder = PromptBuilder(Tokenizer())
     chain = live_chains(builder, secret=SECRET.encode(), model_key=KEY)
-    chains = {request.id: chain(request) for request in requests}
-    found = {}
+    chains = {request.id: chain(request) for request in asked}
     loads = [os.getloadavg()[0]]
-    for gateways in GATEWAYS:
-        for rule in PRESETS:
-            same = simulated(gateways, rule, requests, lambda request: chains[request.id])
-            real = await live(gateways, rule, requests, builder, speed)
-            found[gateways, rule] = real, same
-            print(gateways, rule, real, same, flush=True)
-            loads.append(os.getloadavg()[0])
-    write(NAME, rows(found), seed=SEED, file=out, load_average=loads)
+
+    async def both(gateways: int, rule: str, rate: float) -> Both:
+        requests = at_rate(asked, rate)
+        same = simulated(gateways, rule, requests, lambda request: chains[request.id])
+        real = await live(gateways, rule, requests, builder, speed)
+        print(gateways, rule, rate, real, same, flush=True)
+        loads.append(os.getloadavg()[0])
+        return real, same
+
+    found = {(gateways, rule): await both(gateways, rule, RATE) for gateways in GATEWAYS for rule in PRESETS}
+    busy = {gateways: await both(gateways, HOLDING, BUSY_RATE) for gateways in GATEWAYS}
+    write(NAME, rows(found, busy), seed=SEED, file=out, load_average=loads)
 
 
 def main(arguments: list[str]) -> int:

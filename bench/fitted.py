@@ -162,7 +162,7 @@ class Bench:
         self._write(rule, profile)
         async with gateway_process(self._fleet) as gateway:
             outcomes = await self._replayed(gateway, requests)
-        return result(outcomes, requests, Engines(NAMES, profile, BLOCK_TOKENS))
+        return result(1, rule, outcomes, requests, Engines(NAMES, profile, BLOCK_TOKENS))
 
     def miscounted(self, requests: Sequence[TraceRequest]) -> int:
         """Prompts of which the engine counts another number of tokens than the simulator."""

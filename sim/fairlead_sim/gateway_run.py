@@ -95,11 +95,12 @@ class GatewayRun:
         if self._all.knowledge.perfect:
             self._know(request, chain)
         decision = self.router.decide(asked, now, excluded=self.cut)
-        if decision.chosen is None:
+        chosen = self._all.choices.get(request.id, decision.chosen)
+        if chosen is None:
             return None, decision.reason
-        to = self._sending.dispatched(asked, decision.chosen, now)
+        to = self._sending.dispatched(asked, chosen, now)
         if self._all.knowledge.index:
-            self._link(request, chain, decision.chosen, now)
+            self._link(request, chain, chosen, now)
         return to, ""
 
     def first_token(self, request: str, now: float) -> None:

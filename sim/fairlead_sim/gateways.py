@@ -56,7 +56,8 @@ class Gateways:
     """``count`` gateways of one fleet as one ``Front``. Requests go to one of them by chance, or where ``by_session`` all of a
     session go to one. ``engines`` are the names of equal engines, those that
     come later included (``members`` says who is there). ``weather`` is what becomes of all that is told.
-    ``chain`` replaces the made-up prefix chains where the prompts' real text is known."""
+    ``chain`` replaces the made-up prefix chains where the prompts' real text is known; ``choices`` (request id → engine) overrule
+    the routers: what the same fleet makes of decisions taken elsewhere."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Gateways:
         weather: Weather = CALM,
         preset: str = "dual-hash",
         chain: Callable[[TraceRequest], PrefixChain] | None = None,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         if count < 1:
             raise BadInput(f"{count} gateways cannot answer anything", field="gateways")
@@ -81,6 +83,7 @@ class Gateways:
         self.engines = tuple(engines)
         self.live: Sequence[str] = self.engines
         self.profile = profile
+        self.choices = choices or {}
         self.model = Model(NAMESPACE, MODEL, objectives, preset)
         self.secret = secret
         self.block_tokens = block_tokens

@@ -38,7 +38,7 @@ SAME = {
 
 def missed(*changed: tuple[tuple[int, str], Result]) -> list[str]:
     """The goals that do not hold where live is as simulated but for these."""
-    made = rows({key: (dict(changed).get(key, same), same) for key, same in SAME.items()})
+    made = rows({key: (dict(changed).get(key, same), same) for key, same in SAME.items()}, {})
     assert {row.metric: row.goal for row in made if row.goal} == BAR
     return [row.metric for row in made if not row.holds]
 
@@ -58,9 +58,19 @@ def test_the_checked_in_goals_are_the_bar_and_rows_hold_within_it_only() -> None
 def test_presets_that_are_as_good_as_equal_have_no_order() -> None:
     first, second = ((1, rule) for rule in PRESETS[:2])
     near = replace(SAME[first], cached=0.79)
-    made = rows({key: (near if key == first else same, near if key == second else same) for key, same in SAME.items()})
+    made = rows(
+        {key: (near if key == first else same, near if key == second else same) for key, same in SAME.items()}, {}
+    )
     crossed = [row for row in made if "order by cached" in row.metric]
     assert [row.value for row in crossed] == [0, 0]
+
+
+def test_a_busy_fleet_has_rows_of_its_own_without_goals_and_its_failures_count() -> None:
+    failing = replace(SAME[1, PRESETS[0]], failed=2)
+    made = rows({key: (same, same) for key, same in SAME.items()}, {1: (failing, failing)})
+    (failed,) = [row for row in made if row.metric == "requests that failed"]
+    assert failed.value == 2
+    assert len([row for row in made if "at 20/s" in row.metric and row.goal is None]) == 3
 
 
 def test_three_gateways_over_http_find_about_what_three_simulated_ones_do() -> None:

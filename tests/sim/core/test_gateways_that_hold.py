@@ -1,7 +1,7 @@
 """Several gateways that keep requests before busy engines: each for what it sent itself, and nothing is lost whatever happens."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pytest
@@ -29,7 +29,11 @@ class Fleet:
     """Gateways before two engines under a guard, and what happens ``AT`` a second."""
 
     def __init__(
-        self, gateways: int, rule: str = "dual-hash", happens: Callable[["Fleet", float], None] | None = None
+        self,
+        gateways: int,
+        rule: str = "dual-hash",
+        happens: Callable[["Fleet", float], None] | None = None,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         self.front = Gateways(
             gateways,
@@ -41,6 +45,7 @@ class Fleet:
             seed=0,
             block_tokens=16,
             preset=rule,
+            choices=choices,
         )
         self.guard = Guard(
             self.front,
@@ -90,6 +95,13 @@ def test_each_gateway_gives_an_engine_what_it_can_begin_and_keeps_the_rest() -> 
     assert three.at_engines == {"e-0": 3, "e-1": 3}, "one of each: nobody counts what others keep"
     assert len(one.waiting) > len(three.waiting) > 10
     assert at_once.waiting == []
+
+
+def test_choices_that_were_taken_elsewhere_are_kept_and_each_gateway_holds_for_them() -> None:
+    fleet = Fleet(3, choices={request.id: "e-0" for request in crowd(24)})
+    served = fleet.serve(24)
+    assert {one.instance for one in served} == {"e-0"}
+    assert fleet.at_engines == {"e-0": 3}
 
 
 def test_dualmap_holds_as_live_gateways_hold_it_and_moves_nothing() -> None:
