@@ -4,7 +4,7 @@
 published last. They are read when a decision asks for that endpoint and not before. Where they count just the requests that
 this core sent, prefill before us is the less of what the tool counts and of our own ledger: both count a cached prompt that they have
 not heard of as uncached, the tool for as long as events are late, we where another gateway sent it. A tool that does not count what
-it was told to send is not believed.
+it was told to send is not believed, unless it is the one that does not say what ends (``seam_silence``).
 
 **Cached prefixes.** ``matched_tokens`` is what KV events tell. They come late, and never of what waits or runs, so the blocks of
 every request sent there count as cached from the pick until ``LATE_SECONDS`` after its end. Where no endpoint says what is cached,
@@ -16,14 +16,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fairlead_gateway.routing.ledger import Tally
+from fairlead_sim.seam_words import amount
 
 LATE_SECONDS: Final = 5.0
-
-
-def read(source: Any, name: str) -> Any:
-    """A field of a mapping or of an object; None when it is missing."""
-    found = getattr(source, name, None)  # first, since to ask what is a mapping takes five times as long
-    return source.get(name) if found is None and isinstance(source, Mapping) else found
 
 
 class _Sent:
@@ -52,6 +47,8 @@ class EndpointView:
         self._names: list[str] = []  # by bit
         self._bits: dict[str, int] = {}
         self._over: deque[tuple[float, str, tuple[Hashable, ...]]] = deque()
+        self._counts = False  # some endpoint has had something in flight
+        self.deaf = False  # the tool says of no request that it is over, so we do not know better than its counters
 
     def look(self, endpoints: Mapping[str, Any]) -> None:
         """These are offered from now on."""
@@ -62,9 +59,9 @@ class EndpointView:
         while self._over and self._over[0][0] <= now:
             _, endpoint, gone = self._over.popleft()
             self._drop(endpoint, gone)
-        matched = {name: read(item, "matched_tokens") for name, item in self._endpoints.items()}
+        matched = {name: amount(item, "matched_tokens", "endpoint") for name, item in self._endpoints.items()}
         if any(tokens is not None for tokens in matched.values()):
-            self._told[request] = {name: float(tokens) for name, tokens in matched.items() if tokens}, blocks
+            self._told[request] = {name: tokens for name, tokens in matched.items() if tokens}, blocks
         else:
             self.answered(request)
 
@@ -83,12 +80,16 @@ class EndpointView:
     def load(self, own: Tally) -> Tally:
         """An endpoint's whole load, given what this core sent there."""
         endpoint = self._endpoints.get(own.instance)
-        inflight = None if endpoint is None else read(endpoint, "inflight")
-        if inflight is None or inflight < own.inflight:
+        inflight = None if endpoint is None else amount(endpoint, "inflight", "endpoint")
+        if inflight is None:
             return own
-        waiting, pending = read(endpoint, "waiting"), read(endpoint, "pending_prefill_tokens")
-        tokens = read(endpoint, "inflight_tokens")
-        backlog = own.backlog_seconds if pending is None else float(pending) * self._seconds
+        self._counts = self._counts or inflight > 0.0
+        if inflight < own.inflight and not (self.deaf and self._counts):
+            return own
+        waiting = amount(endpoint, "waiting", "endpoint")
+        pending = amount(endpoint, "pending_prefill_tokens", "endpoint")
+        tokens = amount(endpoint, "inflight_tokens", "endpoint")
+        backlog = own.backlog_seconds if pending is None else pending * self._seconds
         if inflight == own.inflight:  # all of it is ours, and who knows of more that is cached is right
             backlog = min(backlog, own.backlog_seconds)
         return Tally(
@@ -96,7 +97,7 @@ class EndpointView:
             int(inflight),
             own.waiting if waiting is None else int(waiting),
             backlog,
-            own.inflight_tokens if tokens is None else float(tokens),
+            own.inflight_tokens if tokens is None else tokens,
         )
 
     def sent(self, request: str, endpoint: str, blocks: Sequence[Hashable], now: float) -> None:

@@ -9,9 +9,10 @@ docs/reference/seams.md is the manual, and says which hints of the protocol the 
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from xxhash import xxh3_64_intdigest
 
@@ -21,7 +22,9 @@ from fairlead.profile import EngineProfile, preset
 from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, ScalingSettings
 from fairlead_gateway.routing import HOLDING, PRESETS, ModelRouter, RouteRequest
 from fairlead_sim.scaling.seam import SeamAutoscaler, model_of
-from fairlead_sim.seam_view import EndpointView, read
+from fairlead_sim.seam_silence import Silence
+from fairlead_sim.seam_view import EndpointView
+from fairlead_sim.seam_words import amount, moment, name_of, number, read, several
 from fairlead_sim.trace_prompts import trace_chain
 from fairlead_sim.traces import TRACE_BLOCK_TOKENS
 
@@ -52,9 +55,12 @@ class SeamRouter:
     """The gateway's router behind the protocol's words. Equal seeds give equal homes, so several of them act as one."""
 
     def __init__(self, info: Any, *, preset: str, seed: int) -> None:
-        objectives = Objectives(ttft_seconds=read(info, "ttft_slo"))
+        objectives = Objectives(
+            ttft_seconds=amount(info, "ttft_slo", "info") or None,
+            ttft_per_kilo_token_seconds=amount(info, "ttft_slo_per_kilo_token", "info") or 0.0,
+        )
         self._model = Model(NAMESPACE, MODEL, objectives, preset)
-        self._block_tokens = int(read(info, "block_tokens") or TRACE_BLOCK_TOKENS)
+        self._block_tokens = _hint(info, "block_tokens", TRACE_BLOCK_TOKENS)
         self._profile = _profile(info)
         self._secret = f"seam {seed}".encode()
         self._view = EndpointView(self._profile.prefill_token_seconds, self._block_tokens)
@@ -65,12 +71,21 @@ class SeamRouter:
         self._ids: dict[str, Any] = {}  # the core's names are text; the tool's may be numbers
         self._where: dict[str, str] = {}  # request → endpoint, while it is in flight
         self._cached: dict[str, int] = {}
-        self._update(read(info, "live") or ())
+        self._silence = Silence()
+        self._away: dict[
+            str, tuple[str, ...]
+        ] = {}  # endpoints not offered now → what was in flight there when they went
+        live = read(info, "live")
+        self._update(() if live is None else several(live, "info.live"))
 
-    def pick(self, request: Any, endpoints: Sequence[Any], now: float) -> Any:
-        """The endpoint that the request goes to, which is then taken as sent; None when there is none."""
-        offered = self._offered(endpoints)
-        asked, blocks = self._request(request), tuple(read(request, "blocks") or ())
+    def pick(self, request: Any, endpoints: Iterable[Any], now: float) -> Any:
+        """The endpoint that the request goes to, which is then taken as sent; None when there is none. Raises BadInput where a field
+        is missing or no number, with its name."""
+        now = moment(now)
+        blocks = _blocks(request)
+        asked = self._request(request, blocks)
+        self._assume(now)
+        offered = self._offered(endpoints, now)
         self._view.asked(asked.id, blocks, now)
         decision = self._router.decide(asked, now, excluded=frozenset(self._ids.keys() - offered.keys()))
         if decision.chosen is None:
@@ -79,51 +94,89 @@ class SeamRouter:
         self._view.sent(asked.id, decision.chosen, blocks, now)
         self._where[asked.id] = decision.chosen
         self._cached.pop(asked.id, None)
+        self._silence.sent(asked.id, now)
         return self._ids[decision.chosen]
 
     def on_first_token(self, request: Any, endpoint: Any, now: float, cached_tokens: int | None = None) -> None:
         """The endpoint answered; ``cached_tokens`` is what its engine reported."""
-        name = str(read(request, "id"))
+        name, now, cached = name_of(request, "request"), moment(now), _whole(cached_tokens, "cached_tokens")
         if self._where.get(name) == str(endpoint):
             self._router.first_token(name, now)
             self._view.answered(name)
-            if cached_tokens is not None:
-                self._cached[name] = int(cached_tokens)
+            self._silence.began(name, now)
+            if cached is not None:
+                self._cached[name] = cached
 
     def on_complete(self, request: Any, endpoint: Any, now: float, output_tokens: int | None = None) -> None:
         """The answer is complete."""
-        name = str(read(request, "id"))
+        name, now, told = name_of(request, "request"), moment(now), _whole(output_tokens, "output_tokens")
+        self._silence.ended()
         if self._where.get(name) == str(endpoint):
-            del self._where[name]
-            self._view.ended(name, now)
-            self._router.finished(
-                name, now, cached_tokens=self._cached.pop(name, None), output_tokens=_whole(output_tokens)
-            )
+            self._over(name, now, told)
 
     def on_endpoints(self, live_ids: Iterable[Any], now: float) -> None:
         """The set in service changed; what was in flight on an endpoint that left is not counted any more."""
+        now = moment(now)
         before = set(self._ids)
-        self._update(live_ids)
+        self._update(several(live_ids, "live"))
         for name in before - self._ids.keys():
             self._view.left(name)
-        for name, where in list(self._where.items()):
-            if where not in self._ids:
-                del self._where[name]
-                self._cached.pop(name, None)
-                self._view.ended(name, now)
-                self._router.abandoned(name, now)
+            self._away.pop(name, None)
+        self._lose([name for name, where in self._where.items() if where not in self._ids], now)
 
-    def _offered(self, endpoints: Sequence[Any]) -> Mapping[str, Any]:
+    def _over(self, name: str, now: float, output_tokens: int | None) -> None:
+        del self._where[name]
+        self._view.ended(name, now)
+        self._router.finished(name, now, cached_tokens=self._cached.pop(name, None), output_tokens=output_tokens)
+
+    def _lose(self, names: Iterable[str], now: float) -> None:
+        for name in names:
+            del self._where[name]
+            self._cached.pop(name, None)
+            self._view.ended(name, now)
+            self._router.abandoned(name, now)
+
+    def _assume(self, now: float) -> None:
+        """What a tool that tells no ends leaves open is over after a while."""
+        for name in self._silence.over(now):
+            if name in self._where:
+                self._over(name, now, None)
+        self._view.deaf = self._silence.deaf
+
+    def _offered(self, endpoints: Iterable[Any], now: float) -> Mapping[str, Any]:
         """Those that may be chosen, by name; new ones are known from now on."""
-        offered = {str(read(item, "id")): item for item in endpoints if read(item, "up") is not False}
+        named = [(name_of(item, "endpoint"), item) for item in several(endpoints, "endpoints")]
+        offered = {name: item for name, item in named if read(item, "up") is not False}
         new = [read(item, "id") for name, item in offered.items() if name not in self._ids]
         if new:
             self._update([*self._ids.values(), *new])
         self._view.look(offered)
+        if self._away or len(offered) < len(self._ids):
+            self._follow(offered, now)
         return offered
 
+    def _follow(self, offered: Mapping[str, Any], now: float) -> None:
+        """Of an endpoint that was away and comes back with less in flight than was sent there, what it had then is lost: the tool
+        need not call ``on_endpoints``."""
+        for name in self._away.keys() & offered.keys():
+            before = self._away.pop(name)
+            told = amount(offered[name], "inflight", "endpoint")
+            if told is not None and told < sum(where == name for where in self._where.values()):
+                self._lose([request for request in before if self._where.get(request) == name], now)
+        gone = self._ids.keys() - offered.keys() - self._away.keys()
+        if gone:
+            there: dict[str, list[str]] = {name: [] for name in gone}
+            for request, where in self._where.items():
+                if where in gone:
+                    there[where].append(request)
+            self._away.update({name: tuple(requests) for name, requests in there.items()})
+
     def _update(self, live: Iterable[Any]) -> None:
-        self._ids = {str(raw): raw for raw in live}
+        ids: dict[str, Any] = {}
+        for raw in live:
+            if ids.setdefault(str(raw), raw) != raw:
+                raise BadInput(f"live: two endpoints are called {raw}, once as text and once as a number", field="live")
+        self._ids = ids
         self._epoch += 1
         instances = [
             Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="seam", url="", profile=self._profile)
@@ -131,17 +184,20 @@ class SeamRouter:
         ]
         self._router.update(self._model, instances, self._epoch)
 
-    def _request(self, request: Any) -> RouteRequest:
-        tokens = float(read(request, "prompt_tokens"))
-        session = read(request, "session")
+    def _request(self, request: Any, blocks: Iterable[Any]) -> RouteRequest:
+        name, session = name_of(request, "request"), read(request, "session")
+        tokens = amount(request, "prompt_tokens", "request")
+        if tokens is None:
+            said = "request.prompt_tokens: it must be a number of tokens, 0 or more"
+            raise BadInput(said, field="request.prompt_tokens")
         chain = trace_chain(
-            [_number(block) for block in read(request, "blocks") or ()],
+            [_number(block) for block in blocks],
             tokens,
             secret=self._secret,
             seed=self._model.key.encode(),
             block_tokens=self._block_tokens,
         )
-        return RouteRequest(str(read(request, "id")), chain, tokens, session=None if session is None else str(session))
+        return RouteRequest(name, chain, tokens, session=None if session is None else str(session))
 
 
 class HoldingSeamRouter(SeamRouter):
@@ -149,18 +205,18 @@ class HoldingSeamRouter(SeamRouter):
 
     def order_key(self, request: Any) -> tuple[float, float, str]:
         """Of requests held for one endpoint the smallest goes first."""
-        return self._router.order(str(read(request, "id")))
+        return self._router.order(name_of(request, "request"))
 
-    def rebalance(self, endpoints: Sequence[Any], now: float) -> list[tuple[Any, Any]]:
-        """Which of the requests in ``endpoint.held`` go to another endpoint (request, endpoint id). They count there at once."""
-        offered = self._offered(endpoints)
-        requests = {
-            name: {str(read(one, "id")): one for one in read(item, "held") or ()} for name, item in offered.items()
-        }
+    def rebalance(self, endpoints: Iterable[Any], now: float) -> list[tuple[Any, Any]]:
+        """Which of the requests in ``endpoint.held`` go to another endpoint (request, endpoint id). They count there at once. Who
+        tells only how many are held, or nothing, gets none to move."""
+        now = moment(now)
+        offered = self._offered(endpoints, now)
+        requests = {name: {name_of(one, "request"): one for one in _held(item)} for name, item in offered.items()}
         known = {name: one for held in requests.values() for name, one in held.items()}
         moved = []
         for name, to in self._router.rebalance({place: tuple(held) for place, held in requests.items()}, now):
-            self._view.sent(name, to, tuple(read(known[name], "blocks") or ()), now)
+            self._view.sent(name, to, _blocks(known[name]), now)
             self._where[name] = to
             moved.append((known[name], self._ids[to]))
         return moved
@@ -171,25 +227,46 @@ def _number(block: Any) -> int:
     return block if isinstance(block, int) else xxh3_64_intdigest(str(block).encode())
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _blocks(request: Any) -> tuple[Any, ...]:
+    told = read(request, "blocks")
+    return () if told is None else tuple(several(told, "request.blocks"))
+
+
+def _held(endpoint: Any) -> Iterable[Any]:
+    told = read(endpoint, "held")
+    return () if told is None or isinstance(told, int) else several(told, "endpoint.held")
+
+
+def _whole(value: Any, field: str) -> int | None:
+    """None where nobody can have counted it."""
+    counted = -1.0 if value is None else number(value, field)
+    return int(counted) if 0.0 <= counted < math.inf else None
+
+
+def _hint(info: Any, name: str, usual: int) -> int:
+    """``usual`` where it is missing, or nothing that an engine could have."""
+    return int(amount(info, name, "info") or 0.0) or usual
 
 
 def _profile(info: Any) -> EngineProfile:
     """The hints as an engine profile; what is not hinted is a current engine's."""
     usual = preset("h100-llama8b")
-    seconds = read(info, "prefill_s_per_token")
     return EngineProfile(
         name="seam",
-        prefill_token_seconds=usual.prefill_token_seconds if seconds is None else float(seconds),
-        kv_tokens=int(read(info, "kv_tokens") or usual.kv_tokens),
-        max_sequences=int(read(info, "max_seqs") or usual.max_sequences),
-        step_tokens=int(read(info, "step_tokens") or usual.step_tokens),
+        prefill_token_seconds=amount(info, "prefill_s_per_token", "info") or usual.prefill_token_seconds,
+        kv_tokens=_hint(info, "kv_tokens", usual.kv_tokens),
+        max_sequences=_hint(info, "max_seqs", usual.max_sequences),
+        step_tokens=_hint(info, "step_tokens", usual.step_tokens),
     )
 
 
 Operate = Callable[[str, Mapping[str, Any]], str | None]
 """An operation and its message: the answer line, None where there is none."""
+
+UNANSWERED: Final = frozenset({"first_token", "complete", "endpoints"})
+"""Operations that get no answer line, be they right or wrong."""
+
+_WRONG: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class Lines:
@@ -200,41 +277,63 @@ class Lines:
         self._begin = begin
         self._operate: Operate | None = None
 
-    def answer(self, line: str) -> str | None:
-        """The answer line to one operation, None where there is none. Raises BadInput when the line is wrong."""
+    def answer(self, line: str) -> tuple[str | None, str | None]:
+        """The answer line to one operation, None where there is none; and what was wrong with it, None where nothing was. Whoever
+        waits for an answer to a wrong line gets one: ``{"error": …}``. Nothing else comes of a wrong line."""
+        operation = None
         try:
-            message = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"no JSON: {error}", field="op") from error
-        if not isinstance(message, dict):
-            raise BadInput("an operation is a JSON object", field="op")
-        operation = message.get("op")
-        if operation != "reset" and self._operate is None:
-            raise BadInput("the first operation must be reset", field="op")
-        try:
-            if self._operate is not None and operation != "reset":
-                return self._operate(str(operation), message)
+            message = _message(line)
+            operation = message.get("op")
+            return self._do(operation, message), None
+        except FairleadError as error:
+            said = str(error)
+        except _WRONG as error:
+            said = f"a field is wrong: {error!r}"
+        said = said if operation is None else f"{operation}: {said}"
+        return None if operation in UNANSWERED else json.dumps({"error": said}), said
+
+    def _do(self, operation: Any, message: Mapping[str, Any]) -> str | None:
+        if operation == "reset":
             self._operate = self._begin(message)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInput(f"{operation}: a field is missing or wrong: {error!r}", field=str(operation)) from error
-        return "{}"
+            return "{}"
+        if self._operate is None:
+            raise BadInput("the first operation must be reset", field="op")
+        return self._operate(operation, message)
+
+
+def _message(line: str) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"no JSON: {error}", field="op") from error
+    if not isinstance(message, dict):
+        raise BadInput("an operation is a JSON object", field="op")
+    return message
+
+
+def _need(message: Mapping[str, Any], field: str) -> Any:
+    if message.get(field) is None:
+        raise BadInput(f"{field} is missing", field=field)
+    return message[field]
 
 
 def _router_lines(core: SeamRouter) -> Operate:
     """``pick`` is answered, the rest is not."""
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
-        now = float(message["now"])
         if operation == "pick":
-            return json.dumps({"endpoint": core.pick(message["request"], message["endpoints"], now)})
+            chosen = core.pick(_need(message, "request"), _need(message, "endpoints"), _need(message, "now"))
+            return json.dumps({"endpoint": chosen})
         if operation == "first_token":
-            core.on_first_token(message, message["endpoint"], now, message.get("cached_tokens"))
+            core.on_first_token(
+                message, _need(message, "endpoint"), _need(message, "now"), message.get("cached_tokens")
+            )
         elif operation == "complete":
-            core.on_complete(message, message["endpoint"], now, message.get("output_tokens"))
+            core.on_complete(message, _need(message, "endpoint"), _need(message, "now"), message.get("output_tokens"))
         elif operation == "endpoints":
-            core.on_endpoints(message["live"], now)
+            core.on_endpoints(_need(message, "live"), _need(message, "now"))
         else:
-            raise BadInput(f"no operation is called {operation!r}", field="op")
+            raise BadInput("no operation is called so", field="op")
         return None
 
     return operate
@@ -245,14 +344,14 @@ def _autoscaler_lines(core: SeamAutoscaler) -> Operate:
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
         if operation != "step":
-            raise BadInput(f"no operation is called {operation!r}", field="op")
+            raise BadInput("no operation is called so", field="op")
         return json.dumps(core.step(message))
 
     return operate
 
 
 def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO) -> int:
-    """Serve one seam until the input ends; 2 when a line is wrong."""
+    """Serve one seam until the input ends; 2 when a line was wrong, which is then told in ``errors`` and skipped."""
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim.seams", description="Fairlead's cores as JSON lines.")
     seams = parser.add_subparsers(dest="seam", required=True)
     of_router = seams.add_parser("router", help="where requests go")
@@ -264,18 +363,18 @@ def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO)
         session = Lines(lambda info: _router_lines(router(info, preset=chosen.preset, seed=chosen.seed)))
     else:
         session = Lines(lambda info: _autoscaler_lines(autoscaler(info)))
-    for number, line in enumerate(source, 1):
+    wrong = False
+    for at, line in enumerate(source, 1):
         if not line.strip():
             continue
-        try:
-            answer = session.answer(line)
-        except FairleadError as error:
-            print(f"line {number}: {error}", file=errors)
-            return 2
+        answer, said = session.answer(line)
+        if said is not None:
+            wrong = True
+            print(f"line {at}: {said}", file=errors, flush=True)
         if answer is not None:
             sink.write(answer + "\n")
             sink.flush()
-    return 0
+    return 2 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from fairlead_autoscaler.scaling.values import (
 )
 from fairlead_sim.scaling.loop import Controller
 from fairlead_sim.scaling.profile import stepping
-from fairlead_sim.seam_view import read
+from fairlead_sim.seam_words import read
 
 MODEL = "model"
 _ROLES = {"both": Role.SERVE, "prefill": Role.PREFILL, "decode": Role.DECODE}

@@ -183,22 +183,46 @@ def test_reset_starts_afresh() -> None:
     [
         ("{", "no JSON"),
         ("[1]", "a JSON object"),
-        ({"op": "dance", "now": 0}, "dance"),
-        ({"op": "pick", "now": 0}, "pick"),
-        ({"op": "pick", "now": 0, "request": 5, "endpoints": []}, "pick"),
-        ({"op": "endpoints", "live": []}, "endpoints"),
+        ({"op": "dance", "now": 0}, "dance: no operation"),
+        ({"op": "pick", "now": 0}, "pick: request is missing"),
+        ({"op": "pick", "now": 0, "request": 5, "endpoints": []}, "pick: request.id is missing"),
+        ({"op": "pick", "now": "soon", "request": {"id": 1, "prompt_tokens": 5}, "endpoints": []}, "pick: now: str"),
+        ({"op": "pick", "now": 0, "request": {"id": 1, "prompt_tokens": -5}, "endpoints": []}, "request.prompt_tokens"),
+        (
+            {"op": "pick", "now": 0, "request": {"id": 1, "prompt_tokens": 5}, "endpoints": [{"up": True}]},
+            "endpoint.id",
+        ),
+        ({"op": "reset", "live": "e0"}, "reset: info.live: str where a list belongs"),
     ],
 )
-def test_a_wrong_line_ends_with_its_number_and_reason(line: object, said: str) -> None:
+def test_a_wrong_line_is_named_answered_and_skipped(line: object, said: str) -> None:
+    code, answers, errors = lines({"op": "reset", **INFO}, line, pick("a", [1]))
+    assert (code, len(answers)) == (2, 3)
+    assert said in answers[1]["error"]
+    assert errors.startswith("line 2: ")
+    assert answers[2] == lines({"op": "reset", **INFO}, pick("a", [1]))[1][1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"op": "endpoints", "live": []}, "endpoints: now is missing"),
+        ({"op": "endpoints", "live": 3, "now": 0}, "endpoints: live: int where a list belongs"),
+        ({"op": "first_token", "now": 0, "id": "a"}, "first_token: endpoint is missing"),
+        ({"op": "first_token", "now": 0, "endpoint": "e0"}, "request.id is missing"),
+        ({"op": "complete", "now": 0, "id": "a", "endpoint": "e0", "output_tokens": "3"}, "output_tokens: str"),
+    ],
+)
+def test_a_wrong_line_of_a_kind_that_gets_no_answer_gets_none(line: object, said: str) -> None:
     code, answers, errors = lines({"op": "reset", **INFO}, line)
     assert (code, answers) == (2, [{}])
-    assert errors.startswith("line 2: ")
     assert said in errors
 
 
 def test_the_first_operation_must_be_reset() -> None:
     code, answers, errors = lines(pick("a", [1]))
-    assert (code, answers) == (2, [])
+    assert code == 2
+    assert "reset" in answers[0]["error"]
     assert "reset" in errors
 
 
