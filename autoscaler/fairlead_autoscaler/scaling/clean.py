@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fairlead.fleet import Role
 from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
 
+_FRESH_SECONDS = 10.0
+"""Two ticks: so long after its start a replica has served part of a tick, and computes at once what was held for it."""
 _IDLE = (ReplicaState.PENDING, ReplicaState.ASLEEP, ReplicaState.WAKING)
 _MOST = 1e12
 """Tokens, requests or seconds of one tick: more was never counted, whatever a counter says after it was reset."""
@@ -45,7 +47,8 @@ def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
 @dataclass(frozen=True, slots=True)
 class Pace:
     """What so many replicas did that told all of it: tokens resident, computed of prompts and generated, and the seconds between
-    these. One that told a part only is left out, or its engine would seem slower or faster than it is."""
+    these. One that told a part only is left out, or its engine would seem slower or faster than it is; so is one that has only just
+    begun: gaps between prompts that all come at once say little of gaps between prompts that come as they do."""
 
     replicas: int = 0
     resident_tokens: float = 0.0
@@ -152,6 +155,9 @@ def _pace(told: Sequence[ReplicaSeen], facts: PoolFacts) -> Pace:
         share, computed, hit = number(one.kv_share), number(one.prompt_tokens), number(one.cached_tokens)
         tokens, seconds = number(one.generated_tokens), number(one.itl_seconds)
         if share is None or computed is None or tokens is None or seconds is None:
+            continue
+        age = number(one.age_seconds)
+        if age is None or age - (number(one.startup_seconds) or 0.0) < _FRESH_SECONDS:
             continue
         replicas += 1
         resident += min(1.0, share) * kv_tokens

@@ -21,6 +21,8 @@ from fairlead_sim.scaling.plant import Engines, Scenario
 from fairlead_sim.scaling.scenarios import KINDS
 
 OURS = "fairlead"
+_HINT_SECONDS = 0.5
+"""From a request that a gateway holds to the look of an autoscaler that it told of it: 0.2 s at most until it looks, and the look."""
 MIXED = ("smooth-mixed",)
 """Scenarios with several pools of one role: there our core asks a solver, as it does in the autoscaler."""
 
@@ -44,8 +46,13 @@ def measure(cell: Cell) -> Found:
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
     engines = Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED
+    ours = cell.controller == OURS
     outcome = run(
-        scenario, controller(cell, scenario), engines=engines, solver=unhurried() if cell.controller == OURS else None
+        scenario,
+        controller(cell, scenario),
+        engines=engines,
+        solver=unhurried() if ours else None,
+        hint_seconds=_HINT_SECONDS if ours else None,
     )
     seconds = time.process_time() - begun
     return {**signs(scenario, outcome), "seconds": seconds}

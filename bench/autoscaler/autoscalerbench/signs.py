@@ -2,6 +2,7 @@
 how a pool woke up. Pure; seconds from the scenario's start."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from fairlead_sim.scaling.loop import Outcome, inside
@@ -72,10 +73,12 @@ def recovery(scenario: Scenario, outcome: Outcome) -> float:
 
 
 def wake(outcome: Outcome) -> float:
-    """Of the first requests after silence: how much longer than the start of the replica that answered first they waited for their
-    first token, the most; infinite where one never had any. Who found a replica ready waited for no start."""
+    """Of the first requests after silence: how much longer than a start they waited for their first token, the most; infinite where
+    one never had any. Beyond the start is what passes before the first replica is ordered, and after the first is ready; which of
+    several that were ordered is ready first is the start's business. Who found a replica ready waited for no start."""
     book = outcome.book
-    starts = sorted([(ready, ready - ordered) for pool in outcome.starts.values() for ordered, ready in pool])
+    readies = sorted([ready for pool in outcome.starts.values() for _, ready in pool])
+    orders = [look.now for look in outcome.looks if any(look.desired)]
     longest, last = 0.0, -math.inf
     for arrival, first in zip(book.arrival, book.first, strict=True):
         silent = arrival - last >= QUIET_SECONDS
@@ -83,9 +86,16 @@ def wake(outcome: Outcome) -> float:
         if silent and first < 0.0:
             return math.inf
         if silent:
-            start = next((seconds for ready, seconds in starts if arrival <= ready <= first), 0.0)
+            ordered, ready = _first(orders, arrival, first), _first(readies, arrival, first)
+            start = 0.0 if ordered is None or ready is None else max(0.0, ready - ordered)
             longest = max(longest, first - arrival - start)
     return longest
+
+
+def _first(moments: Sequence[float], begin: float, end: float) -> float | None:
+    """The first of the rising ``moments`` in [begin, end]."""
+    at = bisect_left(moments, begin)
+    return moments[at] if at < len(moments) and moments[at] <= end else None
 
 
 def missed_by(outcome: Outcome) -> Mapping[str, float]:

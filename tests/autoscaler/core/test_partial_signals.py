@@ -135,3 +135,16 @@ def test_more_that_really_comes_after_such_a_time_is_seen_with_the_second_look()
     assert level is not None
     assert capacity is not None
     assert level * capacity == pytest.approx(3.0 * _REQUESTS / 5.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("served", "slow"), [(2.0, False), (500.0, True)])
+def test_gaps_of_who_has_only_just_begun_say_nothing_of_how_fast_engines_are(served: float, slow: bool) -> None:
+    steady = Steady()
+    for _ in range(60):
+        before = steady.look()
+    for _ in range(3):  # as when all that was held for a replica is computed at once
+        after = steady.look(age_seconds=120.0 + served, itl_seconds=_REQUESTS / steady.replicas * _OUTPUT * 3 * _GAP)
+    known = before.inputs["speed_factor"].value, after.inputs["speed_factor"].value
+    assert known[0] is not None
+    assert known[1] is not None
+    assert (known[1] > 1.5 * known[0]) is slow

@@ -172,3 +172,28 @@ def test_loads_have_the_means_that_were_asked_for() -> None:
     code = poisson([8.0] * 60, SHORT_OUTPUT, draw)
     assert sum(code.prompts) / len(code) == pytest.approx(2_048, rel=0.03)
     assert sum(code.outputs) / len(code) == pytest.approx(28, rel=0.05)
+
+
+class Counting:
+    """One replica from the first look on that sees a request; ``looks`` are when it was asked."""
+
+    def __init__(self) -> None:
+        self.looks: list[float] = []
+        self.wanted = 0
+
+    def step(self, observation: Observation) -> Plan:
+        self.looks.append(observation.now)
+        if observation.gateway is not None and observation.gateway.held:
+            self.wanted = 1
+        return Plan({"S": PoolPlan(self.wanted, "test", "what is held wants a replica")})
+
+
+@pytest.mark.parametrize(("hint", "asked"), [(None, [5.0, 10.0, 15.0]), (0.5, [5.0, 7.0, 12.0])])
+def test_a_hint_brings_the_look_of_a_request_that_meets_nothing_and_no_other(
+    hint: float | None, asked: list[float]
+) -> None:
+    controller = Counting()
+    made = scenario(Load([6.5, 8.0], [100, 100], [10, 10]), initial=0, seconds=60.0)
+    outcome = run(made, controller, hint_seconds=hint)
+    assert controller.looks[:3] == asked
+    assert outcome.abandoned == outcome.lost == 0
