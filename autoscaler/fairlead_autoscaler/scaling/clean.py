@@ -46,15 +46,14 @@ def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What so many replicas did that told all of it: tokens resident, computed of prompts and generated, and the seconds between
-    these. One that told a part only is left out, or its engine would seem slower or faster than it is; so is one that has only just
-    begun: gaps between prompts that all come at once say little of gaps between prompts that come as they do."""
+    """What a replica did that told all of it: tokens resident, computed of prompts and generated, and the seconds between these. One
+    that told a part only has none, or its engine would seem slower or faster than it is; nor has one that has only just begun: gaps
+    between prompts that all come at once say little of gaps between prompts that come as they do."""
 
-    replicas: int = 0
-    resident_tokens: float = 0.0
-    prompt_tokens: float = 0.0
-    generated_tokens: float = 0.0
-    itl_seconds: float = 0.0
+    resident_tokens: float
+    prompt_tokens: float
+    generated_tokens: float
+    itl_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Totals:
     generated_tokens: float
     finished: float
     first_tokens: float
-    pace: Pace
+    paces: tuple[Pace, ...]
     answers: Answers
     ttft_counts: tuple[float, ...]
     itl_counts: tuple[float, ...]
@@ -137,7 +136,7 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
         generated_tokens=generated,
         finished=done,
         first_tokens=first,
-        pace=_pace(told, facts),
+        paces=_paces(told, facts),
         answers=_answers(told, facts),
         ttft_counts=tuple(ttft),
         itl_counts=tuple(itl),
@@ -147,10 +146,9 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
     )
 
 
-def _pace(told: Sequence[ReplicaSeen], facts: PoolFacts) -> Pace:
+def _paces(told: Sequence[ReplicaSeen], facts: PoolFacts) -> tuple[Pace, ...]:
     kv_tokens = facts.profile.kv_tokens if facts.profile else 0
-    replicas = 0
-    resident = prompt = generated = gaps = 0.0
+    found: list[Pace] = []
     for one in told:
         share, computed, hit = number(one.kv_share), number(one.prompt_tokens), number(one.cached_tokens)
         tokens, seconds = number(one.generated_tokens), number(one.itl_seconds)
@@ -159,12 +157,8 @@ def _pace(told: Sequence[ReplicaSeen], facts: PoolFacts) -> Pace:
         age = number(one.age_seconds)
         if age is None or age - (number(one.startup_seconds) or 0.0) < _FRESH_SECONDS:
             continue
-        replicas += 1
-        resident += min(1.0, share) * kv_tokens
-        prompt += max(0.0, computed - (hit or 0.0))
-        generated += tokens
-        gaps += seconds
-    return Pace(replicas, resident, prompt, generated, gaps)
+        found.append(Pace(min(1.0, share) * kv_tokens, max(0.0, computed - (hit or 0.0)), tokens, seconds))
+    return tuple(found)
 
 
 def _answers(told: Sequence[ReplicaSeen], facts: PoolFacts) -> Answers:

@@ -1,9 +1,9 @@
 """What is learned while it runs: how fast engines are, how long answers get, how long starting takes.
 
-**Speed.** The step model gives the gap between tokens from what ran: sequences on average (seconds between tokens per second),
-resident tokens, prompt tokens per step. What was seen divided by that is how many times as slow as its profile an engine is. Its
-mean over the last three quarters of a minute scales every coefficient: an engine that got 35 % slower is known as such in two
-minutes.
+**Speed.** The step model gives the gap between tokens from what ran on each engine: sequences on average (seconds between tokens per
+second), resident tokens, prompt tokens per step. What was seen divided by that is how many times as slow as its profile an engine is.
+Its mean over the last three quarters of a minute scales every coefficient: an engine that got 35 % slower is known as such in two
+minutes. By means over all engines those that work off a queue beside new ones seemed up to three times as slow.
 
 **Lengths.** Tokens generated per request, by a slow mean, and by a fast one where that has left the slow one by more than
 chance explains. A request counts when it ends; while many more began than ended, as at the start, half when it begins and half when
@@ -11,7 +11,7 @@ it ends, or what those in flight have generated already would be counted for the
 one on; sizes follow what is known of them when a bin is closed (``settled``), so that what arrives now can only add."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.scaling import clean
@@ -46,19 +46,23 @@ class Speed:
         return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
 
 
-def speed(before: Speed, pace: Pace, facts: PoolFacts, seconds: float, settings: ScalingSettings) -> Speed:
-    """``before`` with what one tick of ``seconds`` showed."""
-    if facts.profile is None or pace.generated_tokens < 1.0 or pace.itl_seconds <= 0.0 or seconds <= 0.0:
+def speed(before: Speed, paces: Sequence[Pace], facts: PoolFacts, seconds: float, settings: ScalingSettings) -> Speed:
+    """``before`` with what one tick of ``seconds`` showed. Each replica is compared with what it had to do itself: where some have
+    just begun and others work off a queue, what they do on the mean none of them does."""
+    if facts.profile is None or seconds <= 0.0:
         return before
     step = Step.of(facts.profile)
-    gap = pace.itl_seconds / pace.generated_tokens
-    expected = (
-        step.base
-        + step.per_sequence * pace.itl_seconds / seconds / pace.replicas
-        + step.per_resident * pace.resident_tokens / pace.replicas
-        + step.per_prompt * pace.prompt_tokens / seconds / pace.replicas * gap
-    )
-    now_seen, now_expected = pace.itl_seconds, pace.generated_tokens * expected
+    now_seen = now_expected = 0.0
+    for pace in paces:
+        if pace.generated_tokens < 1.0 or pace.itl_seconds <= 0.0:
+            continue
+        now_seen += pace.itl_seconds
+        now_expected += pace.generated_tokens * (
+            step.base + step.per_sequence * pace.itl_seconds / seconds + step.per_resident * pace.resident_tokens
+        )
+        now_expected += step.per_prompt * pace.prompt_tokens / seconds * pace.itl_seconds
+    if now_expected <= 0.0:
+        return before
     factor, odd = before.seen / max(before.expected, 1e-9), now_seen / now_expected
     if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
         if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:

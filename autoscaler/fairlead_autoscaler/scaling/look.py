@@ -174,7 +174,7 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
         speed = before.speed
         if totals is not None:
             if facts.role is not Role.PREFILL:
-                speed = learned.speed(speed, totals.pace, facts, look.seconds, settings)
+                speed = learned.speed(speed, totals.paces, facts, look.seconds, settings)
             answers = totals.answers
             generated, finished = generated + answers.generated_tokens, finished + answers.finished
             began += answers.began

@@ -22,7 +22,11 @@ class ScalingSettings:
     past_seconds: float = 2_400.0
     spread_sigmas: float = 1.0
     recur_share: float = 3.0
-    burst_room: float = 1.4
+    burst_room: float = 1.6
+    burst_few: float = 4.0
+    burst_spare: float = 0.03
+    clump_seconds: float = 600.0
+    clump_least: float = 6.0
     swing_over: float = 0.25
     swing_few: int = 4
     swing_sigmas: float = 3.0
@@ -58,6 +62,7 @@ class ScalingSettings:
     margin: float = 1.0
     margin_least: float = 0.85
     margin_most: float = 1.15
+    margin_owed_most: float = 1.05
     margin_up_per_second: float = 1.5e-4
     margin_down_per_second: float = 2.0e-5
     margin_spend: float = 0.4
@@ -73,7 +78,7 @@ class ScalingSettings:
     backlog_seconds: float = 60.0
     backlog_ahead: float = 1.0
     hedge: float = 2.0
-    hedge_missing_share: float = 0.2
+    hedge_missing_share: float = 0.1
 
     start_price: float = 0.3
     switch_starts: float = 1.0

@@ -1,0 +1,87 @@
+"""What differs from one replica to the next, from one tick to the next, and from what an hour may spend."""
+
+import pytest
+
+from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling import PoolFacts, ScalingSettings
+from fairlead_autoscaler.scaling.budget import Budget, Late, spent
+from fairlead_autoscaler.scaling.clean import Pace
+from fairlead_autoscaler.scaling.learned import Speed, speed
+from fairlead_autoscaler.scaling.load import Bin, Load, note, recurring
+
+_SETTINGS = ScalingSettings()
+_PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
+_POOL = PoolFacts("main", profile=_PROFILE)
+
+
+def _pace(prompts: float, sequences: float, gap_seconds: float) -> Pace:
+    """One that ran so many sequences and computed so many prompt tokens in five seconds."""
+    gaps = sequences * 5.0
+    return Pace(0.0, prompts, gaps / gap_seconds, gaps)
+
+
+def _gap(prompts_per_second: float, sequences: float, slower: float) -> float:
+    """What a step takes where every part of it takes so many times as long as the profile says."""
+    per_sequence = _PROFILE.sequence_seconds + _PROFILE.prefill_token_seconds
+    plain = slower * (_PROFILE.step_seconds + per_sequence * sequences)
+    return plain / (1.0 - slower * _PROFILE.prefill_token_seconds * prompts_per_second)
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.35])
+def test_engines_that_have_just_begun_do_not_make_those_that_work_off_a_queue_seem_slow(slower: float) -> None:
+    busy = _pace(9_000.0, 20.0, _gap(1_800.0, 20.0, slower))
+    new = _pace(0.0, 1.0, _gap(0.0, 1.0, slower))
+    known = Speed()
+    for _ in range(20):
+        known = speed(known, (busy, new, new, new), _POOL, 5.0, _SETTINGS)
+    assert known.factor(_SETTINGS) == pytest.approx(slower, rel=0.02)
+
+
+def _counted(ticks: list[float]) -> Load:
+    load = Load()
+    for number, requests in enumerate(ticks):
+        load = note(load, Bin(5.0 * (number + 1), 5.0, requests, requests * 1_000.0, 30.0), _SETTINGS)
+    return load
+
+
+def _bursts(load: Load) -> float:
+    return recurring(load, lambda each: each.requests / each.seconds, 1_800.0, 0.2, _SETTINGS)
+
+
+def test_requests_that_come_in_clumps_are_bursts_before_there_was_a_second_one() -> None:
+    clumps = _counted([60.0, 2.0, 45.0, 4.0, 90.0, 3.0, 30.0, 30.0])
+    assert _bursts(clumps) > 2.0 * 204.0 / 30.0  # more than twice the half minute that was seen
+    even = _counted([33.0, 35.0, 31.0, 36.0, 34.0, 35.0, 30.0, 30.0])
+    assert _bursts(even) == 0.0
+
+
+def test_a_tick_that_comes_now_says_nothing_of_clumps() -> None:
+    even = [33.0, 35.0, 31.0, 36.0, 34.0, 35.0]
+    assert _counted([*even, 500.0]).clumped == _counted([*even, 34.0]).clumped
+
+
+def test_the_more_bursts_were_seen_the_less_room_is_kept_above_them() -> None:
+    minute = [60.0, 2.0, 45.0, 4.0, 90.0, 3.0] + [0.0] * 6
+    few, many = _bursts(_counted([*minute, 0.0])), _bursts(_counted([*minute * 10, 0.0]))
+    assert few > 1.5 * many > 1.5 * 204.0 / 30.0
+
+
+def test_one_burst_much_above_all_others_is_not_kept_room_for_as_a_whole() -> None:
+    minute = [60.0, 2.0, 45.0, 4.0, 90.0, 3.0] + [0.0] * 6
+    usual = _bursts(_counted([*minute * 12, 0.0]))
+    once = _bursts(_counted([*minute * 6, *[3.0 * each for each in minute], *minute * 5, 0.0]))
+    assert usual < once < 3.0 * usual
+
+
+def test_an_hour_that_is_overspent_keeps_a_little_more_than_the_knee_and_no_more() -> None:
+    budget = Budget()
+    for tick in range(360):
+        missed = Late(beyond_lower=20.0 if tick < 3 else 0.0, judged=50.0)
+        budget = spent(budget, missed, 0.0, 5.0, 0.001, tick >= 3, _SETTINGS.margin_owed_most, _SETTINGS)
+    assert budget.margin == pytest.approx(_SETTINGS.margin_owed_most, abs=0.01)
+
+
+def test_a_look_in_which_nothing_was_generated_says_nothing_of_speed() -> None:
+    known = Speed(30.0, 20.0)
+    assert speed(known, (), _POOL, 5.0, _SETTINGS) == known
+    assert speed(known, (Pace(0.0, 500.0, 0.0, 0.0),), _POOL, 5.0, _SETTINGS) == known
