@@ -14,7 +14,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias
 
 from fairlead.errors import BadInput
@@ -24,7 +23,6 @@ from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, PoolPlan, Scale
 
 _OF_MODEL: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
 """What of the model's objectives may be changed, by the name that people use."""
-_HOUR: Final = 3600.0
 Which: TypeAlias = Literal["recorded", "again", "other"]
 
 
@@ -69,13 +67,16 @@ class Replayed:
         """The replicas planned, moment by moment."""
         return [one.planned(which).replicas for one in self.moments]
 
-    def replica_hours(self, which: Which) -> float:
-        """Replicas planned times hours."""
-        return sum(number * one.seconds for number, one in zip(self.numbers(which), self.moments, strict=True)) / _HOUR
-
-    def changes(self, which: Which) -> int:
-        """How often the number changed."""
-        return sum(before != after for before, after in pairwise(self.numbers(which)))
+    def needed(self, which: Which) -> float | None:
+        """The replicas that the load took, on the mean over time: unlike numbers planned, which begin at each look from what there
+        was then, these differ as much as the settings do. None where no look knew."""
+        known = [
+            (value, one.seconds)
+            for one in self.moments
+            if (told := one.planned(which).inputs.get("needed_here_replicas")) and (value := told.value) is not None
+        ]
+        seconds = sum(each for _, each in known)
+        return sum(value * each for value, each in known) / seconds if seconds > 0.0 else None
 
     @property
     def strayed(self) -> int:

@@ -25,6 +25,27 @@ def test_a_pool_that_has_all_it_may_have_and_needs_no_more_has_enough() -> None:
     assert _planned(2, 1.0).rule == "enough"
 
 
+def test_a_pool_that_needs_less_than_it_must_have_says_so() -> None:
+    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=2, maximum=4),)))
+    seen = {"main": PoolSeen(2, 2, replicas=())}
+    plan = [core.step(Observation(tick * 5.0, GatewaySeen(0.0, 0.0), seen)).pools["main"] for tick in range(200)][-1]
+    assert (plan.replicas, plan.rule) == (2, "minimum")
+    assert "fewer than 2 are not allowed" in plan.reason
+
+
+def test_the_last_one_of_a_pool_that_may_have_none_is_not_said_to_be_needed() -> None:
+    core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=0, maximum=4),)))
+    seen = {"main": PoolSeen(1, 1, replicas=())}
+    rules = []
+    for tick in range(900):
+        plan = core.step(Observation(tick * 5.0, GatewaySeen(0.0, 0.0), seen)).pools["main"]
+        rules.append((plan.rule, "silence is longer than idling is worth" in plan.reason))
+        if plan.replicas == 0:
+            break
+    assert rules[-2] == ("enough", True)
+    assert rules[-1][0] == "zero"
+
+
 def test_what_is_woken_says_that_a_request_came_not_how_little_it_needs() -> None:
     core = Core(ScaledModel("chat", 3.0, 0.15, (PoolFacts("main", minimum=0, maximum=4),)))
     nothing = {"main": PoolSeen(0, 0, replicas=())}

@@ -95,6 +95,8 @@ def planned(
     elif target == most and rule in _CARRIED and wanted.needed > most + _ROUNDING:
         # The need was divided within the bounds already.
         rule, reason = Rule.MAXIMUM, f"{wanted.needed:.2f} are needed, more than {most} are not allowed"
+    elif rule is Rule.ENOUGH and wanted.needed <= target - 1 + 2.0 * _ROUNDING:
+        rule, reason = _kept(target, least, wanted)
     extra = _extra(hedged, seen, target, wanted, doubt, most, settings)
     if extra > hedged:
         rule, reason = (
@@ -110,6 +112,15 @@ def planned(
     lowered = target < plain
     after = replace(state, hedged=extra, lowered_at=now if lowered else state.lowered_at)
     return after, _plan(total, rule, reason, seen, wanted, extra, bounds)
+
+
+def _kept(target: int, least: int, wanted: Wanted) -> tuple[Rule, str]:
+    """Why there are more than the load takes, where nothing is lowered."""
+    if target <= least:
+        return Rule.MINIMUM, f"{wanted.needed:.2f} are needed, fewer than {least} are not allowed"
+    if target == 1:
+        return Rule.ENOUGH, "next to nothing comes; the last one stays until silence is longer than idling is worth"
+    return Rule.ENOUGH, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
 
 
 def _number(

@@ -63,8 +63,8 @@ def _looks(wish: Wish) -> Iterator[Look]:
 def told(found: Sequence[Replayed], changes: Sequence[str]) -> list[str]:
     """What differs, pool by pool."""
     lines = [
-        f"recorded, and with {', '.join(changes) or 'nothing changed'}; what was seen stays as it was, so this is what would have "
-        "been decided, not what would have come of it"
+        f"recorded, and with {', '.join(changes) or 'nothing changed'}; each look begins from the replicas that there were then, so "
+        "this is what would have been decided, not what would have come of it"
     ]
     for one in found:
         lines += ["", *_pool(one)]
@@ -80,8 +80,9 @@ def _pool(one: Replayed) -> Iterator[str]:
         yield f"  this release decides otherwise than was recorded at {words.plural(one.strayed, 'look')}, without any change"
     runs: tuple[tuple[Which, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
     for which, name in runs:
-        hours, most, changes = one.replica_hours(which), max(one.numbers(which)), one.changes(which)
-        yield f"  {name:<20}{hours:8.2f} replica-hours, {most} at most, {words.plural(changes, 'change')}"
+        need = one.needed(which)
+        mean = "" if need is None else f"{need:8.2f} replicas needed on the mean, "
+        yield f"  {name:<20}{mean}{max(one.numbers(which))} planned at most"
     differences = one.differences()
     if not differences:
         yield "  no moment differs"

@@ -75,7 +75,7 @@ def test_the_recorded_settings_decide_as_they_did_also_through_json() -> None:
     assert (one.model, one.pool, one.remembered, one.strayed) == ("default/tiny", "main", True, 0)
     assert len(one.moments) == 150
     assert one.differences() == []
-    assert one.replica_hours("again") == one.replica_hours("other") == one.replica_hours("recorded") > 0
+    assert one.needed("again") == one.needed("other") == one.needed("recorded")
 
 
 def test_a_window_in_the_middle_begins_with_what_the_core_knew_then() -> None:
@@ -148,7 +148,10 @@ def test_without_what_it_knew_it_begins_anew_and_says_so() -> None:
 
 def test_other_settings_decide_otherwise_and_each_difference_is_told_once() -> None:
     (one,) = replay(recorded(150), changes_of(["itl=0.08"]))
-    assert one.replica_hours("other") > one.replica_hours("again")
+    needed = one.needed("other"), one.needed("again")
+    assert needed[0] is not None
+    assert needed[1] is not None
+    assert needed[0] > needed[1] > 0.0
     differences = one.differences()
     assert 0 < len(differences) < len(one.moments)
     assert all(moment.again.replicas != moment.other.replicas for moment in differences)
