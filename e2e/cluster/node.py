@@ -129,7 +129,7 @@ class Node:
         if not self.record.alive("containerd") or self.ctr("version", check=False).returncode:
             self.record.stop("containerd")
             if left := shims.end(self.run / "cri" / "containerd.sock"):
-                say(f"  {left} containers had outlived containerd")
+                say(f"  shims that outlived containerd, ended with their containers: {left}")
             return
         for name in self.ctr("tasks", "ls", "-q").stdout.split():
             self.ctr("tasks", "kill", "-s", "SIGKILL", name, check=False)
