@@ -65,7 +65,7 @@ SHORT = {
     "three that share, no prompts": Form(3, replace(SHARED, sent=False)),
     "three that share, no table of hot prefixes": Form(3, replace(SHARED, hot=False)),
 }
-SHORT_SEEDS = 4
+SHORT_SEEDS = 32
 
 
 @dataclass(frozen=True, slots=True)

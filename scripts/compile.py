@@ -50,6 +50,7 @@ ROOMS = (
     "retry",
     "settle",
     "gateway",
+    "berths",
     "job",
     "decision_log",
     "health",
