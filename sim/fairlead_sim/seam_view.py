@@ -8,7 +8,7 @@ it was told to send is not believed, unless it is the one that does not say what
 
 **Cached prefixes.** ``matched_tokens`` is what KV events tell. They come late, and never of what waits or runs, so the blocks of
 every request sent there count as cached from the pick until ``LATE_SECONDS`` after its end. Where no endpoint says what is cached,
-the router goes by its own memory.
+or none has ever said more than 0, the router goes by its own memory.
 """
 
 from collections import deque
@@ -47,6 +47,9 @@ class EndpointView:
         self._names: list[str] = []  # by bit
         self._bits: dict[str, int] = {}
         self._over: deque[tuple[float, str, tuple[Hashable, ...]]] = deque()
+        self._tells = (
+            False  # of some request something was cached somewhere: a tool without events may write 0 everywhere
+        )
         self._counts = False  # some endpoint has had something in flight
         self.deaf = False  # the tool says of no request that it is over, so we do not know better than its counters
 
@@ -60,7 +63,8 @@ class EndpointView:
             _, endpoint, gone = self._over.popleft()
             self._drop(endpoint, gone)
         matched = {name: amount(item, "matched_tokens", "endpoint") for name, item in self._endpoints.items()}
-        if any(tokens is not None for tokens in matched.values()):
+        self._tells = self._tells or any(matched.values())
+        if self._tells and any(tokens is not None for tokens in matched.values()):
             self._told[request] = {name: tokens for name, tokens in matched.items() if tokens}, blocks
         else:
             self.answered(request)

@@ -115,9 +115,27 @@ def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
     assert seam.pick(request("u"), told(**{other: 1_024}), 600.0) == other
 
 
-def test_an_endpoint_that_came_back_holds_nothing_of_what_was_under_way() -> None:
+def telling() -> EndpointView:
+    """Of a tool whose events have told of something cached, though of nothing that is asked for here."""
     view = EndpointView(1e-3, 512)
+    view.look({"e0": endpoint("e0", matched_tokens=512)})
+    view.asked("before", (9,), 0.0)
     view.look({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
+    return view
+
+
+def test_who_never_tells_more_than_nothing_tells_nothing() -> None:
+    view = EndpointView(1e-3, 512)
+    view.look({"e0": endpoint("e0", matched_tokens=0)})
+    view.asked("r", (1,), 0.0)
+    assert view.matched("r") is None
+    other = telling()
+    other.asked("r", (1,), 0.0)
+    assert other.matched("r") == {}
+
+
+def test_an_endpoint_that_came_back_holds_nothing_of_what_was_under_way() -> None:
+    view = telling()
     view.sent("r", "e0", (1, 2), 0.0)
     view.sent("s", "e1", (1,), 0.0)
     view.asked("t", (1, 2, 3), 1.0)
@@ -129,8 +147,7 @@ def test_an_endpoint_that_came_back_holds_nothing_of_what_was_under_way() -> Non
 
 
 def test_a_request_that_moves_leaves_nothing_behind() -> None:
-    view = EndpointView(1e-3, 512)
-    view.look({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
+    view = telling()
     view.sent("r", "e0", (1, 2), 0.0)
     view.sent("r", "e1", (1, 2), 0.0)
     view.asked("s", (1, 2), 0.0)
