@@ -52,7 +52,8 @@ def _solver() -> Callable[[MixAsked], MixTold]:
 
 
 class SeamRouter:
-    """The gateway's router behind the protocol's words. Equal seeds give equal homes, so several of them act as one."""
+    """The gateway's router behind the protocol's words. Equal seeds give equal homes, so several of them act as one. ``now`` is
+    seconds and counts are of tokens; what is neither is told by name, so they are ``Any`` to the compiler."""
 
     def __init__(self, info: Any, *, preset: str, seed: int) -> None:
         objectives = Objectives(
@@ -78,7 +79,7 @@ class SeamRouter:
         live = read(info, "live")
         self._update(() if live is None else several(live, "info.live"))
 
-    def pick(self, request: Any, endpoints: Iterable[Any], now: float) -> Any:
+    def pick(self, request: Any, endpoints: Any, now: Any) -> Any:
         """The endpoint that the request goes to, which is then taken as sent; None when there is none. Raises BadInput where a field
         is missing or no number, with its name."""
         now = moment(now)
@@ -97,7 +98,7 @@ class SeamRouter:
         self._silence.sent(asked.id, now)
         return self._ids[decision.chosen]
 
-    def on_first_token(self, request: Any, endpoint: Any, now: float, cached_tokens: int | None = None) -> None:
+    def on_first_token(self, request: Any, endpoint: Any, now: Any, cached_tokens: Any = None) -> None:
         """The endpoint answered; ``cached_tokens`` is what its engine reported."""
         name, now, cached = name_of(request, "request"), moment(now), _whole(cached_tokens, "cached_tokens")
         if self._where.get(name) == str(endpoint):
@@ -107,14 +108,14 @@ class SeamRouter:
             if cached is not None:
                 self._cached[name] = cached
 
-    def on_complete(self, request: Any, endpoint: Any, now: float, output_tokens: int | None = None) -> None:
+    def on_complete(self, request: Any, endpoint: Any, now: Any, output_tokens: Any = None) -> None:
         """The answer is complete."""
         name, now, told = name_of(request, "request"), moment(now), _whole(output_tokens, "output_tokens")
         self._silence.ended()
         if self._where.get(name) == str(endpoint):
             self._over(name, now, told)
 
-    def on_endpoints(self, live_ids: Iterable[Any], now: float) -> None:
+    def on_endpoints(self, live_ids: Any, now: Any) -> None:
         """The set in service changed; what was in flight on an endpoint that left is not counted any more."""
         now = moment(now)
         before = set(self._ids)
@@ -143,7 +144,7 @@ class SeamRouter:
                 self._over(name, now, None)
         self._view.deaf = self._silence.deaf
 
-    def _offered(self, endpoints: Iterable[Any], now: float) -> Mapping[str, Any]:
+    def _offered(self, endpoints: Any, now: float) -> Mapping[str, Any]:
         """Those that may be chosen, by name; new ones are known from now on."""
         named = [(name_of(item, "endpoint"), item) for item in several(endpoints, "endpoints")]
         offered = {name: item for name, item in named if read(item, "up") is not False}
@@ -207,7 +208,7 @@ class HoldingSeamRouter(SeamRouter):
         """Of requests held for one endpoint the smallest goes first."""
         return self._router.order(name_of(request, "request"))
 
-    def rebalance(self, endpoints: Iterable[Any], now: float) -> list[tuple[Any, Any]]:
+    def rebalance(self, endpoints: Any, now: Any) -> list[tuple[Any, Any]]:
         """Which of the requests in ``endpoint.held`` go to another endpoint (request, endpoint id). They count there at once. Who
         tells only how many are held, or nothing, gets none to move."""
         now = moment(now)
