@@ -3,8 +3,7 @@
 The objective leaves a share of requests that may miss. The share that did, over minutes and over an hour, trims the margin on
 capacity between 0.85 and 1.15: the same constants then serve engines whose knee lies elsewhere than the model says. While more is
 asked than is ready nothing is learned: what misses then says that starting is slow, not that the knee lies elsewhere. It still
-counts for the hour: a budget that is overspent takes back what was trimmed off, and a little more (``owed_most``), or an hour that
-began with a step that nobody could foresee would end just below the objective.
+counts for the hour: a budget that is overspent takes back what was trimmed off.
 
 **Between the edges of a histogram.** An objective rarely is an edge (vLLM's are 1, 2.5 and 5 s, objectives 2 and 3), and waiting
 times fall off steeply there. Of requests later than an edge of the bucket the share that is later than the objective is taken to
@@ -89,17 +88,10 @@ class Budget:
 
 
 def spent(
-    before: Budget,
-    seen: Late,
-    place: float,
-    seconds: float,
-    allowed: float,
-    learn: bool,
-    owed_most: float,
-    settings: ScalingSettings,
+    before: Budget, seen: Late, place: float, seconds: float, allowed: float, learn: bool, settings: ScalingSettings
 ) -> Budget:
     """``before`` after ``seconds`` in which that was seen of an objective at ``place``, where the share ``allowed`` may miss. What
-    is not to be learnt from still counts for the hour, up to a margin of ``owed_most``: what is spent is spent."""
+    is not to be learnt from still counts for the hour: what is spent is spent."""
     fast, slow = (math.exp(-seconds / each) for each in (settings.budget_fast_seconds, settings.budget_slow_seconds))
     after = Budget(before.fast.plus(fast, seen if learn else Late()), before.slow.plus(slow, seen), before.margin)
     if not learn or after.fast.judged < _ENOUGH:
@@ -109,7 +101,7 @@ def spent(
     margin = before.margin
     if burn > 1.0:
         margin += min(4.0, burn - 1.0) * settings.margin_up_per_second * seconds
-    elif burn_slow > 1.0 and margin < owed_most:
+    elif burn_slow > 1.0 and margin < 1.0:
         margin += min(4.0, burn_slow - 1.0) * settings.margin_up_per_second * seconds
     elif burn_slow < settings.margin_spend and burn < settings.margin_spend:
         margin -= settings.margin_down_per_second * seconds

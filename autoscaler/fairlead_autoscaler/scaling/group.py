@@ -373,12 +373,7 @@ def _budget(after: GroupState, look: Look, sizes: _Sizes, need: Need | None) -> 
         slow = late.judged * max(sum(each.slow_tokens for each in totals) / generated, _paced(look, totals))
         late = late.plus(1.0, Late(otherwise=slow))
     learn = look.now - after.short_at > look.settings.short_seconds
-    owed_most = (
-        1.0 if after.bursts else look.settings.margin_owed_most
-    )  # bursts are missed by what starts take, not by the knee
-    return spent(
-        after.budget, late, place, look.seconds, max(1e-4, 1.0 - model.target), learn, owed_most, look.settings
-    )
+    return spent(after.budget, late, place, look.seconds, max(1e-4, 1.0 - model.target), learn, look.settings)
 
 
 def _paced(look: Look, totals: Sequence[Totals]) -> float:

@@ -1,10 +1,9 @@
-"""What differs from one replica to the next, from one tick to the next, and from what an hour may spend."""
+"""What differs from one replica to the next, and from one tick to the next."""
 
 import pytest
 
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import PoolFacts, ScalingSettings
-from fairlead_autoscaler.scaling.budget import Budget, Late, spent
 from fairlead_autoscaler.scaling.clean import Pace
 from fairlead_autoscaler.scaling.learned import Speed, speed
 from fairlead_autoscaler.scaling.load import Bin, Load, note, recurring
@@ -71,14 +70,6 @@ def test_one_burst_much_above_all_others_is_not_kept_room_for_as_a_whole() -> No
     usual = _bursts(_counted([*minute * 12, 0.0]))
     once = _bursts(_counted([*minute * 6, *[3.0 * each for each in minute], *minute * 5, 0.0]))
     assert usual < once < 3.0 * usual
-
-
-def test_an_hour_that_is_overspent_keeps_a_little_more_than_the_knee_and_no_more() -> None:
-    budget = Budget()
-    for tick in range(360):
-        missed = Late(beyond_lower=20.0 if tick < 3 else 0.0, judged=50.0)
-        budget = spent(budget, missed, 0.0, 5.0, 0.001, tick >= 3, _SETTINGS.margin_owed_most, _SETTINGS)
-    assert budget.margin == pytest.approx(_SETTINGS.margin_owed_most, abs=0.01)
 
 
 def test_a_look_in_which_nothing_was_generated_says_nothing_of_speed() -> None:
