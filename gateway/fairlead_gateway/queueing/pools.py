@@ -4,10 +4,10 @@ A short prompt behind a long one waits for all of it, and most of those that wai
 pool has too much misses its objectives while the other idles. So no engine belongs to a class here. *Long* is a prompt
 whose prefill takes more than half of the tightest objective of the last minutes; what is bounded is how many engines may be at long
 ones at the same time, so that the others are there for the short ones that come meanwhile. The bound is the share of long prompts
-in the work of the last half minute, so that neither class pays for the other's overload. Where the fleet has more than both need,
-what is over goes to those that cannot wait: long prompts get no more engines than their work keeps ``LONG_BUSY`` busy, unless the
-short ones would be no more than ``SHORT_BUSY`` busy on the rest. A long prompt whose objective comes near may have one engine
-more (``gate``).
+in the work of the last half minute, so that neither class pays for the other's overload, and one more (long prompts come in
+bursts, and engines that are kept idle for short ones are lost) until a short one that waits is too late for that. Where the fleet has
+more than both need, what is over goes to those that cannot wait: long prompts get no more engines than their work keeps
+``LONG_BUSY`` busy, unless the short ones would be no more than ``SHORT_BUSY`` busy on the rest.
 
 Measured: without the bound the highest load at which both classes keep their objectives is some 0.8 of what the engines can
 compute, in whatever order they go; with it 0.99. A bound from the short prompts' need alone starves the long ones near
@@ -68,13 +68,14 @@ class Pools:
         tightest = min(self._tightest, self._tightest_before)
         return max(self._loosest, self._loosest_before) / tightest if 0.0 < tightest < math.inf else 1.0
 
-    def long_engines(self, engines: int, now: float) -> int:
-        """How many of so many engines may be at long prompts at once; one at least."""
+    def long_engines(self, engines: int, now: float, *, short_late: bool = False) -> int:
+        """How many of so many engines may be at long prompts at once; one at least. ``short_late``: some short one that waits cannot
+        meet its objective any more."""
         self._fade(now)
         both = self._short + self._long
         if both <= 0.0:
             return engines
-        most = round(engines * self._long / both)
+        most = min(engines, round(engines * self._long / both) + (not short_late))
         seen = 0.0 if self._since is None else -math.expm1((self._since - now) / WINDOW_SECONDS) * WINDOW_SECONDS
         if seen > 0.0:  # what fades with that window is so much a second
             needed = math.ceil(self._long / seen / LONG_BUSY)

@@ -167,9 +167,22 @@ def test_long_prompts_leave_engines_to_short_ones() -> None:
     assert release is not None
     assert release.id == "short"
     assert gate.release(busy, 4.2) is None
-    urgent = gate.release(busy, 10.0)
-    assert urgent is not None
-    assert urgent.id == "long"
+    freed = gate.release(engines(0.5, 0.0, 0.0, 0.0), 4.3)
+    assert freed is not None
+    assert freed.id == "long"
+
+
+def test_an_engine_that_has_begun_nothing_is_kept_for_the_long_prompt_whose_turn_it_is() -> None:
+    gate = mixed()
+    hold(gate, asked("long", objective=4.0, own=0.9), asked("s1", arrival=3.9), asked("s2", arrival=3.9))
+    nearly = engines(0.05, 0.02)
+    passing = gate.release(nearly, 4.0 - 0.95)
+    assert passing is not None
+    assert (passing.id, passing.full) == ("s1", {"e1"})  # the emptiest is not filled up again
+    assert gate.release(engines(0.2, 0.02), 3.06) is None
+    emptied = gate.release(engines(0.2, 0.0), 3.07)
+    assert emptied is not None
+    assert (emptied.id, emptied.full) == ("long", {"e0"})
 
 
 def _refused(verdict: Verdict) -> str:

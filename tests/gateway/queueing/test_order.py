@@ -49,10 +49,22 @@ def test_of_those_that_are_late_the_oldest_program_goes_first() -> None:
     assert [name for name, _ in turns(line, 1.05)] == ["old", "new"]
 
 
-def test_a_late_one_is_rescued_every_twentieth_turn() -> None:
-    line = of(waiting("late", 0.0, 10.0, own=9.0), *(waiting(f"r{n}", 2.0, 60.0) for n in range(30)))
-    served = [name for name, _ in turns(line, 3.0)]
-    assert served.index("late") == 19
+def test_it_says_which_class_has_somebody_who_is_late() -> None:
+    line = of(waiting("short", 0.0, 1.0), waiting("long", 0.0, 5.0, own=1.0, long=True))
+    assert line.peek(0.5) is not None
+    assert not line.late(long=False)
+    line.peek(1.5)
+    assert (line.late(long=False), line.late(long=True)) == (True, False)
+    line.remove("short")
+    line.peek(1.5)
+    assert not line.late(long=False)
+
+
+@pytest.mark.parametrize(("own", "before"), [(0.1, 19), (1.0, 190)])
+def test_those_that_are_late_have_a_twentieth_of_the_work(own: float, before: int) -> None:
+    line = of(waiting("late", 0.0, 10.0, own=own), *(waiting(f"r{n}", 9.0, 60.0) for n in range(300)))
+    served = [name for name, _ in turns(line, 9.95)]
+    assert served.index("late") == before
 
 
 def test_who_has_waited_three_objectives_goes_before_higher_tiers() -> None:

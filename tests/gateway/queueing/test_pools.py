@@ -21,18 +21,22 @@ def after(short_engines: float, long_engines: float, seconds: int = 120) -> Pool
 
 
 @pytest.mark.parametrize(
-    ("short_engines", "long_engines", "bound"),
+    ("short_engines", "long_engines", "bound", "late"),
     [
-        (1.0, 7.0, 7),  # all are needed: by the share of the work
-        (3.0, 5.0, 5),
-        (1.6, 4.0, 5),  # five are nine tenths busy with long ones, which leaves three; by the share it would be six
-        (1.2, 2.0, 5),  # three would be enough for the long ones, but short ones do not want more than three
-        (0.1, 2.0, 8),  # nobody wants the rest
-        (1.0, 0.1, 1),
+        (1.0, 7.0, 8, 7),  # all are needed: by the share of the work
+        (3.0, 5.0, 6, 5),
+        (1.6, 4.0, 5, 5),  # five are nine tenths busy with long ones, which leaves three; by the share it would be six
+        (1.2, 2.0, 5, 5),  # three would be enough for the long ones, but short ones do not want more than three
+        (0.1, 2.0, 8, 8),  # nobody wants the rest
+        (1.0, 0.1, 2, 1),
     ],
 )
-def test_what_a_fleet_has_over_goes_to_short_prompts(short_engines: float, long_engines: float, bound: int) -> None:
-    assert after(short_engines, long_engines).long_engines(ENGINES, 120.0) == bound
+def test_long_prompts_may_have_their_share_and_one_more_until_a_short_one_is_late(
+    short_engines: float, long_engines: float, bound: int, late: int
+) -> None:
+    pools = after(short_engines, long_engines)
+    assert pools.long_engines(ENGINES, 120.0) == bound
+    assert pools.long_engines(ENGINES, 120.0, short_late=True) == late
 
 
 def test_a_burst_after_a_calm_has_the_engines_that_nobody_wants() -> None:
