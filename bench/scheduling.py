@@ -4,8 +4,9 @@
 
 Simulated engines behind the production router (h100-llama8b, eight of them, prompts that share nothing). *Load* is the prefill
 that comes ÷ the prefill that the engines can compute alone. FCFS: each request goes to an engine at once, which serves by
-arrival. EDF and S-EDF hold as the gate does, by deadline alone or by its order, without its bound on long prompts. The seeds
-were not those it was built with.
+arrival. EDF and S-EDF hold as the gate does, by deadline alone or by its order, but long prompts go as others do. EDF is there twice
+more: with one prompt at a time before an engine, and with long prompts placed as the gate places them. The seeds were not those it
+was built with.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from fairlead.fleet import Model, Objectives
 from fairlead.limits import Limits
 from fairlead.profile import EngineProfile, preset
 from fairlead_gateway.learning.lengths import Lengths
-from fairlead_gateway.queueing.gate import Gate
+from fairlead_gateway.queueing.gate import Engine, Gate
 from fairlead_gateway.queueing.order import Line, Turn, Waiting
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.course import Course
@@ -56,11 +57,23 @@ class By(Line):
         return None if first is None else Turn(first, "first", "is first by the order that is compared")
 
 
+class OneAtATime(Gated):
+    """Before whom an engine has room when nothing waits there."""
+
+    def _engines(self, now: float) -> list[Engine]:
+        return [replace(one, step_seconds=_NO_SECONDS) for one in super()._engines(now)]
+
+
 ORDERS: Mapping[str, Callable[[Waiting], float]] = {
     "edf": lambda one: one.deadline,
+    "edf placed": lambda one: one.deadline,
+    "edf one at a time": lambda one: one.deadline,
     "one queue": lambda one: one.arrival,
 }
 """Of the ways to hold that the gate is compared with; ``sedf`` is the gate's own order."""
+PLACED = ("gate", "edf placed")
+"""Of them those that place long prompts as the gate does."""
+_NO_SECONDS = 1e-9
 AT_ONCE: Mapping[str, str] = {"fcfs": "dual-hash", "jsq": "least-request", "round-robin": "round-robin"}
 """Of the ways to send at once: the preset that says where."""
 
@@ -117,7 +130,7 @@ def run(
     reserve_tokens: int | None = None,
     most_tokens: int | None = None,
 ) -> list[Served]:
-    """``how``: one of ``AT_ONCE``, or who holds: ``gate``, ``sedf`` (its order without the bound on long prompts), ``ORDERS``."""
+    """``how``: one of ``AT_ONCE``, or who holds: ``gate``, ``sedf`` (its order, long prompts go as others do), ``ORDERS``."""
     names = [f"sim-{number}/0/0" for number in range(engines)]
     model = Model(NAMESPACE, MODEL, Objectives(ttft_seconds=LONG_SECONDS), AT_ONCE.get(how, "dual-hash"))
     router = ModelRouter(secret=_SECRET)
@@ -125,8 +138,9 @@ def run(
     prompts = Prompts(block_tokens, secret=_SECRET, seed=model.key.encode())
     front: OneRouter = OneRouter(router, prompts.chain, {}, model, profile, at_once=True)
     if how not in AT_ONCE:
-        gate = Gate(_PLENTY, By(ORDERS[how]) if how in ORDERS else None, pooled=how == "gate")
-        front = Gated(router, prompts.chain, model, profile, gate, objective=objective, most_tokens=most_tokens)
+        gate = Gate(_PLENTY, By(ORDERS[how]) if how in ORDERS else None, pooled=how in PLACED)
+        kind = OneAtATime if how == "edf one at a time" else Gated
+        front = kind(router, prompts.chain, model, profile, gate, objective=objective, most_tokens=most_tokens)
     course = Course(front, names, profile, block_tokens=block_tokens, prompts=prompts, reserve_tokens=reserve_tokens)
     return course.serve(requests)
 
@@ -166,7 +180,9 @@ def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> 
         metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
         yield comparing(metric, "load", knees["gate"], name, knees[how], wanted[metric])
     for how, name in (
-        ("sedf", "S-EDF without the bound"),
+        ("edf one at a time", "EDF, one prompt at a time"),
+        ("edf placed", "EDF with the gate's place for long prompts"),
+        ("sedf", "S-EDF without it"),
         ("one queue", "one queue by arrival"),
         ("jsq", "the shortest queue"),
         ("round-robin", "round robin"),

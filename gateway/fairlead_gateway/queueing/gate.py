@@ -113,7 +113,7 @@ _OPEN: Final = Verdict(Kind.PASS, "open", "nobody waits, and there is no reason 
 
 class Gate:
     """Of one model, in one process. ``line`` is another order to compare with; without
-    ``pooled`` long prompts may have all engines."""
+    ``pooled`` long prompts go as others do."""
 
     def __init__(self, limits: Limits, line: Line | None = None, *, pooled: bool = True) -> None:
         self._limits = limits
@@ -190,7 +190,7 @@ class Gate:
 
     def _full(self, asked: Asked, engines: Sequence[Engine], now: float, kept: str | None = None) -> frozenset[str]:
         """The engines that have no room for it."""
-        ordered, long, found = self.ordered(), asked.waiting.long, []
+        ordered, long, found = self.ordered(), asked.waiting.long and self._pooled, []
         if ordered and long and self._closed(engines, now):
             return frozenset(one.id for one in engines)
         for one in engines:
@@ -217,8 +217,6 @@ class Gate:
 
     def _closed(self, engines: Sequence[Engine], now: float) -> bool:
         """Whether as many engines are at long prompts as may be."""
-        if not self._pooled:
-            return False
         boundary = self._pools.boundary_seconds
         busy = sum([one.backlog_seconds > boundary for one in engines])
         return busy >= self._pools.long_engines(len(engines), now, short_late=self._line.late(long=False))
@@ -228,7 +226,7 @@ class Gate:
             return "no engine is ready; it goes when one is"
         if len(self._asked) > 1:
             return f"{len(self._asked) - 1} are held before it or beside it"
-        if self.ordered() and asked.waiting.long and self._closed(engines, now):
+        if self.ordered() and self._pooled and asked.waiting.long and self._closed(engines, now):
             return f"as many of {len(engines)} engines are at long prompts as the short ones leave them"
         if any(self._lacks(asked, one, now) for one in engines):
             return f"its answer is not expected to fit the memory of any of {len(engines)} engines that have room"
@@ -303,7 +301,7 @@ class Gate:
         if ordered and not any(_has_room(one, long=False) for one in engines):
             return None
         turn, kept = self._line.peek(now), None
-        if ordered and turn is not None and turn.request.long:
+        if ordered and self._pooled and turn is not None and turn.request.long:
             if self._closed(engines, now):
                 turn = self._line.peek(now, _LONG)
             elif not any(_has_room(one, long=True) for one in engines):
