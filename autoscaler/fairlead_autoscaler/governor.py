@@ -116,7 +116,8 @@ def _ruled(
     silent = now - watch.asked_at if watch.asked_at is not None else 0.0
     if ruling.replicas == asleep == 0 < desired + pool.asleep and silent < after:
         reason = f"nothing was asked for {silent:.0f} s, and only after {after:.0f} s there may be none"
-        ruling, total = replace(ruling, replicas=min(1, desired), rule="zero-after", reason=reason), 1
+        kept = min(1, desired) if facts.tier is None else 0  # where it may, it sleeps: the load needs nobody
+        ruling, total, asleep = replace(ruling, replicas=kept, rule="zero-after", reason=reason), 1, 1 - kept
     ruling = _stepped(ruling, policy, [size for _, size in watch.sizes.get(facts.name, ())] or [desired])
     low, high = bounds
     if not low <= ruling.replicas <= high:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from fairlead.api import Autoscaling
 from fairlead.fleet import Role
 from fairlead_autoscaler.governor import Ruling, Watch, amount, asked, governed, watched, widest
-from fairlead_autoscaler.scaling import Plan, PoolFacts, PoolPlan, PoolSeen, ReplicaSeen, ReplicaState, ScaledModel
+from fairlead_autoscaler.scaling import (
+    Plan,
+    PoolFacts,
+    PoolPlan,
+    PoolSeen,
+    ReplicaSeen,
+    ReplicaState,
+    ScaledModel,
+    Tier,
+)
 from fairlead_autoscaler.world import ModelState, PoolState
 
 WALL = 1_800_000_000.0  # a Friday, 08:00 UTC
@@ -95,6 +104,16 @@ def test_to_zero_only_after_the_silence_that_was_asked_for() -> None:
     assert (soon.replicas, soon.rule) == (1, "zero-after")
     assert ruled(state(2, policy=policy), 0, watch=quiet, now=1_300.0).replicas == 0
     assert ruled(state(0, policy=policy), 0, watch=quiet, now=1_001.0).replicas == 0
+
+
+def test_the_one_that_is_kept_for_a_while_sleeps_where_it_may() -> None:
+    facts = PoolFacts("main", minimum=0, maximum=10, tier=Tier(most=1))
+    policy = Autoscaling(**AUTO, zero={"after": "5m"})
+    now_is = ModelState(ScaledModel("default/tiny", 2.0, None, (facts,)), policy, {"main": PoolState(2)})
+    plan = Plan({"main": PoolPlan(0, "zero", "silent")})
+    for silent, asleep in ((299.0, 1), (300.0, 0)):
+        found = governed(Watch({}, 1_000.0), now_is, plan, 1_000.0 + silent, WALL, woken=False, frozen=False)["main"]
+        assert (found.replicas, found.asleep) == (0, asleep)
 
 
 def test_a_held_request_starts_one_where_there_is_none_and_only_there() -> None:
