@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from fairlead_gateway.routing.ledger import Tally
+from fairlead_sim.seam_router import HoldingSeamRouter
 from fairlead_sim.seam_view import EndpointView
-from fairlead_sim.seams import HoldingSeamRouter, router
+from fairlead_sim.seams import router
 
 INFO: dict[str, Any] = {
     "live": ["e0", "e1", "e2", "e3"],
