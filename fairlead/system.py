@@ -34,6 +34,11 @@ def settled() -> None:
     """The start is over: what is there now stays, and the collector need not look at it again. What importing left free goes back."""
     gc.collect()
     gc.freeze()
+    free_goes_back()
+
+
+def free_goes_back() -> None:
+    """Whole pages that nobody uses any more go back to the system, those between used ones too, which else stay."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

@@ -21,6 +21,16 @@ TARGETS = (
 )
 
 
+CONTROLLERS = {
+    "HPA, concurrency": "hpa-concurrency",
+    "KPA, concurrency": "kpa-concurrency-delayed",
+    "KEDA, request rate": "keda-request-rate",
+    "AIBrix APA, concurrency": "apa-concurrency-fixed",
+    "llm-d WVA, saturation": "wva-saturation",
+    "Dynamo planner": "dynamo",
+}
+
+
 def figures(run: dict[str, Any]) -> tuple[str, ...]:
     seconds = run["ttft_seconds"]
     shares = (run["within_objective"], run["cached_token_share"])
@@ -78,3 +88,21 @@ def test_what_the_readme_says_of_a_cluster_is_the_committed_run() -> None:
     streams = report["parts"]["under_load"]["streams"]
     assert f"{streams:,} of {streams:,} streams whole" in readme
     assert f"{report['parts']['first_token']['seconds']['apply_to_first_token']} s from `apply`" in readme
+
+
+def test_the_table_of_the_autoscaler_is_the_committed_run() -> None:
+    rows = {row["metric"]: row for row in json.loads((ROOT / "bench/results/autoscaler.json").read_text())["rows"]}
+    quoted = (ROOT / "README.md").read_text().partition("| controller | at one fixed setting")[2].partition("\n\n")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in quoted.splitlines()[2:]]
+    assert lines[0] == ["Fairlead", f"{rows['fairlead: of 11 scenarios keeps 99 % in']['value']:.0f}", "1", "", ""]
+    assert [line[0] for line in lines[1:]] == list(CONTROLLERS)
+    for name, *cells in lines[1:]:
+        found = []
+        for knob, where in (("fixed", "(fixed): cost"), ("best", "best knob: cost")):
+            own = {metric: row for metric, row in rows.items() if metric.startswith(f"{CONTROLLERS[name]} at ")}
+            kept = next(
+                row for metric, row in own.items() if metric.endswith(f"({knob}): of 11 scenarios keeps 99 % in")
+            )
+            cost = next(row for metric, row in own.items() if where in metric)
+            found += [f"{kept['value']:.0f}", "–" if cost["ratio"] is None else f"{1.0 / cost['ratio']:.1f} ×"]
+        assert cells == found, name

@@ -47,6 +47,16 @@ def test_what_is_refused_at_which_mark(used: float | None, taken: int, refused: 
         assert ("retry-after", "1") in caught.value.fields
 
 
+def test_what_is_free_is_given_back_before_anything_is_refused_and_not_at_every_look() -> None:
+    levels, told, given = iter([0.8, 0.97, 0.6, 0.97, 0.96, 0.96, 0.96, 0.96, 0.97, 0.96, 0.5]), [], []
+    memory = Memory(Limits(), lambda: next(levels), told.append, lambda: given.append(len(told)))
+    for _ in range(8):
+        memory.look()
+    assert told == [False, False, True, True, True, True, True, False]
+    assert given == [1, 2, 6]  # of a short spell the first look, and every fourth after it
+    assert memory.problems() == []
+
+
 def test_the_share_is_the_process_s_own_or_the_container_s_without_cached_files(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")

@@ -16,7 +16,7 @@ from fairlead.compiled import sources_digest
 from fairlead_autoscaler.mix import unhurried
 from fairlead_autoscaler.presets import PRESETS, build
 from fairlead_autoscaler.scaling import Core
-from fairlead_sim.scaling.loop import Controller, run
+from fairlead_sim.scaling.loop import Controller, Outcome, run
 from fairlead_sim.scaling.plant import Engines, Scenario
 from fairlead_sim.scaling.scenarios import KINDS
 
@@ -45,17 +45,21 @@ def measure(cell: Cell) -> Found:
     scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
-    engines = Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED
+    outcome = ran(cell, scenario)
+    seconds = time.process_time() - begun
+    return {**signs(scenario, outcome), "seconds": seconds}
+
+
+def ran(cell: Cell, scenario: Scenario) -> Outcome:
+    """The cell's scenario under its controller; ours has a solver to ask and gateways that hint, as it has in a cluster."""
     ours = cell.controller == OURS
-    outcome = run(
+    return run(
         scenario,
         controller(cell, scenario),
-        engines=engines,
+        engines=Engines.PREEMPTING if cell.preempting else Engines.AGGREGATED,
         solver=unhurried() if ours else None,
         hint_seconds=_HINT_SECONDS if ours else None,
     )
-    seconds = time.process_time() - begun
-    return {**signs(scenario, outcome), "seconds": seconds}
 
 
 @lru_cache(maxsize=1)

@@ -30,7 +30,7 @@ from autoscalerbench.bars import (
     plant,
     tuned,
 )
-from autoscalerbench.cells import OURS, Cell, controller, measure, scenario_of, state
+from autoscalerbench.cells import OURS, Cell, measure, ran, scenario_of, state
 from autoscalerbench.signs import signs
 from fairlead_autoscaler.presets import PRESETS
 from fairlead_sim.scaling import load as loads
@@ -148,7 +148,7 @@ class Bench:
         runs: list[plots.Course] = []
         for name in (*COMPARED, *BEYOND):
             scenario = scenario_of(name, self._seed, self.traces)
-            outcome = run(scenario, controller(Cell(name, self._seed, OURS), scenario))
+            outcome = ran(Cell(name, self._seed, OURS), scenario)
             pools = tuple([setup.facts.name for setup in scenario.pools])
             oracle = self.oracles.get(name)
             runs.append(plots.Course(name, scenario.seconds, pools, outcome.attainment, outcome.looks, oracle))
