@@ -125,13 +125,7 @@ class OneRouter:
 
     def finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
-        self._router.finished(
-            sequence.id,
-            now,
-            prompt_tokens=sequence.prompt_tokens,
-            cached_tokens=sequence.cached_tokens,
-            output_tokens=sequence.generated,
-        )
+        self._there().finished(sequence, now)
 
     def told(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Nobody listens."""

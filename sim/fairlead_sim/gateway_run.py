@@ -109,13 +109,7 @@ class GatewayRun:
 
     def finished(self, sequence: EngineSequence, now: float) -> None:
         """With what an engine reports."""
-        self.router.finished(
-            sequence.id,
-            now,
-            prompt_tokens=sequence.prompt_tokens,
-            cached_tokens=sequence.cached_tokens,
-            output_tokens=sequence.generated,
-        )
+        self._sending.finished(sequence, now)
         self._landed(sequence.id, now)
 
     def over(self, request: str, now: float) -> None:

@@ -12,6 +12,7 @@ from fairlead.profile import EngineProfile
 from fairlead_gateway.queueing.gate import ROOM_STEPS
 from fairlead_gateway.routing import RouteRequest
 from fairlead_sim.course import HELD
+from fairlead_sim.engine import Sequence as EngineSequence
 
 EVERY_SECONDS: Final = 0.25
 """How often a preset is asked about moves."""
@@ -146,6 +147,16 @@ class Sending:
         self._router.first_token(request, now)
         if self._holding is not None:
             self._holding.begun(request, now)
+
+    def finished(self, sequence: EngineSequence, now: float) -> None:
+        """With what an engine reports."""
+        self._router.finished(
+            sequence.id,
+            now,
+            prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.cached_tokens,
+            output_tokens=sequence.generated,
+        )
 
     def over(self, request: str, now: float) -> None:
         """It is not there any more, without an answer: its load is gone at once."""

@@ -4,9 +4,8 @@ A mark says what a pod is to be (``marks``); here it is made so. An engine is pu
 knows of as many sleeping instances of the model as there are marked pods, and has nothing in flight there. One that is to serve
 again is woken, asked whether it is awake and well, and then its mark is removed, from which gateways see that it serves. Where the
 number has become somebody else's, or the mode is no longer Auto, all are woken: nobody else would, and what is asked for is to serve.
-Nothing is
-remembered that a successor needs: whether an engine sleeps is asked of it. One that refuses to sleep is let be, and its like with
-it; one that is not awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to go.
+Nothing is remembered that a successor needs: whether an engine sleeps is asked of it. One that refuses to sleep is let be, and its
+like with it; one that is not awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to go.
 """
 
 import asyncio
