@@ -23,6 +23,7 @@ from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, PoolPlan, Scale
 
 _OF_MODEL: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
 """What of the model's objectives may be changed, by the name that people use."""
+_SHARE: Final = "write 0.99 for 99 %"
 Which: TypeAlias = Literal["recorded", "again", "other"]
 
 
@@ -111,7 +112,8 @@ def changes_of(texts: Iterable[str]) -> Changes:
             settings[name] = _value(name, value, known[name])
         else:
             close = nearest(name, [*_OF_MODEL, *known], count=1)
-            hint = f"did you mean {close[0]}?" if close else "see docs/guides/autoscaling.md"
+            others = "the core's, such as spread_sigmas or window_seconds: see docs/guides/autoscaling.md"
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_OF_MODEL)} and {others}"
             raise BadInput(f"--set: {name!r} is no setting", field="--set", hint=hint)
     return Changes(settings, model)
 
@@ -129,6 +131,8 @@ def _value(name: str, text: str, default: Any) -> Any:
         raise BadInput(f"--set: {name} is {kind}, not {text!r}", field="--set") from None
     if not 0.0 <= value < math.inf:
         raise BadInput(f"--set: {name} is {kind} that is finite and not negative, not {text!r}", field="--set")
+    if name == "target" and not 0.0 < value <= 1.0:
+        raise BadInput(f"--set: target is a share above 0 and at most 1, not {text}", field="--set", hint=_SHARE)
     return value
 
 

@@ -8,6 +8,7 @@ from fairlead_cli.local import answers, words
 from fairlead_cli.local.management import Snapshot
 
 READY = "Ready"
+ASLEEP = "Sleeping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A pool that the autoscaler sizes: how many engines it wants of it, between which bounds, and why. ``unwritten`` is why that is
-    not done; None: it is."""
+    """A pool that the autoscaler sizes: how many engines it wants of it, and how many ``asleep`` beside them, between which bounds,
+    and why. ``unwritten`` is why that is not done; None: it is."""
 
     pool: str
     wanted: int
@@ -30,6 +31,7 @@ class Sized:
     rule: str
     reason: str
     unwritten: str | None = None
+    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,14 @@ class ModelReport:
         return sum(one.state == READY for one in self.model.instances)
 
     @property
+    def asleep(self) -> int:
+        """Instances that sleep."""
+        return sum(one.state == ASLEEP for one in self.model.instances)
+
+    @property
     def expected(self) -> int:
-        """Instances that there should be."""
-        return max(len(self.model.instances), self.wanted or 0)
+        """Instances that should get requests."""
+        return max(len(self.model.instances), self.wanted or 0) - self.asleep
 
     def pools(self) -> dict[str, list[answers.Instance]]:
         """Instances by pool, in their order."""
@@ -118,10 +125,10 @@ def advise(
     if not ready:
         if starting:
             return Advice(True, f"{words.plural(starting, 'engine')} starting; requests wait until one is ready")
-        if sized and states and all(state == "Sleeping" for state in states):
+        if sized and states and all(state == ASLEEP for state in states):
             return Advice(False, "it sleeps: the next request waits for an engine, which wakes then")
         if sized and not states and not any(pool.wanted for pool in sized):
-            return Advice(False, "it sleeps: the next request waits for an engine, which starts then")
+            return Advice(False, "it has no engine: the next request waits while one starts")
         return Advice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
         there = f"{missing} of {wanted} engines ended and will be started again"
@@ -134,11 +141,23 @@ def advise(
     target = model.objectives.target
     if window.within_objective is not None and window.within_objective < target:
         reached = f"{words.share(window.within_objective)} of requests meet the objective, {words.share(target)} should"
-        full = all(pool.wanted >= pool.most for pool in sized)
-        what = "the autoscaler is at it" if not full else "raise replicas.max" if sized else "add replicas"
-        return Advice(True, f"{reached}: {what}, or relax spec.objectives")
+        return Advice(True, f"{reached}: {_remedy(model, ready, program, sized)}, or relax spec.objectives")
     if starting:
         return Advice(False, f"{words.plural(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:
         return Advice(False, f"nothing was asked yet: {program} chat {model.name}")
     return Advice(False, "nothing to do")
+
+
+def _remedy(model: answers.Model, ready: int, program: str, sized: Sequence[Sized]) -> str:
+    """What may bring back an objective that is missed."""
+    if not sized:
+        return "add replicas"
+    held = next((pool for pool in sized if pool.unwritten is not None), None)
+    if held is not None:
+        return f"the autoscaler wants {held.wanted} of {held.pool}, which is not done since {held.unwritten}"
+    if all(pool.wanted >= pool.most for pool in sized):
+        return "raise replicas.max"
+    if sum(pool.wanted for pool in sized) > ready:
+        return "the autoscaler is at it"
+    return f"the autoscaler takes what there is to be enough (`{program} explain scale {model.name}` says why)"

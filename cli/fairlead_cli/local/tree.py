@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from fairlead_autoscaler.governor import in_words
 from fairlead_cli.local import answers, words
-from fairlead_cli.local.report import READY, ModelReport, Report, Sized
-from fairlead_cli.local.view import PHASE_STYLE, RULE_STYLE, clock, last_minute, result
+from fairlead_cli.local.report import ASLEEP, READY, ModelReport, Report, Sized
+from fairlead_cli.local.view import MARK, PHASE_STYLE, RULE_STYLE, clock, last_minute, result
 
 
 def tree(report: Report) -> RenderableType:
@@ -84,13 +85,13 @@ def _model(found: ModelReport) -> Tree:
         ("×", "red") if found.advice.problem else ("√", "green"),
         (f" {found.model.key.removeprefix('default/')}", "bold cyan"),
         (f"  {found.model.preset}", "dim"),
-        f"  {found.ready}/{found.expected} ready  {stats.in_flight} in flight  {stats.queue} in the queue",
+        f"  {_ready(found.ready, found.expected, found.asleep)}  {stats.in_flight} in flight  {stats.queue} in the queue",
     )
     root = Tree(head, guide_style="dim")
     root.add(Text("last minute  ", "dim").append_text(last_minute(stats.window)))
     for name, instances in found.pools().items():
-        ready = sum(one.state == READY for one in instances)
-        pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {ready}/{len(instances)} ready"))
+        ready, asleep = (sum(one.state == state for one in instances) for state in (READY, ASLEEP))
+        pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {_ready(ready, len(instances) - asleep, asleep)}"))
         for one in instances:
             pool.add(_instance(one, found.stats.instances.get(one.id)))
     for sized in found.sized:
@@ -102,7 +103,14 @@ def _model(found: ModelReport) -> Tree:
     return root
 
 
+def _ready(ready: int, expected: int, asleep: int) -> str:
+    return f"{ready}/{expected} ready" + (f", {asleep} asleep" if asleep else "")
+
+
 def _instance(one: answers.Instance, stats: answers.InstanceStats | None) -> Text:
+    if one.state == ASLEEP:
+        style = PHASE_STYLE[ASLEEP]
+        return Text.assemble((f"{MARK[ASLEEP]} ", style), one.short, (f"  {one.state}", style), (f"  {one.url}", "dim"))
     ready = one.state == READY
     line = Text.assemble(
         ("√ " if ready else "‼ ", PHASE_STYLE.get(one.state, "")),
@@ -119,7 +127,7 @@ def _instance(one: answers.Instance, stats: answers.InstanceStats | None) -> Tex
 def _sized(sized: Sized) -> Text:
     line = Text.assemble(
         ("autoscaler wants ", "dim"),
-        f"{sized.wanted} of {sized.pool}",
+        f"{in_words(sized.wanted, sized.asleep)} of {sized.pool}",
         (f", of {sized.least} to {sized.most}  ", "dim"),
         (sized.rule, RULE_STYLE.get(sized.rule, "")),
         (f"  {sized.reason}", "dim"),

@@ -13,8 +13,10 @@ def time(seconds: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """``0.43`` → ``43 %``"""
-    return UNKNOWN if value is None else f"{100 * value:.0f} %"
+    """``0.43`` → ``43 %``; from 99 % on with one more digit, and never 100 % of what is not all: ``0.9997`` → ``99.9 %``"""
+    if value is None:
+        return UNKNOWN
+    return f"{min(100 * value, 99.9):.1f} %".replace(".0 %", " %") if 0.99 < value < 1.0 else f"{100 * value:.0f} %"
 
 
 def count(value: float | None) -> str:

@@ -16,17 +16,23 @@ from fairlead_autoscaler.recording import Look
 from fairlead_cli.errors import NoStack
 from fairlead_cli.local.ports import service_url
 from fairlead_cli.local.report import Sized
-from fairlead_cli.local.rundir import newest_stack
+from fairlead_cli.local.rundir import newest_stack, running_stacks
 
 ANSWER_SECONDS: Final = 30.0
 _HINT: Final = "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --manage"
 
 
 def autoscaler(manage: str | None) -> str:
-    """Its URL. Raises NoStack where no stack runs, or the one that does scales nothing."""
+    """Its URL; ``manage`` is its own address, or that of the gateway of a stack that runs here. Raises NoStack where no stack runs,
+    or the one that is meant scales nothing."""
     if manage is not None:
-        return service_url(manage, flag="--manage")
-    url = newest_stack("--manage").autoscaler
+        address = service_url(manage, flag="--manage")
+        stack = next((one for one in running_stacks() if one.manage == address), None)
+        if stack is None:
+            return address
+        url = stack.autoscaler
+    else:
+        url = newest_stack("--manage").autoscaler
     if not url:
         raise NoStack("the stack that runs here has no autoscaler", hint=_HINT)
     return url
@@ -73,19 +79,22 @@ def _sized(look: Look) -> Iterator[Sized]:
                 most,
                 ruling.rule,
                 ruling.reason,
-                ruling.unwritten if ruling.replicas != ruling.desired else None,
+                ruling.unwritten
+                if (ruling.replicas, ruling.asleep) != (ruling.desired, ruling.asleep_desired)
+                else None,
+                ruling.asleep,
             )
 
 
-def moment(text: str, now: float) -> float:
+def moment(text: str, now: float, flag: str = "--at") -> float:
     """A moment as Unix time: ``5m`` (that long ago), ``14:05[:30]`` (today, or yesterday where that lies ahead), ISO 8601, or Unix
-    seconds. Raises BadInput."""
+    seconds. Raises BadInput, which names ``flag``."""
     for reader in (_unix, _ago, _today, _iso):
         found = reader(text.strip(), now)
         if found is not None:
             return found
     raise BadInput(
-        f"--at: {text!r} is no moment", field="--at", hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
+        f"{flag}: {text!r} is no moment", field=flag, hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
     )
 
 

@@ -39,7 +39,7 @@ def run(wish: Wish) -> int:
             return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
         return "\n".join(told(found, wish.changes))
 
-    return asked("replay-scaling", lambda: _replayed(wish), show, misuse=(BadInput, OSError))
+    return asked("replay-scaling", lambda: _replayed(wish), show, misuse=(BadInput,))
 
 
 def _replayed(wish: Wish) -> Sequence[Replayed]:
@@ -53,11 +53,18 @@ def _replayed(wish: Wish) -> Sequence[Replayed]:
 
 
 def _looks(wish: Wish) -> Iterator[Look]:
-    since = 0.0 if wish.since is None else moment(wish.since, time.time())
+    since = 0.0 if wish.since is None else moment(wish.since, time.time(), "--since")
     if wish.recording is not None:
-        return (look for look in read(wish.recording) if look.wall >= since)
+        return (look for look in _read(wish.recording) if look.wall >= since)
     lines = ask(autoscaler(wish.manage), "/autoscaling/recording", {"since": repr(since)}).splitlines()
     return (look_of(line) for line in lines)
+
+
+def _read(recording: Path) -> Iterator[Look]:
+    try:
+        yield from read(recording)
+    except OSError as error:
+        raise BadInput(f"{recording}: {error.strerror or error}", field="RECORDING") from error
 
 
 def told(found: Sequence[Replayed], changes: Sequence[str]) -> list[str]:

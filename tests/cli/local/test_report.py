@@ -66,17 +66,37 @@ def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None
     sized = {KEY: [Sized("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
     found = report(snapshot(), url="http://g", manage="http://m", wanted={}, sized=sized)
     assert not found.problem
-    assert "it sleeps" in found.models[0].advice.text
+    assert found.models[0].advice.text == "it has no engine: the next request waits while one starts"
     assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(found)
 
 
-@pytest.mark.parametrize(("wanted", "words"), [(2, "the autoscaler is at it"), (4, "raise replicas.max")])
-def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(wanted: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "unwritten", "words"),
+    [
+        (2, None, "the autoscaler is at it"),
+        (4, None, "raise replicas.max"),
+        (1, None, "the autoscaler takes what there is to be enough (`fairlead explain scale tiny` says why)"),
+        (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
+    ],
+)
+def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(
+    wanted: int, unwritten: str | None, words: str
+) -> None:
     slow = snapshot("Ready", window=answers.Slice(requests=9, within_objective=0.5))
-    sized = {KEY: [Sized("main", wanted, 0, 4, "up", "2.1 are needed", "only advised")]}
+    sized = {KEY: [Sized("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
     found = report(slow, url="http://g", manage="http://m", wanted={}, sized=sized)
     assert words in found.models[0].advice.text
-    assert "not done: only advised" in text(found)
+    assert ("not done: the mode is Advise" in text(found)) is (unwritten is not None)
+
+
+def test_engines_that_sleep_are_counted_beside_those_that_serve_and_are_no_warning() -> None:
+    sized = {KEY: [Sized("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
+    shown = text(report(snapshot("Ready", "Sleeping"), url="http://g", manage="http://m", wanted={}, sized=sized))
+    assert "tiny  dual-hash  1/1 ready, 1 asleep" in shown
+    assert "pool main  1/1 ready, 1 asleep" in shown
+    assert "☾ main-1  Sleeping  http://h:4001" in shown
+    assert "autoscaler wants 1 and 1 asleep of main, of 0 to 4" in shown
+    assert "‼" not in shown
 
 
 def test_an_idle_stack_is_told_how_to_be_asked() -> None:

@@ -15,6 +15,17 @@ def test_numbers_are_short_and_unknown_is_never_zero() -> None:
     assert words.plural(8, "engine") == "8 engines"
 
 
+def test_a_share_is_never_said_to_be_all_when_it_is_not() -> None:
+    assert [words.share(value) for value in (None, 0.434, 0.99, 0.9949, 0.9999, 1.0)] == [
+        "–",
+        "43 %",
+        "99 %",
+        "99.5 %",
+        "99.9 %",
+        "100 %",
+    ]
+
+
 def test_exactly_one_plain_line_begins_with_ready_and_names_both_addresses() -> None:
     lines = plain_lines(FACTS)
     assert [line for line in lines if line.startswith("ready")] == [

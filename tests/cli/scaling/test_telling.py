@@ -16,14 +16,17 @@ from fairlead_autoscaler.scaling import (
     ReplicaSeen,
     ReplicaState,
     ScaledModel,
+    ScalingSettings,
     Tier,
 )
-from fairlead_cli.scaling.telling import INPUTS, told
+from fairlead_cli.scaling.numbers import INPUTS, lines
+from fairlead_cli.scaling.telling import told
 
 MODEL = ScaledModel(
     "default/tiny", 2.0, 0.05, (PoolFacts("main", maximum=9, profile=preset("l4-qwen8b")),), target=0.99
 )
 
+SETTINGS = ScalingSettings()
 SEEN = GatewaySeen(50.0, 60_000.0, 3.0, 1.0)
 
 
@@ -90,7 +93,7 @@ def test_what_is_not_known_is_said_and_never_a_zero() -> None:
     assert "  note: gateway a is missing" in lines
     assert "  nothing is known of its engines" in lines
     assert any(line.split() == ["need", "–"] for line in lines)
-    assert any(line.endswith("1.00 ×, as the objectives were kept, 1m5s old") for line in lines)
+    assert any(line.split()[:2] == ["margin", "1.00"] and line.endswith(", 1m5s old") for line in lines)
     assert any(line.split() == ["strange", "3.5"] for line in lines)
 
 
@@ -127,3 +130,53 @@ def test_who_sleeps_is_told_with_what_waking_takes() -> None:
     assert "waking takes          4s" in text
     assert set(plan.pools["main"].inputs) <= set(INPUTS)
     assert text.endswith("written: 2 and 2 asleep -> 2 and 1 asleep")
+
+
+def test_numbers_that_change_nothing_are_left_out_and_the_need_is_worked_out() -> None:
+    inputs = {
+        "output_growth": 1.0,
+        "level_replicas": 1.47,
+        "spread_replicas": 0.55,
+        "swing_share": 0.08,
+        "forecast_replicas": 1.47,
+        "recurring_burst_replicas": 0.0,
+        "margin": 1.05,
+        "crowd_gain": 1.24,
+        "need_replicas": 1.71,
+        "window_max_replicas": 1.71,
+        "needed_here_replicas": 1.71,
+    }
+
+    def shown(**other: float) -> list[str]:
+        return [line for _, line in lines({name: Input(value) for name, value in (inputs | other).items()}, SETTINGS)]
+
+    assert [line.split("  ")[1] for line in shown()] == [
+        "load now",
+        "its spread",
+        "swings above it",
+        "forecast",
+        "margin",
+        "sharing",
+        "need",
+        "most of the window",
+    ]
+    assert "1.71 replicas = (1.47 + 0.55 spread) × 1.05 margin ÷ 1.24 sharing" in shown()[6]
+    assert any("needed of this pool" in line for line in shown(needed_here_replicas=0.9))
+    assert "= (3.00 of bursts) × 1.05" in next(
+        line for line in shown(recurring_burst_replicas=3.0, need_replicas=2.54) if "  need  " in line
+    )
+    assert "swing" in next(line for line in shown(swing_share=0.5, need_replicas=1.87) if "  need  " in line)
+    assert "1.71 replicas = (1.47 + 0.55 spread) × 1.05 margin ÷ 1.24 sharing − 0.20" not in "".join(
+        shown(spared_replicas=0.2)
+    ), "what does not add up is not claimed to"
+    assert "− 0.20" in "".join(shown(spared_replicas=0.2, need_replicas=1.51))
+
+
+def test_those_that_were_judged_since_the_last_look_are_told() -> None:
+    one = look()
+    (replica,) = one.observation.pools["main"].replicas or ()
+    replica = replace(replica, ttft_counts=(11.0, 2.0), itl_counts=(1.0, 0.0))
+    pool = replace(one.observation.pools["main"], replicas=(replica,))
+    gateway = GatewaySeen(13.0, 9_000.0)
+    said = told(replace(one, observation=replace(one.observation, gateway=gateway, pools={"main": pool})))
+    assert "  of those that were judged since then: 11 of 13 first tokens in time, 1 of 1 answer in time" in said

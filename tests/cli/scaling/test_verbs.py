@@ -15,6 +15,8 @@ from fairlead.errors import BadInput
 from fairlead_autoscaler.recording import Look, line_of
 from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolSeen, ScaledModel
 from fairlead_cli.app import build
+from fairlead_cli.local.rundir import Stack
+from fairlead_cli.scaling import asking
 from fairlead_cli.scaling.asking import moment
 
 NOW = datetime(2026, 11, 21, 14, 0).timestamp()
@@ -121,7 +123,26 @@ def test_what_differs_is_shown_with_both_rules(tmp_path: Path, capsys: pytest.Ca
     assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
     assert told("replay-scaling", str(tmp_path), "--model", "huge") == 1
     assert told("replay-scaling", str(tmp_path), "--set", "nothing=1") == 2
+    capsys.readouterr()
     assert told("replay-scaling", str(tmp_path / "gone")) == 2
+    assert capsys.readouterr().err == f"fairlead replay-scaling: {tmp_path}/gone: No such file or directory\n"
+
+
+def test_wrong_values_of_a_replay_name_their_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (("--set", "target=99"), "--set: target is a share above 0 and at most 1, not 99 (write 0.99 for 99 %)"),
+        (("--set", "xyz=1"), "--set: 'xyz' is no setting (there are target, ttft, itl and the core's, such as "),
+        (("--since", "yesterday"), "--since: 'yesterday' is no moment "),
+    ):
+        assert told("replay-scaling", str(tmp_path), *words) == 2
+        assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")
+
+
+def test_a_stack_is_meant_by_its_gateways_address_too(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks = [Stack(1, "http://127.0.0.1:9000", "http://127.0.0.1:9001", 0.0, {}, "", True, autoscaler=url)]
+    monkeypatch.setattr(asking, "running_stacks", lambda: stacks)
+    assert asking.autoscaler(":9001") == url
+    assert asking.autoscaler("http://127.0.0.1:9002") == "http://127.0.0.1:9002"
 
 
 @pytest.mark.parametrize(
