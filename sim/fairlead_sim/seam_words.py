@@ -21,13 +21,27 @@ def amount(source: Any, name: str, of: str) -> float | None:
     value = read(source, name)
     if value is None:
         return None
-    found = number(value, f"{of}.{name}")
+    # The path is put together where it is needed only: a look at 10,000 replicas reads 100,000 fields.
+    found = value if type(value) is float else number(value, f"{of}.{name}")
     return found if 0.0 <= found < math.inf else None
 
 
+def within(source: Any, name: str, of: str, least: float, most: float) -> float | None:
+    """A field that says how something is to be, not what was counted; None where it is missing. Raises BadInput where it is no
+    number, and where it is none between ``least`` and ``most``."""
+    value = read(source, name)
+    if value is None:
+        return None
+    field = f"{of}.{name}" if of else name
+    found = number(value, field)
+    if not least <= found <= most:
+        raise BadInput(f"{field}: {found:g} is not between {least:g} and {most:g}", field=field)
+    return found
+
+
 def number(value: Any, field: str) -> float:
-    """Raises BadInput where it is none; digits in quotes are none either."""
-    if isinstance(value, str | bytes):
+    """Raises BadInput where it is none; digits in quotes are none either, nor are true and false."""
+    if isinstance(value, str | bytes | bool):
         raise _wrong(value, field, "a number")
     try:
         return float(value)
@@ -55,6 +69,20 @@ def several(value: Any, field: str) -> Iterable[Any]:
     """Raises BadInput where it is no list."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise _wrong(value, field, "a list")
+    return value
+
+
+def record(value: Any, field: str) -> Any:
+    """Raises BadInput where it has no fields: where it is neither a mapping nor an object with attributes, nor missing."""
+    if isinstance(value, str | bytes | bool | int | float | list | tuple):
+        raise _wrong(value, field, "an object")
+    return value
+
+
+def named(value: Any, field: str) -> Mapping[Any, Any]:
+    """Raises BadInput where it is nothing in which each thing has its name."""
+    if not isinstance(value, Mapping):
+        raise _wrong(value, field, "an object with a field for each name")
     return value
 
 

@@ -16,7 +16,8 @@ from typing import Any, Final, TextIO
 from fairlead.errors import BadInput, FairleadError
 from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, ScalingSettings
 from fairlead_gateway.routing import HOLDING, PRESETS
-from fairlead_sim.scaling.seam import SeamAutoscaler, model_of
+from fairlead_sim.scaling.seam import SeamAutoscaler
+from fairlead_sim.scaling.seam_info import model_of
 from fairlead_sim.seam_router import HoldingSeamRouter, SeamRouter
 
 

@@ -4,19 +4,16 @@ Nothing is decided here: every number comes from the controller, which sees ``fa
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from fairlead.errors import BadInput
-from fairlead.fleet import Role
-from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling.values import (
     GatewaySeen,
     MixAsked,
     MixTold,
     Observation,
-    PoolFacts,
     PoolSeen,
     ReplicaSeen,
     ReplicaState,
@@ -24,11 +21,10 @@ from fairlead_autoscaler.scaling.values import (
     ShapeSeen,
 )
 from fairlead_sim.scaling.loop import Controller
-from fairlead_sim.scaling.profile import stepping
-from fairlead_sim.seam_words import read
+from fairlead_sim.scaling.seam_info import MOST_REPLICAS
+from fairlead_sim.seam_words import amount, name_of, named, number, read, record, several
 
-MODEL = "model"
-_ROLES = {"both": Role.SERVE, "prefill": Role.PREFILL, "decode": Role.DECODE}
+_STATES = (ReplicaState.PENDING, ReplicaState.READY, ReplicaState.DRAINING)
 _COUNTERS = {  # the seam's word for each of ours
     "running": "running",
     "waiting": "waiting",
@@ -64,146 +60,97 @@ class SeamAutoscaler:
         return {name: pool.replicas for name, pool in plan.pools.items()}
 
 
-def model_of(info: Any) -> ScaledModel:
-    """What ``info`` says of the model and its pools. Raises BadInput where a pool's role is none."""
-    objectives = read(info, "slo")
-    pools = read(info, "pools") or {}
-    return ScaledModel(
-        name=MODEL,
-        ttft_seconds=_number(read(objectives, "ttft")),
-        itl_seconds=_number(read(objectives, "itl")),
-        pools=tuple([_pool(name, told) for name, told in pools.items()]),
-        patience_seconds=_number(read(info, "timeout")),
-        interval_seconds=_number(read(info, "interval")) or 5.0,
-        ttft_bounds=_bounds(read(info, "ttft_le")),
-        itl_bounds=_bounds(read(info, "itl_le")),
-    )
-
-
 def observation_of(obs: Any, model: ScaledModel) -> Observation:
-    """One look at ``model``. What is missing or no number is unknown; of a pool whose pods nobody counted nothing is said, so that it
-    stays as it is. Raises BadInput for a word where a number or a list belongs, and for a state that is none."""
-    told = read(obs, "gateway")
-    arrivals, prompt = _number(read(told, "d_arrivals")), _number(read(told, "d_prompt"))
+    """One look at ``model``. What is missing, or a number that nobody can have counted, is unknown; of a pool whose pods nobody
+    counted nothing is said, so that it stays as it is. Raises BadInput, which names the field, for a word where a number, a list or
+    an object belongs, for a state that is none, and for replicas that cannot be told apart."""
+    told = record(read(obs, "gateway"), "gateway")
+    arrivals, prompt = amount(told, "d_arrivals", "gateway"), amount(told, "d_prompt", "gateway")
+    held, abandoned = amount(told, "held", "gateway"), amount(told, "d_abandoned", "gateway")
     gateway = None
     if arrivals is not None and prompt is not None:
-        held, abandoned = _number(read(told, "held")), _number(read(told, "d_abandoned"))
         gateway = GatewaySeen(arrivals, prompt, held or 0.0, abandoned or 0.0)
-    now = _number(read(obs, "t"))
-    pools = {name: _pool_seen(pool, model) for name, pool in (read(obs, "pools") or {}).items()}
+    now, pools = read(obs, "t"), named(read(obs, "pools") or {}, "pools")
+    found = {pool.name: _pool_seen(pools.get(pool.name), f"pools.{pool.name}", model) for pool in model.pools}
     return Observation(
-        math.nan if now is None else now,
+        math.nan if now is None else number(now, "t"),
         gateway,
-        {name: pool for name, pool in pools.items() if pool is not None},
-        shapes=_shapes(read(told, "shapes")),
+        {name: pool for name, pool in found.items() if pool is not None},
+        shapes=_shapes(read(told, "shapes"), "gateway.shapes"),
     )
 
 
-def _shapes(told: Any) -> tuple[ShapeSeen, ...] | None:
-    return None if told is None else tuple([ShapeSeen(*[float(number) for number in shape]) for shape in told])
-
-
-def _pool(name: str, told: Any) -> PoolFacts:
-    role = read(told, "role") or "both"
-    if role not in _ROLES:
-        raise BadInput(f"no role is called {role!r}", field=f"pools.{name}.role", hint=", ".join(_ROLES))
-    cost, most = _number(read(told, "cost")), read(told, "max")
-    return PoolFacts(
-        name=name,
-        role=_ROLES[role],
-        cost_per_hour=1.0 if cost is None else cost,
-        minimum=int(read(told, "min") or 0),
-        maximum=1 if most is None else int(most),
-        profile=_profile(name, told),
-        startup_p50_seconds=_number(read(told, "startup_p50")),
-        startup_p90_seconds=_number(read(told, "startup_p90")),
-    )
-
-
-def _profile(name: str, told: Any) -> EngineProfile | None:
-    prior = read(told, "profile")
-    if prior is None:
+def _shapes(told: Any, field: str) -> tuple[ShapeSeen, ...] | None:
+    if told is None:
         return None
-    usual = EngineProfile(name, prefill_token_seconds=0.0)
-    return stepping(
-        name,
-        _number(read(prior, "step_base")) or 0.0,
-        _number(read(prior, "step_per_seq")) or 0.0,
-        _number(read(prior, "step_per_kv_token")) or 0.0,
-        _number(read(prior, "step_per_prompt_token")) or 0.0,
-        step_tokens=int(read(prior, "chunk") or usual.step_tokens),
-        sequences=int(read(told, "max_num_seqs") or usual.max_sequences),
-        kv_tokens=int(read(told, "kv_tokens") or usual.kv_tokens),
-    )
+    found = []
+    for at, shape in enumerate(several(told, field)):
+        numbers = [number(one, f"{field}[{at}]") for one in several(shape, f"{field}[{at}]")]
+        if len(numbers) != 3:
+            raise BadInput(
+                f"{field}[{at}]: {len(numbers)} numbers", field=field, hint="[prompt tokens, output tokens, requests]"
+            )
+        found.append(ShapeSeen(*numbers))
+    return tuple(found)
 
 
-def _pool_seen(told: Any, model: ScaledModel) -> PoolSeen | None:
+def _pool_seen(told: Any, of: str, model: ScaledModel) -> PoolSeen | None:
     """None where it is not known how many replicas are asked, ready, pending or draining."""
-    counts = [_number(read(told, field)) for field in ("desired", "ready")]
-    counts += [0.0 if read(told, field) is None else _number(read(told, field)) for field in ("pending", "draining")]
-    known = [int(count) for count in counts if count is not None and 0.0 <= count < math.inf]
+    record(told, of)
+    counts = [amount(told, name, of) for name in ("desired", "ready")]
+    counts += [0.0 if read(told, name) is None else amount(told, name, of) for name in ("pending", "draining")]
+    field, pending = f"{of}.pending_age", read(told, "pending_age")
+    ages = () if pending is None else [number(age, field) for age in several(pending, field)]
+    replicas = _replicas(read(told, "replicas"), f"{of}.replicas", model)
+    known = [int(count) for count in counts if count is not None and count <= MOST_REPLICAS and count.is_integer()]
     if len(known) < len(counts):
         return None
     desired, ready, pending, draining = known
-    replicas = read(told, "replicas")
-    seen = None if replicas is None else [_replica(one, model) for one in _list(replicas, "replicas")]
-    ages = [_number(age) for age in _list(read(told, "pending_age") or (), "pending_age")]
-    return PoolSeen(
-        desired,
-        ready,
-        pending,
-        draining,
-        pending_ages_seconds=tuple([age for age in ages if age is not None]),
-        replicas=None if seen is None else tuple([one for one in seen if one is not None]),
-    )
+    return PoolSeen(desired, ready, pending, draining, pending_ages_seconds=tuple(ages), replicas=replicas)
 
 
-def _replica(told: Any, model: ScaledModel) -> ReplicaSeen | None:
+def _replicas(told: Any, field: str, model: ScaledModel) -> tuple[ReplicaSeen, ...] | None:
+    if told is None:
+        return None
+    found: dict[str, ReplicaSeen] = {}
+    for at, one in enumerate(several(told, field)):
+        seen = _replica(one, f"{field}[{at}]", model)
+        if seen is None:
+            continue
+        if seen.id in found:
+            raise BadInput(f"{field}[{at}].id: {seen.id!r} is there twice", field=f"{field}[{at}].id")
+        found[seen.id] = seen
+    return tuple(found.values())
+
+
+def _replica(told: Any, of: str, model: ScaledModel) -> ReplicaSeen | None:
     """None where nobody says what it is doing."""
-    first, state = _number(read(told, "d_first")), read(told, "state")
+    state = read(record(told, of), "state")
     if state is None:
         return None
-    try:
-        known = ReplicaState(state)
-    except ValueError:
-        raise BadInput(f"no state is called {state!r}", field="state", hint=", ".join(ReplicaState)) from None
+    if state not in _STATES:
+        field = f"{of}.state"
+        raise BadInput(f"{field}: no state is called {state!r}", field=field, hint=", ".join(_STATES))
+    first = amount(told, "d_first", of)
     return ReplicaSeen(
-        id=str(read(told, "id")),
-        state=known,
-        age_seconds=_number(read(told, "age")) or 0.0,
-        startup_seconds=_number(read(told, "startup_s")),
-        ttft_counts=_counts(told, "ttft_hist", model.ttft_bounds, first),
-        itl_counts=_counts(told, "itl_hist", model.itl_bounds, None),
+        id=name_of(told, of),
+        state=ReplicaState(state),
+        age_seconds=amount(told, "age", of) or 0.0,
+        startup_seconds=amount(told, "startup_s", of),
+        ttft_counts=_counts(told, "ttft_hist", of, model.ttft_bounds, first),
+        itl_counts=_counts(told, "itl_hist", of, model.itl_bounds, None),
         woken=None,  # the seam knows no sleep
-        **{ours: _number(read(told, theirs)) for theirs, ours in _COUNTERS.items()},
+        **{ours: amount(told, theirs, of) for theirs, ours in _COUNTERS.items()},
     )
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError):
-        raise BadInput(f"{value!r} is no number") from None
-
-
-def _list(value: Any, field: str) -> Iterable[Any]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise BadInput(f"{value!r} is no list", field=field)
-    return value
-
-
-def _counts(told: Any, field: str, bounds: tuple[float, ...], total: float | None) -> tuple[float, ...] | None:
+def _counts(told: Any, name: str, of: str, bounds: tuple[float, ...], total: float | None) -> tuple[float, ...] | None:
     """With a last bucket for what lies beyond all ``bounds``: who tells none leaves it to the ``total``, where there is one. None
     where there are not as many as ``bounds``: nobody knows where each begins then."""
-    told_counts = read(told, field)
+    told_counts, field = read(told, name), f"{of}.{name}"
     if told_counts is None:
         return None
-    counts = [_number(count) or 0.0 for count in _list(told_counts, field)]
+    counts = [0.0 if count is None else number(count, field) for count in several(told_counts, field)]
     if bounds and len(counts) == len(bounds):
         counts.append(max(0.0, (total or 0.0) - sum(counts)))
     return tuple(counts) if len(counts) == len(bounds) + 1 or not bounds else None
-
-
-def _bounds(told: Any) -> tuple[float, ...]:
-    """Without an infinite one at the end, which ours do not list."""
-    return tuple([float(bound) for bound in told or () if math.isfinite(float(bound))])

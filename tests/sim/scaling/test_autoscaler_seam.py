@@ -19,7 +19,8 @@ from fairlead_autoscaler.scaling.values import Observation, Plan, ScaledModel
 from fairlead_sim.scaling import scenarios
 from fairlead_sim.scaling.loop import run
 from fairlead_sim.scaling.plant import Scenario, Troubles
-from fairlead_sim.scaling.seam import model_of, observation_of
+from fairlead_sim.scaling.seam import observation_of
+from fairlead_sim.scaling.seam_info import model_of
 from fairlead_sim.seams import autoscaler, main
 
 DOCUMENTED = Path(__file__).parents[3] / "docs" / "reference" / "seams.md"
@@ -61,12 +62,16 @@ def info_of(model: ScaledModel) -> dict[str, Any]:
 
 def obs_of(seen: Observation) -> dict[str, Any]:
     """The same look as the protocol has it."""
-    gateway = seen.gateway and {
-        "d_arrivals": seen.gateway.arrivals,
-        "d_prompt": seen.gateway.prompt_tokens,
-        "held": seen.gateway.held,
-        "d_abandoned": seen.gateway.abandoned,
-    }
+    gateway: dict[str, Any] | None = (
+        None
+        if seen.gateway is None
+        else {
+            "d_arrivals": seen.gateway.arrivals,
+            "d_prompt": seen.gateway.prompt_tokens,
+            "held": seen.gateway.held,
+            "d_abandoned": seen.gateway.abandoned,
+        }
+    )
     if gateway and seen.shapes is not None:
         gateway["shapes"] = [[one.prompt_tokens, one.output_tokens, one.requests] for one in seen.shapes]
     pools = {}
@@ -191,7 +196,7 @@ def test_a_histogram_may_leave_what_lies_beyond_its_edges_to_the_total() -> None
     assert counts(ttft_hist=[3, 2, 1, 0], itl_hist=[], d_first=6) == (None, None)
 
 
-@pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -3.0])
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -3.0, 1e308, 2.5])
 def test_a_pool_whose_pods_nobody_counted_stays_as_it_is(wrong: float | None) -> None:
     core = autoscaler({"pools": {"main": {"max": 9}}})
     counted = {"desired": 3, "ready": 3, "pending": 0, "draining": 0, "replicas": []}
@@ -223,27 +228,89 @@ def test_settings_are_the_cores() -> None:
         autoscaler(info_of(scenario.model), no_such_setting=1)
 
 
+REPLICA = {"id": "a", "state": "ready", "age": 60.0, "running": 2, "ttft_hist": [1, 0]}
+COUNTED = {"desired": 1, "ready": 1, "replicas": [REPLICA]}
+
+
+def pool_told(**told: Any) -> dict[str, Any]:
+    return {"t": 5.0, "gateway": None, "pools": {"main": {**COUNTED, **told}}}
+
+
 @pytest.mark.parametrize(
     ("obs", "told"),
     [
-        ({"pools": {"main": {"desired": 1, "ready": 1, "replicas": [{"id": 1, "state": "up", "age": 1}]}}}, "up"),
-        ({"pools": {"main": {"desired": "one", "ready": 1}}}, "'one' is no number"),
-        ({"pools": {"main": {"desired": 1, "ready": 1, "replicas": 1}}}, "1 is no list"),
-        ({"t": "now", "pools": {}}, "'now' is no number"),
+        ({"t": "now", "pools": {}}, "t: str where a number belongs"),
+        ({"t": 5.0, "pools": 7}, "pools: int where an object with a field for each name belongs"),
+        ({"t": 5.0, "gateway": 7}, "gateway: int where an object belongs"),
+        ({"t": 5.0, "gateway": {"d_arrivals": "5", "d_prompt": 1}}, "gateway.d_arrivals: str where a number belongs"),
+        ({"t": 5.0, "gateway": {"shapes": [[1, 2]]}}, "gateway.shapes[0]: 2 numbers"),
+        ({"t": 5.0, "pools": {"main": [1]}}, "pools.main: list where an object belongs"),
+        (pool_told(desired="one"), "pools.main.desired: str where a number belongs"),
+        (pool_told(ready=True), "pools.main.ready: bool where a number belongs"),
+        (pool_told(pending_age=3), "pools.main.pending_age: int where a list belongs"),
+        (pool_told(replicas=1), "pools.main.replicas: int where a list belongs"),
+        (pool_told(replicas=["a"]), "pools.main.replicas[0]: str where an object belongs"),
+        (pool_told(replicas=[{**REPLICA, "state": "up"}]), "pools.main.replicas[0].state: no state is called 'up'"),
+        (pool_told(replicas=[{**REPLICA, "id": None}]), "pools.main.replicas[0].id is missing"),
+        (pool_told(replicas=[REPLICA, REPLICA]), "pools.main.replicas[1].id: 'a' is there twice"),
+        (pool_told(replicas=[{**REPLICA, "kv": "x"}]), "pools.main.replicas[0].kv: str where a number belongs"),
+        (pool_told(replicas=[{**REPLICA, "ttft_hist": 3}]), "pools.main.replicas[0].ttft_hist: int where a list"),
     ],
 )
-def test_a_line_that_is_wrong_is_named(obs: dict[str, Any], told: str) -> None:
-    lines = [{"op": "reset", "pools": {"main": {}}}, {"op": "step", "t": 5.0, "gateway": None, **obs}]
-    errors = io.StringIO()
+def test_a_step_that_is_wrong_is_answered_with_the_field_and_changes_nothing(obs: dict[str, Any], told: str) -> None:
+    right = pool_told()
+    lines = [{"op": "reset", "pools": {"main": {}}}, {"op": "step", **obs}, {"op": "step", **right}]
+    errors, answers = io.StringIO(), io.StringIO()
     source = io.StringIO("\n".join(json.dumps(line) for line in lines))
-    assert main(["autoscaler"], source, io.StringIO(), errors) == 2
-    assert errors.getvalue().startswith("line 2: ")
-    assert told in errors.getvalue()
+    assert main(["autoscaler"], source, answers, errors) == 2
+    assert errors.getvalue().startswith(f"line 2: step: {told}")
+    begun, refused, went_on = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert begun == {}
+    assert refused["error"].startswith(f"step: {told}")
+    assert went_on == {"main": 1}
 
 
-def test_no_role_is_called_so() -> None:
-    with pytest.raises(BadInput, match="chief"):
-        autoscaler({"pools": {"main": {"role": "chief"}}})
+@pytest.mark.parametrize(
+    ("info", "told"),
+    [
+        ({}, "pools is missing"),
+        ({"pools": 5}, "pools: int where an object with a field for each name belongs"),
+        ({"pools": {"main": "x"}}, "pools.main: str where an object belongs"),
+        ({"pools": {"main": {"role": "chief"}}}, "pools.main.role: no role is called 'chief' (both, prefill, decode)"),
+        ({"pools": {"main": {"role": ["both"]}}}, "pools.main.role: no role is called"),
+        ({"pools": {"main": {"min": 5, "max": 2}}}, "pools.main.max: 2 is less than min, 5"),
+        ({"pools": {"main": {"max": 1e308}}}, "pools.main.max: 1e+308 is not between 0 and 1e+06"),
+        ({"pools": {"main": {"max": 2.5}}}, "pools.main.max: 2.5 is no whole number"),
+        ({"pools": {"main": {"min": -1}}}, "pools.main.min: -1 is not between"),
+        ({"pools": {"main": {"max": "9"}}}, "pools.main.max: str where a number belongs"),
+        ({"pools": {"main": {"cost": math.nan}}}, "pools.main.cost: nan is not between"),
+        ({"pools": {"main": {"startup_p50": 1e308}}}, "pools.main.startup_p50: 1e+308 is not between 0 and 86400"),
+        ({"pools": {"main": {"profile": 5}}}, "pools.main.profile: int where an object belongs"),
+        ({"pools": {"main": {"profile": {}}}}, "pools.main.profile: its steps take no time (leave out"),
+        ({"pools": {"main": {"profile": {"step_base": -1}}}}, "pools.main.profile.step_base: -1 is not between"),
+        ({"pools": {"main": {"profile": {"step_base": 1, "chunk": 0}}}}, "pools.main.profile.chunk: 0 is not between"),
+        ({"pools": {}, "slo": 3}, "slo: int where an object belongs"),
+        ({"pools": {}, "slo": {"ttft": 0}}, "slo.ttft: 0 is not between"),
+        ({"pools": {}, "slo": {"itl": -1e308}}, "slo.itl: -1e+308 is not between"),
+        ({"pools": {}, "timeout": -1}, "timeout: -1 is not between"),
+        ({"pools": {}, "interval": 0}, "interval: 0 is not between"),
+        ({"pools": {}, "interval": 10**400}, "interval: int where a number belongs"),
+        ({"pools": {}, "ttft_le": 3}, "ttft_le: int where a list belongs"),
+        ({"pools": {}, "ttft_le": [1, None]}, "ttft_le[1]: NoneType where a number belongs"),
+        ({"pools": {}, "itl_le": [0.2, 0.1]}, "itl_le: [0.2, 0.1] are no upper edges"),
+        ({"pools": {}, "itl_le": [math.nan]}, "itl_le: [nan] are no upper edges"),
+    ],
+)
+def test_a_reset_that_is_wrong_names_the_field_and_what_belongs_there(info: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        autoscaler(info)
+    assert str(caught.value).startswith(told)
+
+
+def test_what_is_not_limited_is_missing_or_infinite() -> None:
+    for none in ({}, {"slo": None}, {"slo": {"ttft": math.inf, "itl": None}, "timeout": math.inf}):
+        model = model_of({"pools": {"main": {}}, **none})
+        assert (model.ttft_seconds, model.itl_seconds, model.patience_seconds) == (None, None, None)
 
 
 def test_the_lines_of_the_manual() -> None:
