@@ -9,7 +9,7 @@ arrivals, drawn with the seed and stretched, so that they differ by their rate a
 up are served and not judged. What an engine finishes when more waits than it can take bounds the rate: ten thousand requests of a
 few tokens are over within seconds, too soon for a queue that grows to be seen.
 
-``roofline.measured`` reads the table by a digest of what each line was measured with, so that none of another profile is taken.
+``tabled`` reads the table by a digest of what each line was measured with, so that none of another profile is taken.
 """
 
 import argparse
@@ -22,10 +22,12 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
+from roofline import ITL_SECONDS, Priced, objectives, profiles
+
 from fairlead.fleet import Objectives, Role
 from fairlead.profile import EngineProfile
 from fairlead.shapes import ShapeGrid
-from fairlead_autoscaler.mix import throughput
+from fairlead_autoscaler.mix import Candidate, throughput
 from fairlead_sim.scaling.book import Book, Load
 from fairlead_sim.scaling.engine import AggregatedEngine, Tally
 from fairlead_sim.scaling.loop import inside
@@ -140,10 +142,15 @@ def load(file: Path = FILE) -> dict[str, tuple[float, ...]]:
     return {one["digest"]: tuple(one["requests_per_second"]) for one in table["rows"]}
 
 
+def tabled(priced: Sequence[Priced], wanted: Objectives) -> list[Candidate]:
+    """Every accelerator with its throughput of every shape, out of the checked-in table. Raises KeyError where the table was measured
+    with another profile, objective or way."""
+    table = load()
+    return [Candidate(one.profile.name, one.cost_per_hour, table[digest(one.profile, wanted)]) for one in priced]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all accelerators of the checked-in figures and write the file."""
-    from roofline import ITL_SECONDS, objectives, profiles
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
@@ -160,5 +167,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.exit(main())

@@ -1,5 +1,5 @@
-"""Step profiles from public peak figures alone, and what accelerators serve of each shape: as simulated engines of these profiles do
-(``measuring.py``), or by the knee that the autoscaler sizes by.
+"""Step profiles from public peak figures alone, and what accelerators serve of each shape by the knee that the autoscaler sizes by
+(``measuring.py``: as simulated engines of these profiles do).
 
 For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations and B bytes a second
 (each times the share that engines reach) and M bytes of memory:
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import measuring
 import yaml
 
 from fairlead.fleet import Objectives
@@ -80,16 +79,6 @@ def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[s
 def objectives(itl_seconds: float) -> Objectives:
     """First tokens within 3 s and half a second more for each 1,000 tokens of prompt."""
     return Objectives(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
-
-
-def measured(priced: Sequence[Priced], objectives: Objectives) -> list[Candidate]:
-    """Every accelerator with its throughput of every shape, out of the checked-in table. Raises KeyError where the table was measured
-    with another profile, objective or way."""
-    table = measuring.load()
-    return [
-        Candidate(one.profile.name, one.cost_per_hour, table[measuring.digest(one.profile, objectives)])
-        for one in priced
-    ]
 
 
 def by_knee(priced: Sequence[Priced], grid: ShapeGrid, objectives: Objectives) -> list[Candidate]:

@@ -34,8 +34,9 @@ from flip import (  # noqa: E402 - beside this file
     settled,
     throughput,
 )
+from measuring import tabled  # noqa: E402 - beside this file
 from planted import WAYS, planted  # noqa: E402 - beside this file
-from roofline import ITL_SECONDS, by_knee, measured, objectives, price_lists  # noqa: E402 - beside this file
+from roofline import ITL_SECONDS, by_knee, objectives, price_lists  # noqa: E402 - beside this file
 from routed import kept  # noqa: E402 - beside this file
 from table import Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
 from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic  # noqa: E402
@@ -112,7 +113,7 @@ def cases(seed: int) -> Iterator[tuple[str, Case]]:
     for prices, priced in price_lists().items():
         for itl_seconds in ITL_SECONDS:
             kept_to = objectives(itl_seconds)
-            tables = {"": measured(priced, kept_to), ", by the knee": by_knee(priced, GRID, kept_to)}
+            tables = {"": tabled(priced, kept_to), ", by the knee": by_knee(priced, GRID, kept_to)}
             for how, types in tables.items():
                 group = f"{prices}, {itl_seconds * 1e3:.0f} ms"
                 for rate in RATES:
@@ -180,7 +181,7 @@ def routed_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
     """Fleets as they were sized, under the traffic that they were sized for: simulated engines behind the gateway's own router."""
     rows: list[Row] = []
     priced, wanted = price_lists()[ROUTED_PRICES], objectives(ROUTED_ITL)
-    types = measured(priced, wanted)
+    types = tabled(priced, wanted)
     profiles = {one.profile.name: one.profile for one in priced}
     shares: dict[str, list[float]] = {"by shape": [], "all kinds alike": [], "one kind": []}
     for workload in WORKLOADS:

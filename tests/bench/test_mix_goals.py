@@ -23,9 +23,8 @@ from flip import (  # noqa: E402 - found through the line above
     saturated,
     settled,
 )
-from measuring import attained, measured  # noqa: E402
+from measuring import attained, measured, tabled  # noqa: E402
 from roofline import by_knee, objectives, price_lists, profiles  # noqa: E402
-from roofline import measured as table  # noqa: E402
 from run import GRID, best_single, imported, solved  # noqa: E402
 from table import goals  # noqa: E402
 from workloads import WORKLOADS, histogram, homogeneous, skewed  # noqa: E402
@@ -73,17 +72,17 @@ def test_of_skewed_tables_each_type_is_cheapest_by_a_factor_of_two_somewhere() -
 
 def test_faster_accelerators_serve_more_of_every_shape() -> None:
     for priced in price_lists().values():
-        for types in (by_knee(priced, GRID, objectives(0.12)), table(priced, objectives(0.12))):
+        for types in (by_knee(priced, GRID, objectives(0.12)), tabled(priced, objectives(0.12))):
             by_name = {one.name: one.throughput for one in types}
             assert all(big >= small for big, small in zip(by_name["H100-80GB"], by_name["L4"], strict=True))
             assert 0.0 in by_name["L4"], "no prompt of 50,000 tokens fits its memory"
 
 
 def test_the_table_is_what_engines_of_these_profiles_keep() -> None:
-    """Some cells, measured again; ``table`` raises where a profile, an objective or the way of measuring is another."""
+    """Some cells, measured again; ``tabled`` raises where a profile, an objective or the way of measuring is another."""
     for name, shape in (("L4", 22), ("H100-80GB", 45), ("A10G", 53)):
         profile, wanted = profiles()[name], objectives(0.12)
-        cell = next(one for one in table(price_lists()["melange-types"], wanted) if one.name == name).throughput[shape]
+        cell = next(one for one in tabled(price_lists()["melange-types"], wanted) if one.name == name).throughput[shape]
         assert measured(profile, GRID.middle(shape), wanted, 1) == pytest.approx(cell, rel=0.01)
         prompt, output = (round(tokens) for tokens in GRID.middle(shape))
         assert attained(profile, prompt, output, cell, wanted, 2) >= 0.985  # other arrivals
@@ -91,7 +90,7 @@ def test_the_table_is_what_engines_of_these_profiles_keep() -> None:
 
 
 def test_the_best_fleet_of_one_kind_is_the_one_that_mixes_are_compared_with() -> None:
-    types = table(price_lists()["hyperscalers"], objectives(0.12))
+    types = tabled(price_lists()["hyperscalers"], objectives(0.12))
     rates = [16.0 * share for share in histogram("code", GRID, 1)]
     ((name, count),) = best_single(rates, types).items()
     assert count * next(one.cost_per_hour for one in types if one.name == name) == homogeneous(rates, types)
