@@ -154,6 +154,8 @@ def _paces(told: Sequence[ReplicaSeen], facts: PoolFacts) -> tuple[Pace, ...]:
         tokens, seconds = number(one.generated_tokens), number(one.itl_seconds)
         if share is None or computed is None or tokens is None or seconds is None:
             continue
+        if facts.role is Role.DECODE and number(one.waiting):
+            continue  # the gap after a first token that came from elsewhere is also the wait for a place
         age = number(one.age_seconds)
         if age is None or age - (number(one.startup_seconds) or 0.0) < _FRESH_SECONDS:
             continue

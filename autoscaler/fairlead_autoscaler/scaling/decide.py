@@ -10,6 +10,7 @@ Where arrivals are not known, nothing is lowered: the last need holds, and after
 trend."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fairlead_autoscaler.scaling.asleep import rested
 from fairlead_autoscaler.scaling.convertible import with_slack
@@ -19,7 +20,8 @@ from fairlead_autoscaler.scaling.look import Look, look_at
 from fairlead_autoscaler.scaling.need import Group, groups
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.state import State
-from fairlead_autoscaler.scaling.together import Share, together
+from fairlead_autoscaler.scaling.together import Share, lately, together
+from fairlead_autoscaler.scaling.turn import turning
 from fairlead_autoscaler.scaling.values import MixAsked, Observation, Plan, PoolPlan, ScaledModel
 
 
@@ -36,17 +38,23 @@ def decide(state: State, observation: Observation, model: ScaledModel, settings:
             if asked is not None:
                 asks[group.role.value] = asked
     if model.replicas_most is not None:
-        plans = _together(model.replicas_most, state, look, plans)
+        state, plans = _together(model.replicas_most, state, look, plans)
     state, plans = rested(state, look, plans)
     return state, Plan(with_cost(model, with_slack(model, plans, look.pools)), asks)
 
 
-def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:
+def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> tuple[State, dict[str, PoolPlan]]:
     """``plans`` within what there may be of all pools. In doubt nothing is lowered for it, only raised less."""
-    shares = [
-        Share(group.role, present, state.groups[group.role.value].need)
-        for group in groups(look.model)
-        if (present := tuple(pool for pool in group.pools if pool.name in plans))
-    ]
+    shares: list[Share] = []
+    known = dict(state.groups)
+    for group in groups(look.model):
+        if present := tuple(pool for pool in group.pools if pool.name in plans):
+            before = known[group.role.value]
+            if before.need is not None:
+                seconds = look.settings.backlog_seconds
+                needs = lately(before.shared, look.now, before.need, state.lengths.turned_at, seconds)
+                known[group.role.value] = before = replace(before, shared=needs)
+            shares.append(Share(group.role, present, before.shared.held if before.need is not None else None))
     lower = not look.doubtful and not look.settings.freeze
-    return together(most, shares, plans, look.pools, lower=lower)
+    turns = turning(state.lengths, look.now, look.settings)
+    return replace(state, groups=known), together(most, shares, plans, look.pools, lower=lower, turns=turns)

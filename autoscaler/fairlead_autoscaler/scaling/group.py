@@ -201,7 +201,7 @@ def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[
     """What the group needs, where anything has arrived yet."""
     settings, first = look.settings, sizes.first
     settled = is_settled(state.lengths)
-    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted, settled)
+    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted, settled, settings)
     before = _past(before, state, look, price, sizes)
     state, seen = _level(state, before, look, price, sizes)
     if seen is None:

@@ -117,8 +117,9 @@ class Ratio:
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Tokens per request: of prompts as they arrive (and their variance), of them from caches, and of answers; ``began`` counts
-    the answers that began. ``settled`` is what was known of prompts and their variance when the last bin was closed. And what share
-    of prompts, and of their tokens, decode engines compute."""
+    the answers that began, ``queued`` those of them that wait at decode engines by now. ``settled`` is what was known of prompts and
+    their variance when the last bin was closed, ``turned_at`` when they became others last (``turn``). And what share of prompts, and
+    of their tokens, decode engines compute."""
 
     prompt: Ratio = field(default_factory=Ratio)
     prompt_variance: Ratio = field(default_factory=Ratio)
@@ -127,7 +128,9 @@ class Lengths:
     kept: Ratio = field(default_factory=Ratio)
     kept_tokens: Ratio = field(default_factory=Ratio)
     began: Ratio = field(default_factory=Ratio)
+    queued: float = 0.0
     settled: tuple[Ratio, Ratio] | None = None
+    turned_at: float | None = None
 
     def answer(self, otherwise: float) -> float:
         """Tokens of an answer. What has only begun makes answers shorter than those that ended let them seem, but never shorter than

@@ -14,6 +14,7 @@ from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.shapes import Histogram
 from fairlead_autoscaler.scaling.state import Clock, PoolState, State
 from fairlead_autoscaler.scaling.trust import Believed
+from fairlead_autoscaler.scaling.turn import turned
 from fairlead_autoscaler.scaling.values import GatewaySeen, MixTold, Observation, PoolSeen, ScaledModel
 
 _COUNTS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
@@ -165,7 +166,7 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
     """``state`` with what this look teaches about pools, lengths and load."""
     settings = look.settings
     pools = dict(state.pools)
-    generated = finished = began = prompt = cached = 0.0
+    generated = finished = began = queued = prompt = cached = 0.0
     for facts in look.model.pools:
         if facts.name not in look.pools:
             continue
@@ -178,19 +179,20 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
             answers = totals.answers
             generated, finished = generated + answers.generated_tokens, finished + answers.finished
             began += answers.began
+            queued += totals.waiting if facts.role is Role.DECODE else 0.0
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
         seen = look.pools[facts.name]
         starts, wakes = learned.starts(before.starts, seen), learned.wakes(before.wakes, seen)
         pools[facts.name] = replace(before, speed=speed, starts=starts, wakes=wakes)
-    lengths = state.lengths
+    lengths, load = (state.lengths, state.load) if tick is None else turned(state.lengths, state.load, settings)
     if finished or generated:
         output = lengths.output.plus(generated, finished, look.seconds, settings)
-        lengths = replace(lengths, output=output, began=lengths.began.plus(began, 0.0, look.seconds, settings))
+        began_now = lengths.began.plus(began - (queued - lengths.queued), 0.0, look.seconds, settings)
+        lengths = replace(lengths, output=output, began=began_now, queued=queued)
     if prompt:
         lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, look.seconds, settings))
     if look.believed.gateway is not None:
         lengths = learned.kept(lengths, look.believed.gateway, look.seconds, settings)
-    load = state.load
     if tick is not None:
         known = lengths.prompt, lengths.prompt_variance
         if tick.requests:

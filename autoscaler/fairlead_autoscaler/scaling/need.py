@@ -21,6 +21,7 @@ from fairlead_autoscaler.scaling.capacity import Capacity, Mix, Objectives, Step
 from fairlead_autoscaler.scaling.learned import Lengths
 from fairlead_autoscaler.scaling.load import Bin, Level, Load, Price
 from fairlead_autoscaler.scaling.settings import ScalingSettings
+from fairlead_autoscaler.scaling.turn import grown, turning, unended
 from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
 
 _PROMPT, _OUTPUT = 1_000.0, 250.0
@@ -32,6 +33,8 @@ _SETTLED = 100.0
 """Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
 _MANY = 50.0
 """Requests that a drift of lengths must rest on."""
+_LONGER = 0.5
+"""By how much longer than they are by now answers will be of which, since traffic turned, none has ended."""
 _KEPT_MOST = 0.95
 _OF_NOBODY = "a100-qwen7b"
 """The profile that stands in where nobody knows one; the speed that is seen corrects it."""
@@ -138,34 +141,47 @@ def _kept(pool: PoolFacts, settings: ScalingSettings) -> ScalingSettings:
     return replace(settings, prefill_busy_most=min(settings.prefill_busy_most, settings.prefill_pool_busy))
 
 
-def price_of(pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept: Kept, settled: bool) -> Price:
+def price_of(
+    pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept: Kept, settled: bool, settings: ScalingSettings
+) -> Price:
     """Bins in replicas of ``pool``, as if answers had always been as long as they are in ``mix``, and decode engines had always
-    ``kept`` as much of prefill. Until prompts are ``settled`` as if they too had always been so long: the mean moves with each tick,
-    and bins of shorter ones would be worth less the longer those are that come now."""
+    ``kept`` as much of prefill. What a decode engine holds beside answers are the prompts of the bin itself; where these are much
+    longer than was known, not all of them: nobody knows yet that answers to them are as long as those before (``turn``). Until
+    prompts are ``settled`` as if they too had always been so long: the mean moves with each tick, and bins of shorter ones would be
+    worth less the longer those are that come now."""
     if not settled:
         each = 1.0 - kept.requests if pool.role is Role.PREFILL else 1.0
         return lambda bin: bin.requests / bin.seconds * each / capacity.requests_per_second
     step = Step.of(profile_of(pool), factor)
     per_prompt = step.prompt_seconds(mix) / mix.prompt
     per_request = mix.output * step.token_seconds(mix.context)
+    per_held, most = 0.0, mix.prompt * settings.turn_times
     share = 1.0 / (capacity.requests_per_second * capacity.work_seconds)
     if pool.role is Role.PREFILL:
         per_prompt *= 1.0 - kept.tokens
         per_request *= 1.0 - kept.requests
+    elif pool.role is Role.DECODE:
+        per_request = mix.output * step.token_seconds(mix.output / 2)
+        per_held = mix.output * step.per_resident
 
     def price(bin: Bin) -> float:
-        return (bin.prompt * per_prompt + bin.requests * per_request) / bin.seconds * share
+        held = min(bin.prompt, bin.requests * most)
+        return (bin.prompt * per_prompt + bin.requests * per_request + held * per_held) / bin.seconds * share
 
     return price
 
 
 def longer(lengths: Lengths, load: Load, ahead_seconds: float, settings: ScalingSettings) -> float:
-    """How many times as long answers will be, by how they grew over the last minutes; 1 where they did not, by more than chance."""
+    """How many times as long answers will be, by how they grew over the last minutes; 1 where they did not, by more than chance.
+    Where traffic turned just now, by how many of those that began since are not over."""
+    if load.recent and turning(lengths, load.recent[-1].at, settings):
+        return 1.0 + _LONGER * unended(lengths)
     now = lengths.answer(_OUTPUT)
-    if len(load.bins) < 4 or lengths.output.fast_of < _MANY or not lengths.output.off(settings.drift_sigmas):
+    bins = grown(lengths, load, settings)
+    if len(bins) < 4 or lengths.output.fast_of < _MANY or not lengths.output.off(settings.drift_sigmas):
         return 1.0
-    then = load.bins[0]
-    seconds = load.bins[-1].at - then.at
+    then = bins[0]
+    seconds = bins[-1].at - then.at
     growth = (now - then.output) / seconds
     if growth <= 0.0:
         return 1.0

@@ -53,6 +53,8 @@ class ScalingSettings:
     drift_sigmas: float = 3.0
     drift_most: float = 2.0
     length_slow_seconds: float = 900.0
+    turn_times: float = 1.5
+    turn_sigmas: float = 5.0
     speed_seconds: float = 20.0
     speed_odd: float = 0.12
     speed_least: float = 0.5

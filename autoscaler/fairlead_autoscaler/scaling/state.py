@@ -36,14 +36,15 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """Of the pools that serve the same: the margin, the windows of needs and of what the backlog adds (in replicas of the group's
-    first pool), the level to which bursts come back, the share by which load rises above its level, when these
-    were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose
-    then, per second; the mix of its pools that is followed, and what a replica of each is worth in those of the first."""
+    """Of the pools that serve the same: the margin, the windows of needs, of what the backlog adds and of the needs that groups share
+    by (in replicas of the group's first pool), the level to which bursts come back, the share by which load rises above its level,
+    when these were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose then, per
+    second; the mix of its pools that is followed, and what a replica of each is worth in those of the first."""
 
     budget: Budget = field(default_factory=Budget)
     window: Window = field(default_factory=Window)
     backlog: Window = field(default_factory=Window)
+    shared: Window = field(default_factory=Window)
     bursts: float = 0.0
     swing: float | None = None
     past_at: float = 0.0

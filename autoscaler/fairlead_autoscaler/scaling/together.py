@@ -2,8 +2,9 @@
 
 What all groups want is cut down to what there may be. Prefill and decode share it by the ratio of their needs of now, at
 which both carry the same part of the load (``roles.split``: a division stays until another carries a tenth more). There
-the largest need of a window does not hold: what one role keeps in case the load returns, the other lacks today. A role
-that shrinks drains at once, and what it frees is what the other one waits for.
+the largest need of five minutes does not hold: what one role keeps in case the load returns, the other lacks today. That of a minute
+does (``lately``), since answers that began together end together and seem longer and shorter in turns; but nothing of before the
+traffic turned. A role that shrinks drains at once, and what it frees is what the other one waits for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,23 @@ from fairlead.fleet import Role
 from fairlead_autoscaler.roles import split
 from fairlead_autoscaler.scaling.replicas import Rule
 from fairlead_autoscaler.scaling.values import PoolFacts, PoolPlan, PoolSeen
+from fairlead_autoscaler.scaling.window import Window, push
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A group of pools as far as sharing goes: what it needs now, in replicas, without any window (None = nobody knows)."""
+    """A group of pools as far as sharing goes: what it needs by now (``lately``), in replicas (None = nobody knows)."""
 
     role: Role
     pools: tuple[PoolFacts, ...]
     need: float | None
+
+
+def lately(before: Window, now: float, need: float, turned_at: float | None, seconds: float) -> Window:
+    """``before`` with the ``need`` of ``now``, and nothing that is older than so many seconds or than the last turn."""
+    if turned_at is not None:
+        before = Window(tuple(entry for entry in before.needs if entry[0] > turned_at))
+    return push(before, now, need, seconds)
 
 
 def together(
@@ -32,9 +41,11 @@ def together(
     seen: Mapping[str, PoolSeen],
     *,
     lower: bool = True,
+    turns: bool = False,
 ) -> dict[str, PoolPlan]:
     """``plans`` with no more than ``most`` replicas in all, as far as minima allow; as they are where they fit. Without
-    ``lower`` no pool is set below what it has, so that there may be more than ``most`` for a while."""
+    ``lower`` no pool is set below what it has, so that there may be more than ``most`` for a while. While traffic ``turns`` no
+    division is kept for its own sake."""
     planned = {share.role: sum([plans[pool.name].replicas for pool in share.pools]) for share in shares}
     total = sum(planned.values())
     if total <= most:
@@ -48,7 +59,7 @@ def together(
         inputs: Mapping[str, Input] = {"together_most_replicas": Input(float(most))}
     else:
         needs = [float(planned[share.role]) if share.need is None else share.need for share in (prefill, decode)]
-        now = sum([seen[pool.name].desired for pool in prefill.pools])
+        now = None if turns else sum([seen[pool.name].desired for pool in prefill.pools])
         chosen = split(most - others, *needs, now=now)
         counts = {**planned, Role.PREFILL: chosen.prefill, Role.DECODE: chosen.decode}
         reason, inputs = chosen.reason, chosen.inputs

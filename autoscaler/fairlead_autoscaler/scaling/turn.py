@@ -1,0 +1,89 @@
+"""When traffic turns: requests of another length than those before.
+
+What prompts are like follows means of a minute and of a quarter of an hour, which is right while it moves slowly. Where traffic turns
+at once, from long prompts with short answers to the opposite, those means describe neither: for minutes prompts were taken to be of
+the old length, answers in flight of the new one, and memory was sized for requests that never were both (8,000 / 100 to 1,000 / 800
+tokens: fifteen decode engines ordered where three do). So lengths have a change point, as load has one (``load.changed``).
+
+**Found** where the mean prompt of the last ticks is off what was known when the last bin was closed, by more than chance explains
+(its variance is known) and by half as much again at least, in every one of those ticks. Longer prompts must show in two, since a
+single very long one is in one only; that shorter ones came no single one can say. What arrives now is left out, so that it can only
+add.
+
+**Then** prompts are as long as in those ticks, with the unevenness that was known, and what came before is another load. Answers are
+learned anew, from what was generated beyond what those that ended explain: answers in flight belong to requests that began with their
+own prompts. That their mean rises in the first two minutes is the turn, and no drift that would go on (``grown``); what will be
+there instead is what is in flight, and half of it more, since it has not ended (``unended``).
+
+Until it is found, what a decode engine holds is priced by the prompts that came (``need.price_of``), much shorter ones at once and
+much longer ones in part."""
+
+from dataclasses import replace
+
+from fairlead_autoscaler.scaling.learned import Lengths, Ratio
+from fairlead_autoscaler.scaling.load import Bin, Load, forget
+from fairlead_autoscaler.scaling.settings import ScalingSettings
+
+_TICKS = 2
+"""That must show longer prompts: one of them may be a single long one. No single one makes prompts shorter."""
+_MOVES = 2.0
+"""How many times as long as a fast mean remembers it moves to another kind of request."""
+_SETTLED = 100.0
+"""Requests that they must rest on; so many are enough to know prompts by."""
+
+
+def turned(lengths: Lengths, load: Load, settings: ScalingSettings) -> tuple[Lengths, Load]:
+    """``lengths`` and ``load`` as they were before this look, or, where prompts became others, as of the ticks since."""
+    if lengths.settled is None or lengths.settled[0].slow_of < _SETTLED:
+        return lengths, load
+    prompt, variance = lengths.settled
+    known = prompt.mean(0.0)
+    spread = variance.steady(known * known)
+    requests = tokens = 0.0
+    sides: set[bool] = set()
+    for count, tick in enumerate(reversed(load.recent), start=1):
+        if not tick.requests or not _other(tick.prompt / tick.requests, known, settings):
+            break
+        sides.add(tick.prompt > known * tick.requests)
+        requests, tokens = requests + tick.requests, tokens + tick.prompt
+        if requests < _SETTLED or (count < _TICKS and tokens > known * requests):
+            continue
+        if len(sides) == 1 and (tokens / requests - known) ** 2 > settings.turn_sigmas**2 * spread / requests:
+            return _since(lengths, load, count, tokens, requests)
+    return lengths, load
+
+
+def _other(prompt: float, known: float, settings: ScalingSettings) -> bool:
+    return prompt > known * settings.turn_times or prompt * settings.turn_times < known
+
+
+def _since(lengths: Lengths, load: Load, ticks: int, tokens: float, requests: float) -> tuple[Lengths, Load]:
+    assert lengths.settled is not None
+    before, variance = lengths.settled
+    prompt = Ratio(tokens, requests, tokens, requests)
+    times = (tokens / requests / before.mean(0.0)) ** 2
+    scaled = replace(variance, fast=variance.fast * times, slow=variance.slow * times)
+    turned_at = load.recent[-1].at
+    after = replace(lengths, prompt=prompt, prompt_variance=scaled, settled=(prompt, scaled), turned_at=turned_at)
+    if lengths.output.slow_of >= _SETTLED:
+        # What was generated beyond what those that ended explain is of answers that began since and have not ended.
+        so_far = max(0.0, lengths.output.fast - lengths.output.slow / lengths.output.slow_of * lengths.output.fast_of)
+        output, began = Ratio(so_far, 0.0, so_far, 0.0), Ratio(requests, 0.0, requests, 0.0)
+        after = replace(after, output=output, began=began)
+    return after, forget(load, ticks)
+
+
+def turning(lengths: Lengths, now: float, settings: ScalingSettings) -> bool:
+    """Is a turn so recent that the mean length of answers still moves to another kind of request?"""
+    return lengths.turned_at is not None and now - lengths.turned_at <= _MOVES * settings.length_seconds
+
+
+def unended(lengths: Lengths) -> float:
+    """Of the answers that began since the turn, the share that has not ended."""
+    began, ended = lengths.began.slow, lengths.output.slow_of
+    return max(0.0, began - ended) / began if began > 0.0 else 0.0
+
+
+def grown(lengths: Lengths, load: Load, settings: ScalingSettings) -> list[Bin]:
+    """The bins by which answers may be told to grow: none in which their mean still moved."""
+    return [each for each in load.bins if not turning(lengths, each.at, settings)]
