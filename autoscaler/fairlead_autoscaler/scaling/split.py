@@ -2,9 +2,9 @@
 
 Capacities and costs differ, and what a pool is asked for is whole replicas. With two or three pools all sensible divisions are
 tried: of the pools with the most capacity per replica every number up to what covers the need alone, the rest by the last. The
-cheapest wins. What must be started anew counts a bit more (a start-up is paid before it serves), so that a division is only left
-for one that is really cheaper. A pool is lowered in favour of another only as far as what is ready carries the need: first make,
-then break."""
+cheapest wins. With more pools there are too many to try; what carries most for its price goes first then. What must be started anew
+counts a bit more (a start-up is paid before it serves), so that a division is only left for one that is really cheaper. A pool is
+lowered in favour of another only as far as what is ready carries the need: first make, then break."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 
 _SHORT = 1e6
 """What a replica's worth of need that nobody carries counts, so that no division leaves any where it need not."""
+_WAYS = 4_000
+"""Divisions that are all tried (some tens of milliseconds): three pools of 60 replicas each are about as many. With four pools of 30
+there are 30,000, with six more than a tick could try."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +57,12 @@ class Choice:
 def choice(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> Choice:
     """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough."""
     ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
-    best: tuple[float, dict[str, int]] | None = None
-    stays: tuple[float, dict[str, int]] | None = None
-    for counts in _ways(need, ordered):
-        cost = _priced(need, ordered, counts)
-        if best is None or cost < best[0] - 1e-9:
-            best = cost, counts
-        same = all(counts[part.name] == base.get(part.name, part.desired) for part in ordered[:-1])
-        if same and (stays is None or cost < stays[0] - 1e-9):
-            stays = cost, counts
-    if best is None:
-        return Choice({}, None)
-    if stays is None:
-        return Choice(best[1], None)
+    counts = _cheapest(need, ordered) if _number_of_ways(need, ordered) <= _WAYS else _filled(need, ordered)
+    best = _priced(need, ordered, counts), counts
+    staying = _staying(need, ordered, base)
+    if staying is None:
+        return Choice(counts, None)
+    stays = _priced(need, ordered, staying), staying
     starts = [sum(_starts(part, counts[part.name]) for part in ordered) for counts in (best[1], stays[1])]
     running = [cost - start for (cost, _), start in zip((best, stays), starts, strict=True)]
     return Choice(best[1], stays[1], running[1] - running[0], max(0.0, starts[0] - starts[1]))
@@ -92,12 +89,12 @@ def _on_base(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dic
     counts: dict[str, int] = {}
     left = need
     for place, part in enumerate(ordered):
-        taken = max(0, math.ceil(left / part.capacity - 1e-9))
+        taken = max(0, math.ceil(left / part.capacity - _ROUNDING))
         wanted = taken if place == len(ordered) - 1 else min(taken, base[part.name])
         counts[part.name] = min(part.maximum, max(part.minimum, wanted))
         left -= counts[part.name] * part.capacity
     for part in reversed(ordered):
-        more = min(part.maximum - counts[part.name], max(0, math.ceil(left / part.capacity - 1e-9)))
+        more = min(part.maximum - counts[part.name], max(0, math.ceil(left / part.capacity - _ROUNDING)))
         counts[part.name] += more
         left -= more * part.capacity
     return counts
@@ -124,11 +121,77 @@ def _starts(part: Part, count: int) -> float:
     return part.cost * part.start_price * max(0, count - part.desired)
 
 
+def _cheapest(need: float, parts: Sequence[Part]) -> dict[str, int]:
+    """The best of all divisions; of those that cost the same the first."""
+    best: tuple[float, dict[str, int]] | None = None
+    for counts in _ways(need, parts):
+        cost = _priced(need, parts, counts)
+        if best is None or cost < best[0] - _ROUNDING:
+            best = cost, counts
+    return {} if best is None else best[1]
+
+
+def _filled(need: float, parts: Sequence[Part]) -> dict[str, int]:
+    """A division that costs at most one replica more than the best: what carries most for its price as far as whole replicas of it
+    go, and of whatever is cheapest what is left over then."""
+    counts = {part.name: part.minimum for part in parts}
+    left = need - sum(part.capacity * part.minimum for part in parts)
+    steps: list[tuple[float, Part, int]] = []
+    for part in parts:
+        there = min(part.maximum, max(part.minimum, part.desired))
+        steps.append((part.cost / part.capacity, part, there - part.minimum))
+        steps.append((part.cost * (1.0 + part.start_price) / part.capacity, part, part.maximum - there))
+    for _, part, room in sorted(steps, key=lambda step: step[0]):
+        if left <= _ROUNDING:
+            break
+        taken = min(room, math.floor(left / part.capacity + _ROUNDING))
+        counts[part.name] += taken
+        left -= taken * part.capacity
+        if taken < room and left > _ROUNDING:
+            last, more = _rest(left, parts, counts)
+            counts[last] += more
+            break
+    return counts
+
+
+def _rest(left: float, parts: Sequence[Part], counts: Mapping[str, int]) -> tuple[str, int]:
+    """The pool whose replicas carry what is ``left`` over at the least price, of those that have as many more."""
+    found = []
+    for place, part in enumerate(parts):
+        had, more = counts[part.name], math.ceil(left / part.capacity - _ROUNDING)
+        if had + more <= part.maximum:
+            found.append((_price(part, had + more) - _price(part, had), place, part.name, more))
+    _, _, name, more = min(found)
+    return name, more
+
+
+def _staying(need: float, parts: Sequence[Part], base: Mapping[str, int]) -> dict[str, int] | None:
+    """All pools but the last as ``base`` says, or as they are; None where that is out of bounds, or more than the need takes."""
+    counts: dict[str, int] = {}
+    for part in parts[:-1]:
+        count = base.get(part.name, part.desired)
+        if not part.minimum <= count <= _most(need, part):
+            return None
+        counts[part.name] = count
+        need = max(0.0, need - count * part.capacity)
+    return {**counts, parts[-1].name: _most(need, parts[-1])} if parts else None
+
+
+def _most(need: float, part: Part) -> int:
+    """Replicas that carry ``need`` alone, within bounds."""
+    return min(part.maximum, max(part.minimum, math.ceil(need / part.capacity - _ROUNDING)))
+
+
+def _number_of_ways(need: float, parts: Sequence[Part]) -> int:
+    """How many divisions there are at most; of the last pool each takes what is left."""
+    return math.prod(_most(need, part) - part.minimum + 1 for part in parts[:-1])
+
+
 def _ways(need: float, parts: Sequence[Part]) -> Iterator[dict[str, int]]:
     if not parts:
         return
     part = parts[0]
-    most = min(part.maximum, max(part.minimum, math.ceil(need / part.capacity - 1e-9)))
+    most = _most(need, part)
     if len(parts) == 1:
         yield {part.name: most}
         return
@@ -145,7 +208,7 @@ def _made_first(need: float, parts: Sequence[Part], counts: dict[str, int]) -> d
         spare = min(part.ready, part.desired) - counts[part.name]
         if spare <= 0 or not raised:
             continue
-        wanted = min(spare, max(0, math.ceil((need - carried) / part.capacity - 1e-9)))
+        wanted = min(spare, max(0, math.ceil((need - carried) / part.capacity - _ROUNDING)))
         counts[part.name] += wanted
         carried += wanted * part.capacity
     return counts
