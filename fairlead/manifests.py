@@ -177,7 +177,7 @@ def parse(text: str, *, file: str, limits: Limits | None = None) -> list[_Docume
 def _document(node: Node, file: str) -> _Document:
     model = _model_of(node, file)
     try:
-        value = model.model_validate(node.plain())
+        value = model.model_validate(node.plain(), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(findings(error, model, node, file))) from error
     assert isinstance(value, ModelDeployment | AcceleratorClass)

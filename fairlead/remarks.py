@@ -20,16 +20,11 @@ class Remark:
 
 
 def remarks(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[Remark]:
-    """Numbers that are ignored while the autoscaler is to set them, or that it leaves; an objective that no number keeps; and a tier
-    of sleeping instances that nobody uses.
+    """Numbers that are ignored while the autoscaler is to set them, or that it leaves; an objective that no number keeps, or none at
+    all; and a tier of sleeping instances that nobody uses, or that has no room beside those that serve.
     ``profile`` is what engines of a pool cost."""
     if spec.autoscaling.mode is not ScalingMode.AUTO:
-        if spec.sleeps:
-            yield Remark(
-                ("spec", "autoscaling", "sleep"),
-                "nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
-                "write `mode: Auto`, or leave it if that comes later",
-            )
+        yield from _off(spec)
         return
     if spec.replicas is not None:
         yield Remark(
@@ -54,15 +49,76 @@ def remarks(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile |
             f"the pools' min add up to {least}, and there are never fewer than these",
             "raise it, or lower the pools' min",
         )
-    itl = spec.objectives.values().itl_seconds
+    yield from _never_used(spec)
+    yield from _objectives(spec, profile)
+
+
+def _off(spec: ModelDeploymentSpec) -> Iterator[Remark]:
+    scaling = spec.autoscaling
+    if spec.sleeps:
+        yield Remark(
+            ("spec", "autoscaling", "sleep"),
+            "nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
+            "write `mode: Auto`, or leave it if that comes later",
+        )
+    elif scaling.mode is ScalingMode.OFF and "mode" not in scaling.model_fields_set and scaling.model_fields_set:
+        yield Remark(
+            ("spec", "autoscaling"),
+            "nothing of it is followed, since `mode` is Off where it is left out",
+            "write `mode: Auto`, or `mode: Advise` if only advice is wanted",
+        )
+
+
+def _never_used(spec: ModelDeploymentSpec) -> Iterator[Remark]:
+    """What is said of sleep and zero, and never comes to pass."""
+    scaling = spec.autoscaling
+    lowest = min(_least(spec, pool) for pool in spec.pools)
+    if "zero" in scaling.model_fields_set and lowest > 0:
+        yield Remark(
+            ("spec", "autoscaling", "zero"),
+            f"no pool may have fewer than {lowest}, so none goes to zero",
+            "write `replicas: {min: 0, ...}` in a pool, or remove it",
+        )
+    most = min(pool.replicas.max or pool.replicas.min for pool in spec.pools)
+    if scaling.sleep is not None and scaling.sleep.min >= most:
+        yield Remark(
+            ("spec", "autoscaling", "sleep", "min"),
+            f"a pool has at most {most}, those that serve included, so fewer sleep as soon as one serves",
+            "lower it, or raise the pools' max",
+        )
+
+
+def _least(spec: ModelDeploymentSpec, pool: Pool) -> int:
+    """The fewest that a pool may have at any hour."""
+    hours = [one for one in spec.autoscaling.schedules if one.pool in (None, pool.name)]
+    own = [least for one in hours for least in (one.min, one.max) if least is not None]
+    return min([pool.replicas.min, *own])
+
+
+def _objectives(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[Remark]:
+    goals = spec.objectives.values()
+    if goals.ttft_seconds is None and goals.itl_seconds is None:
+        yield Remark(
+            ("spec", "autoscaling", "mode"),
+            "there is no objective to keep, so pools are sized by what an engine's memory and batch hold, however slow that is",
+            "say what requests should see, for example `objectives: {ttft: 2s, itl: 100ms}`",
+        )
     for pool in spec.pools:
-        found = None if pool.role is PoolRole.PREFILL else profile(pool)
-        if found is not None and itl is not None and itl < (step := found.step(computed=1, sequences=1, resident=0)):
-            yield Remark(
-                ("spec", "objectives", "itl"),
-                f"a step of an engine on {pool.accelerator} takes {duration(step)} by its profile: no number of them keeps this",
-                "relax it, or take another accelerator",
-            )
+        found = profile(pool)
+        if found is None:
+            continue
+        step = found.step(computed=1, sequences=1, resident=0)
+        given = {
+            "ttft": None if pool.role is PoolRole.DECODE else goals.ttft_seconds,
+            "itl": None if pool.role is PoolRole.PREFILL else goals.itl_seconds,
+        }
+        for name, limit in given.items():
+            if limit is not None and limit < step:
+                yield Remark(
+                    ("spec", "objectives", name),
+                    f"a step of an engine on {pool.accelerator} takes {duration(step)} by its profile: no number of them keeps this",
+                    "relax it, or take another accelerator",
+                )
 
 
 def _has_hours(spec: ModelDeploymentSpec, pool: Pool) -> bool:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.values import CountOrPercent, Label, list_map
+from fairlead.api.values import CountOrPercent, Label, list_map, unique
 from fairlead.strict import PositiveDuration, Rule, Strict, wrong
 
 _INT32 = {"format": "int32"}
@@ -46,8 +46,12 @@ def _zone(text: str) -> str:
 
 def _mode(value: Any) -> Any:
     """YAML of before 2009, which most tools still read, has ``Off`` for false."""
-    if isinstance(value, bool):
+    if value is False:
         raise wrong("must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`')
+    if value is True:
+        raise wrong(
+            "must be one of Auto, Advise, Off; YAML reads on and yes without quotes as true", "write `mode: Auto`"
+        )
     return value
 
 
@@ -245,6 +249,11 @@ class Autoscaling(Strict):
         examples=['[{name: day, begin: "08:00", end: "20:00", min: 4}]'],
         json_schema_extra=list_map("name"),
     )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        unique("schedules", [one.name for one in self.schedules])
+        return self
 
     def bounds(self, pool: str, least: int, most: int, wall: float) -> tuple[int, int]:
         """The bounds of a pool at this Unix time, whose own are ``least`` and ``most``."""

@@ -120,8 +120,10 @@ def _count_or_percent(value: Any) -> Any:
         if 1 <= value <= _COUNT_MOST:
             return value
         raise wrong(f"must be from 1 to {_COUNT_MOST}, not {value}", fix)
-    shown = f'"{value:.70}"' if isinstance(value, str) else type(value).__name__
-    raise wrong(f"must be a number or a percentage, not {shown}", fix)
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+ *%", value):
+        raise wrong(f'a percentage is written from "1%" to "100%", not "{value:.70}"', fix)
+    shown = f'"{value:.70}"' if isinstance(value, str) else value if isinstance(value, float) else type(value).__name__
+    raise wrong(f"must be a whole number or a percentage, not {shown}", fix)
 
 
 CountOrPercent = Annotated[

@@ -20,7 +20,7 @@ def parse(text: str, *, file: str, limits: Limits | None = None) -> Fleet:
         raise ManifestError((Problem(file, line, "(document)", message, fix),))
     node = found[0]
     try:
-        content = FileFleet.model_validate(node.plain())
+        content = FileFleet.model_validate(node.plain(), by_alias=True, by_name=False)
     except ValidationError as error:
         from fairlead.findings import findings  # most files are right
 

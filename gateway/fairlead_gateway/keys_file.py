@@ -49,7 +49,7 @@ def parse(text: str, *, file: str, limits: Limits) -> Mapping[bytes, str]:
         raise ManifestError((Problem(file, 1, "(document)", message, "begin with `keys:`"),))
     node = found[0]
     try:
-        content = _File.model_validate(node.plain())
+        content = _File.model_validate(node.plain(), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(_problem(item, node, file) for item in error.errors(include_url=False))) from None
     if len(content.keys) > limits.keys:

@@ -137,6 +137,9 @@ class Model(_Model):
     namespace: str
     name: str
     preset: str
+    wakes: bool = Field(
+        description="It may have no instance that serves; a request then waits while one starts or wakes."
+    )
     objectives: Objectives
     links: Links | None = Field(description="Null where no instance of the model tells what it holds.")
     wanted: list[Wanted] = Field(description="Known where gateways share a Redis and instances tell what they hold.")

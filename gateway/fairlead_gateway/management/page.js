@@ -123,11 +123,18 @@ function objectiveWords(goal) {
   if (known(goal.itl_seconds)) parts.push(`${seconds(goal.itl_seconds)} between tokens`);
   return parts.length ? `Objective: ${share(goal.target)} with ${parts.join(" and ")}` : "No objective set";
 }
-function unreadyWords(instances) {
-  const count = (state) => instances.filter((instance) => instance.state === state).length;
+function standingOf(model) {
+  const count = (state) => model.instances.filter((instance) => instance.state === state).length;
+  const ready = count("Ready"), asleep = count("Sleeping"), awake = model.instances.length - asleep;
   const parts = ["Starting", "Draining", "Sleeping"].filter(count).map((state) => `${count(state)} ${state.toLowerCase()}`);
-  if (!instances.length) return "This model has no instance. Requests for it are answered 503 until one is ready.";
-  return `${times(instances.length, "instance", "instances")}: ${parts.join(", ")}. Requests are answered 503 until one is ready.`;
+  const there = parts.length ? `${times(model.instances.length, "instance", "instances")}: ${parts.join(", ")}.` : "This model has no instance.";
+  const then = !model.wakes ? "Requests are answered 503 until one is ready." : asleep ? "The next request waits while one wakes." : "The next request waits while one starts.";
+  const idle = ready === 0 && model.wakes && awake === 0;
+  return {
+    ready, words: `${there} ${then}`, idle,
+    state: (idle ? "idle" : ready === 0 ? "no instance ready" : ready < awake ? `${ready} of ${awake} ready` : `${ready} ready`) + (asleep ? `, ${asleep} asleep` : ""),
+    tone: idle ? "none" : ready === 0 ? "bad" : ready < awake ? "warn" : "good",
+  };
 }
 function tile(room, value, unit, note, tone) {
   say(room.value, value); say(room.unit, unit); say(room.note, note);
@@ -135,15 +142,15 @@ function tile(room, value, unit, note, tone) {
 }
 function modelUpdate(room, item) {
   const { model, stats, past } = item, goal = model.objectives, minute = stats.window;
-  const ready = model.instances.filter((instance) => instance.state === "Ready").length;
-  const all = model.instances.length;
-  say(room.state, ready === 0 ? "no instance ready" : ready < all ? `${ready} of ${all} ready` : `${ready} ready`);
-  mark(room.state, "pill " + (ready === 0 ? "bad" : ready < all ? "warn" : "good"));
+  const standing = standingOf(model), all = model.instances.length;
+  say(room.state, standing.state);
+  mark(room.state, "pill " + standing.tone);
   say(room.preset, model.preset);
   room.simulated.hidden = !all || model.instances.some((instance) => instance.engine !== "sim");
   say(room.objective, objectiveWords(goal));
-  room.banner.hidden = ready > 0;
-  if (!ready) room.banner.replaceChildren(make("strong", { text: "No engine of this model is ready. " }), unreadyWords(model.instances));
+  room.banner.hidden = standing.ready > 0;
+  mark(room.banner, "banner " + (standing.idle ? "info" : "bad"));
+  if (!standing.ready) room.banner.replaceChildren(make("strong", { text: standing.idle ? "Nobody asks, so no engine serves. " : "No engine of this model is ready. " }), standing.words);
   const met = minute.within_objective, missed = known(met) && met < goal.target;
   const trouble = [minute.errors ? times(minute.errors, "error", "errors") : "", minute.retries ? times(minute.retries, "retry", "retries") : "",
     minute.rejected ? `${whole(minute.rejected)} refused` : "", minute.aborts ? times(minute.aborts, "client left", "clients left") : ""].filter(Boolean);

@@ -35,6 +35,7 @@ def fleet_json(
                 namespace=model.namespace,
                 name=model.name,
                 preset=model.preset,
+                wakes=model.wakes,
                 objectives=models.Objectives(
                     target=model.objectives.target,
                     ttft_seconds=model.objectives.ttft_seconds,

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.clock import ManualClock
 from fairlead.decision import Decision
-from fairlead.fleet import Fleet
+from fairlead.fleet import Fleet, Model
 from fairlead_gateway.decision_log import DecisionRecord
 from fairlead_gateway.management import View, management_app
 
@@ -161,6 +161,13 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
         "/api/route",
     }
     assert all(way["summary"] for path in schema["paths"].values() for way in path.values())
+
+
+def test_a_model_that_may_have_no_instance_is_told_to_wake(made_up: Any) -> None:
+    model = Model("chat", "rarely", wakes=True)
+    made_up.snapshot = Fleet(1, 1, {model.key: model, "chat/other": Model("chat", "other")}, {})
+    told = {one["key"]: one["wakes"] for one in _json(made_up, "/api/fleet")["models"]}
+    assert told == {"chat/rarely": True, "chat/other": False}
 
 
 def test_an_empty_fleet_has_answers_too(made_up: Any) -> None:
