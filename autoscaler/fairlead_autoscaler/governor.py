@@ -23,6 +23,7 @@ from fairlead_autoscaler.world import ModelState, PoolState
 STEP_SECONDS = 60.0
 WAKE_SECONDS = 30.0
 """A wake hint holds this long: by then a look at the gateways has seen who is held, or they are not held any more."""
+_HELD_LATELY = f"a request was held within the last {WAKE_SECONDS:.0f} s, for which this one was woken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def _ruled(
     asleep = pool.asleep if planned is None else planned.asleep
     total = ruling.replicas + asleep
     if wakes:
-        ruling = replace(ruling, replicas=1, rule="wake", reason="a request is held and there is no replica")
+        held = "a request is held and there is no replica" if desired == 0 else _HELD_LATELY
+        ruling = replace(ruling, replicas=1, rule="wake", reason=held)
     after = seconds(policy.zero.after)
     silent = now - watch.asked_at if watch.asked_at is not None else 0.0
     if ruling.replicas == asleep == 0 < desired + pool.asleep and silent < after:

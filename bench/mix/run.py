@@ -41,6 +41,7 @@ from routed import kept  # noqa: E402 - beside this file
 from table import Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
 from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic  # noqa: E402
 
+from fairlead.errors import FairleadError  # noqa: E402
 from fairlead.profile_tables import flat, load_profile_table  # noqa: E402
 from fairlead.shapes import ShapeGrid  # noqa: E402
 from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, candidates_of, plan_mix  # noqa: E402
@@ -351,8 +352,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--rate", type=float)
     asked = parser.parse_args(arguments)
+    if asked.rate is not None and not 0.0 < asked.rate < math.inf:
+        parser.error(f"--rate: requests a second, more than none, and not {asked.rate:g}")
     if asked.table is not None:
-        imported(asked.table, asked.rate)
+        try:
+            imported(asked.table, asked.rate)
+        except FairleadError as error:
+            parser.exit(2, f"{error}\n")
         return 0
     bars = goals("mix")
     rows: list[Row] = []

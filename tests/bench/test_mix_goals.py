@@ -25,7 +25,7 @@ from flip import (  # noqa: E402 - found through the line above
 )
 from measuring import attained, measured, tabled  # noqa: E402
 from roofline import by_knee, objectives, price_lists, profiles  # noqa: E402
-from run import GRID, best_single, imported, solved  # noqa: E402
+from run import GRID, best_single, imported, main, solved  # noqa: E402
 from table import goals  # noqa: E402
 from workloads import WORKLOADS, histogram, homogeneous, skewed  # noqa: E402
 
@@ -127,6 +127,26 @@ def test_a_table_of_melange_is_solved_beside_its_own_way(tmp_path: Path, capsys:
         "3 × A10G for 100% of requests; 3.03 an hour, the cheapest there is",
         "4 slices: 3.03 an hour (proven); best of one kind: 3.03; greedy: 3.67",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "said"),
+    [
+        ("accelerator\nA\n", "1", "table.csv:1: cost_per_hour: the header lacks this column"),
+        (None, "1", "table.csv cannot be read"),
+        ("accelerator\nA\n", "-1", "--rate: requests a second, more than none, and not -1"),
+    ],
+)
+def test_a_table_that_cannot_be_solved_is_said_to_be_in_words(
+    text: str | None, rate: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "table.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["--table", str(file), f"--rate={rate}"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_law_finds_the_division_that_engines_carry_most_with_to_one_engine() -> None:

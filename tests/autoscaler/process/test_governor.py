@@ -119,6 +119,10 @@ def test_the_one_that_is_kept_for_a_while_sleeps_where_it_may() -> None:
 def test_a_held_request_starts_one_where_there_is_none_and_only_there() -> None:
     ruling = ruled(state(0), 0, woken=True)
     assert (ruling.replicas, ruling.rule) == (1, "wake")
+    assert ruling.reason == "a request is held and there is no replica"
+    lately = ruled(state(1), 0, woken=True)
+    assert (lately.replicas, lately.rule) == (1, "wake")
+    assert lately.reason == "a request was held within the last 30 s, for which this one was woken"
     assert ruled(state(0), None, woken=True).replicas == 1
     assert ruled(state(2), 2, woken=True).replicas == 2
     assert ruled(state(0), 3, woken=True).replicas == 3
