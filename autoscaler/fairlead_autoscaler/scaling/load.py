@@ -196,13 +196,20 @@ def recurring(load: Load, price: Price, within_seconds: float, shot: float, sett
                     bursts += 1
                     first = first or each.at
                 last, over = each.at, True
-            elif value < peak / 2 and peak - value > settings.change_sigmas * _by_chance(
-                (peak + value) / 2, shot, settings.bin_seconds
-            ):
+            elif _fell(peak, value, shot, settings):
                 over = False
         if bursts >= 2 and (last - first) / (bursts - 1) <= within_seconds and now - last <= within_seconds:
             return _above(recent, settings)
     return 0.0
+
+
+def _fell(peak: float, value: float, shot: float, settings: ScalingSettings) -> bool:
+    """Did load fall from ``peak`` to less than half of it, by more than chance explains? Of the bins of half an hour one that chance
+    made large and one that it made small are soon found, so it must be sure, too, that ``value`` is below that half."""
+    half, seconds = peak / 2, settings.bin_seconds
+    return half - value > settings.fall_sigmas * _by_chance(half, shot, seconds) and peak - value > (
+        settings.change_sigmas * _by_chance(half + value / 2, shot, seconds)
+    )
 
 
 def _above(values: Sequence[float], settings: ScalingSettings) -> float:

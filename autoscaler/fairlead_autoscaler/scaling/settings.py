@@ -35,6 +35,7 @@ class ScalingSettings:
     change_sigmas: float = 5.0
     change_share: float = 0.25
     change_odds: float = 6.0
+    fall_sigmas: float = 3.0
     trend_t: float = 4.0
     trend_seconds: float = 300.0
     trend_bins: int = 8

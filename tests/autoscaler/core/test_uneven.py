@@ -54,6 +54,20 @@ def test_requests_that_come_in_clumps_are_bursts_before_there_was_a_second_one()
     assert _bursts(even) == 0.0
 
 
+def _binned(counts: list[float]) -> Load:
+    return _counted([count / 6.0 for count in [*counts, counts[-1]] for _ in range(6)])
+
+
+def _few(load: Load) -> float:
+    """As ``_bursts``, where one request is two replica-seconds."""
+    return recurring(load, lambda each: 2.0 * each.requests / each.seconds, 1_800.0, 2.0, _SETTINGS)
+
+
+def test_a_half_minute_that_chance_made_small_between_two_that_it_made_large_is_no_silence_between_bursts() -> None:
+    assert _few(_binned([140.0, 199.0, 150.0, 85.0, 145.0, 190.0, 150.0])) == 0.0
+    assert _few(_binned([140.0, 199.0, 150.0, 20.0, 145.0, 190.0, 150.0])) > 190.0 / 15.0
+
+
 def test_a_tick_that_comes_now_says_nothing_of_clumps() -> None:
     even = [33.0, 35.0, 31.0, 36.0, 34.0, 35.0]
     assert _counted([*even, 500.0]).clumped == _counted([*even, 34.0]).clumped
