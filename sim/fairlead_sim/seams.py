@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO
 
 from fairlead.errors import BadInput, FairleadError
-from fairlead_autoscaler.scaling import Core, MixAsked, MixTold, ScalingSettings
+from fairlead_autoscaler.scaling import Core, MixAsked, MixTold
 from fairlead_gateway.routing import HOLDING, PRESETS
 from fairlead_sim.scaling.seam import SeamAutoscaler
-from fairlead_sim.scaling.seam_info import model_of
+from fairlead_sim.scaling.seam_info import model_of, settings_of
 from fairlead_sim.seam_router import HoldingSeamRouter, SeamRouter
 
 
@@ -28,9 +28,10 @@ def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "SeamRoute
 
 
 def autoscaler(info: Any, **settings: Any) -> SeamAutoscaler:
-    """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``."""
+    """A fresh scaling core for ``info``; ``settings`` are fields of ``fairlead_autoscaler.scaling.ScalingSettings``. Raises
+    BadInput for what neither can be."""
     model = model_of(info)
-    return SeamAutoscaler(Core(model, ScalingSettings(**settings)), model, _solver)
+    return SeamAutoscaler(Core(model, settings_of(settings)), model, _solver)
 
 
 def _solver() -> Callable[[MixAsked], MixTold]:

@@ -4,12 +4,16 @@ It is told once, by somebody who can mend it: what is missing has its usual valu
 field and what may be there instead.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fairlead.errors import BadInput
 from fairlead.fleet import Role
+from fairlead.names import nearest
 from fairlead.profile import EngineProfile
+from fairlead_autoscaler.scaling.settings import ScalingSettings
 from fairlead_autoscaler.scaling.values import PoolFacts, ScaledModel
 from fairlead_sim.scaling.profile import stepping
 from fairlead_sim.seam_words import named, number, read, record, several, within
@@ -41,6 +45,23 @@ def model_of(info: Any) -> ScaledModel:
         ttft_bounds=_bounds(info, "ttft_le"),
         itl_bounds=_bounds(info, "itl_le"),
     )
+
+
+def settings_of(given: Mapping[str, Any]) -> ScalingSettings:
+    """The core's settings with ``given`` changed. Raises BadInput for what is no setting, or no value of it."""
+    usual = {item.name: item.default for item in dataclasses.fields(ScalingSettings)}
+    for name, value in given.items():
+        if name not in usual:
+            close = nearest(name, list(usual), count=1)
+            hint = f"did you mean {close[0]}?" if close else "they are the fields of ScalingSettings"
+            raise BadInput(f"{name}: no setting is called so", field=name, hint=hint)
+        if isinstance(usual[name], bool):
+            if not isinstance(value, bool):
+                raise BadInput(f"{name}: {value!r} where True or False belongs", field=name)
+        elif not 0.0 <= number(value, name) < math.inf or (isinstance(usual[name], int) and not isinstance(value, int)):
+            kind = "whole number" if isinstance(usual[name], int) else "number"
+            raise BadInput(f"{name}: {value!r} where a finite {kind} from 0 on belongs", field=name)
+    return ScalingSettings(**given)
 
 
 def _limit(source: Any, name: str, of: str) -> float | None:

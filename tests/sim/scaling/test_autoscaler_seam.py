@@ -224,8 +224,21 @@ def test_settings_are_the_cores() -> None:
             return Plan()
 
     run(replace(scenario, seconds=300.0), Frozen())
-    with pytest.raises(TypeError):
-        autoscaler(info_of(scenario.model), no_such_setting=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"spread_sigma": 2}, r"spread_sigma: no setting is called so \(did you mean spread_sigmas\?\)"),
+        ({"spread_sigmas": "2"}, "spread_sigmas: str where a number belongs"),
+        ({"spread_sigmas": float("nan")}, "spread_sigmas: nan where a finite number from 0 on belongs"),
+        ({"trend_bins": 2.5}, "trend_bins: 2.5 where a finite whole number from 0 on belongs"),
+        ({"freeze": 1}, "freeze: 1 where True or False belongs"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        autoscaler({"pools": {"main": {}}}, **settings)
 
 
 REPLICA = {"id": "a", "state": "ready", "age": 60.0, "running": 2, "ttft_hist": [1, 0]}
