@@ -1,5 +1,7 @@
 """Gateways are not believed where engines begin what nobody received, and are believed where it had only waited."""
 
+from dataclasses import replace
+
 from fairlead.profile import preset
 from fairlead_autoscaler.scaling import (
     Core,
@@ -62,3 +64,35 @@ def test_engines_that_go_on_beginning_what_no_gateway_received_show_a_lie_which_
     assert watched.core.state.trust.began == 0.0
     assert watched.core.state.clock.blind_since is None
     assert silent[-1].rule not in {"lying", "blind-up"}
+
+
+def of_three_pools(core: Core, tick: int, *running: float) -> dict[str, PoolPlan]:
+    """The plans after a look at three pools, each with a replica called 0. A tenth of what is in flight ends in a tick, and as much
+    arrives."""
+    pools = {}
+    for pool, runs in zip(("main", "other", "third"), running, strict=True):
+        one = ReplicaSeen("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)
+        pools[pool] = PoolSeen(1, 1, replicas=(one,))
+    return dict(core.step(Observation(tick * 5.0, GatewaySeen(sum(running) / 10, 500.0), pools)).pools)
+
+
+OTHER, THIRD = (replace(MODEL.pools[0], name=name) for name in ("other", "third"))
+TWO = replace(MODEL, pools=(*MODEL.pools, OTHER))
+
+
+def test_replicas_of_several_pools_may_have_one_name() -> None:
+    core = Core(replace(TWO, pools=(*TWO.pools, THIRD)))
+    for tick in range(60):
+        plans = of_three_pools(core, tick, 2.0, 3.0, 40.0)
+    assert core.state.trust.lying_since is None
+    assert "lying" not in {plan.rule for plan in plans.values()}
+
+
+def test_replicas_that_are_gone_are_forgotten_also_beside_a_pool_that_nobody_can_read() -> None:
+    core = Core(TWO)
+    for tick in range(60):
+        seen = PoolSeen(
+            1, 1, replicas=(ReplicaSeen(f"r{tick}", ReplicaState.READY, 500.0, 1.0, 5.0, 0.0, 0.0, finished=1.0),)
+        )
+        core.step(Observation(tick * 5.0, GatewaySeen(1.0, 500.0), {"main": seen, "other": PoolSeen(1, 1)}))
+    assert core.state.trust.in_flight_of == {"main": {"r59": 5.0}, "other": {}}

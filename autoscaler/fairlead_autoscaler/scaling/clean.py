@@ -14,6 +14,9 @@ _FRESH_SECONDS = 10.0
 _IDLE = (ReplicaState.PENDING, ReplicaState.ASLEEP, ReplicaState.WAKING)
 _MOST = 1e12
 """Tokens, requests or seconds of one tick: more was never counted, whatever a counter says after it was reset."""
+_LONGEST = 1e7
+"""Tokens of a prompt: no engine takes a longer one. A mean beyond it would be squared into the variance of prompts, and remembered
+for hours."""
 
 
 def number(value: float | None) -> float | None:
@@ -35,7 +38,7 @@ def gateway(seen: GatewaySeen | None) -> GatewaySeen | None:
     if seen is None:
         return None
     arrivals, prompt = number(seen.arrivals), number(seen.prompt_tokens)
-    if arrivals is None or prompt is None:
+    if arrivals is None or prompt is None or prompt > _LONGEST * max(1.0, arrivals):
         return None
     held, abandoned = number(seen.held), number(seen.abandoned)
     kept, kept_tokens = number(seen.kept), number(seen.kept_tokens)

@@ -22,10 +22,10 @@ _FEW = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What was in flight at the last look, by replica; since when engines lie; what was queued and held when arrivals stopped (None:
-    nobody looked), how many requests engines began since then, and when they did last."""
+    """What was in flight at the last look, by pool and replica; since when engines lie; what was queued and held when arrivals
+    stopped (None: nobody looked), how many requests engines began since then, and when they did last."""
 
-    in_flight: Mapping[str, float] = field(default_factory=dict)
+    in_flight_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lying_since: float | None = None
     queued: float | None = None
     began: float = 0.0
@@ -46,19 +46,19 @@ def judge(
 ) -> tuple[Trust, Believed]:
     """What to believe of ``seen`` and ``pools`` at ``now``, and what to remember of it."""
     known = [totals for totals in pools.values() if totals is not None]
-    before, gone = _gone(trust.in_flight, known)
+    before, gone = _gone(trust.in_flight_of, pools)
     abandoned = seen.abandoned if seen is not None else 0.0
     lost = before > _FEW and gone - abandoned > max(_FEW, settings.lie_share * before)
     still = trust.lying_since is not None and now - trust.lying_since < settings.lie_most_seconds and not _move(known)
     # What nobody could read now is as it was.
-    in_flight = dict(trust.in_flight) if len(known) < len(pools) else {}
-    for totals in known:
-        in_flight.update(totals.in_flight)
+    in_flight = {
+        name: trust.in_flight_of.get(name, {}) if totals is None else totals.in_flight for name, totals in pools.items()
+    }
     if lost or still:
         since = now if trust.lying_since is None else trust.lying_since
         arrivals = seen if seen is not None and (seen.arrivals > 0.0 or seen.held > 0.0) else None
         lie = f"{gone:.0f} requests in flight are gone without having finished" if lost else "engines still deny it"
-        return replace(trust, in_flight=in_flight, lying_since=since), Believed(arrivals, dict.fromkeys(pools), lie)
+        return replace(trust, in_flight_of=in_flight, lying_since=since), Believed(arrivals, dict.fromkeys(pools), lie)
     queued, began, began_at = _begun(trust, now, seen, known, settings)
     remembered = Trust(in_flight, None, queued, began, began_at)
     if queued is not None and began > queued + _FEW:
@@ -84,12 +84,15 @@ def _begun(
     return trust.queued, trust.began + begins, now if begins > 0.0 else trust.began_at
 
 
-def _gone(in_flight: Mapping[str, float], known: list[Totals]) -> tuple[float, float]:
+def _gone(in_flight: Mapping[str, Mapping[str, float]], pools: Mapping[str, Totals | None]) -> tuple[float, float]:
     """Of replicas that are still there: what was in flight, and what of it neither finished nor is in flight."""
     before = gone = 0.0
-    for totals in known:
+    for name, totals in pools.items():
+        if totals is None:
+            continue
+        was = in_flight.get(name, {})
         for replica, now in totals.in_flight.items():
-            had = in_flight.get(replica)
+            had = was.get(replica)
             if had:
                 before += had
                 gone += max(0.0, had - now - totals.finished_of.get(replica, 0.0))

@@ -50,9 +50,11 @@ class Steady:
     def __init__(self) -> None:
         self.core, self.now, self.replicas = Core(_MODEL), 0.0, 8
 
-    def look(self, requests: float = _REQUESTS, counted: float | None = 1.0, **signals: Any) -> PoolPlan:
+    def look(
+        self, requests: float = _REQUESTS, counted: float | None = 1.0, longer: float = 1.0, **signals: Any
+    ) -> PoolPlan:
         """The plan after a look in which each replica tells ``signals`` instead of what it has, and gateways ``counted`` times what
-        came; None = nobody could read any of them."""
+        came, of prompts ``longer`` times as long; None = nobody could read any of them."""
         self.now += 5.0
         each = requests / self.replicas
         running = each / 5.0 * _OUTPUT * _GAP
@@ -75,7 +77,7 @@ class Steady:
         )
         replicas = tuple([replace(seen, id=f"r{index}", **signals) for index in range(self.replicas)])
         pool = PoolSeen(self.replicas, self.replicas, replicas=None if counted is None else replicas)
-        gateway = None if counted is None else GatewaySeen(requests * counted, requests * counted * _PROMPT)
+        gateway = None if counted is None else GatewaySeen(requests * counted, requests * counted * longer * _PROMPT)
         plan = self.core.step(Observation(self.now, gateway, {"main": pool})).pools["main"]
         self.replicas = plan.replicas
         return plan
@@ -148,3 +150,11 @@ def test_gaps_of_who_has_only_just_begun_say_nothing_of_how_fast_engines_are(ser
     assert known[0] is not None
     assert known[1] is not None
     assert (known[1] > 1.5 * known[0]) is slow
+
+
+def test_prompts_longer_than_any_engine_takes_are_a_miscount_and_move_nothing_then_or_later() -> None:
+    steady = Steady()
+    for _ in range(120):
+        had = steady.look().replicas
+    steady.look(longer=1e5)
+    assert {steady.look().replicas for _ in range(60)} == {had}
