@@ -81,7 +81,7 @@ def objectives_met(look: Look, found: Attainment) -> Said | None:
         number, minutes = f"{found.judged():.0f}", f"{WINDOW_SECONDS / 60:.0f}"
         told = f"{number} requests in {minutes} minutes are too few to tell (of those that are answered, streams count)"
         return Said(ConditionType.OBJECTIVES_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, told)
-    parts = ", ".join(f"{name} within in {100 * share:.1f} %" for name, share in shares.items())
+    parts = ", ".join(f"{name} kept in {100 * share:.1f} %" for name, share in shares.items())
     message = (
         f"{parts} of {found.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes; target {100 * target:g} %"
     )

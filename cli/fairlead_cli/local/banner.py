@@ -10,7 +10,8 @@ QUESTION = "Why is the sky blue?"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known once and for all about a running stack; ``program`` is how this command line is called here."""
+    """What is known once and for all about a running stack; ``program`` is how this command line is called here, ``autoscaler`` the
+    URL of the one that sizes pools, empty where nothing is scaled."""
 
     url: str
     manage: str
@@ -20,13 +21,21 @@ class Facts:
     ready_seconds: float
     notes: tuple[str, ...] = ()
     program: str = "fairlead"
+    autoscaler: str = ""
 
 
 def headline(facts: Facts) -> str:
     """One sentence: what serves what."""
     kind = "simulated " if facts.kinds == ("sim",) else ""
-    engines = plural(facts.engines, f"{kind}engine")
-    return f"Fairlead serves {', '.join(facts.models)} on {engines}, {time(facts.ready_seconds)} after its start"
+    engines = (
+        f"on {plural(facts.engines, f'{kind}engine')}" if facts.engines else f"with {kind}engines that start when asked"
+    )
+    return f"Fairlead serves {', '.join(facts.models)} {engines}, {time(facts.ready_seconds)} after its start"
+
+
+def scaling(facts: Facts) -> list[str]:
+    """Where the autoscaler is and who explains it, where there is one."""
+    return [f"autoscaler   {facts.autoscaler}/metrics; {facts.program} explain scale"] if facts.autoscaler else []
 
 
 def curl(facts: Facts) -> list[str]:
@@ -56,6 +65,7 @@ def plain_lines(facts: Facts) -> list[str]:
         f"  {headline(facts)}",
         f"  OpenAI API   {facts.url}/v1",
         f"  status page  {facts.manage}/",
+        *(f"  {line}" for line in scaling(facts)),
         *(f"  note: {note}" for note in facts.notes),
         "  with curl:",
         *(f"    {line}" for line in curl(facts)),

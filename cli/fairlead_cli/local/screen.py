@@ -3,7 +3,7 @@
 import sys
 from typing import Protocol, TextIO
 
-from fairlead_cli.local.banner import Facts, curl, headline, plain_lines, sdk
+from fairlead_cli.local.banner import Facts, curl, headline, plain_lines, scaling, sdk
 
 
 class Screen(Protocol):
@@ -76,7 +76,10 @@ class LiveScreen:
         show = self._console.print
         show(Text(headline(facts), "bold"))
         show(Text.assemble("\n  OpenAI API   ", (f"{facts.url}/v1", "cyan")))
-        show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan"), "\n"))
+        show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan")))
+        for line in scaling(facts):
+            show(Text(f"  {line}"))
+        show()
         for line in (*curl(facts), "", *sdk(facts)):
             show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
         chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} status"

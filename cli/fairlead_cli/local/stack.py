@@ -185,6 +185,7 @@ class Run:
             ready_seconds=self._clock.now() - self._launched,
             notes=self._setup.plan.notes,
             program=self._setup.program,
+            autoscaler=self._autoscaler.url if self._autoscaler else "",
         )
         self._reach(lambda: self._screen.serving(facts))
 

@@ -101,12 +101,12 @@ def met(*looks: Look) -> tuple[str, str, str] | None:
 
 
 def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> None:
-    message = "ttft within in 95.0 %, itl within in 100.0 % of 100 requests in 5 minutes; target 90 %"
+    message = "ttft kept in 95.0 %, itl kept in 100.0 % of 100 requests in 5 minutes; target 90 %"
     assert met(look()) == ("True", "WithinTarget", message)
     found = met(look(), look(now=105.0, counts=(60.0, 40.0)))
     assert found is not None
     assert found[:2] == ("False", "BelowTarget")
-    assert found[2].startswith("ttft within in 77.5 %")
+    assert found[2].startswith("ttft kept in 77.5 %")
     assert met(look(counts=(0.0, 100.0)), look(now=400.0)) == ("True", "WithinTarget", message)  # it was long ago
 
 
@@ -125,7 +125,7 @@ def test_who_gave_up_had_no_first_token_in_time() -> None:
     gone = replace(one, observation=replace(one.observation, gateway=GatewaySeen(10.0, 1.0, abandoned=25.0)))
     found = met(gone)
     assert found is not None
-    assert found[2].startswith("ttft within in 76.0 %")
+    assert found[2].startswith("ttft kept in 76.0 %")
 
 
 def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:

@@ -1,5 +1,7 @@
 """Numbers for people, the banner, and a decision in words."""
 
+from dataclasses import replace
+
 from fairlead_cli.local import answers, words
 from fairlead_cli.local.banner import Facts, headline, plain_lines
 from fairlead_cli.local.explain import explanation
@@ -38,6 +40,13 @@ def test_exactly_one_plain_line_begins_with_ready_and_names_both_addresses() -> 
 
 def test_the_headline_says_what_serves_what() -> None:
     assert headline(FACTS) == "Fairlead serves tiny on 8 simulated engines, 1.23s after its start"
+
+
+def test_where_pools_are_scaled_the_banner_says_where_and_how_to_ask_why() -> None:
+    assert not any("autoscaler" in line for line in plain_lines(FACTS))
+    scaled = plain_lines(replace(FACTS, engines=0, autoscaler="http://127.0.0.1:8002"))
+    assert "  autoscaler   http://127.0.0.1:8002/metrics; fairlead explain scale" in scaled
+    assert "  Fairlead serves tiny with simulated engines that start when asked, 1.23s after its start" in scaled
 
 
 def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
