@@ -6,8 +6,8 @@ a window holds (``window``), zero is left to the odds (``zero``), the need is di
 pool's number is set with what guards the way down and hurries the way up (``replicas``). Where there may be only so many in all,
 groups share them (``together``). Beside those that serve some may sleep (``asleep``).
 
-Where arrivals are not known, nothing is lowered: the last need holds, and after a minute it rises by a quarter and by its last
-trend."""
+Where arrivals are not known, nothing is lowered: the last need holds, and after a minute the number rises, by a quarter above the
+most that was needed lately and by the last trend."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,8 @@
 """A group of pools: what it needs, what of that holds, and how it is divided.
 
 The need follows from what arrives (``need``) at the knee of the group's first pool; it is known only where arrivals are. Without
-them the last need holds, and after a minute it rises."""
+them the last need holds, and after a minute the number rises from the most that was needed lately: from the last need alone it would
+rise by less than rounding and window had added already."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -284,7 +285,9 @@ def _held(before: GroupState, look: Look, need: Need | None, sizes: _Sizes, ther
     if need is None:
         last = before.need or 0.0
         if look.blind_seconds is not None and look.blind_seconds >= settings.blind_hold_seconds:
-            last = last * settings.blind_rise + max(0.0, before.trend) * look.blind_seconds
+            seen_until = look.now - look.blind_seconds
+            most_seen = max([last, *[value for at, value in known.needs if at <= seen_until]])
+            last = most_seen * settings.blind_rise + max(0.0, before.trend) * look.blind_seconds
         needs = window.push(known, look.now, min(last, most), length)
         return max(_kept(needs, sizes, there), last + before.backlog.held), replace(before, window=needs)
     needs = window.push(known, look.now, min(need.replicas, most), length)

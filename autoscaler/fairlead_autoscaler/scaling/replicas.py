@@ -3,7 +3,8 @@
 Up at once, in one step: a pending replica counts as one that is there, so nothing is ordered twice. Where requests wait already, up
 to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
 half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged, nor is a single
-one beside others that serve). As soon as enough are ready, the rest is cancelled.
+one beside others that serve). As soon as enough are ready, the rest is cancelled. Without metrics a rise is hedged in any case:
+nobody sees how much is missing.
 
 Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes (five after a time
 without them), the pool was not lowered just now, and what would be left carries the largest need of the window also with the caches
@@ -98,7 +99,9 @@ def planned(
     elif rule is Rule.ENOUGH and wanted.needed <= target - 1 + 2.0 * _ROUNDING:
         rule, reason = _kept(target, least, wanted)
     extra = _extra(hedged, seen, target, wanted, doubt, most, settings)
-    if extra > hedged:
+    if extra > hedged and rule is Rule.BLIND_UP:
+        reason = f"{reason}; {extra} more than {target} are started, so that the first are ready sooner"
+    elif extra > hedged:
         rule, reason = (
             Rule.HEDGED,
             f"what is ready does not carry it: {extra} more than {target} are started, to keep the first that are ready",
@@ -138,7 +141,11 @@ def _number(
         why = doubt.lie or "arrivals are not known"
         held = Rule.LYING if doubt.lie else Rule.BLIND
         if target > plain and doubt.blind_seconds >= settings.blind_hold_seconds:
-            return target, Rule.BLIND_UP, f"{why} for {doubt.blind_seconds:.0f} s: a quarter more than the last need"
+            return (
+                target,
+                Rule.BLIND_UP,
+                f"{why} for {doubt.blind_seconds:.0f} s: a quarter more than what was needed lately",
+            )
         return plain, held, f"{why}: what there is stays"
     if target > plain:
         if plain == 0:
@@ -177,14 +184,18 @@ def _extra(
     """How many more than ``target`` to have started."""
     missing = target - seen.ready - seen.asleep - seen.waking  # who sleeps is there sooner than who is started
     room = max(0, most - target)
-    if doubt.blind_seconds is not None or doubt.lie is not None:
+    usual, slow = wanted.startup_seconds
+    beside = math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)
+    if doubt.blind_seconds is not None:
+        rises = target > seen.desired - hedged and doubt.blind_seconds >= settings.blind_hold_seconds
+        return min(room, max(hedged, beside)) if rises and missing > 0 else min(hedged, room)
+    if doubt.lie is not None:
         return min(hedged, room)
     if missing <= 0:
         return min(hedged, room) if doubt.calm else 0
     few = 1.0 if seen.ready == 0 else max(2.0, settings.hedge_missing_share * target)
     if wanted.urgent and missing >= few:
-        usual, slow = wanted.startup_seconds
-        return min(room, max(hedged, math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)))
+        return min(room, max(hedged, beside))
     return min(hedged, room)
 
 

@@ -1,5 +1,7 @@
 """What is remembered of needs: it keeps what there is, and asks for nothing that there was not."""
 
+import math
+
 from fairlead.profile import EngineProfile
 from fairlead_autoscaler.scaling import Core, GatewaySeen, Observation, PoolFacts, PoolPlan, PoolSeen, ScaledModel
 from fairlead_autoscaler.scaling.window import Window, granted, push
@@ -14,10 +16,10 @@ class _Held:
         pool = PoolFacts("main", minimum=1, maximum=maximum, profile=_PROFILE, startup_p50_seconds=30.0)
         self.core, self.now = Core(ScaledModel("chat", 3.0, 0.15, (pool,))), 0.0
 
-    def step(self, arrivals: float, desired: int) -> PoolPlan:
+    def step(self, arrivals: float | None, desired: int) -> PoolPlan:
         self.now += 5.0
         seen = PoolSeen(desired, desired, replicas=())
-        gateway = GatewaySeen(arrivals, arrivals * 900.0)
+        gateway = None if arrivals is None else GatewaySeen(arrivals, arrivals * 900.0)
         return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
 
 
@@ -35,6 +37,24 @@ def test_what_was_granted_stays_for_the_window() -> None:
         pool.step(40.0, 12)
     kept = [pool.step(0.0, 12).replicas for _ in range(15)]
     assert min(kept) > 5
+
+
+def test_without_metrics_the_number_rises_above_the_most_that_was_needed_and_is_hedged() -> None:
+    pool, there = _Held(maximum=60), 8
+    for arrivals in [40.0] * 60 + [20.0] * 20:
+        there = pool.step(arrivals, there).replicas
+    (group,) = pool.core.state.groups.values()
+    needed = group.window.held
+    assert group.need is not None
+    assert needed > 1.3 * group.need, "load fell, and the window still holds what it was"
+    assert {pool.step(None, there).replicas for _ in range(12)} == {there}
+    rises = pool.step(None, there)
+    hedged = rises.inputs["hedged_replicas"].value
+    assert hedged is not None
+    assert rises.rule == "blind-up"
+    assert rises.replicas - hedged == math.ceil(1.25 * needed) > there
+    assert hedged == rises.replicas - hedged - there, "as many again as are missing"
+    assert pool.step(None, rises.replicas).replicas == rises.replicas
 
 
 def test_more_than_there_may_be_is_told_but_not_remembered() -> None:
