@@ -99,11 +99,12 @@ def test_a_signal_that_is_missing_alone_moves_nothing(signal: str, wrong: float 
 @pytest.mark.parametrize("signal", ["running", "waiting"])
 def test_nothing_goes_to_zero_while_nobody_knows_what_is_in_flight(signal: str) -> None:
     steady, silent = Steady(), Steady()
+    unknown: dict[str, Any] = {signal: None}
     for _ in range(60):
         steady.look()
         silent.look()
     for _ in range(1_200):
-        steady.look(0.0, **{signal: None})
+        steady.look(0.0, **unknown)
         if silent.replicas:
             silent.look(0.0)
     assert (steady.replicas, silent.replicas) == (1, 0)
