@@ -175,10 +175,10 @@ class MemoryKube:
         controllers = [one for one in metadata_of(manifest).get("ownerReferences") or [] if one.get("controller")]
         there = metadata_of(self._objects.get(key) or {})
         asked = metadata_of(manifest).get("uid")
-        if asked and there and there["uid"] != asked:
+        if asked and asked != there.get("uid"):
             raise Conflict(f"{what}: the uid is another", status=409)
         version = metadata_of(manifest).get("resourceVersion")
-        if verb == "apply" and version and version != there.get("resourceVersion"):
+        if verb == "apply" and version and there and version != there["resourceVersion"]:
             raise Conflict(f"{what}: it is another now", status=409)
         old = [
             one for one in there.get("ownerReferences") or [] if one["uid"] not in [own["uid"] for own in controllers]

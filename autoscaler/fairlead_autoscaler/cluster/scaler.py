@@ -128,7 +128,7 @@ class KubeScaler:
             try:
                 await self._write(live, replicas + asleep + stuck)
                 return
-            except Conflict:
+            except (Conflict, NotFound):  # it is another now, or gone
                 if attempt == _ATTEMPTS - 1:
                     raise
 
@@ -142,7 +142,8 @@ class KubeScaler:
         if resource_of(live) is DEPLOYMENTS:
             await self._api.apply_scale(live, replicas, AUTOSCALER)
             return
-        metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "resourceVersion")}
+        # With its uid, or one that was deleted meanwhile would be made anew, of nothing but a number.
+        metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
         await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER)
 

@@ -124,6 +124,20 @@ def test_a_pool_without_a_workload_is_said_to_be_one(a_workload: Make) -> None:
         room.scale(3)
 
 
+@pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
+def test_a_workload_that_is_deleted_under_a_write_is_not_made_again(a_workload: Make, kind: str) -> None:
+    room = Room(a_workload(2, kind=kind))
+
+    def deleted(what: str) -> None:
+        room.kube.before_write = lambda _: None
+        room.kube.remove(kind, "chat", "qwen-main")
+
+    room.kube.before_write = deleted
+    with pytest.raises(Unavailable, match="has no workload any more"):
+        room.scale(4)
+    assert room.kube.all(kind) == []
+
+
 def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(a_workload: Make, a_pod: Make) -> None:
     names = ("a", "b", "c", "d")
     room = Room(a_workload(4), *(a_pod(name) for name in names))
