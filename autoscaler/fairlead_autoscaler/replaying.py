@@ -112,7 +112,7 @@ def changes_of(texts: Iterable[str]) -> Changes:
             settings[name] = _value(name, value, known[name])
         else:
             close = nearest(name, [*_OF_MODEL, *known], count=1)
-            others = "the core's, such as spread_sigmas or window_seconds: see docs/guides/autoscaling.md"
+            others = "the core's, such as spread_sigmas or window_seconds: see docs/reference/autoscaler.md"
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_OF_MODEL)} and {others}"
             raise BadInput(f"--set: {name!r} is no setting", field="--set", hint=hint)
     return Changes(settings, model)

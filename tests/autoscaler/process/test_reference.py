@@ -12,7 +12,7 @@ from fairlead_autoscaler.loop import Counts
 from fairlead_autoscaler.management import application
 from fairlead_autoscaler.metrics import Metrics
 from fairlead_autoscaler.recording import Ring
-from fairlead_autoscaler.scaling import Rule
+from fairlead_autoscaler.scaling import Rule, ScalingSettings
 from fairlead_autoscaler.seen import Readings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "autoscaler.md").read_text()
@@ -34,6 +34,12 @@ def loop() -> Any:
 def test_every_rule_is_documented_and_no_other_is() -> None:
     ours = set(re.findall(r'rule="([a-z-]+)"|, "(no-plan)", "', Path(governor.__file__).read_text()))
     assert {rule for pair in ours for rule in pair if rule} | {rule.value for rule in Rule} == set(first_cells("Rules"))
+
+
+def test_settings_are_documented_with_the_values_that_they_have() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", SECTIONS["Settings of the core"], re.MULTILINE)
+    assert len(rows) > 10
+    assert {name: float(value) for name, value in rows} == {name: getattr(ScalingSettings(), name) for name, _ in rows}
 
 
 def test_every_path_is_documented_and_no_other_is() -> None:
