@@ -211,7 +211,9 @@ def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[
     prompts = 1.0 if seen.slope > 0.0 else growing(state.load, sizes.ahead, settings)
     then = replace(sizes.mix, prompt=sizes.mix.prompt * prompts, output=sizes.mix.output * growth)
 
-    sized = sized_of(first, then, sizes.factors[first.name], sizes.objectives, settings)
+    factor, objectives = sizes.factors[first.name], sizes.objectives
+    sized = sized_of(first, then, factor, objectives, settings)
+    steeply = sized_of(first, then, factor, objectives, replace(settings, hurt_share=math.inf))
     grows = sizes.ahead if look.model.patience_seconds is None else min(sizes.ahead, look.model.patience_seconds)
     queue = Queue(_backlog(look, sizes.group), sizes.ready(look), sizes.asked(look), grows)
     margin = settings.margin * before.budget.margin
@@ -221,6 +223,7 @@ def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[
         before.bursts,
         sizes.capacity,
         sized,
+        steeply,
         margin,
         before.budget.spared(settings),
         sizes.ahead,

@@ -78,12 +78,14 @@ class Load:
 class Level:
     """Replicas that what arrives keeps at their knee: ``now``, ``spread`` of a bin around it, ``slope`` per second where a ramp
     warrants it (else 0), and what the ``recent`` seconds brought. ``changed``: the level is of the recent seconds alone. ``least``:
-    what to be ready for in any case, since it was so before load rose."""
+    what to be ready for in any case, since it was so before load rose. ``steady`` is the level without what chance alone makes of the
+    last minute and a half."""
 
     now: float
     spread: float
     slope: float
     recent: float
+    steady: float
     changed: bool = False
     least: float = 0.0
 
@@ -132,16 +134,18 @@ def level(load: Load, price: Price, shot: float, settings: ScalingSettings) -> L
     if not closed:
         came = sum(each.requests for each in load.recent)
         now = recent * max(0.0, came - 1.0) / came if came > 0.0 else 0.0
-        return Level(now, _by_chance(now, shot, settings.bin_seconds), 0.0, recent, True)
+        return Level(now, _by_chance(now, shot, settings.bin_seconds), 0.0, recent, now, True)
     values = [price(each) for each in closed]
     slope, fitted, residuals = _line(closed, values, settings)
+    steady = fitted
     if slope == 0.0:
         middle = sum(values) / len(values)
         residuals = [value - middle for value in values]
         newest = values[-settings.short_bins :]
-        fitted = max(middle, sum(newest) / len(newest))
+        late, chance = sum(newest) / len(newest), _by_chance(middle, shot, settings.bin_seconds * len(newest))
+        fitted, steady = max(middle, late), max(middle, late - chance)
     spread = max(_MAD * _median([abs(each) for each in residuals]), _by_chance(fitted, shot, settings.bin_seconds))
-    return Level(max(0.0, fitted), spread, max(0.0, slope), recent)
+    return Level(max(0.0, fitted), spread, max(0.0, slope), recent, max(0.0, steady))
 
 
 def changed(load: Load, seen: Level, price: Price, shot: float, bursty: bool, settings: ScalingSettings) -> int:

@@ -40,6 +40,10 @@ _OF_NOBODY = "a100-qwen7b"
 """The profile that stands in where nobody knows one; the speed that is seen corrects it."""
 
 
+Sized = Callable[[float, float], float]
+"""How many replicas so many requests per second take, about as many as the second number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Pools of one model that do the same for a request."""
@@ -127,9 +131,7 @@ def capacity_of(
     return knee(Step.of(profile_of(pool), factor), mix, objectives, replicas, _kept(pool, settings))
 
 
-def sized_of(
-    pool: PoolFacts, mix: Mix, factor: float, objectives: Objectives, settings: ScalingSettings
-) -> Callable[[float, float], float]:
+def sized_of(pool: PoolFacts, mix: Mix, factor: float, objectives: Objectives, settings: ScalingSettings) -> Sized:
     """How many replicas of ``pool`` serve so many requests of ``mix`` per second, probably about as many as the second number."""
     step, kept = Step.of(profile_of(pool), factor), _kept(pool, settings)
     return lambda rate, near: replicas_for(step, mix, objectives, rate, near, kept)
@@ -212,12 +214,32 @@ class Queue:
     grows_seconds: float
 
 
+def _gently(
+    replicas: float,
+    upper: float,
+    steady: float,
+    capacity: Capacity,
+    sized: Sized,
+    steeply: Sized,
+    settings: ScalingSettings,
+) -> float:
+    """``replicas`` for ``upper``, or fewer where what makes them so many is missed gently: short answers between the chunks of long
+    prompts. Of these about as many are late at times of more load as on the mean (0.9 % of requests with ten replicas, 0.6 % with
+    twelve, 0.4 % with fifteen), so that room beside the ``steady`` level saves few. Where queues or memory would follow with no more
+    than ``gentle_reserve`` times as many replicas, nothing is gentle."""
+    cliff = settings.gentle_reserve * steeply(upper * capacity.requests_per_second, upper)
+    if cliff >= replicas:
+        return replicas
+    return min(replicas, max(cliff, sized(steady * capacity.requests_per_second, steady)))
+
+
 def need_of(
     level: Level,
     swing: float,
     bursts: float,
     capacity: Capacity,
-    sized: Callable[[float, float], float],
+    sized: Sized,
+    steeply: Sized,
     margin: float,
     spared: float,
     ahead_seconds: float,
@@ -225,11 +247,15 @@ def need_of(
     settings: ScalingSettings,
 ) -> Need:
     """Level, forecast, spread, bursts, margin and backlog together. Where more waits than usual, the last seconds count as the
-    level. ``sized`` says how many replicas so many requests per second take, about as many as the second number."""
+    level. ``sized`` says how many replicas so many requests per second take, about as many as the second number, and ``steeply`` how
+    many where only those objectives count that are missed steeply (``_gently``)."""
     if queue.requests > settings.queue_usual * max(1.0, queue.ready):
         level = replace(level, now=max(level.now, level.recent))
-    upper = max(level.upper(settings.spread_sigmas, swing, ahead_seconds), bursts) * margin
+    raised = max(level.upper(settings.spread_sigmas, swing, ahead_seconds), bursts)
+    upper = raised * margin
     replicas = sized(upper * capacity.requests_per_second, upper)
+    steady = max(level.steady + settings.gentle_room * (raised - level.steady), bursts) * margin
+    replicas = _gently(replicas, upper, steady, capacity, sized, steeply, settings)
     gain = upper / replicas if replicas > 0.0 else 1.0
     replicas = max(replicas - spared, min(replicas, level.now / gain * margin))
     short = max(0.0, level.now - queue.asked)

@@ -46,6 +46,8 @@ class ScalingSettings:
     itl_share: float = 0.7
     itl_share_decoding: float = 0.9
     hurt_share: float = 1.0
+    gentle_room: float = 0.7
+    gentle_reserve: float = 1.3
     crowd_sigmas: float = 4.3
     busy_least: float = 0.2
     prefill_busy_most: float = 0.96
