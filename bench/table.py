@@ -4,7 +4,7 @@ import json
 import operator
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,10 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+
+
+Mapped = Callable[..., Iterator[Any]]
+"""``map``, or that of a pool of processes: what a function says to each of many arguments, in their order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ engines that do both. Attainment is at one rate, capacity the highest rate at wh
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import product, repeat
 
-from table import Row, comparing, measuring
+from table import Mapped, Row, comparing, measuring
 
 from fairlead.fleet import Role
 from fairlead_sim.scaling.book import Load
@@ -68,24 +69,30 @@ def capacity(prefill: int | None, computing: Computing, seed: int) -> float:
     return _RATES[0] + _STEP * low
 
 
-def convertible_rows(seed: int) -> list[Row]:
-    """Attainment of each division at one rate, and the capacity of each way at its best and at its worst one."""
+def attained(prefill: int | None, computing: Computing, seed: int) -> float:
+    """The share within the objectives at one rate."""
+    return served(RATE, prefill, computing, seed).attainment
+
+
+def convertible_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
+    """Attainment of each division at one rate, and the capacity of each way at its best and at its worst one; none has a bar."""
     rows: list[Row] = []
     what = f"{ENGINES} engines, short and long prompts"
+    calls = [*product(DIVISIONS, Computing), (None, Computing.APART)]
+    prefills, ways = zip(*calls, strict=True)
+    shares, most = (each(call, prefills, ways, repeat(seed)) for call in (attained, capacity))
+    share, carried = (dict(zip(calls, found, strict=True)) for found in (shares, most))
     for prefill in DIVISIONS:
-        share = {how: served(RATE, prefill, how, seed).attainment for how in Computing}
         for how in (Computing.APART, Computing.BY_LENGTH):
             metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: slack ÷ {NAMES[how]}"
-            rows.append(comparing(metric, "share", share[Computing.SLACK], NAMES[how], share[how], None))
-    together = served(RATE, None, Computing.APART, seed).attainment
-    rows.append(
-        measuring(f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both", "share", together, None)
-    )
-    carried = {how: [capacity(prefill, how, seed) for prefill in DIVISIONS] for how in Computing}
-    rows += _capacities(what, carried)
-    both = capacity(None, Computing.APART, seed)
+            slack, other = share[prefill, Computing.SLACK], share[prefill, how]
+            rows.append(comparing(metric, "share", slack, NAMES[how], other, bars.get(metric)))
+    metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both"
+    rows.append(measuring(metric, "share", share[None, Computing.APART], None))
+    rows += _capacities(what, {how: [carried[prefill, how] for prefill in DIVISIONS] for how in Computing})
     metric = f"P/D, {what}: capacity at the best division: slack ÷ each engine does both"
-    rows.append(comparing(metric, "requests/s", max(carried[Computing.SLACK]), "each engine does both", both, None))
+    best = max(carried[prefill, Computing.SLACK] for prefill in DIVISIONS)
+    rows.append(comparing(metric, "requests/s", best, "each engine does both", carried[None, Computing.APART], None))
     return rows
 
 

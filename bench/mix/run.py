@@ -2,7 +2,10 @@
 mix; what dividing engines between prefill and decode brings after the traffic turns, and what it brings that decode engines compute
 prompts while they have slack.
 
-    python bench/mix/run.py [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--table FILE --rate R]
+    python bench/mix/run.py [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N] [--table FILE --rate R]
+
+It takes four to five minutes of a core, shared by ``--jobs`` processes (as many as there are cores unless told); the figures are the
+same with any number of them.
 
 With ``--table`` it solves an imported table instead, at R requests a second spread as the file says (Mélange's do) or
 evenly, and prints what comes of it.
@@ -11,34 +14,25 @@ evenly, and prints what comes of it.
 import argparse
 import json
 import math
+import os
 import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from convertible import convertible_rows  # noqa: E402 - beside this file
-from flip import (  # noqa: E402 - beside this file
-    BEST,
-    CHATTY,
-    ENGINES,
-    LONG,
-    STARTUP_SECONDS,
-    balanced,
-    fixed,
-    flip,
-    saturated,
-    settled,
-    throughput,
-)
 from measuring import tabled  # noqa: E402 - beside this file
 from planted import WAYS, planted  # noqa: E402 - beside this file
+from roles import ROLE_ROWS  # noqa: E402 - beside this file
 from roofline import ITL_SECONDS, by_knee, objectives, price_lists  # noqa: E402 - beside this file
 from routed import kept  # noqa: E402 - beside this file
-from table import Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
+from table import Mapped, Row, comparing, goals, measuring, write  # noqa: E402 - one folder up
 from workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic  # noqa: E402
 
 from fairlead.errors import FairleadError  # noqa: E402
@@ -48,7 +42,6 @@ from fairlead_autoscaler.mix import Candidate, Mix, MixSettings, candidates_of, 
 from fairlead_autoscaler.mix.greedy import deal  # noqa: E402
 from fairlead_autoscaler.mix.program import solve  # noqa: E402
 from fairlead_sim.capacity import capacity  # noqa: E402
-from fairlead_sim.scaling.prefilling import Computing  # noqa: E402
 from fairlead_sim.traces import at_rate  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "mix.json"
@@ -62,18 +55,24 @@ SLICED_SECONDS = 30.0
 SLICED_RATES = (8.0, 64.0)
 SKEWED_SEEDS = 4
 DENSE = 50
-FLIPPED_CALM, FLIPPED_SEEDS = 8_000, 5
-"""Requests of each kind below saturation, to see the turn."""
-SLACK_DIVISIONS = {LONG: (11, 12, 13, 14), CHATTY: (3, 4, 5, 6)}
-"""Where the best division is looked for when decode engines take prompts."""
-FLIPPED_FULL = (20_000, 60_000)
-"""The same at saturation, to see what is finished: half an hour, and an hour and a quarter."""
 ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 16.0, 3_000
+ROUTED = "by shape", "all kinds alike", "one kind"
 ROUTED_SKEWED, ROUTED_FLEET = "80 % short chat, 20 % documents", {"L4": 8, "H100-80GB": 1}
 """Fleets that are served: of which table, at how many requests a second, and how many."""
 PLANTED_SEEDS = 3
 _STATIC = MixSettings(change_share=0.0)
 """A mix from scratch: nothing runs, so nothing is charged for changing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Requests per second of each shape and the types that may serve them, in a ``group`` of problems alike; to be solved with
+    ``slices``, too?"""
+
+    group: str
+    rates: Sequence[float]
+    types: Sequence[Candidate]
+    slices: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +93,25 @@ class Case:
         return self.mix.cost_per_hour / self.single
 
 
-def solved(rates: Sequence[float], types: Sequence[Candidate], *, slices: bool = False) -> Case:
-    """One problem by every method."""
+def solved(rates: Sequence[float], types: Sequence[Candidate]) -> Case:
+    """One problem by every method but slices."""
     began = time.perf_counter()
     mix = plan_mix(rates, types, _STATIC)
     seconds = time.perf_counter() - began
     greedy = sum([count * one.cost_per_hour for count, one in zip(deal(rates, types).replicas, types, strict=True)])
-    case = Case(mix, seconds, homogeneous(rates, types), greedy)
-    if not slices:
-        return case
-    sliced = solve(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
-    assert sliced.replicas is not None
-    cost = sum([count * one.cost_per_hour for count, one in zip(sliced.replicas, types, strict=True)])
-    return replace(case, sliced=cost, proven=sliced.status == "optimal")
+    return Case(mix, seconds, homogeneous(rates, types), greedy)
 
 
-def cases(seed: int) -> Iterator[tuple[str, Case]]:
-    """Every problem, with the name of its group."""
+def sliced(rates: Sequence[float], types: Sequence[Candidate]) -> tuple[float, bool]:
+    """What the same costs in slices, and whether it is proven cheapest."""
+    found = solve(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
+    assert found.replicas is not None
+    cost = sum([count * one.cost_per_hour for count, one in zip(found.replicas, types, strict=True)])
+    return cost, found.status == "optimal"
+
+
+def problems(seed: int) -> Iterator[Problem]:
+    """Every problem."""
     for prices, priced in price_lists().items():
         for itl_seconds in ITL_SECONDS:
             kept_to = objectives(itl_seconds)
@@ -118,21 +119,21 @@ def cases(seed: int) -> Iterator[tuple[str, Case]]:
             for how, types in tables.items():
                 group = f"{prices}, {itl_seconds * 1e3:.0f} ms"
                 for rate in RATES:
-                    sliced = rate in SLICED_RATES and not how
+                    slices = rate in SLICED_RATES and not how
                     alike = [rate / GRID.size] * GRID.size
-                    yield f"{group}, all shapes alike{how}", solved(alike, types, slices=sliced)
+                    yield Problem(f"{group}, all shapes alike{how}", alike, types, slices)
                     for workload in WORKLOADS:
                         rates = [rate * share for share in histogram(workload, GRID, seed)]
-                        yield f"{group}, six traffics{how}", solved(rates, types, slices=sliced)
+                        yield Problem(f"{group}, six traffics{how}", rates, types, slices)
     for table in range(SKEWED_SEEDS):
         types = skewed(GRID, seed + table)
         for workload in WORKLOADS:
             shares = histogram(workload, GRID, seed)
             for rate in RATES:
-                yield "skewed", solved([rate * share for share in shares], types, slices=rate in SLICED_RATES)
+                yield Problem("skewed", [rate * share for share in shares], types, rate in SLICED_RATES)
     draw = random.Random(seed)
     for _ in range(DENSE):
-        yield "dense", solved(*dense(GRID, draw))
+        yield Problem("dense", *dense(GRID, draw))
 
 
 def mean(values: Sequence[float]) -> float:
@@ -140,11 +141,16 @@ def mean(values: Sequence[float]) -> float:
     return math.exp(sum([math.log(value) for value in values]) / len(values))
 
 
-def mix_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
-    """The bar's rows, and those that inform."""
+def mix_rows(found: Sequence[tuple[Problem, Case]], bars: Mapping[str, str], each: Mapped) -> list[Row]:
+    """The bar's rows, and those that inform, of problems that are solved but for slices."""
+    wanted = [problem for problem, _ in found if problem.slices]
+    costs = iter(each(sliced, [problem.rates for problem in wanted], [problem.types for problem in wanted]))
     groups: dict[str, list[Case]] = {}
-    for group, case in cases(seed):
-        groups.setdefault(group, []).append(case)
+    for problem, case in found:
+        if problem.slices:
+            cost, proven = next(costs)
+            case = replace(case, sliced=cost, proven=proven)
+        groups.setdefault(problem.group, []).append(case)
     every = [case for group in groups.values() for case in group]
     slowest = max(case.seconds for case in every)
     metric = "solving 10 × 10 shapes × 6 accelerators, the slowest"
@@ -178,56 +184,65 @@ def mix_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
     return rows
 
 
-def routed_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
-    """Fleets as they were sized, under the traffic that they were sized for: simulated engines behind the gateway's own router."""
-    rows: list[Row] = []
+def routed(workload: str, how: str, seed: int) -> tuple[str, float]:
+    """A fleet that was sized for a traffic, in words, and the share of that within the objectives behind the gateway's router."""
     priced, wanted = price_lists()[ROUTED_PRICES], objectives(ROUTED_ITL)
     types = tabled(priced, wanted)
+    rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
+    fleet = best_single(rates, types)
+    if how != "one kind":
+        fleet = {name: count for name, count in plan_mix(rates, types, _STATIC).replicas.items() if count}
+    requests = traffic(workload, ROUTED_RATE, ROUTED_REQUESTS, seed)
     profiles = {one.profile.name: one.profile for one in priced}
-    shares: dict[str, list[float]] = {"by shape": [], "all kinds alike": [], "one kind": []}
-    for workload in WORKLOADS:
-        rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
-        requests = traffic(workload, ROUTED_RATE, ROUTED_REQUESTS, seed)
-        mix = {name: count for name, count in plan_mix(rates, types, _STATIC).replicas.items() if count}
-        single = best_single(rates, types)
-        fleets = {"by shape": mix, "all kinds alike": mix, "one kind": single}
-        for how, fleet in fleets.items():
-            share = kept(
-                {name: (profiles[name], count) for name, count in fleet.items()},
-                requests,
-                wanted,
-                apart=how == "by shape",
-                seed=seed,
-            )
-            shares[how].append(share)
-            named = ", ".join([f"{count} x {name}" for name, count in fleet.items()])
-            rows.append(measuring(f"routed, {workload}, {how} ({named}): within the objectives", "share", share, None))
-    for how, found in shares.items():
-        metric = f"routed, six traffics, {how}: within the objectives, the least"
-        rows.append(measuring(metric, "share", min(found), bars.get(metric)))
+    ones = {name: (profiles[name], count) for name, count in fleet.items()}
+    named = ", ".join([f"{count} x {name}" for name, count in fleet.items()])
+    return named, kept(ones, requests, wanted, apart=how == "by shape", seed=seed)
+
+
+def carried(apart: bool, seed: int) -> float:
+    """Requests per second that an unlike fleet carries at 99 %, divided by shape or not."""
+    profiles = {one.profile.name: one.profile for one in price_lists()[ROUTED_PRICES]}
     requests = traffic(ROUTED_SKEWED, 1.0, ROUTED_REQUESTS, seed)
     fleet = {name: (profiles[name], count) for name, count in ROUTED_FLEET.items()}
-    carried = [
-        capacity(
-            lambda rate, apart=apart: kept(fleet, at_rate(requests, rate), wanted, apart=apart, seed=seed) >= 0.99, 10.0
-        )
-        for apart in (True, False)
-    ]
+    wanted = objectives(ROUTED_ITL)
+    return capacity(lambda rate: kept(fleet, at_rate(requests, rate), wanted, apart=apart, seed=seed) >= 0.99, 10.0)
+
+
+def routed_rows(seed: int, bars: Mapping[str, str], each: Mapped) -> list[Row]:
+    """Fleets as they were sized, under the traffic that they were sized for: simulated engines behind the gateway's own router."""
+    rows: list[Row] = []
+    shares: dict[str, list[float]] = {how: [] for how in ROUTED}
+    pairs = [(workload, how) for workload in WORKLOADS for how in ROUTED]
+    found = each(routed, [workload for workload, _ in pairs], [how for _, how in pairs], repeat(seed))
+    both = each(carried, (True, False), repeat(seed))
+    for (workload, how), (named, share) in zip(pairs, found, strict=True):
+        shares[how].append(share)
+        rows.append(measuring(f"routed, {workload}, {how} ({named}): within the objectives", "share", share, None))
+    for how, values in shares.items():
+        metric = f"routed, six traffics, {how}: within the objectives, the least"
+        rows.append(measuring(metric, "share", min(values), bars.get(metric)))
+    by_shape, alike = both
     metric = "routed, 8 x L4 and 1 x H100, a fifth documents: carried at 99 % by shape ÷ all kinds alike"
-    rows.append(comparing(metric, "requests/s", carried[0], "all kinds alike", carried[1], bars.get(metric)))
+    rows.append(comparing(metric, "requests/s", by_shape, "all kinds alike", alike, bars.get(metric)))
     return rows
 
 
-def planted_rows(seed: int) -> list[Row]:
+def planted_figures(way: str, seed: int) -> tuple[float, float, float]:
+    """Of two hours: the share within the objectives, USD, and changes of direction per hour."""
+    found = planted(way, seed)
+    return found.attainment, found.cost, found.turns_per_hour
+
+
+def planted_rows(seed: int, each: Mapped) -> list[Row]:
     """A day's rise on two kinds, scaled by the core as it runs."""
     rows: list[Row] = []
-    for each in range(seed, seed + PLANTED_SEEDS):
-        for way in WAYS:
-            found = planted(way, each)
-            name = f"scaled, seed {each}, {way}"
-            rows.append(measuring(f"{name}: within the objectives", "share", found.attainment, None))
-            rows.append(measuring(f"{name}: cost of two hours", "USD", found.cost, None))
-            rows.append(measuring(f"{name}: changes of direction", "per hour", found.turns_per_hour, None))
+    pairs = [(number, way) for number in range(seed, seed + PLANTED_SEEDS) for way in WAYS]
+    figures = each(planted_figures, [way for _, way in pairs], [number for number, _ in pairs])
+    for (number, way), (share, cost, turns) in zip(pairs, figures, strict=True):
+        name = f"scaled, seed {number}, {way}"
+        rows.append(measuring(f"{name}: within the objectives", "share", share, None))
+        rows.append(measuring(f"{name}: cost of two hours", "USD", cost, None))
+        rows.append(measuring(f"{name}: changes of direction", "per hour", turns, None))
     return rows
 
 
@@ -245,88 +260,6 @@ def best_single(rates: Sequence[float], types: Sequence[Candidate]) -> dict[str,
     return {best: found[best]}
 
 
-def flip_rows(seed: int, bars: Mapping[str, str]) -> list[Row]:
-    """Prefill and decode after the traffic turned. Where several seeds are run, the worst counts."""
-    rows: list[Row] = []
-    slowest, lost, kept = 0.0, 0, 1.0
-    for each in range(seed, seed + FLIPPED_SEEDS):
-        made, turned = flip(0.85, FLIPPED_CALM, BEST[LONG], each)
-        calm = balanced(made)
-        near = settled(calm, turned, BEST[CHATTY])
-        slowest = max(slowest, math.inf if near is None else near - STARTUP_SECONDS)
-        lost, kept = lost + calm.abandoned + calm.lost, min(kept, calm.attainment)
-    metric = "P/D: until within one engine of the best division, less a start"
-    rows.append(measuring(metric, "s", slowest, bars[metric]))
-    metric = "P/D: requests whose prefill timed out"
-    rows.append(measuring(metric, "requests", float(lost), bars[metric]))
-    rows += attainment_rows(seed, kept)
-    for shape, name in ((LONG, "8k in, 100 out"), (CHATTY, "1k in, 800 out")):
-        each_split = {count: saturated(count, shape, seed) for count in {8, *range(BEST[shape] - 1, BEST[shape] + 2)}}
-        best = max(each_split, key=lambda count: each_split[count])
-        rows.append(measuring(f"P/D: engines that prefill in the best division, {name}", "engines", float(best), None))
-        metric = f"P/D: throughput of the best division ÷ 1:1, {name}"
-        rows.append(comparing(metric, "requests/s", each_split[best], "1:1", each_split[8], bars.get(metric)))
-        most = {
-            count: saturated(count, shape, seed, computing=Computing.SLACK) for count in (8, *SLACK_DIVISIONS[shape])
-        }
-        best = max(most, key=lambda count: most[count])
-        metric = f"P/D: with convertible decoders, engines that prefill in the best division, {name}"
-        rows.append(measuring(metric, "engines", float(best), None))
-        metric = f"P/D: throughput of the best division, {name}: convertible decoders ÷ without"
-        rows.append(comparing(metric, "requests/s", most[best], "without", max(each_split.values()), None))
-        metric = f"P/D: throughput of 1:1, {name}: convertible decoders ÷ without"
-        rows.append(comparing(metric, "requests/s", most[8], "without", each_split[8], None))
-    for requests in FLIPPED_FULL:
-        rows += full_rows(seed, requests, bars)
-    return rows
-
-
-def attainment_rows(seed: int, kept: float) -> list[Row]:
-    """Within the objectives at 85 %, ``kept`` of them balanced; beside it without convertible decoders, and divided 1:1."""
-    what = "P/D: within the objectives, the turn included, at 85 %"
-    plain = [
-        balanced(flip(0.85, FLIPPED_CALM, BEST[LONG], each, computing=Computing.APART)[0]).attainment
-        for each in range(seed, seed + FLIPPED_SEEDS)
-    ]
-    rows = [comparing(what, "share", kept, "every prompt handed over", min(plain), None)]
-    halves = {
-        how: fixed(flip(0.85, FLIPPED_CALM, ENGINES // 2, seed, computing=how)[0]).attainment
-        for how in (Computing.SLACK, Computing.APART)
-    }
-    metric = "P/D: within the objectives, the same divided 1:1, convertible decoders"
-    rows.append(
-        comparing(metric, "share", halves[Computing.SLACK], "every prompt handed over", halves[Computing.APART], None)
-    )
-    return rows
-
-
-def full_rows(seed: int, requests: int, bars: Mapping[str, str]) -> list[Row]:
-    """What is finished over the turn at saturation. The bar is against engines that do as their role says."""
-    ours: dict[Computing, float] = {}
-    halves: dict[Computing, float] = {}
-    for how in (Computing.SLACK, Computing.APART):
-        ours[how] = throughput(balanced(flip(1.0, requests, BEST[LONG], seed, patience=1e9, computing=how)[0]))
-        slow = flip(1.0, requests, ENGINES // 2, seed, patience=1e9, computing=how)[0]
-        halves[how] = throughput(fixed(replace(slow, seconds=3.0 * slow.seconds)))
-    what = f"P/D: throughput over the turn, {requests} requests of each kind"
-    metric = f"{what}: balanced ÷ 1:1"
-    base = halves[Computing.APART]
-    return [
-        comparing(metric, "requests/s", ours[Computing.SLACK], "1:1", base, bars[metric]),
-        comparing(
-            f"{what}: balanced, every prompt handed over ÷ 1:1", "requests/s", ours[Computing.APART], "1:1", base, None
-        ),
-        comparing(
-            f"{what}: balanced ÷ 1:1, convertible decoders in both",
-            "requests/s",
-            ours[Computing.SLACK],
-            "1:1",
-            halves[Computing.SLACK],
-            None,
-        ),
-    ]
-
-
 def imported(file: Path, rate: float | None) -> None:
     """Solve a table that somebody else made."""
     table = load_profile_table(file)
@@ -335,12 +268,34 @@ def imported(file: Path, rate: float | None) -> None:
     rates = list(flat(table.rates)) if table.rates is not None else [1.0 / shapes] * shapes
     if rate is not None:
         rates = [rate * one / sum(rates) for one in rates]
-    case = solved(rates, types, slices=True)
+    case = solved(rates, types)
+    cost, proven = sliced(rates, types)
     print(case.mix.reason)
-    proven = "proven" if case.proven else "not proven"
+    how = "proven" if proven else "not proven"
     print(
-        f"{SLICES} slices: {case.sliced:.2f} an hour ({proven}); best of one kind: {case.single:.2f}; greedy: {case.greedy:.2f}"
+        f"{SLICES} slices: {cost:.2f} an hour ({how}); best of one kind: {case.single:.2f}; greedy: {case.greedy:.2f}"
     )
+
+
+def measured(seed: int, only: str | None, jobs: int) -> list[Row]:
+    """The rows of one part or of both. How long a solver takes is measured, and while it is nothing else runs; the rest runs on so
+    many processes."""
+    bars = goals("mix")
+    solutions = [] if only == ROLES else [(one, solved(one.rates, one.types)) for one in problems(seed)]
+    # Processes that fork from one with threads may inherit a lock that nobody lets go.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as processes, ThreadPoolExecutor() as threads:
+        each = processes.map
+        parts: list[Future[list[Row]]] = []
+        if only != MIX:
+            parts += [threads.submit(part, seed, bars, each) for part in ROLE_ROWS]
+        if only != ROLES:
+            of_mix = (
+                threads.submit(mix_rows, solutions, bars, each),
+                threads.submit(routed_rows, seed, bars, each),
+                threads.submit(planted_rows, seed, each),
+            )
+            parts = [*of_mix, *parts]
+        return [row for part in parts for row in part.result()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -349,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/bench/mix.json"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=PARTS, help="one part; the other's rows are those of bench/results/mix.json")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; all cores unless told")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--rate", type=float)
     asked = parser.parse_args(arguments)
@@ -360,12 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except FairleadError as error:
             parser.exit(2, f"{error}\n")
         return 0
-    bars = goals("mix")
-    rows: list[Row] = []
-    if asked.only != ROLES:
-        rows += [*mix_rows(asked.seed, bars), *routed_rows(asked.seed, bars), *planted_rows(asked.seed)]
-    if asked.only != MIX:
-        rows += [*flip_rows(asked.seed, bars), *convertible_rows(asked.seed)]
+    rows = measured(asked.seed, asked.only, asked.jobs)
     if asked.only is not None:
         before = [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
         other = [row for row in before if row.metric.startswith(OF_ROLES) == (asked.only == MIX)]

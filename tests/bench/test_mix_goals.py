@@ -25,7 +25,7 @@ from flip import (  # noqa: E402 - found through the line above
 )
 from measuring import attained, measured, tabled  # noqa: E402
 from roofline import by_knee, objectives, price_lists, profiles  # noqa: E402
-from run import GRID, best_single, imported, main, solved  # noqa: E402
+from run import GRID, best_single, imported, main, sliced, solved  # noqa: E402
 from table import goals  # noqa: E402
 from workloads import WORKLOADS, histogram, homogeneous, skewed  # noqa: E402
 
@@ -47,6 +47,7 @@ BAR = {
     "P/D: throughput of the best division ÷ 1:1, 1k in, 800 out": ">= 1.60",
     "P/D: throughput over the turn, 20000 requests of each kind: balanced ÷ 1:1": ">= 1.60",
     "P/D: throughput over the turn, 60000 requests of each kind: balanced ÷ 1:1": ">= 1.60",
+    "P/D: throughput over the turn, 20000 requests of each kind at 1.3 times the rate: balanced ÷ 1:1": ">= 1.60",
 }
 """The bar as it was asked for, on three price lists; bench/goals.yaml may not drift from it."""
 
@@ -100,10 +101,9 @@ def test_the_best_fleet_of_one_kind_is_the_one_that_mixes_are_compared_with() ->
 def test_a_mix_is_never_dearer_than_one_kind_or_slices(workload: str) -> None:
     types = skewed(GRID, 3)
     rates = [16.0 * share for share in histogram(workload, GRID, 3)]
-    case = solved(rates, types, slices=True)
+    case = solved(rates, types)
     assert case.mix.rule == "milp"
-    assert case.sliced is not None
-    assert case.mix.cost_per_hour <= case.sliced + 1e-6
+    assert case.mix.cost_per_hour <= sliced(rates, types)[0] + 1e-6
     assert case.mix.cost_per_hour <= homogeneous(rates, types) + 1e-6
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.fleet import Role
+from fairlead_autoscaler.scaling.unsaid import unsaid
 from fairlead_autoscaler.scaling.values import GatewaySeen, PoolFacts, PoolSeen, ReplicaSeen, ReplicaState
 
 _FRESH_SECONDS = 10.0
@@ -113,8 +114,9 @@ def totals(pool: PoolSeen, facts: PoolFacts, itl_seconds: float | None) -> Total
             seen += 1
             if ended is not None:
                 in_flight[replica.id], finished[replica.id] = runs + waits, ended
-        running += runs or 0.0
-        waiting += waits or 0.0
+        queued = unsaid(facts, runs, number(replica.first_tokens), number(replica.prompt_tokens))
+        running += (runs or 0.0) - queued
+        waiting += (waits or 0.0) + queued
         done += ended or 0.0
         computed, hit = number(replica.prompt_tokens), number(replica.cached_tokens)
         if computed is not None and hit is not None:

@@ -146,6 +146,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
             targets[pool.name],
             own_share(held, parts, targets, pool.name),
             _urgent(look, sizes, need),
+            group.role is not Role.SERVE,
             asleep,
             (max(1.0, sizes.ahead - settings.ready_extra_seconds), sizes.startup),
             _what_if(pool, look, sizes),
@@ -201,8 +202,10 @@ def _worths(
 def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[State, GroupState, Need | None]:
     """What the group needs, where anything has arrived yet."""
     settings, first = look.settings, sizes.first
-    settled = is_settled(state.lengths)
-    price = price_of(first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted, settled, settings)
+    settled, own = is_settled(state.lengths), look.model.replicas_most is None
+    price = price_of(
+        first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted, settled, own, settings
+    )
     before = _past(before, state, look, price, sizes)
     state, seen = _level(state, before, look, price, sizes)
     if seen is None:

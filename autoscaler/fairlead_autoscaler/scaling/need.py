@@ -33,8 +33,6 @@ _SETTLED = 100.0
 """Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
 _MANY = 50.0
 """Requests that a drift of lengths must rest on."""
-_LONGER = 0.5
-"""By how much longer than they are by now answers will be of which, since traffic turned, none has ended."""
 _KEPT_MOST = 0.95
 _OF_NOBODY = "a100-qwen7b"
 """The profile that stands in where nobody knows one; the speed that is seen corrects it."""
@@ -144,13 +142,20 @@ def _kept(pool: PoolFacts, settings: ScalingSettings) -> ScalingSettings:
 
 
 def price_of(
-    pool: PoolFacts, mix: Mix, factor: float, capacity: Capacity, kept: Kept, settled: bool, settings: ScalingSettings
+    pool: PoolFacts,
+    mix: Mix,
+    factor: float,
+    capacity: Capacity,
+    kept: Kept,
+    settled: bool,
+    own: bool,
+    settings: ScalingSettings,
 ) -> Price:
     """Bins in replicas of ``pool``, as if answers had always been as long as they are in ``mix``, and decode engines had always
-    ``kept`` as much of prefill. What a decode engine holds beside answers are the prompts of the bin itself; where these are much
-    longer than was known, not all of them: nobody knows yet that answers to them are as long as those before (``turn``). Until
-    prompts are ``settled`` as if they too had always been so long: the mean moves with each tick, and bins of shorter ones would be
-    worth less the longer those are that come now."""
+    ``kept`` as much of prefill. Where decode engines are priced by their ``own`` prompts, what they hold beside answers are those of
+    the bin; where these are much longer than was known, not all of them: nobody knows yet that answers to them are as long as those
+    before (``turn``). Until prompts are ``settled`` as if they too had always been so long: the mean moves with each tick, and bins
+    of shorter ones would be worth less the longer those are that come now."""
     if not settled:
         each = 1.0 - kept.requests if pool.role is Role.PREFILL else 1.0
         return lambda bin: bin.requests / bin.seconds * each / capacity.requests_per_second
@@ -162,7 +167,7 @@ def price_of(
     if pool.role is Role.PREFILL:
         per_prompt *= 1.0 - kept.tokens
         per_request *= 1.0 - kept.requests
-    elif pool.role is Role.DECODE:
+    elif pool.role is Role.DECODE and own:
         per_request = mix.output * step.token_seconds(mix.output / 2)
         per_held = mix.output * step.per_resident
 
@@ -175,10 +180,11 @@ def price_of(
 
 def longer(lengths: Lengths, load: Load, ahead_seconds: float, settings: ScalingSettings) -> float:
     """How many times as long answers will be, by how they grew over the last minutes; 1 where they did not, by more than chance.
-    Where traffic turned just now, by how many of those that began since are not over."""
-    if load.recent and turning(lengths, load.recent[-1].at, settings):
-        return 1.0 + _LONGER * unended(lengths)
+    Where traffic turned just now, those that began since and are not over will take as much longer as any answer takes of which
+    nothing is known."""
     now = lengths.answer(_OUTPUT)
+    if load.recent and turning(lengths, load.recent[-1].at, settings):
+        return 1.0 + unended(lengths) * _OUTPUT / now
     bins = grown(lengths, load, settings)
     if len(bins) < 4 or lengths.output.fast_of < _MANY or not lengths.output.off(settings.drift_sigmas):
         return 1.0

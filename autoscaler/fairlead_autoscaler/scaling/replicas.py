@@ -3,8 +3,9 @@
 Up at once, in one step: a pending replica counts as one that is there, so nothing is ordered twice. Where requests wait already, up
 to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
 half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged, nor is a single
-one beside others that serve). As soon as enough are ready, the rest is cancelled. Without metrics a rise is hedged in any case:
-nobody sees how much is missing.
+one beside others that serve, but where it is a quarter of a role: a fourth prefill engine that took 250 s cost two minutes of first
+tokens). As soon as enough are ready, the rest is cancelled. Without metrics a rise is hedged in any case: nobody sees how much is
+missing.
 
 Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes (five after a time
 without them), the pool was not lowered just now, and what would be left carries the largest need of the window also with the caches
@@ -51,12 +52,14 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the load asks of a pool: ``target`` replicas, of which ``needed`` exactly. ``urgent``: requests wait. ``asleep``:
-    nothing is needed. ``capacity_after`` is what a replica carries when one fewer shares the caches, as a share of now."""
+    """What the load asks of a pool: ``target`` replicas, of which ``needed`` exactly. ``urgent``: requests wait. ``apart``: nobody
+    else does what it does for a request. ``asleep``: nothing is needed. ``capacity_after`` is what a replica carries when one fewer
+    shares the caches, as a share of now."""
 
     target: int
     needed: float
     urgent: bool
+    apart: bool
     asleep: bool
     startup_seconds: tuple[float, float]
     capacity_after: float
@@ -193,7 +196,8 @@ def _extra(
         return min(hedged, room)
     if missing <= 0:
         return min(hedged, room) if doubt.calm else 0
-    few = 1.0 if seen.ready == 0 else max(2.0, settings.hedge_missing_share * target)
+    alone = wanted.apart and slow > settings.hedge_lone_slow * usual and missing >= settings.hedge_lone_share * target
+    few = 1.0 if alone or seen.ready == 0 else max(2.0, settings.hedge_missing_share * target)
     if wanted.urgent and missing >= few:
         return min(room, max(hedged, beside))
     return min(hedged, room)

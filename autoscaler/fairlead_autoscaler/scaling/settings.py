@@ -83,6 +83,8 @@ class ScalingSettings:
     backlog_ahead: float = 1.0
     hedge: float = 2.0
     hedge_missing_share: float = 0.1
+    hedge_lone_share: float = 0.25
+    hedge_lone_slow: float = 1.5
 
     start_price: float = 0.3
     switch_starts: float = 1.0

@@ -12,11 +12,12 @@ add.
 
 **Then** prompts are as long as in those ticks, with the unevenness that was known, and what came before is another load. Answers are
 learned anew, from what was generated beyond what those that ended explain: answers in flight belong to requests that began with their
-own prompts. That their mean rises in the first two minutes is the turn, and no drift that would go on (``grown``); what will be
-there instead is what is in flight, and half of it more, since it has not ended (``unended``).
+own prompts. That their mean rises in the first two minutes is the turn, and no drift that would go on (``grown``); what is expected
+instead is that those which have not ended take as much longer as an answer of which nothing is known (``unended``).
 
 Until it is found, what a decode engine holds is priced by the prompts that came (``need.price_of``), much shorter ones at once and
-much longer ones in part."""
+much longer ones in part. Not so where groups share a number of replicas (``together``): what is expected too much there is not bought
+but only divided, and the sooner division serves more."""
 
 from dataclasses import replace
 

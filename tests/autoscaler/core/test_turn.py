@@ -84,9 +84,10 @@ def test_while_it_turns_answers_are_not_said_to_grow() -> None:
 def test_answers_of_which_none_has_ended_are_expected_to_take_longer() -> None:
     began = Ratio(200.0, 0.0, 200.0, 0.0)
     load = Load(recent=(Bin(100.0, 5.0, 80.0, 8e4, 100.0),))
-    for ended, growth in ((0.0, 1.5), (100.0, 1.25), (200.0, 1.0)):
-        lengths = Lengths(output=Ratio(3e4, ended, 3e4, ended), began=began, turned_at=60.0)
-        assert longer(lengths, load, 120.0, SETTINGS) == pytest.approx(growth)
+    for ended, more in ((0.0, 250.0), (100.0, 125.0), (200.0, 0.0)):
+        lengths = Lengths(output=Ratio(5e4, ended, 5e4, ended), began=began, turned_at=60.0)
+        by_now = lengths.answer(250.0)
+        assert by_now * longer(lengths, load, 120.0, SETTINGS) == pytest.approx(by_now + more)
     later = Load(recent=(Bin(300.0, 5.0, 80.0, 8e4, 100.0),))
     assert longer(Lengths(output=Ratio(3e4, 0.0, 3e4, 0.0), began=began, turned_at=60.0), later, 120.0, SETTINGS) == 1.0
 
