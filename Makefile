@@ -85,7 +85,7 @@ bench-agreement: env ## the simulator beside one and three real gateways and eng
 bench-fitted: env ## the simulator beside two real vLLM engines, by what a gateway learned of them; 6 GB the first time; out/bench/fitted.json
 	@$(RUN) bench/fitted.py
 
-bench-mix: env ## accelerator mixes beside one kind and Mélange's slices; prefill and decode after the traffic turns; out/bench/mix.json
+bench-mix: env ## accelerator mixes beside one kind and slices; prefill and decode after the traffic turns; 5 minutes of a core, on all of them; out/bench/mix.json
 	@$(RUN) bench/mix/run.py
 
 soak: compile ## engines killed, gateways restarted, hostile requests, a million more, as often as the bar says; bench/results/soak.json
