@@ -170,11 +170,9 @@ def held_by(spec: ModelDeploymentSpec, workload: Manifest) -> str | None:
     return holder(workload)
 
 
-def released(model: Manifest, workload: Manifest) -> bool:
-    """Is the mode another than Auto, or the number somebody else's? Both as they stand in the cluster."""
-    spec = model.get("spec") or {}
-    mode = (spec.get("autoscaling") or {}).get("mode")
-    return mode != ScalingMode.AUTO or spec.get("replicas") is not None or holder(workload) is not None
+def released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:
+    """Is the mode another than Auto, or the number somebody else's?"""
+    return spec.autoscaling.mode is not ScalingMode.AUTO or held_by(spec, workload) is not None
 
 
 def _surplus(workload: Manifest) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from fairlead.api import AcceleratorClassSpec, builtin_accelerators
+from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, builtin_accelerators
 from fairlead.clock import Clock
 from fairlead.cluster_labels import MANAGED_BY, MANAGER, MODEL, POOL, sleep_mark
 from fairlead.errors import FairleadError, Unavailable
@@ -39,6 +39,7 @@ from fairlead.kube.resource import (
 from fairlead.kubefleet.specs import ModelRead, Specs
 from fairlead_autoscaler.cluster.facts import Followed, Known, hindrance, released, standing, states
 from fairlead_autoscaler.cluster.marks import Nursed
+from fairlead_autoscaler.tiers import tier_of
 from fairlead_autoscaler.world import ModelState
 
 _LOG = logging.getLogger("fairlead.autoscaler")
@@ -157,6 +158,10 @@ class KubeWorld:
         """Every model that the autoscaler is asked about: by pool, who else sets its number."""
         return standing(self._read(), self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)))
 
+    def _spec(self, key: str) -> ModelDeploymentSpec | None:
+        """What is wanted of one model; None where there is none, or it cannot be read."""
+        return next((one.spec for one in self._read() if one.key == key), None)
+
     def _read(self) -> Sequence[ModelRead]:
         return self._specs.models({key: one for key, one in self._models() if not leaving(one)})
 
@@ -175,8 +180,9 @@ class KubeWorld:
 
     def level(self, key: str) -> int:
         """How the engines of a model are to sleep."""
-        found = ((self.model(key) or {}).get("spec") or {}).get("autoscaling") or {}
-        return 2 if (found.get("sleep") or {}).get("level") == 2 else 1
+        spec = self._spec(key)
+        tier = None if spec is None else tier_of(spec)
+        return 1 if tier is None else tier.level
 
     def marked(self) -> Mapping[str, Sequence[Manifest]]:
         """Every pod that carries a mark of sleep, by its model's key."""
@@ -188,8 +194,8 @@ class KubeWorld:
 
     def released(self, key: str, pool: str) -> bool:
         """Does nobody here decide any more how many of this pool serve? Not where that cannot be told."""
-        model, workload = self.model(key), self.workload(key, pool)
-        return model is not None and workload is not None and released(model, workload)
+        spec, workload = self._spec(key), self.workload(key, pool)
+        return spec is not None and workload is not None and released(spec, workload)
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
         for (resource, _), informer in self._informers.items():

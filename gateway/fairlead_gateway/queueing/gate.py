@@ -190,8 +190,8 @@ class Gate:
 
     def _full(self, asked: Asked, engines: Sequence[Engine], now: float, kept: str | None = None) -> frozenset[str]:
         """The engines that have no room for it."""
-        ordered, long, found = self.ordered(), asked.waiting.long and self._pooled, []
-        if ordered and long and self._closed(engines, now):
+        ordered, long, found = self.ordered(), self._apart(asked.waiting), []
+        if long and self._closed(engines, now):
             return frozenset(one.id for one in engines)
         for one in engines:
             if (ordered and not _has_room(one, long=long)) or one.id == kept or self._lacks(asked, one, now):
@@ -215,6 +215,10 @@ class Gate:
             > 0.0
         )
 
+    def _apart(self, waiting: Waiting) -> bool:
+        """Whether it is a long prompt, where those have engines of their own."""
+        return waiting.long and self._pooled and self.ordered()
+
     def _closed(self, engines: Sequence[Engine], now: float) -> bool:
         """Whether as many engines are at long prompts as may be."""
         boundary = self._pools.boundary_seconds
@@ -226,7 +230,7 @@ class Gate:
             return "no engine is ready; it goes when one is"
         if len(self._asked) > 1:
             return f"{len(self._asked) - 1} are held before it or beside it"
-        if self.ordered() and self._pooled and asked.waiting.long and self._closed(engines, now):
+        if self._apart(asked.waiting) and self._closed(engines, now):
             return f"as many of {len(engines)} engines are at long prompts as the short ones leave them"
         if any(self._lacks(asked, one, now) for one in engines):
             return f"its answer is not expected to fit the memory of any of {len(engines)} engines that have room"
@@ -301,7 +305,7 @@ class Gate:
         if ordered and not any(_has_room(one, long=False) for one in engines):
             return None
         turn, kept = self._line.peek(now), None
-        if ordered and self._pooled and turn is not None and turn.request.long:
+        if turn is not None and self._apart(turn.request):
             if self._closed(engines, now):
                 turn = self._line.peek(now, _LONG)
             elif not any(_has_room(one, long=True) for one in engines):

@@ -111,12 +111,11 @@ def test_a_number_in_the_spec_holds_the_pool() -> None:
 
 
 def test_who_sleeps_is_let_go_where_the_mode_or_the_number_is_somebody_elses(a_workload: Make) -> None:
-    auto: dict[str, Any] = {"spec": {"autoscaling": {"mode": "Auto"}}}
-    assert not released(auto, a_workload(2, "fairlead", "fairlead-autoscaler"))
-    assert released(auto, a_workload(2, "kube-controller-manager"))
-    assert released({"spec": {**auto["spec"], "replicas": 2}}, a_workload())
-    for spec in ({"autoscaling": {"mode": "Advise"}}, {"autoscaling": {"mode": "Off"}}, {}):
-        assert released({"spec": spec}, a_workload())
+    assert not released(spec(), a_workload(2, "fairlead", "fairlead-autoscaler"))
+    assert released(spec(), a_workload(2, "kube-controller-manager"))
+    assert released(spec(replicas=2), a_workload())
+    for mode in ("Advise", "Off"):
+        assert released(spec(mode=mode), a_workload())
 
 
 def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_held(a_workload: Make) -> None:
