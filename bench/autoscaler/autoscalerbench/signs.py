@@ -3,9 +3,9 @@ how a pool woke up. Pure; seconds from the scenario's start."""
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from fairlead_sim.scaling.loop import Outcome, inside
+from fairlead_sim.scaling.loop import Outcome
 from fairlead_sim.scaling.plant import Scenario
 
 AFTER_SECONDS = 300.0
@@ -96,19 +96,3 @@ def _first(moments: Sequence[float], begin: float, end: float) -> float | None:
     """The first of the rising ``moments`` in [begin, end]."""
     at = bisect_left(moments, begin)
     return moments[at] if at < len(moments) and moments[at] <= end else None
-
-
-def missed_by(outcome: Outcome) -> Mapping[str, float]:
-    """Why requests missed: shares of all, of those with a late first token, slow ones, and those that got no whole answer."""
-    book = outcome.book
-    late = slow = none = 0
-    for request, arrival in enumerate(book.arrival):
-        if inside(book, request, outcome.ttft_seconds, outcome.itl_seconds):
-            continue
-        if book.first[request] < 0.0 or book.end[request] < 0.0:
-            none += 1
-        elif book.first[request] - arrival > outcome.ttft_seconds:
-            late += 1
-        else:
-            slow += 1
-    return {"late": late / outcome.requests, "slow": slow / outcome.requests, "none": none / outcome.requests}
