@@ -12,6 +12,7 @@ most that was needed lately and by the last trend."""
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fairlead.fleet import Role
 from fairlead_autoscaler.scaling.asleep import rested
 from fairlead_autoscaler.scaling.convertible import with_slack
 from fairlead_autoscaler.scaling.cost import with_cost
@@ -26,13 +27,15 @@ from fairlead_autoscaler.scaling.values import MixAsked, Observation, Plan, Pool
 
 
 def decide(state: State, observation: Observation, model: ScaledModel, settings: ScalingSettings) -> tuple[State, Plan]:
-    """What to do now, and what to remember. Pools that the observation does not name are left alone."""
+    """What to do now, and what to remember. Pools that the observation does not name are left alone, and for a minute so are the
+    others of their role."""
     state, look = look_at(state, observation, model, settings)
     plans: dict[str, PoolPlan] = {}
     asks: dict[str, MixAsked] = {}
+    left = _left_alone(state, look)
     for group in groups(model):
         present = tuple(pool for pool in group.pools if pool.name in look.pools)
-        if present:
+        if present and group.role not in left:
             state, planned_now, asked = plan_group(state, look, Group(group.role, present))
             plans.update(planned_now)
             if asked is not None:
@@ -41,6 +44,21 @@ def decide(state: State, observation: Observation, model: ScaledModel, settings:
         state, plans = _together(model.replicas_most, state, look, plans)
     state, plans = rested(state, look, plans)
     return state, Plan(with_cost(model, with_slack(model, plans, look.pools)), asks)
+
+
+def _left_alone(state: State, look: Look) -> frozenset[Role]:
+    """Groups of which a pool that was there lately is not named: what it has may serve on, so nobody takes its place yet. Where
+    groups share a number of replicas it is all of them."""
+    settings, now = look.settings, look.now
+    gone = {
+        pool.role
+        for pool in look.model.pools
+        if pool.name not in look.pools
+        and (known := state.pools.get(pool.name)) is not None
+        and known.seen_at is not None
+        and now - known.seen_at < settings.blind_hold_seconds
+    }
+    return frozenset(Role if gone and look.model.replicas_most is not None else gone)
 
 
 def _together(most: int, state: State, look: Look, plans: Mapping[str, PoolPlan]) -> tuple[State, dict[str, PoolPlan]]:

@@ -183,7 +183,7 @@ def _learn(state: State, look: Look, tick: Bin | None) -> State:
             prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
         seen = look.pools[facts.name]
         starts, wakes = learned.starts(before.starts, seen), learned.wakes(before.wakes, seen)
-        pools[facts.name] = replace(before, speed=speed, starts=starts, wakes=wakes)
+        pools[facts.name] = replace(before, seen_at=look.now, speed=speed, starts=starts, wakes=wakes)
     lengths, load = (state.lengths, state.load) if tick is None else turned(state.lengths, state.load, settings)
     if finished or generated:
         output = lengths.output.plus(generated, finished, look.seconds, settings)

@@ -23,9 +23,11 @@ from fairlead_autoscaler.scaling.zero import Silence
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """Of a pool: how fast its engines are, how long they take to start, when it was lowered last, how many were started beside what
-    is needed, how long waking takes by the level of sleep, and the numbers of replicas that were needed lately."""
+    """Of a pool: when it was there last, how fast its engines are, how long they take to start, when it was lowered last, how many
+    were started beside what is needed, how long waking takes by the level of sleep, and the numbers of replicas that were needed
+    lately."""
 
+    seen_at: float | None = None
     speed: Speed = field(default_factory=Speed)
     starts: Starts = field(default_factory=Starts)
     lowered_at: float | None = None
