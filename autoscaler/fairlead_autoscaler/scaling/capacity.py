@@ -35,6 +35,7 @@ The step model is that of papers.md F1, the use of it as unit of scaling TokenSc
 are taken at once, at the mix that is seen, with the speed that is seen."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -184,17 +185,16 @@ def knee(step: Step, mix: Mix, objectives: Objectives, replicas: float, settings
     makes sense."""
     work = step.work(mix)
     limits = _Limits(step, mix, work, objectives, settings)
-    low, high = 0, 2 << _HALVINGS
-    bound = Bound.TTFT
-    while high - low > 1:
-        place = (low + high) // 2
-        rate = _SLOWEST * math.exp(_FINER * place)
-        passed = limits.passed(rate, replicas)
-        if passed is None and rate * work < 1.0:
-            low = place
-        else:
-            high, bound = place, passed or bound
-    return Capacity(_SLOWEST * math.exp(_FINER * low), work, bound)
+
+    def rate(place: int) -> float:
+        return _SLOWEST * math.exp(_FINER * place)
+
+    def too_much(place: int) -> bool:
+        each = rate(place)
+        return each * work >= 1.0 or limits.passed(each, replicas) is not None
+
+    first = _first(0, 2 << _HALVINGS, too_much)
+    return Capacity(rate(first - 1), work, limits.passed(rate(first), replicas) or Bound.TTFT)
 
 
 def replicas_for(
@@ -225,13 +225,18 @@ def replicas_for(
         else:
             low, place = place, place + step_size
         step_size *= 4
+    return count(_first(low, high, enough))
+
+
+def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first place above ``low`` where it ``holds``, as it does from there on; ``high`` where it does at none before."""
     while high - low > 1:
         place = (low + high) // 2
-        if enough(place):
+        if holds(place):
             high = place
         else:
             low = place
-    return count(high)
+    return high
 
 
 class _Limits:
