@@ -85,7 +85,7 @@ class Lines:
 def _message(line: str) -> dict[str, Any]:
     try:
         message = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"no JSON: {error}", field="op") from error
     if not isinstance(message, dict):
         raise BadInput("an operation is a JSON object", field="op")
@@ -159,4 +159,6 @@ def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], sys.stdin, sys.stdout, sys.stderr))
+    # A byte that is no UTF-8 spoils its line and no other.
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
+        sys.exit(main(sys.argv[1:], lines, sys.stdout, sys.stderr))

@@ -326,6 +326,17 @@ def test_what_is_not_limited_is_missing_or_infinite() -> None:
         assert (model.ttft_seconds, model.itl_seconds, model.patience_seconds) == (None, None, None)
 
 
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"op": "step", "t": "\xff"}', b"{", b"null"])
+def test_a_line_that_is_no_json_ends_nothing(line: bytes) -> None:
+    right = json.dumps({"op": "step", **pool_told()}).encode()
+    sent = b"\n".join([b'{"op": "reset", "pools": {"main": {}}}', line, right])
+    command = [sys.executable, "-m", "fairlead_sim.seams", "autoscaler"]
+    done = subprocess.run(command, input=sent, capture_output=True, check=False)
+    begun, refused, went_on = [json.loads(one) for one in done.stdout.splitlines()]
+    assert (done.returncode, begun, went_on) == (2, {}, {"main": 1})
+    assert list(refused) == ["error"]
+
+
 def test_the_lines_of_the_manual() -> None:
     shown = DOCUMENTED.read_text().partition("## The autoscaler as JSON lines")[2].partition("\n## ")[0]
     sent = re.findall(r"^> (\{.*)$", shown, re.MULTILINE)
