@@ -147,6 +147,7 @@ def plan_group(state: State, look: Look, group: Group) -> tuple[State, dict[str,
             own_share(held, parts, targets, pool.name),
             _urgent(look, sizes, need),
             group.role is not Role.SERVE,
+            _overloaded(look, sizes, need),
             asleep,
             (max(1.0, sizes.ahead - settings.ready_extra_seconds), sizes.startup),
             _what_if(pool, look, sizes),
@@ -416,6 +417,14 @@ def _urgent(look: Look, sizes: _Sizes, need: Need | None) -> bool:
     ready = sizes.ready(look)
     waits = _backlog(look, sizes.group) > look.settings.queue_usual * max(1.0, ready)
     return need.level_now > ready or (waits and need.replicas + need.backlog > ready)
+
+
+def _overloaded(look: Look, sizes: _Sizes, need: Need | None) -> bool:
+    """Does what arrives take far more than is ready? Not asked of roles apart: what one of them needs where traffic turns rests on
+    lengths of answers that have not ended."""
+    if need is None or sizes.group.role is not Role.SERVE:
+        return False
+    return need.level_now > look.settings.overloaded_share * sizes.ready(look)
 
 
 def _part(look: Look, pool: PoolFacts, sizes: _Sizes) -> Part:

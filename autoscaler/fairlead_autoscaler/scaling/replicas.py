@@ -4,8 +4,9 @@ Up at once, in one step: a pending replica counts as one that is there, so nothi
 to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
 half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged, nor is a single
 one beside others that serve, but where it is a quarter of a role: a fourth prefill engine that took 250 s cost two minutes of first
-tokens). As soon as enough are ready, the rest is cancelled. Without metrics a rise is hedged in any case: nobody sees how much is
-missing.
+tokens). Where what arrives takes a quarter more than is ready, a queue grows that nothing but a start ends: there it is up to three
+times what is missing. As soon as enough are ready, the rest is cancelled. Without metrics a rise is hedged in any case: nobody sees
+how much is missing.
 
 Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes (five after a time
 without them), the pool was not lowered just now, and what would be left carries the largest need of the window also with the caches
@@ -53,13 +54,14 @@ _ROUNDING = 1e-6
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the load asks of a pool: ``target`` replicas, of which ``needed`` exactly. ``urgent``: requests wait. ``apart``: nobody
-    else does what it does for a request. ``asleep``: nothing is needed. ``capacity_after`` is what a replica carries when one fewer
-    shares the caches, as a share of now."""
+    else does what it does for a request. ``overloaded``: what arrives takes far more than is ready. ``asleep``: nothing is needed.
+    ``capacity_after`` is what a replica carries when one fewer shares the caches, as a share of now."""
 
     target: int
     needed: float
     urgent: bool
     apart: bool
+    overloaded: bool
     asleep: bool
     startup_seconds: tuple[float, float]
     capacity_after: float
@@ -188,7 +190,8 @@ def _extra(
     missing = target - seen.ready - seen.asleep - seen.waking  # who sleeps is there sooner than who is started
     room = max(0, most - target)
     usual, slow = wanted.startup_seconds
-    beside = math.ceil(min(settings.hedge - 1.0, slow / usual - 1.0) * missing)
+    times = settings.hedge_overloaded if wanted.overloaded else settings.hedge
+    beside = math.ceil((times - 1.0) * min(1.0, slow / usual - 1.0) * missing)
     if doubt.blind_seconds is not None:
         rises = target > seen.desired - hedged and doubt.blind_seconds >= settings.blind_hold_seconds
         return min(room, max(hedged, beside)) if rises and missing > 0 else min(hedged, room)

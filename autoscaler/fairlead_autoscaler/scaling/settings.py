@@ -82,6 +82,8 @@ class ScalingSettings:
     backlog_seconds: float = 60.0
     backlog_ahead: float = 1.0
     hedge: float = 2.0
+    hedge_overloaded: float = 3.0
+    overloaded_share: float = 1.25
     hedge_missing_share: float = 0.1
     hedge_lone_share: float = 0.25
     hedge_lone_slow: float = 1.5

@@ -57,7 +57,7 @@ def test_where_it_cannot_be_told_nothing_is_made_up(missing: str) -> None:
 
 def _rule(target: int, ready: int, slow: float, *, apart: bool) -> tuple[int, str]:
     """The number and the rule where one more is needed than there are, in a pool whose starts take 120 s, slow ones so long."""
-    wanted = Wanted(target, target - 0.2, True, apart, False, (120.0, slow), 1.0, {}, "load")
+    wanted = Wanted(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
     seen = PoolSeen(ready, ready)
     _, plan = planned(PoolState(), seen, wanted, Doubt(None, None, False), (1, 60), 100.0, ScalingSettings())
     return plan.replicas, plan.rule
