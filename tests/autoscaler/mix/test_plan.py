@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
@@ -19,6 +19,12 @@ BIG = Candidate("big", 5.0, (40.0, 10.0))
 
 throughputs = st.one_of(st.just(0.0), st.floats(0.1, 50.0))
 shapes = 4
+MOST = 2_500
+"""Replicas of a pool that no draw needs: four shapes at 60 a second, 0.1 a replica, are 2,400."""
+RARE = Candidate("rare", 5.0, (0.0, 0.0, 0.0, 0.5))
+SLOW = Candidate("slow", 1.0, (0.0, 0.109375, 0.0, 0.109375))
+BOTH = [0.0, 50.0, 0.0, 60.0]
+"""1,006 of SLOW alone carry this for 1,006 an hour; with 1,000 at most, two of RARE and 997 of SLOW for 1,007."""
 
 
 @st.composite
@@ -75,6 +81,14 @@ def test_bounds_that_do_not_allow_the_load_give_as_much_as_they_carry() -> None:
     assert mix.replicas == {"small": 2, "big": 0}
     assert mix.unserved == pytest.approx(35.0)
     assert "bounds" in mix.reason
+
+
+@pytest.mark.parametrize(("most", "counts", "cost"), [(1_006, (0, 1_006), 1_006.0), (1_000, (2, 997), 1_007.0)])
+def test_a_cheaper_fleet_counts_only_where_its_pool_may_be_that_large(
+    most: int, counts: tuple[int, int], cost: float
+) -> None:
+    mix = plan_mix(BOTH, [replace(RARE, maximum=most), replace(SLOW, maximum=most)], FREE)
+    assert (tuple(mix.replicas.values()), mix.cost_per_hour, mix.rule) == (counts, cost, "milp")
 
 
 @pytest.mark.parametrize(("solved", "rule"), [(Solved("limit"), "greedy-timeout"), (Solved("failed"), "greedy-failed")])
@@ -134,12 +148,13 @@ def test_every_mix_carries_what_it_says_within_bounds(problem: tuple[list[float]
 
 @settings(deadline=None)
 @given(problems())
+@example((BOTH, [RARE, SLOW]))
 def test_no_fleet_of_one_kind_no_sliced_mix_and_no_greedy_one_is_cheaper(
     problem: tuple[list[float], list[Candidate]],
 ) -> None:
     rates, drawn = problem
     assume(sum(rates) > 0.0)
-    candidates = [replace(one, minimum=0, maximum=1_000, running=0, startup_seconds=0.0) for one in drawn]
+    candidates = [replace(one, minimum=0, maximum=MOST, running=0, startup_seconds=0.0) for one in drawn]
     mix = plan_mix(rates, candidates, FREE)
     assume(mix.unserved == 0.0)
     for one in candidates:
