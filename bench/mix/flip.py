@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fairlead.fleet import Role
-from fairlead_autoscaler.roles import Split, split
-from fairlead_autoscaler.scaling import Core, ScalingSettings
-from fairlead_autoscaler.scaling.capacity import Mix
-from fairlead_autoscaler.scaling.need import capacity_of, objectives_of
+from fairlead_autoscaler.scaling import Core
 from fairlead_sim.scaling.book import Load
 from fairlead_sim.scaling.loop import Outcome, Schedule, run
 from fairlead_sim.scaling.plant import Scenario
@@ -28,7 +25,6 @@ BEST = {LONG: 14, CHATTY: 6}
 """Engines that prefill in the division that carries most of each kind, where each does what its role says."""
 SATURATED = {LONG: 17.2, CHATTY: 57.0}
 """Requests per second that it carries, about."""
-_CORE = ScalingSettings()
 
 Part = tuple[tuple[int, int], float, float]
 """A shape (prompt and answer tokens), its requests per second, and for how many seconds."""
@@ -125,15 +121,3 @@ def saturated(
     made = scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9, computing=computing)
     ends = run(made, Schedule([])).book.end
     return sum([begin < at <= end for at in ends]) / (end - begin)
-
-
-def best_split(shape: tuple[int, int]) -> Split:
-    """The division that the ratio law finds for one kind of request, by the knees that the core sizes by."""
-    prompt, output = float(shape[0]), float(shape[1])
-    made = model([pool(large(), 1, role=role) for role in (Role.PREFILL, Role.DECODE)], TTFT_SECONDS, ITL_SECONDS)
-    shown = (Mix(prompt, 1.0, uneven=0.0), Mix(prompt, output, cached=1.0, uneven=0.0))
-    needs = [
-        1.0 / capacity_of(one, mix, 1.0, objectives_of(made, one.role, prompt), ENGINES / 2, _CORE).requests_per_second
-        for one, mix in zip(made.pools, shown, strict=True)
-    ]
-    return split(ENGINES, needs[0], needs[1])
