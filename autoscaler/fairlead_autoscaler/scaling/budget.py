@@ -1,7 +1,7 @@
 """The error budget: what the objectives saw, and how much room it leaves.
 
 The objective leaves a share of requests that may miss. The share that did, over minutes and over an hour, trims the margin on
-capacity between 0.85 and 1.15: the same constants then serve engines whose knee lies elsewhere than the model says. While more is
+capacity between 0.85 and 1.4: the same constants then serve engines whose knee lies elsewhere than the model says. While more is
 asked than is ready nothing is learned: what misses then says that starting is slow, not that the knee lies elsewhere. It still
 counts for the hour: a budget that is overspent takes back what was trimmed off.
 

@@ -66,7 +66,7 @@ class ScalingSettings:
     # Margin: the error budget.
     margin: float = 1.0
     margin_least: float = 0.85
-    margin_most: float = 1.15
+    margin_most: float = 1.4
     margin_up_per_second: float = 1.5e-4
     margin_down_per_second: float = 2.0e-5
     margin_spend: float = 0.4
