@@ -49,6 +49,8 @@ class Rule(StrEnum):
 _CARRIED = frozenset({Rule.ENOUGH, Rule.UP})
 """Rules that say that the number carries the load."""
 _ROUNDING = 1e-6
+_SOME = 0.005
+"""Replicas that are worth saying."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,17 @@ class Wanted:
     capacity_after: float
     inputs: Mapping[str, Input]
     bound: str
+
+    @property
+    def amount(self) -> str:
+        """``needed`` with two digits, or three where the third makes it one replica more: 1.003 of them take two."""
+        hidden = math.ceil(round(self.needed, 2)) < math.ceil(self.needed - _ROUNDING)
+        return f"{self.needed:.3f}" if hidden else f"{self.needed:.2f}"
+
+    @property
+    def said(self) -> str:
+        """What is needed, and what of a replica ends first."""
+        return f"{self.amount} are needed, by {self.bound}" if self.needed >= _SOME else "next to nothing is needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,7 @@ def planned(
         target, rule, reason = most, Rule.MAXIMUM, f"{target} are needed, more than {most} are not allowed"
     elif target == most and rule in _CARRIED and wanted.needed > most + _ROUNDING:
         # The need was divided within the bounds already.
-        rule, reason = Rule.MAXIMUM, f"{wanted.needed:.2f} are needed, more than {most} are not allowed"
+        rule, reason = Rule.MAXIMUM, f"{wanted.amount} are needed, more than {most} are not allowed"
     elif rule is Rule.ENOUGH and wanted.needed <= target - 1 + 2.0 * _ROUNDING:
         rule, reason = _kept(target, least, wanted)
     extra = _extra(hedged, seen, target, wanted, doubt, most, settings)
@@ -125,10 +138,10 @@ def planned(
 def _kept(target: int, least: int, wanted: Wanted) -> tuple[Rule, str]:
     """Why there are more than the load takes, where nothing is lowered."""
     if target <= least:
-        return Rule.MINIMUM, f"{wanted.needed:.2f} are needed, fewer than {least} are not allowed"
+        return Rule.MINIMUM, f"{wanted.amount} are needed, fewer than {least} are not allowed"
     if target == 1:
         return Rule.ENOUGH, "next to nothing comes; the last one stays until silence is longer than idling is worth"
-    return Rule.ENOUGH, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
+    return Rule.ENOUGH, wanted.said
 
 
 def _number(
@@ -155,9 +168,9 @@ def _number(
     if target > plain:
         if plain == 0:
             return target, Rule.WAKE, "a request has come and there is no replica"
-        return target, Rule.UP, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
+        return target, Rule.UP, wanted.said
     if target == plain:
-        return plain, Rule.ENOUGH, f"{wanted.needed:.2f} are needed, by {wanted.bound}"
+        return plain, Rule.ENOUGH, wanted.said
     if doubt.lie is not None:
         return plain, Rule.LYING, f"{doubt.lie}: what there is stays"
     if doubt.calm:
@@ -173,14 +186,14 @@ def _down(state: PoolState, plain: int, wanted: Wanted, now: float, settings: Sc
     while floor < plain and wanted.needed > floor * wanted.capacity_after * settings.what_if_share and floor > 1:
         floor += 1
     if floor >= plain:
-        return plain, Rule.WHAT_IF, f"{plain - 1} would carry {wanted.needed:.2f}, with the caches that go only just"
+        return plain, Rule.WHAT_IF, f"{plain - 1} would carry {wanted.amount} only just, without the caches that go"
     pause = min(settings.down_every_seconds, max(settings.down_least_seconds, wanted.startup_seconds[1]))
     if state.lowered_at is not None and now - state.lowered_at < pause:
         return plain, Rule.STEP, f"lowered {now - state.lowered_at:.0f} s ago"
     most = max(1, math.floor(plain * settings.down_share))
     if floor < plain - most:
-        return plain - most, Rule.DOWN, f"{wanted.needed:.2f} were needed at most within the window, {most} less a step"
-    return floor, Rule.DOWN, f"{wanted.needed:.2f} were needed at most within the window"
+        return plain - most, Rule.DOWN, f"{wanted.amount} were needed at most within the window, {most} less a step"
+    return floor, Rule.DOWN, f"{wanted.amount} were needed at most within the window"
 
 
 def _extra(
