@@ -95,6 +95,10 @@ class Ratio:
         seen, ``otherwise``."""
         if self.fast_of >= _ENOUGH or (self.slow_of > _ENOUGH and self.off(_SIGMAS)):
             return self.fast / self.fast_of
+        return self.whole(otherwise)
+
+    def whole(self, otherwise: float) -> float:
+        """The slow mean, whatever the fast one rests on; before anything was seen, ``otherwise``."""
         return self.slow / self.slow_of if self.slow_of > _NONE else otherwise
 
     def begun(self, began: "Ratio", otherwise: float) -> "Ratio":

@@ -88,10 +88,15 @@ def is_settled(lengths: Lengths) -> bool:
 
 
 def mix_of(lengths: Lengths, role: Role, kept: Kept = NOTHING_KEPT) -> Mix:
-    """The mean request as a group of ``role`` sees it, where decode engines keep so much of prefill."""
-    settled = lengths.settled if is_settled(lengths) else None
-    known, variance = settled or (lengths.prompt, lengths.prompt_variance)
-    prompt = max(1.0, known.mean(_PROMPT))
+    """The mean request as a group of ``role`` sees it, where decode engines keep so much of prefill. Until prompts are settled it is
+    the slow mean: those that come now count in it, and at the one that makes the fast mean rest on enough, a few long ones of some
+    seconds ago would count for less at once, and more requests would take fewer replicas."""
+    if lengths.settled is not None and is_settled(lengths):
+        known, variance = lengths.settled
+        mean = known.mean(_PROMPT)
+    else:
+        mean, variance = lengths.prompt.whole(_PROMPT), lengths.prompt_variance
+    prompt = max(1.0, mean)
     answer = max(1.0, lengths.answer(_OUTPUT))
     uneven = min(_UNEVEN_MOST, variance.steady(prompt * prompt) / (prompt * prompt))
     cached = min(0.95, max(0.0, lengths.cached.mean(0.0)))

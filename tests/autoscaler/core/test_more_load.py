@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from coretests.drawn import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fairlead.fleet import Role
@@ -19,6 +19,7 @@ from fairlead_autoscaler.scaling import (
     ScaledModel,
     decide,
 )
+from fairlead_autoscaler.scaling.need import is_settled
 
 NIGHTS = settings(max_examples=2 * settings().max_examples)
 """Ten thousand series each in the nightly run."""
@@ -104,7 +105,33 @@ def planned(pool: Pool, seen: GatewaySeen) -> int:
     return decide(state, pool.look(seen), model, pool.core.settings)[1].pools["main"].replicas
 
 
+def as_before(pool: Pool, prompt: float) -> float:
+    """Tokens of the prompts of more requests as those before, ``prompt`` wherever that is so. Once prompts are settled it always is;
+    until then those that come now are part of what is known, and more that are shorter make another load: the same tokens in smaller
+    pieces, which may take fewer replicas (decision 0038)."""
+    known = pool.core.state.lengths
+    after_look = decide(pool.core.state, pool.look(GatewaySeen(0.0, 0.0)), pool.core.model, pool.core.settings)[
+        0
+    ].lengths
+    return prompt if is_settled(after_look) else max(prompt, known.prompt.whole(prompt))
+
+
+AT_A_MILLISECOND = EngineProfile("A", 1e-6, step_seconds=1e-3, kv_tokens=2_000, max_sequences=1, step_tokens=16)
+USUAL = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
+ONE_LONG = [Traffic(1, 0.0, 1.0), Traffic(1, 1.0, 30_000.0)]
+LONG_THEN_SHORT = [Traffic(1, 0.0, 1.0), Traffic(1, 40.0, 2_000.0), Traffic(4, 25.0, 10.0)]
+
+
+def of(profile: EngineProfile, ttft: float, miss: float) -> ScaledModel:
+    """A model on such engines."""
+    return ScaledModel(
+        "drawn", ttft, None, (PoolFacts("main", Role.SERVE, 1.0, 0, _MOST, profile, 60.0, 120.0),), 1.0 - miss
+    )
+
+
 @NIGHTS
+@example(of(AT_A_MILLISECOND, 0.001, 1e-4), 1.0, ONE_LONG, 13, 137, 0, 1.0)
+@example(of(USUAL, 3.0, 0.01), 100.0, LONG_THEN_SHORT, 36, 4, 0, 10.0)
 @given(MODELS, OUTPUTS, TRAFFIC, st.integers(0, 300), st.integers(0, 300), st.integers(0, 50), st.floats(1, 3e4))
 def test_more_requests_or_more_that_wait_now(
     model: ScaledModel, output: float, traffic: list[Traffic], few: int, more: int, held: int, prompt: float
@@ -112,7 +139,25 @@ def test_more_requests_or_more_that_wait_now(
     pool = after(model, output, traffic)
     less = planned(pool, GatewaySeen(float(few), few * prompt))
     assert less <= planned(pool, GatewaySeen(float(few), few * prompt, float(held)))
+    prompt = as_before(pool, prompt)
+    less = planned(pool, GatewaySeen(float(few), few * prompt))
     assert less <= planned(pool, GatewaySeen(float(few + more), (few + more) * prompt))
+
+
+def test_the_request_from_which_on_the_last_minute_is_enough_lowers_nothing() -> None:
+    model = of(USUAL, 3.0, 0.01)
+    pool = after(model, None, LONG_THEN_SHORT)
+    assert as_before(pool, 700.0) == 700.0
+    levels = []
+    for requests in range(1, 200):
+        plan = decide(pool.core.state, pool.look(GatewaySeen(requests, requests * 700.0)), model, pool.core.settings)[1]
+        level = plan.pools["main"].inputs["level_replicas"].value
+        assert level is not None
+        levels.append(level)
+    assert levels == sorted(levels)
+    pool = after(of(AT_A_MILLISECOND, 0.001, 1e-4), 1.0, ONE_LONG)  # and here not even where they are shorter
+    counts = [planned(pool, GatewaySeen(requests, requests)) for requests in (13, 148, 149, 150)]
+    assert counts == sorted(counts)
 
 
 @NIGHTS
