@@ -4,7 +4,8 @@ What is not known to be there is applied as something *new*, so that the API ser
 request instead of two, and nobody else's object is ever touched.
 
 Before something is made or deleted the API server is asked once whether the model is still what we think: a watch may be behind, and
-what is deleted on an old read does not come back.
+what is deleted on an old read does not come back. A number of instances is written only to the object that was known: where somebody
+scaled it a moment ago, it is looked at anew, and the number is theirs.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from typing import Protocol
 from fairlead.cluster_labels import MANAGER
 from fairlead.kube.changes import Change, ChangeKind
 from fairlead.kube.client import Listing
-from fairlead.kube.errors import AlreadyExists, KubeError, NotFound
+from fairlead.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from fairlead.kube.resource import (
     MODEL_DEPLOYMENTS,
     Manifest,
     Resource,
     leaving,
+    metadata_of,
     name_of,
     namespace_of,
     resource_of,
@@ -162,7 +164,12 @@ class Writer:
 
     async def _apply(self, key: str, seen: Observed, step: Apply, found: Written) -> None:
         assert step.live is not None
-        made = await self._api.apply(step.manifest, MANAGER)
+        try:
+            made = await self._api.apply(_as_known(step.manifest, step.live), MANAGER)
+        except Conflict:
+            found.anew = True
+            await self._met(key, seen, step, found)
+            return
         if step.restores:
             if len(self.unkept) > _UNKEPT_MOST:
                 self.unkept.clear()
@@ -186,3 +193,12 @@ class Writer:
         if uid_of(now) != uid_of(model) or generation_of(now) != generation_of(model) or leaving(now):
             self._shelf.put(now)
             raise Moved
+
+
+def _as_known(manifest: Manifest, live: Manifest) -> Manifest:
+    """``manifest`` for ``live`` only where it says a number of instances: whoever wrote another one since decides on it from then on,
+    and we write by force."""
+    if "replicas" not in (manifest.get("spec") or {}):
+        return manifest
+    version = metadata_of(live).get("resourceVersion")
+    return {**manifest, "metadata": {**metadata_of(manifest), "resourceVersion": version}}
