@@ -28,7 +28,6 @@ from fairlead_autoscaler.scaling.need import (
     Queue,
     as_seen,
     capacity_of,
-    is_settled,
     kept_of,
     longer,
     mix_of,
@@ -203,7 +202,7 @@ def _worths(
 def _need(state: State, before: GroupState, look: Look, sizes: _Sizes) -> tuple[State, GroupState, Need | None]:
     """What the group needs, where anything has arrived yet."""
     settings, first = look.settings, sizes.first
-    settled, own = is_settled(state.lengths), look.model.replicas_most is None
+    settled, own = state.lengths.known is not None, look.model.replicas_most is None
     price = price_of(
         first, sizes.mix, sizes.factors[first.name], sizes.capacity, sizes.converted, settled, own, settings
     )

@@ -27,6 +27,8 @@ _SIGMAS = 3.0
 _GUESSED = 2.0
 """Requests that what is assumed beforehand of answers counts as."""
 _NONE = 1e-9
+SETTLED_REQUESTS = 100.0
+"""Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,11 @@ class Lengths:
     queued: float = 0.0
     settled: tuple[Ratio, Ratio] | None = None
     turned_at: float | None = None
+
+    @property
+    def known(self) -> tuple[Ratio, Ratio] | None:
+        """What was settled of prompts, and of their variance, once it rests on enough not to look at those of the open bin."""
+        return self.settled if self.settled is not None and self.settled[0].slow_of >= SETTLED_REQUESTS else None
 
     def answer(self, otherwise: float) -> float:
         """Tokens of an answer. What has only begun makes answers shorter than those that ended let them seem, but never shorter than

@@ -29,8 +29,6 @@ _PROMPT, _OUTPUT = 1_000.0, 250.0
 _UNEVEN_MOST = 4.0
 _SOME = 0.5
 """Replicas' worth of waiting that is as usual."""
-_SETTLED = 100.0
-"""Requests from which on prompts are known well enough not to look at those of the open bin; before, the first burst says more."""
 _MANY = 50.0
 """Requests that a drift of lengths must rest on."""
 _KEPT_MOST = 0.95
@@ -82,17 +80,12 @@ class Kept:
 NOTHING_KEPT = Kept()
 
 
-def is_settled(lengths: Lengths) -> bool:
-    """Do so many prompts lie behind the open bin that it need not be looked at to know them?"""
-    return lengths.settled is not None and lengths.settled[0].slow_of >= _SETTLED
-
-
 def mix_of(lengths: Lengths, role: Role, kept: Kept = NOTHING_KEPT) -> Mix:
     """The mean request as a group of ``role`` sees it, where decode engines keep so much of prefill. Until prompts are settled it is
     the slow mean: those that come now count in it, and at the one that makes the fast mean rest on enough, a few long ones of some
     seconds ago would count for less at once, and more requests would take fewer replicas."""
-    if lengths.settled is not None and is_settled(lengths):
-        known, variance = lengths.settled
+    if lengths.known is not None:
+        known, variance = lengths.known
         mean = known.mean(_PROMPT)
     else:
         mean, variance = lengths.prompt.whole(_PROMPT), lengths.prompt_variance

@@ -21,7 +21,7 @@ but only divided, and the sooner division serves more."""
 
 from dataclasses import replace
 
-from fairlead_autoscaler.scaling.learned import Lengths, Ratio
+from fairlead_autoscaler.scaling.learned import SETTLED_REQUESTS, Lengths, Ratio
 from fairlead_autoscaler.scaling.load import Bin, Load, forget
 from fairlead_autoscaler.scaling.settings import ScalingSettings
 
@@ -29,15 +29,13 @@ _TICKS = 2
 """That must show longer prompts: one of them may be a single long one. No single one makes prompts shorter."""
 _MOVES = 2.0
 """How many times as long as a fast mean remembers it moves to another kind of request."""
-_SETTLED = 100.0
-"""Requests that they must rest on; so many are enough to know prompts by."""
 
 
 def turned(lengths: Lengths, load: Load, settings: ScalingSettings) -> tuple[Lengths, Load]:
     """``lengths`` and ``load`` as they were before this look, or, where prompts became others, as of the ticks since."""
-    if lengths.settled is None or lengths.settled[0].slow_of < _SETTLED:
+    if lengths.known is None:
         return lengths, load
-    prompt, variance = lengths.settled
+    prompt, variance = lengths.known
     known = prompt.mean(0.0)
     spread = variance.steady(known * known)
     requests = tokens = 0.0
@@ -47,7 +45,7 @@ def turned(lengths: Lengths, load: Load, settings: ScalingSettings) -> tuple[Len
             break
         sides.add(tick.prompt > known * tick.requests)
         requests, tokens = requests + tick.requests, tokens + tick.prompt
-        if requests < _SETTLED or (count < _TICKS and tokens > known * requests):
+        if requests < SETTLED_REQUESTS or (count < _TICKS and tokens > known * requests):
             continue
         if len(sides) == 1 and (tokens / requests - known) ** 2 > settings.turn_sigmas**2 * spread / requests:
             return _since(lengths, load, count, tokens, requests)
@@ -66,7 +64,7 @@ def _since(lengths: Lengths, load: Load, ticks: int, tokens: float, requests: fl
     scaled = replace(variance, fast=variance.fast * times, slow=variance.slow * times)
     turned_at = load.recent[-1].at
     after = replace(lengths, prompt=prompt, prompt_variance=scaled, settled=(prompt, scaled), turned_at=turned_at)
-    if lengths.output.slow_of >= _SETTLED:
+    if lengths.output.slow_of >= SETTLED_REQUESTS:
         # What was generated beyond what those that ended explain is of answers that began since and have not ended.
         so_far = max(0.0, lengths.output.fast - lengths.output.slow / lengths.output.slow_of * lengths.output.fast_of)
         output, began = Ratio(so_far, 0.0, so_far, 0.0), Ratio(requests, 0.0, requests, 0.0)

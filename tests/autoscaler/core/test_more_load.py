@@ -19,7 +19,6 @@ from fairlead_autoscaler.scaling import (
     ScaledModel,
     decide,
 )
-from fairlead_autoscaler.scaling.need import is_settled
 
 NIGHTS = settings(max_examples=2 * settings().max_examples)
 """Ten thousand series each in the nightly run."""
@@ -113,7 +112,7 @@ def as_before(pool: Pool, prompt: float) -> float:
     after_look = decide(pool.core.state, pool.look(GatewaySeen(0.0, 0.0)), pool.core.model, pool.core.settings)[
         0
     ].lengths
-    return prompt if is_settled(after_look) else max(prompt, known.prompt.whole(prompt))
+    return prompt if after_look.known is not None else max(prompt, known.prompt.whole(prompt))
 
 
 AT_A_MILLISECOND = EngineProfile("A", 1e-6, step_seconds=1e-3, kv_tokens=2_000, max_sequences=1, step_tokens=16)
