@@ -10,7 +10,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-fitted bench-autoscaler bench-mix lock
+.PHONY: up demo test test-tools lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-fitted bench-autoscaler bench-mix lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -21,7 +21,10 @@ up: env ## serve the bundled eight-engine example until Ctrl-C
 demo: env ## replay real traffic under three routing presets, live and simulated; report in out/demo
 	@$(RUN) -m fairlead_cli demo $(if $(wildcard $(TRACE)),--trace $(TRACE)) --out out/demo $(DEMO)
 
-test: env ## unit, property and integration tests
+test-tools: env ## etcd, kube-apiserver, helm and promtool for the tests: compiled once into the cache, where there is Go
+	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
+
+test: test-tools ## unit, property and integration tests
 	@$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 lint: env ## style, types and the arrows of the house

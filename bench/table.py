@@ -49,10 +49,13 @@ def goals(benchmark: str) -> dict[str, str]:
 
 
 def reaches(goal: str, measured: float | None) -> bool:
-    """Does ``measured`` meet a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds) or ``within 10 %`` (a ratio)?"""
+    """Whether ``measured`` meets a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds), ``within 10 %`` (a ratio) or ``0.97..1.03``."""
     if measured is None:
         return False
     words = goal.split()
+    low, dots, high = goal.partition("..")
+    if dots:
+        return float(low) <= measured <= float(high)
     if words[0] == "within":
         return abs(measured - 1.0) <= float(words[1]) / 100.0
     limit = float(words[1]) * (1e-3 if words[2:] == ["ms"] else 1.0)

@@ -1,15 +1,21 @@
-"""How property tests run: the same examples every time in ``make test``, many new ones in ``make nightly``.
+"""Fixtures and settings of all tests.
 
-And the real API server that the tests of a session share, and a real Valkey for each test that asks for one.
+Property tests draw the same examples every time in ``make test``, many new ones in
+``make nightly``. The tests of a session share one real API server; each test that asks for a
+Valkey gets its own. What this machine lacks is reported before the first test and after the last.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fairlead.testing import chart, kube
 from fairlead.testing.kube import ApiServer, for_a_test
 
 if TYPE_CHECKING:
@@ -29,11 +35,47 @@ settings.register_profile(
 settings.load_profile("fairlead")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything drawn by Hypothesis is marked ``property``, so that nightly can ask for just that."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks tests that Hypothesis draws, and leaves out comparisons with absent recordings."""
+    left_out = []
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.property)
+        if not all(mark.args[0].exists() for mark in item.iter_markers("recorded")):
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header() -> list[str]:
+    """Returns what cannot run on this machine, for the first lines of the output."""
+    return [f"cannot run here: {line}" for line in _cannot_run()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Repeats what could not run, after the results."""
+    for line in _cannot_run():
+        terminalreporter.write_line(f"could not run here: {line}", yellow=True)
+
+
+@cache
+def _cannot_run() -> list[str]:
+    """Returns the tests that are skipped or left out here, with reason and remedy."""
+    outside = Path(__file__).parents[2] / "shared"
+    needs = {
+        f"tests on a real API server ({kube.NEEDED})": kube.assets() is not None,
+        f"tests of the chart ({chart.NEEDED})": chart.helm() is not None,
+        f"tests of alert rules and schemas ({chart.TOOLS_NEEDED})": chart.tools() is not None,
+        "tests with certificates (no openssl command)": shutil.which("openssl") is not None,
+        "tests of the status page's script (no node command)": shutil.which("node") is not None,
+        "tests of the load generator (no C compiler)": shutil.which("cc") is not None,
+        "comparisons with a real engine's recordings (they lie beside the checkout)": (
+            outside / "research" / "vllm-real"
+        ).exists(),
+        "comparisons with recorded traffic (it lies beside the checkout)": (outside / "traces").exists(),
+    }
+    return [tests for tests, there in needs.items() if not there]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,10 @@ from cluster.pins import Program
 from cluster.say import ClusterError, say, step
 
 
+class GoMissing(ClusterError):
+    """Raised where something must be compiled and there is no Go, or one that is too old."""
+
+
 def ready(level: str) -> bool:
     """Whether nothing needs to be built for this level."""
     return not _missing(pins.LEVELS[level])
@@ -47,7 +51,8 @@ def compile_missing(programs: Sequence[Program]) -> None:
         missing = _missing(programs)
         if missing:
             _check_go()
-            say(f"compiling {', '.join(program.name for program in missing)} (once per set of pins) ...")
+            names = ", ".join(program.name for program in missing)
+            say(f"compiling {names} (once per set of pins; ten minutes of two cores for all) ...")
         for module in dict.fromkeys(program.module for program in missing):
             with step(f"modules of {module}"):
                 packages = [program.package for program in missing if program.module == module]
@@ -120,8 +125,8 @@ def _check_go() -> None:
     wanted = ".".join(map(str, pins.NEEDS_GO))
     if shutil.which("go") is None:
         why = f"Go {wanted} or newer is needed to build a real API server"
-        raise ClusterError(f"{why}: install it, or set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver")
+        raise GoMissing(f"{why}: install it, or set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver")
     told = subprocess.run(["go", "env", "GOVERSION"], check=True, capture_output=True, text=True).stdout
     found = re.match(r"go(\d+)\.(\d+)", told)
     if found and (int(found[1]), int(found[2])) < pins.NEEDS_GO:
-        raise ClusterError(f"Go {wanted} or newer is needed, and this is {told.strip()}")
+        raise GoMissing(f"Go {wanted} or newer is needed, and this is {told.strip()}")

@@ -8,6 +8,7 @@ images  writes an archive per image, from the working tree, and prints the files
 build   makes all that a level needs beforehand, which takes long the first time, and prints the programs' folder
 assets  prints the folder with etcd and kube-apiserver; 3 where it is not there (``build --level api`` makes it)
 tools   makes what the tests of the chart need and no cluster does, and prints where it is, as JSON
+test-tools  makes everything that ``make test`` runs against; 3 where that needs Go and there is none
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import images, levels, pins, tools
-from cluster.build import assets, ready
+from cluster.build import GoMissing, assets, ready
 from cluster.say import ClusterError, say
 
 ABSENT = 3
@@ -51,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if options.look and not tools.ready():
                     return ABSENT
                 print(json.dumps(tools.make()))
+            case "test-tools":
+                tools.make_for_tests()
+    except GoMissing as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return ABSENT if options.command == "test-tools" else 1
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
@@ -92,4 +98,5 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("assets", help="where etcd and kube-apiserver are")
     beside = commands.add_parser("tools", help="helm, promtool, and the OpenAPI of two releases of Kubernetes")
     beside.add_argument("--look", action="store_true", help="only say where they are; 3 where they are not")
+    commands.add_parser("test-tools", help="all that `make test` runs against; 3 where there is no Go to compile it")
     return parser

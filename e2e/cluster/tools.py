@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from cluster import build, pins
-from cluster.build import compile_missing, exclusive, path_of
+from cluster.build import assets, compile_missing, exclusive, path_of
 from cluster.say import ClusterError, step
 
 RELEASES = {
@@ -35,6 +35,13 @@ def make() -> dict[str, str]:
     for release in RELEASES:
         _take(release)
     return paths()
+
+
+def make_for_tests() -> None:
+    """Make everything that ``make test`` runs against: ``make``, with etcd, kube-apiserver and kubectl where none are given."""
+    api = pins.API if assets() == pins.binaries() else ()
+    compile_missing([*api, pins.HELM_PROGRAM, pins.PROMTOOL])
+    make()
 
 
 def ready() -> bool:

@@ -15,8 +15,8 @@ import yaml
 from fairlead.testing.kube import CLUSTER, assets
 
 CHART = Path(__file__).parents[2] / "charts" / "fairlead"
-NEEDED = "no helm: `.venv/bin/python e2e/cluster build` compiles it, or have one on PATH"
-TOOLS_NEEDED = "no promtool, or no OpenAPI of two releases: `.venv/bin/python e2e/cluster tools` makes them"
+NEEDED = "no helm: `make test-tools` compiles it, or have one on PATH"
+TOOLS_NEEDED = "no promtool, or no OpenAPI of two releases: `make test-tools` makes them"
 SERVED = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 """Groups that clusters need not know, and that the chart then makes objects of."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,8 +29,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the tests of the chart need beside helm. ``openapi``: release → the folder of its files."""
+    """What the tests of the chart need. ``openapi``: release → the folder of its files."""
 
+    helm: Path
     promtool: Path
     openapi: Mapping[str, Path]
 
@@ -44,14 +45,17 @@ def tools() -> Tools | None:
     if asked.returncode:
         return None
     found = {name: Path(path) for name, path in json.loads(asked.stdout).items()}
-    return Tools(found["promtool"], {name: path for name, path in found.items() if name.startswith("v")})
+    return Tools(found["helm"], found["promtool"], {name: path for name, path in found.items() if name.startswith("v")})
 
 
 def helm() -> Path | None:
     """The program: the one that was compiled for clusters, else one on PATH, else None."""
-    made = assets()
-    if made is not None and (made / "helm").exists():
-        return made / "helm"
+    made = tools()
+    if made is not None:
+        return made.helm
+    folder = assets()
+    if folder is not None and (folder / "helm").exists():
+        return folder / "helm"
     found = shutil.which("helm")
     return None if found is None else Path(found)
 

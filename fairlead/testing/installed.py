@@ -20,7 +20,9 @@ RIGHTS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBi
 def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
     """What kubectl says. Raises AssertionError with its complaint."""
     program = (assets() or Path()) / "kubectl"
-    assert program.exists(), "no kubectl beside kube-apiserver: `.venv/bin/python e2e/cluster build` compiles it"
+    assert program.exists(), (
+        "no kubectl beside kube-apiserver: unset KUBEBUILDER_ASSETS, and `make test-tools` compiles one"
+    )
     command = [str(program), f"--kubeconfig={server.kubeconfig}", *arguments]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -22,9 +22,7 @@ from fairlead.kube.credentials import Credentials
 from fairlead.testing.processes import alive, wait_until
 
 CLUSTER = Path(__file__).parents[2] / "e2e" / "cluster"
-NEEDED = (
-    "no kube-apiserver: `.venv/bin/python e2e/cluster build --level api` compiles it, KUBEBUILDER_ASSETS names a folder"
-)
+NEEDED = "no kube-apiserver: `make test-tools` compiles it, or KUBEBUILDER_ASSETS names a folder"
 
 
 def assets() -> Path | None:

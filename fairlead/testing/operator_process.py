@@ -15,7 +15,7 @@ from pathlib import Path
 from fairlead.testing.valkey_servers import free_port
 from fairlead.testing.waiting import until_async
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 _TAKEN = "address already in use"
 
 

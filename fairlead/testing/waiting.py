@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 async def until(condition: Callable[[], bool], patience_seconds: float = PATIENCE_SECONDS) -> None:

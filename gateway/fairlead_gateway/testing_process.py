@@ -14,7 +14,7 @@ from typing import Any
 from fairlead.testing.processes import descendants
 from fairlead.testing.raw_http import Answer, Connection, get, post, send
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 COMMAND = (sys.executable, "-m", "fairlead_gateway")
 
 

@@ -99,6 +99,7 @@ def test_a_page_that_is_no_metrics_page_says_nothing(page: bytes) -> None:
     assert adapter("vllm").signals(page).waiting is None
 
 
+@pytest.mark.recorded(REAL)
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -109,8 +110,6 @@ def test_a_page_that_is_no_metrics_page_says_nothing(page: bytes) -> None:
     ],
 )
 def test_a_real_vllm_is_understood(name: str, expected: EngineSignals) -> None:
-    if not REAL.is_dir():
-        pytest.skip("the recorded metrics pages are not beside this checkout")
     assert adapter("vllm").signals((REAL / name).read_bytes()) == expected
 
 

@@ -14,7 +14,7 @@ from fairlead.fleet import Fleet, FleetSource
 from fairlead.fleetfile import FileFleetSource, parse, write_atomic
 
 POLL = 0.01
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def text(*ports: int, preset: str = "dual-hash", state: str = "Ready") -> str:

@@ -10,9 +10,13 @@ from cluster import levels
 from cluster.record import Record
 from cluster.say import ClusterError
 
+from fairlead.testing import kube
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
+    if kube.assets() is None:
+        pytest.skip(kube.NEEDED)
     yield tmp_path / "run"
     levels.down(tmp_path / "run")
 
@@ -25,7 +29,6 @@ def kill(run: Path, *names: str) -> None:
         os.waitpid(pid, 0)
 
 
-@pytest.mark.timeout(300)
 def test_what_is_left_of_a_cluster_that_ended_is_taken_down_and_half_of_one_is_left_for_a_look(run: Path) -> None:
     levels.up("api", run)
     first = Record(run).pids()

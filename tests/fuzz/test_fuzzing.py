@@ -88,7 +88,7 @@ def test_a_broken_property_is_found_made_small_kept_and_can_be_repeated(tmp_path
 
 def nightly(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(HERE.parents[1] / "scripts" / "nightly.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def test_the_nightly_script_writes_its_report_and_repeats_one_input(tmp_path: Path) -> None:

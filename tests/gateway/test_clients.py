@@ -14,7 +14,7 @@ from fairlead_gateway.testing import Running, fleet_of, run, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -46,7 +46,7 @@ def slow_fleet(urls: list[str], objectives: Objectives = GROWING, **more: Any) -
 
 
 async def until(seen: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not seen():  # noqa: ASYNC110 - what is waited for happens in other tasks of this loop
             await asyncio.sleep(0.001)
 

@@ -21,7 +21,7 @@ from fairlead_gateway.testing import fleet_of, run, running_gateway
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 HOSTS = ("127.0.0.1", "::1")
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere new connections come in until the port closes"
 )

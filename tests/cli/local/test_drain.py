@@ -17,7 +17,7 @@ from fairlead_cli.local.ports import free_ports
 from fairlead_cli.local.probe import until
 from fairlead_cli.local.supervisor import StackPlan, Supervisor
 
-PATIENCE = 100.0
+PATIENCE = 120.0
 KEY = "default/tiny"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
 

@@ -14,7 +14,7 @@ from fairlead_cli.local.child import Child, Command
 from fairlead_cli.local.guard import Guard
 from fairlead_cli.local.keeper import Keeper, Phase
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 SERVES = "import sys, time; print('ready http://x', flush=True); time.sleep(600)"
 
 

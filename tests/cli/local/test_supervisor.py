@@ -23,7 +23,7 @@ from fairlead_cli.local.pool import PoolPlan
 from fairlead_cli.local.ports import free_ports
 from fairlead_cli.local.supervisor import StackPlan, Supervisor
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 KEY = "default/m"
 # arguments: name, file to note one's end in, ports; answers every request with 200 and 2 bytes
 SERVER = """

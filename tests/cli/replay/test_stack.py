@@ -73,7 +73,7 @@ def test_a_stack_that_does_not_start_says_its_last_words(tmp_path: Path) -> None
 def test_the_demo_runs_to_a_report_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "12", "--speed", "10", "--out", str(tmp_path)]
     done = subprocess.run(
-        [*command, "--presets", "round-robin", "dual-hash"], capture_output=True, text=True, timeout=110, check=False
+        [*command, "--presets", "round-robin", "dual-hash"], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())

@@ -103,7 +103,7 @@ def look(name, *_, **__):
 socket.getaddrinfo = look
 """
     command[0], command[2], command[5] = sys.executable, looks + SCRIPT, "0"
-    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.count("looked") == 3
 
 
@@ -121,7 +121,7 @@ def look(name, *_, **__):
 socket.getaddrinfo = look
 """
     command[0], command[2], command[5] = sys.executable, looks + SCRIPT, "0"
-    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines() == ["looked at leader.group", "looked at kubernetes.default"]
 
 
@@ -136,5 +136,5 @@ def connect(*_, **__):
 socket.create_connection = connect
 """
     command[0], command[2], command[5] = sys.executable, connects + SCRIPT, "0"
-    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.count("asked") == 3

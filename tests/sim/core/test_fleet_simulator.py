@@ -137,10 +137,9 @@ def test_traces_that_begin_alike_share_chains_and_keys_that_far() -> None:
     ]
 
 
+@pytest.mark.recorded(TRACE)
 def test_the_first_thousand_of_the_conversation_trace_reward_dual_hashing() -> None:
     """The demo's bar, simulated: ≥ 2 × the cached tokens, p90 TTFT ≤ 0.5 × round-robin's and ≤ 0.7 × least-request's."""
-    if not TRACE.exists():
-        pytest.skip("the conversation trace does not lie beside the checkout")
     requests = at_rate(spread_ties(read_mooncake(TRACE, limit=1_000)), 6.5)
     found = {
         name: run(requests, name, profile=preset("910b4"), engines=8)

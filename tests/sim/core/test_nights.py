@@ -127,13 +127,13 @@ def test_what_is_told_of_a_finding_is_its_seed_and_the_command_that_plays_it_aga
 def test_the_script_writes_its_report_and_plays_one_seed_again(tmp_path: Path) -> None:
     path = tmp_path / "fleet.json"
     words = ["--seeds", "4", "--first", "100", "--jobs", "2", "--out", str(path)]
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(path.read_text())
     assert (report["first"], report["seeds"], report["found"]) == (100, 4, [])
     assert report["requests"] == sum(len(drawn(seed).traffic) for seed in range(100, 104))
     again = subprocess.run(
-        [sys.executable, str(SCRIPT), *REPLAY.format(101).split()[2:]], capture_output=True, text=True, timeout=100
+        [sys.executable, str(SCRIPT), *REPLAY.format(101).split()[2:]], capture_output=True, text=True, timeout=240
     )
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith(drawn(101).described())
@@ -143,13 +143,13 @@ def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     for path, *more in ((whole, "--seeds", "3"), (parts, "--seeds", "2"), (parts, "--seeds", "3", "--go-on")):
         words = ["--first", "100", "--jobs", "1", "--out", str(path), *more]
-        done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
     one, other = json.loads(whole.read_text()), json.loads(parts.read_text())
     assert one["seeds"] == 3
     assert one | {"seconds": 0.0} == other | {"seconds": 0.0}
     words = ["--first", "7", "--go-on", "--out", str(parts)]
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert "begins with seed 100" in done.stderr
 

@@ -18,7 +18,7 @@ from fairlead.profile import preset
 from fairlead.testing.processes import listens
 from fairlead_sim.server import options
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def read(*arguments: str) -> options.Options:

@@ -67,7 +67,7 @@ def test_what_is_neither_is_refused_with_what_there_is() -> None:
     assert "agents" in (caught.value.hint or "")
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="Azure's recorded trace lies beside the project, and not here")
+@pytest.mark.recorded(RECORDED)
 def test_azures_recorded_hour_is_read_whole() -> None:
     found = read_azure(RECORDED)
     assert len(found) > 19_000

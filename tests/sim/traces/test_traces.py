@@ -95,7 +95,7 @@ def test_reuse_counts_only_an_unbroken_prefix() -> None:
     assert ideal_reuse([first, second]) == pytest.approx(512 / 2_560)
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded conversation trace is not on this machine")
+@pytest.mark.recorded(RECORDED)
 def test_the_recorded_trace_keeps_10091_requests_of_at_most_20480_tokens() -> None:
     requests = read_mooncake(RECORDED)
     assert len(requests) == 10_091

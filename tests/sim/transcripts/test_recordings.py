@@ -17,20 +17,12 @@ CLAIMED = manifest.load()
 RECORDINGS, MATCHED_LEAST, SCENARIOS = 105, 90, 10
 
 
-def recorded() -> Path:
-    """The folder of recordings; without it there is nothing to compare with."""
-    if not RECORDED.is_dir():
-        pytest.skip("the recordings of a real engine are not on this machine")
-    return RECORDED
-
-
+@pytest.mark.recorded(RECORDED)
 @pytest.mark.parametrize("name", CLAIMED.engines)
 def test_every_recording_is_matched_as_the_manifest_says(name: str) -> None:
-    folder = recorded()
-
     async def scenario() -> list[Result]:
         async with launched(CLAIMED.engines[name]) as engine:
-            return await replay(CLAIMED.of(name), folder, engine)
+            return await replay(CLAIMED.of(name), RECORDED, engine)
 
     results = asyncio.run(scenario())
     assert [result.entry.name for result in results if result.entry.hold == 0] == [
@@ -40,8 +32,9 @@ def test_every_recording_is_matched_as_the_manifest_says(name: str) -> None:
     assert {result.entry.name: result.differences for result in report.broken(results)} == {}
 
 
+@pytest.mark.recorded(RECORDED)
 def test_the_manifest_names_every_file_and_no_other() -> None:
-    files = {path.stem: is_recording(path.read_bytes()) for path in recorded().glob("*.txt")}
+    files = {path.stem: is_recording(path.read_bytes()) for path in RECORDED.glob("*.txt")}
     assert {entry.name for entry in CLAIMED.entries} == {name for name, is_one in files.items() if is_one}
     assert {scenario.name for scenario in CLAIMED.scenarios} == {name for name, is_one in files.items() if not is_one}
 
