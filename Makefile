@@ -33,6 +33,7 @@ lint: env ## style, types and the arrows of the house
 	@$(RUN) -m mypy
 	@$(RUN) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
 	@$(RUN) scripts/generate.py --check
+	@$(RUN) scripts/check_prose.py
 
 e2e: env ## local mode as a user drives it, and our images on a real cluster: KUBECONFIG's if it is kind's, else one of our own
 	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null

@@ -1,0 +1,394 @@
+"""Rules of layout and naming, as functions from the repository to findings.
+
+``docs/contributing/style.md`` states the rules. ``exceptions.json`` counts the findings that are
+left, by rule and key. ``test_rules.py`` compares the two.
+
+    repository_rules.py            print all findings
+    repository_rules.py --shrink   lower the counts in exceptions.json
+    repository_rules.py --rebase   record the present state, after files have moved
+"""
+
+import ast
+import builtins
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EXCEPTIONS = Path(__file__).with_name("exceptions.json")
+COMPONENTS = ("operator", "gateway", "autoscaler", "kvstore", "sim", "cli")
+PACKAGES = ("fairlead", *(f"{name}/fairlead_{name}" for name in COMPONENTS))
+SUPPORT = ("e2e", "bench", "scripts", "testing")
+TOP_LEVEL = ("fairlead", *COMPONENTS, *SUPPORT, "tests", "docs", "charts", "crds", "examples")
+
+MAX_PRODUCT_MODULES = 12
+MAX_SUPPORT_MODULES = 16
+MAX_LINES = 500
+MAX_FUNCTION_LINES = 70
+MANY_PARAMETERS = 6
+MAX_PARAMETERS = 8
+MAX_TEST_NAME = 80
+UNCOUNTED = ("__init__.py", "__main__.py")
+
+Finding = tuple[str, str]
+"""The key under which a finding is counted, and its description."""
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+BLOCKS = (ast.If, ast.Try, ast.With, ast.AsyncWith, ast.For, ast.While, ast.ExceptHandler, ast.Match, ast.match_case)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A class or a function: ``name`` is qualified, ``parameters`` is without ``self``."""
+
+    name: str
+    is_class: bool
+    line: int
+    lines: int
+    parameters: int
+    docstring: str
+
+    @property
+    def last_name(self) -> str:
+        """Returns the name without those of the enclosing definitions."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One Python file, without its tree: 1,400 trees in memory make the garbage collector slow."""
+
+    path: str
+    text: str
+    docstring: str
+    definitions: list[Definition]
+    imports: list[tuple[str, str]]
+    """Module and imported name; the name is empty for a plain import."""
+
+    @property
+    def package(self) -> str | None:
+        """Returns the import package that ships the file; None for tests, benches and scripts."""
+        return next((package for package in PACKAGES if self.path.startswith(f"{package}/")), None)
+
+    @property
+    def is_support(self) -> bool:
+        """Returns whether the file is a script, a bench, an end-to-end test or test support."""
+        return self.path.split("/")[0] in SUPPORT
+
+
+@cache
+def sources() -> list[Source]:
+    """Returns all Python files of the repository, parsed."""
+    found = []
+    for folder in (*PACKAGES, *SUPPORT, "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            tree = ast.parse(text)
+            source = Source(path.relative_to(ROOT).as_posix(), text, ast.get_docstring(tree) or "", [], [])
+            _collect(source, tree, "")
+            found.append(source)
+    return found
+
+
+def reviewed() -> list[Source]:
+    """Returns all files but the tests."""
+    return [source for source in sources() if source.package or source.is_support]
+
+
+def modules_per_folder() -> Iterator[Finding]:
+    """Yields folders with more modules than a reader takes in at a glance."""
+    counts: dict[str, list[str]] = defaultdict(list)
+    for source in reviewed():
+        folder, _, name = source.path.rpartition("/")
+        if name not in UNCOUNTED:
+            counts[folder].append(name)
+    for folder, names in counts.items():
+        bound = MAX_SUPPORT_MODULES if folder.split("/")[0] in SUPPORT else MAX_PRODUCT_MODULES
+        for name in names[bound:]:
+            yield folder, f"{name} is beyond the {bound} modules of a folder"
+
+
+def lines() -> Iterator[Finding]:
+    """Yields files that are too long."""
+    for source in sources():
+        count = source.text.count("\n")
+        if count > MAX_LINES:
+            yield source.path, f"{count} lines, at most {MAX_LINES}"
+
+
+def function_lines() -> Iterator[Finding]:
+    """Yields functions that are too long."""
+    for source in reviewed():
+        for function in source.definitions:
+            if not function.is_class and function.lines > MAX_FUNCTION_LINES:
+                yield source.path, f"{function.name}: {function.lines} lines, at most {MAX_FUNCTION_LINES}"
+
+
+def banned_names() -> Iterator[Finding]:
+    """Yields modules, folders, classes and functions whose names the glossary bans."""
+    banned = banned_words("Banned names")
+    folders = set()
+    for source in sources():
+        *parents, name = source.path.removesuffix(".py").split("/")
+        folders |= {"/".join(parents[:depth]) for depth in range(2, len(parents) + 1)}
+        for word in banned.intersection(name.split("_")):
+            yield source.path, f"module name with {word!r}"
+        for definition in source.definitions:
+            if definition.last_name.strip("_").lower() in banned:
+                yield source.path, f"{definition.name} (line {definition.line})"
+    for folder in sorted(folders):
+        for word in banned.intersection(folder.rpartition("/")[2].split("_")):
+            yield folder, f"folder name with {word!r}"
+
+
+def duplicate_classes() -> Iterator[Finding]:
+    """Yields class names that one component uses more than once."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for source in sources():
+        for definition in source.definitions:
+            if definition.is_class and source.package:
+                places[source.package, definition.last_name].append(f"{source.path}:{definition.line}")
+    for (package, name), found in places.items():
+        for place in found[1:]:
+            yield f"{package}:{name}", f"{place}, first in {found[0]}"
+
+
+def too_many_parameters() -> Iterator[Finding]:
+    """Yields functions with more than eight parameters."""
+    for source in reviewed():
+        for function in source.definitions:
+            if function.parameters > MAX_PARAMETERS:
+                yield source.path, f"{function.name}: {function.parameters} parameters, at most {MAX_PARAMETERS}"
+
+
+def many_parameters() -> Iterator[Finding]:
+    """Yields functions with more than six parameters, counted for the repository as a whole."""
+    for source in reviewed():
+        for function in source.definitions:
+            if function.parameters > MANY_PARAMETERS:
+                yield "all", f"{source.path} {function.name}: {function.parameters} parameters"
+
+
+def import_circles() -> Iterator[Finding]:
+    """Yields circles of modules that import one another; imports for type checking count."""
+    graph = _imports()
+    for circle in strongly_connected(graph):
+        if len(circle) > 1 or circle[0] in graph[circle[0]]:
+            yield min(circle), " ↔ ".join(sorted(circle))
+
+
+def references() -> Iterator[Finding]:
+    """Yields names in docstrings that nothing in the repository has."""
+    tails = {tail for path in _files() for tail in _tails(path.relative_to(ROOT).as_posix())}
+    for source in reviewed():
+        documented = [("module", source.docstring), *((one.name, one.docstring) for one in source.definitions)]
+        for name, docstring in documented:
+            for span in re.findall(r"``([^`\n]+)``", docstring):
+                if not _resolves(span, tails):
+                    yield source.path, f"``{span}`` (docstring of {name})"
+
+
+def test_names() -> Iterator[Finding]:
+    """Yields tests with names that are too long to read."""
+    for source in sources():
+        for test in source.definitions:
+            name = test.last_name
+            if name.startswith("test_") and len(name) > MAX_TEST_NAME:
+                yield source.path, f"{name}: {len(name)} characters, at most {MAX_TEST_NAME}"
+
+
+RULES: dict[str, Callable[[], Iterator[Finding]]] = {
+    rule.__name__: rule
+    for rule in (
+        modules_per_folder,
+        lines,
+        function_lines,
+        banned_names,
+        duplicate_classes,
+        too_many_parameters,
+        many_parameters,
+        import_circles,
+        references,
+        test_names,
+    )
+}
+
+
+def findings(rule: str) -> dict[str, list[str]]:
+    """Returns the findings of one rule by key."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for key, description in RULES[rule]():
+        found[key].append(description)
+    return dict(found)
+
+
+def exceptions() -> dict[str, dict[str, int]]:
+    """Returns how many findings are excused, by rule and key."""
+    recorded: dict[str, dict[str, int]] = json.loads(EXCEPTIONS.read_text()) if EXCEPTIONS.exists() else {}
+    return {rule: recorded.get(rule, {}) for rule in RULES}
+
+
+def banned_words(heading: str) -> frozenset[str]:
+    """Returns the words of the code block under a heading of the glossary."""
+    section = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    return frozenset(section.partition("```text\n")[2].partition("```")[0].split())
+
+
+def _collect(source: Source, node: ast.AST, prefix: str) -> None:
+    """Fills ``definitions`` and ``imports`` from the statements below ``node``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+            name, length = prefix + child.name, (child.end_lineno or child.lineno) - child.lineno + 1
+            parameters = 0 if isinstance(child, ast.ClassDef) else _count_parameters(child.args)
+            docstring = ast.get_docstring(child) or ""
+            is_class = isinstance(child, ast.ClassDef)
+            source.definitions.append(Definition(name, is_class, child.lineno, length, parameters, docstring))
+            _collect(source, child, f"{name}.")
+        elif isinstance(child, ast.Import):
+            source.imports.extend((alias.name, "") for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            source.imports.extend((child.module or "", alias.name) for alias in child.names)
+        elif isinstance(child, BLOCKS):
+            _collect(source, child, prefix)
+
+
+def _count_parameters(arguments: ast.arguments) -> int:
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in named)
+
+
+def _module(path: str) -> str:
+    package = next((package for package in PACKAGES if path.startswith(f"{package}/")), None)
+    shown = path.removeprefix(f"{package.rpartition('/')[0]}/" if package and "/" in package else "")
+    return shown.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _imports() -> dict[str, set[str]]:
+    """Module → the modules that it imports anywhere in its text."""
+    names = _modules()
+    by_tail: dict[str, list[str]] = defaultdict(list)
+    for name, source in names.items():
+        if source.is_support:
+            parts = name.split(".")
+            for start in range(1, len(parts)):
+                by_tail[".".join(parts[start:])].append(name)
+
+    def find(wanted: str, importer: str) -> str | None:
+        if wanted in names:
+            return wanted
+        near = [name for name in by_tail.get(wanted, ()) if name.split(".")[0] == importer.split(".")[0]]
+        return max(near, key=lambda name: len(_common(name, importer)), default=None)
+
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, source in names.items():
+        for module, imported in source.imports:
+            target = find(f"{module}.{imported}", name) or find(module, name)
+            if target:
+                graph[name].add(target)
+    return graph
+
+
+def _common(one: str, other: str) -> list[str]:
+    shared = []
+    for left, right in zip(one.split("."), other.split("."), strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return shared
+
+
+def strongly_connected(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Source: Tarjan, "Depth-first search and linear graph algorithms", 1972."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph[node]):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            components.append(stack[at:])
+            del stack[at:]
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return components
+
+
+def _files() -> Iterator[Path]:
+    for folder in TOP_LEVEL:
+        yield from (path for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts)
+    yield from (path for path in ROOT.iterdir() if path.is_file())
+
+
+def _tails(path: str) -> Iterator[str]:
+    parts = path.split("/")
+    return ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+@cache
+def _known_words() -> frozenset[str]:
+    """Every capitalized word of a Python file outside of double backticks, and the builtins."""
+    words = set(dir(builtins))
+    for source in sources():
+        words.update(re.findall(r"\b[A-Z]\w+", re.sub(r"``[^`\n]+``", "", source.text)))
+    return frozenset(words)
+
+
+@cache
+def _modules() -> dict[str, Source]:
+    return {_module(source.path): source for source in reviewed()}
+
+
+def _resolves(span: str, tails: set[str]) -> bool:
+    if re.fullmatch(r"\w[\w./-]*\.(py|md|ya?ml|toml|sh)", span):
+        return span in tails
+    if re.fullmatch(r"[\w./-]+", span) and "/" in span and span.split("/")[0] in TOP_LEVEL:
+        return span.rstrip("/") in tails
+    if re.fullmatch(r"fairlead(_\w+)?(\.\w+)+", span) and span != "fairlead.io":
+        return _is_defined(span)
+    return not re.fullmatch(r"[A-Z]\w*[a-z]\w*[A-Z]\w*", span) or span in _known_words()
+
+
+def _is_defined(dotted: str) -> bool:
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        module = _modules().get(".".join(parts[:length]))
+        if module:
+            rest = parts[length:]
+            return not rest or bool(re.search(rf"\b{rest[-1]}\b", module.text))
+    return any(name.startswith(f"{dotted}.") for name in _modules())
+
+
+def _write(rebase: bool) -> None:
+    recorded = exceptions()
+    written: dict[str, dict[str, int]] = {}
+    for rule in RULES:
+        counts = {key: len(descriptions) for key, descriptions in findings(rule).items()}
+        if not rebase:
+            counts = {key: min(count, recorded[rule].get(key, 0)) for key, count in counts.items()}
+        written[rule] = {key: count for key, count in sorted(counts.items()) if count}
+    EXCEPTIONS.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    if {"--rebase", "--shrink"} & set(sys.argv):
+        _write(rebase="--rebase" in sys.argv)
+    else:
+        for rule in RULES:
+            for key, descriptions in findings(rule).items():
+                for description in descriptions:
+                    print(f"{rule} {key}: {description}")
