@@ -10,7 +10,7 @@ LEVEL ?= full
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
 
-.PHONY: up demo test test-tools lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-fitted bench-autoscaler bench-mix lock
+.PHONY: up demo test test-tools lint types e2e cluster-up cluster-down e2e-load e2e-vllm soak nightly generate clean env compile bench bench-gateway bench-gateway-instructions bench-index bench-operator operator-soak bench-routing bench-sharing bench-scheduling bench-agreement bench-fitted bench-autoscaler bench-mix lock
 
 env:
 	@PYTHON=$(PYTHON) scripts/env.sh
@@ -55,10 +55,14 @@ compile: env ## the data plane as machine code: half the processor time; once pe
 e2e-vllm: compile ## real vLLM engines on this machine's processors; 6 GB the first time; report in bench/results/vllm.json
 	@$(RUN) e2e/vllm/run.py
 
-bench: bench-routing bench-sharing bench-gateway bench-index
+# One benchmark where NAME says which: make bench NAME=gateway-instructions
+bench: $(if $(NAME),bench-$(NAME),bench-routing bench-sharing bench-gateway bench-index)
 
 bench-gateway: compile ## the gateway beside its peers, all in one run; out/bench/gateway.json
 	@$(RUN) bench/gateway/run.py
+
+bench-gateway-instructions: env ## instructions of the compiled gateway per request, chunk and decision, beside an older commit; out/bench/gateway-instructions.json
+	@$(RUN) bench/instructions/run.py
 
 bench-index: compile ## the indexer's process, mirrors and Redis, beside a Redis hash for each block; out/bench/index.json
 	@$(RUN) bench/index/run.py
